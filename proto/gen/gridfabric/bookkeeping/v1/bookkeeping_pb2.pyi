@@ -1,0 +1,187 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EventType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVENT_TYPE_UNSPECIFIED: _ClassVar[EventType]
+    EVENT_TYPE_REGISTERED: _ClassVar[EventType]
+    EVENT_TYPE_ENQUEUED: _ClassVar[EventType]
+    EVENT_TYPE_MATCHED: _ClassVar[EventType]
+    EVENT_TYPE_TRANSFERRED: _ClassVar[EventType]
+    EVENT_TYPE_RUNNING: _ClassVar[EventType]
+    EVENT_TYPE_DONE: _ClassVar[EventType]
+    EVENT_TYPE_RESUBMISSION: _ClassVar[EventType]
+    EVENT_TYPE_CANCEL_REQUESTED: _ClassVar[EventType]
+    EVENT_TYPE_CANCELLED: _ClassVar[EventType]
+    EVENT_TYPE_ABORTED: _ClassVar[EventType]
+    EVENT_TYPE_CLEARED: _ClassVar[EventType]
+    EVENT_TYPE_NOTE: _ClassVar[EventType]
+
+class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_STATE_UNSPECIFIED: _ClassVar[JobState]
+    JOB_STATE_SUBMITTED: _ClassVar[JobState]
+    JOB_STATE_WAITING: _ClassVar[JobState]
+    JOB_STATE_READY: _ClassVar[JobState]
+    JOB_STATE_SCHEDULED: _ClassVar[JobState]
+    JOB_STATE_RUNNING: _ClassVar[JobState]
+    JOB_STATE_DONE: _ClassVar[JobState]
+    JOB_STATE_CLEARED: _ClassVar[JobState]
+    JOB_STATE_ABORTED: _ClassVar[JobState]
+    JOB_STATE_CANCELLED: _ClassVar[JobState]
+EVENT_TYPE_UNSPECIFIED: EventType
+EVENT_TYPE_REGISTERED: EventType
+EVENT_TYPE_ENQUEUED: EventType
+EVENT_TYPE_MATCHED: EventType
+EVENT_TYPE_TRANSFERRED: EventType
+EVENT_TYPE_RUNNING: EventType
+EVENT_TYPE_DONE: EventType
+EVENT_TYPE_RESUBMISSION: EventType
+EVENT_TYPE_CANCEL_REQUESTED: EventType
+EVENT_TYPE_CANCELLED: EventType
+EVENT_TYPE_ABORTED: EventType
+EVENT_TYPE_CLEARED: EventType
+EVENT_TYPE_NOTE: EventType
+JOB_STATE_UNSPECIFIED: JobState
+JOB_STATE_SUBMITTED: JobState
+JOB_STATE_WAITING: JobState
+JOB_STATE_READY: JobState
+JOB_STATE_SCHEDULED: JobState
+JOB_STATE_RUNNING: JobState
+JOB_STATE_DONE: JobState
+JOB_STATE_CLEARED: JobState
+JOB_STATE_ABORTED: JobState
+JOB_STATE_CANCELLED: JobState
+
+class Event(_message.Message):
+    __slots__ = ("job_id", "source", "sequence", "at_us", "type", "attempt", "fields")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    source: str
+    sequence: int
+    at_us: int
+    type: EventType
+    attempt: int
+    fields: _containers.ScalarMap[str, str]
+    def __init__(self, job_id: _Optional[str] = ..., source: _Optional[str] = ..., sequence: _Optional[int] = ..., at_us: _Optional[int] = ..., type: _Optional[_Union[EventType, str]] = ..., attempt: _Optional[int] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class RecordRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class RecordResponse(_message.Message):
+    __slots__ = ("recorded", "duplicates")
+    RECORDED_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATES_FIELD_NUMBER: _ClassVar[int]
+    recorded: int
+    duplicates: int
+    def __init__(self, recorded: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
+
+class JobSummary(_message.Message):
+    __slots__ = ("job_id", "owner", "vo", "state", "ce", "worker", "attempt", "exit_code", "reason", "submitted_at_us", "changed_at_us", "parent", "name", "wall_s", "cpu_s")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    owner: str
+    vo: str
+    state: JobState
+    ce: str
+    worker: str
+    attempt: int
+    exit_code: str
+    reason: str
+    submitted_at_us: int
+    changed_at_us: int
+    parent: str
+    name: str
+    wall_s: float
+    cpu_s: float
+    def __init__(self, job_id: _Optional[str] = ..., owner: _Optional[str] = ..., vo: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., worker: _Optional[str] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[str] = ..., reason: _Optional[str] = ..., submitted_at_us: _Optional[int] = ..., changed_at_us: _Optional[int] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., wall_s: _Optional[float] = ..., cpu_s: _Optional[float] = ...) -> None: ...
+
+class HistoryRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class HistoryResponse(_message.Message):
+    __slots__ = ("job", "events")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    job: JobSummary
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, job: _Optional[_Union[JobSummary, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class QueryRequest(_message.Message):
+    __slots__ = ("job_ids", "owner", "state", "ce", "since_us", "until_us", "page_size", "page_token")
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    owner: str
+    state: JobState
+    ce: str
+    since_us: int
+    until_us: int
+    page_size: int
+    page_token: str
+    def __init__(self, job_ids: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class QueryResponse(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobSummary]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("job_ids",)
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobSummary]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobSummary, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,153 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class File(_message.Message):
+    __slots__ = ("lfn", "guid", "size_bytes", "adler32", "sha256", "owner", "created_at_us", "replicas", "is_directory")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADLER32_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    IS_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    size_bytes: int
+    adler32: str
+    sha256: str
+    owner: str
+    created_at_us: int
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    is_directory: bool
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., adler32: _Optional[str] = ..., sha256: _Optional[str] = ..., owner: _Optional[str] = ..., created_at_us: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., is_directory: _Optional[bool] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("surl", "storage_element", "created_at_us")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    storage_element: str
+    created_at_us: int
+    def __init__(self, surl: _Optional[str] = ..., storage_element: _Optional[str] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("lfn", "guid", "size_bytes", "adler32", "sha256", "replica", "make_parents")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADLER32_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    MAKE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    size_bytes: int
+    adler32: str
+    sha256: str
+    replica: Replica
+    make_parents: bool
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., adler32: _Optional[str] = ..., sha256: _Optional[str] = ..., replica: _Optional[_Union[Replica, _Mapping]] = ..., make_parents: _Optional[bool] = ...) -> None: ...
+
+class RegisterResponse(_message.Message):
+    __slots__ = ("file",)
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    file: File
+    def __init__(self, file: _Optional[_Union[File, _Mapping]] = ...) -> None: ...
+
+class AddReplicaRequest(_message.Message):
+    __slots__ = ("lfn", "guid", "replica", "size_bytes", "adler32")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADLER32_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    replica: Replica
+    size_bytes: int
+    adler32: str
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., replica: _Optional[_Union[Replica, _Mapping]] = ..., size_bytes: _Optional[int] = ..., adler32: _Optional[str] = ...) -> None: ...
+
+class AddReplicaResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RemoveReplicaRequest(_message.Message):
+    __slots__ = ("lfn", "guid", "surl")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    surl: str
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., surl: _Optional[str] = ...) -> None: ...
+
+class RemoveReplicaResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LookupRequest(_message.Message):
+    __slots__ = ("lfns", "guids")
+    LFNS_FIELD_NUMBER: _ClassVar[int]
+    GUIDS_FIELD_NUMBER: _ClassVar[int]
+    lfns: _containers.RepeatedScalarFieldContainer[str]
+    guids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lfns: _Optional[_Iterable[str]] = ..., guids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LookupResponse(_message.Message):
+    __slots__ = ("files", "unknown")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    unknown: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., unknown: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("directory", "page_size", "page_token")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    page_size: int
+    page_token: str
+    def __init__(self, directory: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ("files", "next_page_token")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[File]
+    next_page_token: str
+    def __init__(self, files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class MakeDirectoryRequest(_message.Message):
+    __slots__ = ("directory", "make_parents")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    MAKE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    make_parents: bool
+    def __init__(self, directory: _Optional[str] = ..., make_parents: _Optional[bool] = ...) -> None: ...
+
+class MakeDirectoryResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("lfn", "force")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    force: bool
+    def __init__(self, lfn: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,181 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Checksums(_message.Message):
+    __slots__ = ("adler32", "sha256")
+    ADLER32_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    adler32: str
+    sha256: str
+    def __init__(self, adler32: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class PutHeader(_message.Message):
+    __slots__ = ("vo", "size_bytes", "name_hint", "put_id")
+    VO_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NAME_HINT_FIELD_NUMBER: _ClassVar[int]
+    PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    vo: str
+    size_bytes: int
+    name_hint: str
+    put_id: str
+    def __init__(self, vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., name_hint: _Optional[str] = ..., put_id: _Optional[str] = ...) -> None: ...
+
+class PutTrailer(_message.Message):
+    __slots__ = ("checksums",)
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    checksums: Checksums
+    def __init__(self, checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+
+class PutRequest(_message.Message):
+    __slots__ = ("header", "data", "trailer")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TRAILER_FIELD_NUMBER: _ClassVar[int]
+    header: PutHeader
+    data: bytes
+    trailer: PutTrailer
+    def __init__(self, header: _Optional[_Union[PutHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., trailer: _Optional[_Union[PutTrailer, _Mapping]] = ...) -> None: ...
+
+class PutResponse(_message.Message):
+    __slots__ = ("surl", "size_bytes", "checksums")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    size_bytes: int
+    checksums: Checksums
+    def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("surl", "offset", "length")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    offset: int
+    length: int
+    def __init__(self, surl: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class GetResponse(_message.Message):
+    __slots__ = ("size_bytes", "checksums", "data")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    checksums: Checksums
+    data: bytes
+    def __init__(self, size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class StatRequest(_message.Message):
+    __slots__ = ("surl",)
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    def __init__(self, surl: _Optional[str] = ...) -> None: ...
+
+class FileInfo(_message.Message):
+    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    NAME_HINT_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    vo: str
+    size_bytes: int
+    checksums: Checksums
+    created_at_us: int
+    owner: str
+    name_hint: str
+    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ...) -> None: ...
+
+class StatResponse(_message.Message):
+    __slots__ = ("file",)
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    file: FileInfo
+    def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("surl",)
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    def __init__(self, surl: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("vo", "page_size", "page_token")
+    VO_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    vo: str
+    page_size: int
+    page_token: str
+    def __init__(self, vo: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ("files", "next_page_token")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[FileInfo]
+    next_page_token: str
+    def __init__(self, files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class CopyFromRequest(_message.Message):
+    __slots__ = ("source_surl", "expected", "put_id", "vo")
+    SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    source_surl: str
+    expected: Checksums
+    put_id: str
+    vo: str
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ...) -> None: ...
+
+class CopyFromResponse(_message.Message):
+    __slots__ = ("surl", "size_bytes", "checksums")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    size_bytes: int
+    checksums: Checksums
+    def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+
+class SpaceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class VoSpace(_message.Message):
+    __slots__ = ("vo", "quota_bytes", "used_bytes", "reserved_bytes", "files")
+    VO_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    vo: str
+    quota_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    files: int
+    def __init__(self, vo: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., files: _Optional[int] = ...) -> None: ...
+
+class SpaceResponse(_message.Message):
+    __slots__ = ("total_bytes", "free_bytes", "vos")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VOS_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    free_bytes: int
+    vos: _containers.RepeatedCompositeFieldContainer[VoSpace]
+    def __init__(self, total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., vos: _Optional[_Iterable[_Union[VoSpace, _Mapping]]] = ...) -> None: ...
