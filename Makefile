@@ -1,17 +1,46 @@
+# Two commands set everything up: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint proto bench clean
+.PHONY: demo test lint proto bench fuzz wheel clean
 
-$(VENV)/.installed: pyproject.toml requirements.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+demo: $(VENV)/.runtime
+	$(BIN)/grid demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=proto/gen $(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+# A folder without .venv, or with changed locks, is brought up to date; nothing outside .venv is touched.
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("gridfabric needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --only-binary=:all: -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-proto:
-	find proto/gen -name '*_pb2*.py*' -delete 2>/dev/null || true
-	mkdir -p proto/gen
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(PIP) -r requirements-dev.lock
+	touch $@
+
+# The generated code is committed; CI checks that it is what these files say.
+proto: $(VENV)/.dev
+	rm -rf proto/gen && mkdir -p proto/gen
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto/gen --grpc_python_out=proto/gen --pyi_out=proto/gen \
 	  $$(find proto/gridfabric -name '*.proto' | sort)
+
+clean:
+	rm -rf $(VENV) demo-out dist build bench/out
