@@ -1,0 +1,266 @@
+"""An LDAPv3 server (RFC 4511) over asyncio for any source of entries. It knows nothing of grids.
+
+Reads are for everyone who connects (bind: anonymous, or a password over TLS if a ``bind`` function is
+given); changes by LDAP are refused with unwillingToPerform. Whatever a client sends or fails to
+read costs a bounded amount of memory and time and is answered with a result code or a notice of
+disconnection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from fabric.ldap.connection import Connection
+from fabric.ldap.dn import Dn, parse_dn
+from fabric.ldap.entry import Entry, make_entry
+from fabric.ldap.filters import Filter, matches
+from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START_TLS, OID_WHO_AM_I, ResultCode
+from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, Schema
+from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
+
+EventFunction = Callable[[str, dict[str, object]], None]
+"""Called with an event name (``ldap.disconnected``...) and its fields."""
+
+BindFunction = Callable[[str, bytes], Awaitable[bool]]
+"""Says whether a name and password are accepted; called over TLS only."""
+
+SUBSCHEMA = parse_dn("cn=Subschema")
+
+
+@dataclass(frozen=True, slots=True)
+class LdapLimits:
+    """What one client, and all together, may take."""
+
+    connections: int = 2000
+    """All clients; one costs a file descriptor and a few KiB."""
+    connections_per_address: int = 500
+    """One client address: a flood from one host leaves room for others."""
+    operations_per_connection: int = 64
+    """Long operations under way at once; further requests get busy."""
+    message_bytes: int = 1024 * 1024
+    """Largest request."""
+    size_limit: int = 500_000
+    """Most entries of one search; 0 is no limit."""
+    time_limit_s: float = 60.0
+    """Longest search, pages each for themselves."""
+    paged_searches: int = 8
+    """Paged searches one connection may have open; the oldest is dropped."""
+    write_buffer_bytes: int = 1024 * 1024
+    """Answers waiting for one client before its searches pause."""
+    write_s: float = 30.0
+    """How long a client may leave a full buffer unread before it is cut off."""
+    message_s: float = 30.0
+    """How long a request may take to arrive whole."""
+    idle_s: float = 900.0
+    """How long a connection may do nothing."""
+    handshake_s: float = 10.0
+    """How long a TLS handshake may take."""
+
+
+@dataclass(slots=True)
+class LdapStats:
+    """Counters since start."""
+
+    connections: int = 0
+    refused: int = 0
+    requests: int = 0
+    searches: int = 0
+    entries_sent: int = 0
+    bytes_sent: int = 0
+    defects: int = 0
+
+
+def _ignore(_name: str, _fields: dict[str, object]) -> None:
+    return
+
+
+class LdapServer:
+    """Serves ``source`` on one port. ``start`` may be called once; ``close`` any number of times.
+
+    ``tls`` makes StartTLS available, or with ``ldaps`` is used from the first byte.
+    """
+
+    def __init__(
+        self,
+        source: SearchSource,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        limits: LdapLimits | None = None,
+        schema: Schema = OPEN_SCHEMA,
+        on_event: EventFunction = _ignore,
+        bind: BindFunction | None = None,
+        tls: ssl.SSLContext | None = None,
+        ldaps: bool = False,
+        vendor_name: str = "gridfabric",
+        vendor_version: str = "",
+    ) -> None:
+        if ldaps and tls is None:
+            raise ValueError("ldaps needs a TLS context")
+        self.source = source
+        self.limits = limits or LdapLimits()
+        self.schema = schema
+        self.bind = bind
+        self.tls = tls
+        self.stats = LdapStats()
+        self._host = host
+        self._port = port
+        self._ldaps = ldaps
+        self._on_event = on_event
+        self._vendor = (vendor_name, vendor_version)
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._connections: set[Connection] = set()
+        self._by_address: dict[str, int] = {}
+
+    @property
+    def port(self) -> int:
+        """The port that is open (also when 0 was asked for)."""
+        return self._port
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    async def start(self) -> None:
+        """Open the port. Raises OSError if it is taken."""
+        if self._server is not None:
+            raise RuntimeError("an LdapServer is started once")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self),
+            self._host,
+            self._port,
+            backlog=512,
+            ssl=self.tls if self._ldaps else None,
+            ssl_handshake_timeout=self.limits.handshake_s if self._ldaps else None,
+        )
+        self._port = int(self._server.sockets[0].getsockname()[1])
+        self._sweeper = loop.create_task(self._sweep())
+
+    async def close(self, grace_s: float = 1.0) -> None:
+        """Stop listening, tell every client, and be gone after ``grace_s`` at the latest."""
+        if self._server is not None:
+            self._server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in tuple(self._connections):
+            connection.disconnect(ResultCode.UNAVAILABLE, "this server is stopping")
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while self._connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    # -- for connections
+
+    def admit(self, connection: Connection) -> str | None:
+        """Count a new connection; the reason if it is one too many."""
+        self.stats.connections += 1
+        count = self._by_address.get(connection.peer, 0)
+        self._connections.add(connection)
+        self._by_address[connection.peer] = count + 1
+        reason = None
+        if len(self._connections) > self.limits.connections:
+            reason = f"{self.limits.connections} clients are connected; try again later"
+        elif count >= self.limits.connections_per_address:
+            reason = f"{count} connections from your address; close some"
+        if reason is not None:
+            self.stats.refused += 1
+        return reason
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        count = self._by_address.get(connection.peer, 0) - 1
+        if count > 0:
+            self._by_address[connection.peer] = count
+        else:
+            self._by_address.pop(connection.peer, None)
+
+    def event(self, name: str, **fields: object) -> None:
+        """Report something to whoever runs the server."""
+        self._on_event(name, fields)
+
+    def defect(self, peer: str, error: Exception) -> None:
+        """Report an error nobody expected; the client gets a result code, not the details."""
+        self.stats.defects += 1
+        self._on_event("ldap.defect", {"peer": peer, "error": error})
+
+    def find(
+        self, base: Dn, scope: Scope, filter: Filter, limit: int | None
+    ) -> Iterator[Entry | None] | AsyncIterator[Entry | None]:
+        """Search the source; the root DSE and the subschema entry are the server's own."""
+        if scope is Scope.BASE and not base.key:
+            return self._own(self.root_dse(), filter)
+        if base == SUBSCHEMA:
+            if scope is not Scope.BASE and scope is not Scope.SUBTREE:
+                return iter(())
+            return self._own(self.subschema(), filter)
+        return self.source.search(base, scope, filter, limit)
+
+    def _own(self, entry: Entry, filter: Filter) -> Iterator[Entry]:
+        return iter((entry,)) if matches(filter, entry, self.schema) else iter(())
+
+    def root_dse(self) -> Entry:
+        """What this server is and can (RFC 4512 section 5.1)."""
+        extensions = [OID_WHO_AM_I]
+        if self.tls is not None and not self._ldaps:
+            extensions.append(OID_START_TLS)
+        operational = {
+            "namingContexts": tuple(str(context) for context in self.source.naming_contexts),
+            "subschemaSubentry": (str(SUBSCHEMA),),
+            "supportedControl": (OID_PAGED_RESULTS, OID_MANAGE_DSA_IT),
+            "supportedExtension": tuple(extensions),
+            "supportedFeatures": ("1.3.6.1.4.1.4203.1.5.1", "1.3.6.1.4.1.4203.1.5.3"),
+            "supportedLDAPVersion": ("3",),
+            "vendorName": (self._vendor[0],),
+        }
+        if self._vendor[1]:
+            operational["vendorVersion"] = (self._vendor[1],)
+        return make_entry("", {"objectClass": ("top", "extensibleObject")}, operational)
+
+    def subschema(self) -> Entry:
+        """The attribute types and matching rules known here (RFC 4512 section 4.2)."""
+        rules = {rule.oid: rule for rule in MATCHING_RULES.values()}
+        return make_entry(
+            SUBSCHEMA,
+            {"objectClass": ("top", "subentry", "subschema", "extensibleObject"), "cn": "Subschema"},
+            {
+                "attributeTypes": tuple(attribute.describe() for attribute in self.schema.attributes),
+                "matchingRules": tuple(
+                    f"( {rule.oid} NAME '{rule.name}' SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )" for rule in rules.values()
+                ),
+                "objectClasses": ("( 2.5.6.0 NAME 'top' ABSTRACT MUST objectClass )",),
+                "ldapSyntaxes": tuple(
+                    f"( {oid} )" for oid in sorted({attribute.syntax for attribute in self.schema.attributes})
+                ),
+            },
+        )
+
+    async def _sweep(self) -> None:
+        """Cut off connections that are idle or never finish a message."""
+        limits = self.limits
+        pause_s = max(0.02, min(limits.idle_s, limits.message_s, 20.0) / 4)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(pause_s)
+            now = loop.time()
+            for connection in tuple(self._connections):
+                quiet_s = now - connection.last_used
+                if connection.is_working:
+                    continue
+                if connection.mid_message and quiet_s > limits.message_s:
+                    connection.disconnect(ResultCode.PROTOCOL_ERROR, "a message did not arrive whole in time")
+                elif quiet_s > limits.idle_s:
+                    connection.disconnect(ResultCode.UNAVAILABLE, f"idle for {quiet_s:.0f} s")
+
+
+__all__ = ["BindFunction", "EventFunction", "LdapLimits", "LdapServer", "LdapStats", "NoSuchEntryError"]

@@ -1,0 +1,272 @@
+"""A tree of entries in memory, with indices, and what a server needs from any source of entries.
+
+Everything happens on one event loop, so a change is whole before anyone reads. A search takes its list
+of candidates when it starts: entries are immutable, so it sees the tree as it was at that moment.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from fabric.ldap.dn import Dn, parse_dn
+from fabric.ldap.entry import Entry
+from fabric.ldap.filters import And, Approx, Equality, Filter, Or, compile_filter, equality_key
+from fabric.ldap.schema import OPEN_SCHEMA, Key, Schema
+
+Names = Collection[tuple[str, ...]]
+
+ENTRIES_PER_TURN = 256
+"""How many entries a search looks at before it lets others run: well under a millisecond."""
+
+
+class Scope(enum.IntEnum):
+    """Which entries below the base a search takes (RFC 4511 section 4.5.1.2)."""
+
+    BASE = 0
+    """The base only."""
+    ONE = 1
+    """The children of the base."""
+    SUBTREE = 2
+    """The base and everything below."""
+    CHILDREN = 3
+    """Everything below the base, without it (draft-sermersheim-ldap-subordinate-scope)."""
+
+
+class NoSuchEntryError(LookupError):
+    """The name is not in the tree; ``matched`` is its lowest ancestor that is."""
+
+    def __init__(self, dn: Dn, matched: Dn) -> None:
+        super().__init__(f"no entry {str(dn)!r}; the tree ends at {str(matched)!r}")
+        self.dn = dn
+        self.matched = matched
+
+    def __reduce__(self) -> tuple[type[NoSuchEntryError], tuple[Dn, Dn]]:
+        return type(self), (self.dn, self.matched)
+
+
+class TreeError(ValueError):
+    """A change that would leave the tree without a parent somewhere, or with a name twice."""
+
+
+class SearchSource(Protocol):
+    """Anything the server can search: the tree below, or a catalogue in a database."""
+
+    @property
+    def naming_contexts(self) -> Sequence[Dn]:
+        """The names at the top of what is served."""
+        ...
+
+    def search(
+        self, base: Dn, scope: Scope, filter: Filter, limit: int | None = None
+    ) -> Iterator[Entry | None] | AsyncIterator[Entry | None]:
+        """The matching entries, parents before children. None means "still looking": the server lets others run.
+
+        Raises NoSuchEntryError (when called or at the first step) if ``base`` does not exist. ``limit`` is
+        a hint: no more entries than this will be taken.
+        """
+        ...
+
+
+class EntryTree:
+    """Entries by name, with an index over children and equality indices over chosen attributes."""
+
+    def __init__(
+        self,
+        suffixes: Iterable[str | Dn],
+        *,
+        schema: Schema = OPEN_SCHEMA,
+        indexed: Iterable[str] = (),
+    ) -> None:
+        self.schema = schema
+        self._suffixes = tuple(parse_dn(suffix) if isinstance(suffix, str) else suffix for suffix in suffixes)
+        self._entries: dict[tuple[str, ...], Entry] = {}
+        self._serials: dict[tuple[str, ...], int] = {}
+        """When each name came into the tree: a parent always before its children."""
+        self._children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
+        names = {schema.canonical(name) for name in ("objectClass", *indexed)}
+        self._index: dict[str, dict[Key, dict[tuple[str, ...], None]]] = {name: {} for name in names}
+        self._next_serial = 0
+        self.version = 0
+        """Counts changes."""
+
+    @property
+    def naming_contexts(self) -> Sequence[Dn]:
+        """The suffixes."""
+        return self._suffixes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, dn: object) -> bool:
+        return isinstance(dn, Dn) and dn.key in self._entries
+
+    def get(self, dn: Dn) -> Entry | None:
+        """The entry of that name, if any."""
+        return self._entries.get(dn.key)
+
+    def children(self, dn: Dn) -> list[Entry]:
+        """The entries directly below, oldest first."""
+        return [self._entries[key] for key in self._children.get(dn.key, ())]
+
+    def add(self, entry: Entry) -> None:
+        """Put a new entry in. Raises TreeError if it is there, or its parent is not."""
+        key = entry.dn.key
+        if key in self._entries:
+            raise TreeError(f"{str(entry.dn)!r} is there already")
+        if key[1:] not in self._entries and all(key != suffix.key for suffix in self._suffixes):
+            raise TreeError(f"{str(entry.dn)!r} has no parent in the tree")
+        self._entries[key] = entry
+        self._serials[key] = self._next_serial
+        self._next_serial += 1
+        if key[1:] in self._entries:
+            self._children.setdefault(key[1:], {})[key] = None
+        self._index_entry(entry, None)
+        self.version += 1
+
+    def replace(self, entry: Entry) -> None:
+        """Put in an entry that may be there already."""
+        old = self._entries.get(entry.dn.key)
+        if old is None:
+            self.add(entry)
+            return
+        self._entries[entry.dn.key] = entry
+        self._index_entry(entry, old)
+        self.version += 1
+
+    def remove(self, dn: Dn, *, below: bool = False) -> list[Entry]:
+        """Take an entry out, with everything below it if ``below``; returns what went, children first.
+
+        A name that is not there is no error. Raises TreeError if it has children and ``below`` is not set.
+        """
+        if dn.key not in self._entries:
+            return []
+        doomed = self._subtree(dn.key) or []
+        if len(doomed) > 1 and not below:
+            raise TreeError(f"{str(dn)!r} has entries below it")
+        doomed.reverse()
+        for entry in doomed:
+            key = entry.dn.key
+            del self._entries[key], self._serials[key]
+            self._children.pop(key, None)
+            siblings = self._children.get(key[1:])
+            if siblings is not None:
+                siblings.pop(key, None)
+                if not siblings:
+                    del self._children[key[1:]]
+            self._index_entry(None, entry)
+        self.version += 1
+        return doomed
+
+    def search(self, base: Dn, scope: Scope, filter: Filter, limit: int | None = None) -> Iterator[Entry | None]:
+        """The matching entries, parents before children; see ``SearchSource``. The empty name stands above all suffixes."""
+        if base.key and base.key not in self._entries:
+            raise NoSuchEntryError(base, self._deepest_ancestor(base))
+        candidates = self._candidates(base.key, scope, filter)
+        return self._matching(candidates, filter, limit)
+
+    def _matching(self, candidates: list[Entry], filter: Filter, limit: int | None) -> Iterator[Entry | None]:
+        predicate = compile_filter(filter, self.schema)
+        found = looked = 0
+        for entry in candidates:
+            looked += 1
+            if looked % ENTRIES_PER_TURN == 0:
+                yield None
+            if predicate(entry) is True:
+                yield entry
+                found += 1
+                if limit is not None and found >= limit:
+                    return
+
+    def _deepest_ancestor(self, dn: Dn) -> Dn:
+        while dn.key:
+            dn = dn.parent
+            found = self._entries.get(dn.key)
+            if found is not None:
+                return found.dn
+        return dn
+
+    def _candidates(self, base: tuple[str, ...], scope: Scope, filter: Filter) -> list[Entry]:
+        entries = self._entries
+        if scope is Scope.BASE:
+            return [entries[base]] if base else []
+        if scope is Scope.ONE:
+            below = self._children.get(base, ()) if base else [s.key for s in self._suffixes if s.key in entries]
+            return [entries[key] for key in below]
+        depth = len(base)
+        indexed = self._indexed(filter)
+        if indexed is None:
+            found = self._subtree(base) or []
+        else:
+            near = self._subtree(base, len(indexed)) if depth > 1 else None
+            if near is not None:
+                found = near
+            else:
+                keys = [key for key in indexed if depth == 0 or key[-depth:] == base]
+                keys.sort(key=self._serials.__getitem__)
+                found = [entries[key] for key in keys]
+        if scope is Scope.CHILDREN and found and found[0].dn.key == base:
+            found = found[1:]
+        return found
+
+    def _subtree(self, base: tuple[str, ...], at_most: int | None = None) -> list[Entry] | None:
+        """The base and all below in preorder; None if that would be more than ``at_most``."""
+        entries, children = self._entries, self._children
+        found: list[Entry] = []
+        tops = [base] if base else [suffix.key for suffix in self._suffixes if suffix.key in entries]
+        stack = tops[::-1]
+        while stack:
+            key = stack.pop()
+            found.append(entries[key])
+            if at_most is not None and len(found) > at_most:
+                return None
+            below = children.get(key)
+            if below:
+                stack.extend(reversed(below))
+        return found
+
+    def _indexed(self, node: Filter) -> Names | None:
+        """The names an index gives for a filter (a superset of the matches), None if no index helps."""
+        match node:
+            case Equality(description, value) | Approx(description, value):
+                index = self._index.get(self.schema.canonical(description))
+                attribute = self.schema.lookup(description)
+                if index is None or attribute is None:
+                    return None
+                key = equality_key(attribute, value)
+                return () if key is None else index.get(key, ())
+            case And(parts):
+                best: Names | None = None
+                for part in parts:
+                    found = self._indexed(part)
+                    if found is not None and (best is None or len(found) < len(best)):
+                        best = found
+                return best
+            case Or(parts):
+                union: dict[tuple[str, ...], None] = {}
+                for part in parts:
+                    found = self._indexed(part)
+                    if found is None:
+                        return None
+                    union.update(dict.fromkeys(found))
+                return union
+            case _:
+                return None
+
+    def _index_entry(self, new: Entry | None, old: Entry | None) -> None:
+        for name, index in self._index.items():
+            attribute = self.schema.lookup(name)
+            if attribute is None:
+                continue
+            before = set(old.normalised(name, attribute) or ()) if old is not None else set[Key]()
+            after = set(new.normalised(name, attribute) or ()) if new is not None else set[Key]()
+            if old is not None:
+                for value in before - after:
+                    names = index[value]
+                    names.pop(old.dn.key, None)
+                    if not names:
+                        del index[value]
+            if new is not None:
+                for value in after - before:
+                    index.setdefault(value, {})[new.dn.key] = None
