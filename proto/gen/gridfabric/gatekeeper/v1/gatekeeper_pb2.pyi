@@ -210,10 +210,12 @@ class WatchRequest(_message.Message):
     def __init__(self, after_sequence: _Optional[int] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("updates",)
+    __slots__ = ("updates", "caught_up")
     UPDATES_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     updates: _containers.RepeatedCompositeFieldContainer[JobUpdate]
-    def __init__(self, updates: _Optional[_Iterable[_Union[JobUpdate, _Mapping]]] = ...) -> None: ...
+    caught_up: bool
+    def __init__(self, updates: _Optional[_Iterable[_Union[JobUpdate, _Mapping]]] = ..., caught_up: _Optional[bool] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("job_ids",)
@@ -256,20 +258,24 @@ class PurgeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("hello", "credit", "started", "finished", "proxy_wanted", "refused_job_ids")
+    __slots__ = ("hello", "credit", "started", "finished", "proxy_wanted", "refused_job_ids", "refused", "unfit")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     PROXY_WANTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    UNFIT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     credit: Credit
     started: _containers.RepeatedCompositeFieldContainer[Started]
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     proxy_wanted: ProxyWanted
     refused_job_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., proxy_wanted: _Optional[_Union[ProxyWanted, _Mapping]] = ..., refused_job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[HeldJob]
+    unfit: str
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., proxy_wanted: _Optional[_Union[ProxyWanted, _Mapping]] = ..., refused_job_ids: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., unfit: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker", "slots", "held", "facts")
@@ -291,12 +297,16 @@ class Hello(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., slots: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class HeldJob(_message.Message):
-    __slots__ = ("job_id", "attempt")
+    __slots__ = ("job_id", "attempt", "run", "reason")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    run: int
+    reason: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("slots",)
@@ -305,16 +315,18 @@ class Credit(_message.Message):
     def __init__(self, slots: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("job_id", "attempt", "at_us", "pid")
+    __slots__ = ("job_id", "attempt", "at_us", "pid", "run")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     AT_US_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     at_us: int
     pid: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., at_us: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    run: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., at_us: _Optional[int] = ..., pid: _Optional[int] = ..., run: _Optional[int] = ...) -> None: ...
 
 class OutputFile(_message.Message):
     __slots__ = ("name", "size_bytes", "sha256", "data")
@@ -329,7 +341,7 @@ class OutputFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("job_id", "attempt", "at_us", "exit_code", "reason", "sentence", "usage", "outputs", "failed", "started")
+    __slots__ = ("job_id", "attempt", "at_us", "exit_code", "reason", "sentence", "usage", "outputs", "failed", "started", "run")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     AT_US_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +352,7 @@ class Finished(_message.Message):
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     at_us: int
@@ -350,7 +363,8 @@ class Finished(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[OutputFile]
     failed: bool
     started: bool
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., at_us: _Optional[int] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ..., sentence: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[OutputFile, _Mapping]]] = ..., failed: _Optional[bool] = ..., started: _Optional[bool] = ...) -> None: ...
+    run: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., at_us: _Optional[int] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ..., sentence: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., outputs: _Optional[_Iterable[_Union[OutputFile, _Mapping]]] = ..., failed: _Optional[bool] = ..., started: _Optional[bool] = ..., run: _Optional[int] = ...) -> None: ...
 
 class ProxyWanted(_message.Message):
     __slots__ = ("owner", "request_pem")
@@ -361,21 +375,31 @@ class ProxyWanted(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., request_pem: _Optional[bytes] = ...) -> None: ...
 
 class WorkerOrder(_message.Message):
-    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain")
+    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain", "welcome")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     PROXY_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
     run: _containers.RepeatedCompositeFieldContainer[RunJob]
     cancel: _containers.RepeatedCompositeFieldContainer[HeldJob]
     acknowledged: _containers.RepeatedCompositeFieldContainer[HeldJob]
     proxy: ProxyGranted
     drain: bool
-    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ...) -> None: ...
+    welcome: Welcome
+    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("heartbeat_ms", "computing_element")
+    HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPUTING_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    heartbeat_ms: int
+    computing_element: str
+    def __init__(self, heartbeat_ms: _Optional[int] = ..., computing_element: _Optional[str] = ...) -> None: ...
 
 class RunJob(_message.Message):
-    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation")
+    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -384,6 +408,7 @@ class RunJob(_message.Message):
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     DELEGATION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     description: JobDescription
@@ -392,15 +417,20 @@ class RunJob(_message.Message):
     uid: int
     gid: int
     delegation: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ...) -> None: ...
+    run: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ...) -> None: ...
 
 class ProxyGranted(_message.Message):
-    __slots__ = ("owner", "chain_pem")
+    __slots__ = ("owner", "chain_pem", "reason", "sentence")
     OWNER_FIELD_NUMBER: _ClassVar[int]
     CHAIN_PEM_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
     owner: str
     chain_pem: bytes
-    def __init__(self, owner: _Optional[str] = ..., chain_pem: _Optional[bytes] = ...) -> None: ...
+    reason: str
+    sentence: str
+    def __init__(self, owner: _Optional[str] = ..., chain_pem: _Optional[bytes] = ..., reason: _Optional[str] = ..., sentence: _Optional[str] = ...) -> None: ...
 
 class FetchSandboxRequest(_message.Message):
     __slots__ = ("sha256",)
@@ -415,20 +445,22 @@ class FetchSandboxResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class StoreOutputRequest(_message.Message):
-    __slots__ = ("job_id", "attempt", "name", "size_bytes", "sha256", "data")
+    __slots__ = ("job_id", "attempt", "name", "size_bytes", "sha256", "data", "run")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     name: str
     size_bytes: int
     sha256: str
     data: bytes
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
+    run: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., data: _Optional[bytes] = ..., run: _Optional[int] = ...) -> None: ...
 
 class StoreOutputResponse(_message.Message):
     __slots__ = ()

@@ -111,7 +111,8 @@ class GatekeeperServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Every state change of the caller's jobs with sequence > after_sequence, in order, then live ones.
+        """The newest state of each of the caller's jobs that changed after `after_sequence`, in order; then every change, live.
+        `caught_up` marks the end of the first part. Errors: RESOURCE_EXHAUSTED (the reader is too slow: watch again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
