@@ -1,5 +1,6 @@
 """An embedded LDAPv3 server: entries in, LDAP out. No dependency, no grid terms."""
 
+from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.dn import Dn, DnError, parse_dn
 from fabric.ldap.entry import Entry, make_entry
 from fabric.ldap.filter_text import FilterSyntaxError, escape_filter_value, format_filter, parse_filter
@@ -16,6 +17,8 @@ __all__ = [
     "EntryTree",
     "Filter",
     "FilterSyntaxError",
+    "LdapClient",
+    "LdapError",
     "LdapLimits",
     "LdapServer",
     "NoSuchEntryError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fabric.ldap import protocol as p
@@ -107,8 +107,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        address = transport.get_extra_info("peername")
-        self.peer = str(address[0]) if isinstance(address, tuple) and address else "local"
+        address: tuple[str, int] | str | None = transport.get_extra_info("peername")
+        self.peer = address[0] if address else "local"
         self.encrypted = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         refusal = self._server.admit(self)
@@ -359,7 +359,7 @@ class Connection(asyncio.Protocol):
         self._answer(message_id, p.Result(p.TAG_BIND_RESPONSE, code, text))
 
     async def _check_password(
-        self, message_id: int, request: p.BindRequest, check: Callable[[str, bytes], Coroutine[Any, Any, bool]]
+        self, message_id: int, request: p.BindRequest, check: Callable[[str, bytes], Awaitable[bool]]
     ) -> None:
         try:
             accepted = await check(request.name, request.credentials)

@@ -48,10 +48,7 @@ def encode_entry(entry: Entry, selection: Selection) -> bytes:
             encoded = entry.cache.encoded = _entry(entry, pieces)
         return encoded
     names = entry.names
-    if selection.all_user:
-        wanted = list(names)
-    else:
-        wanted = [name for name in selection.names if name in names]
+    wanted = list(names) if selection.all_user else [name for name in selection.names if name in names]
     if selection.types_only:
         pieces = [ber.encode_sequence(ber.encode_text(names[name]), _EMPTY_SET) for name in wanted]
     else:

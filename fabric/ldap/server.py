@@ -9,6 +9,7 @@ disconnection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class LdapServer:
         self._sweeper: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, int] = {}
+        self._all_gone = asyncio.Event()
 
     @property
     def port(self) -> int:
@@ -151,9 +153,10 @@ class LdapServer:
             self._sweeper = None
         for connection in tuple(self._connections):
             connection.disconnect(ResultCode.UNAVAILABLE, "this server is stopping")
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._connections and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.005)
+        if self._connections:
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), grace_s)
         for connection in tuple(self._connections):
             connection.abort()
 
@@ -179,6 +182,8 @@ class LdapServer:
         if connection not in self._connections:
             return
         self._connections.discard(connection)
+        if not self._connections:
+            self._all_gone.set()
         count = self._by_address.get(connection.peer, 0) - 1
         if count > 0:
             self._by_address[connection.peer] = count

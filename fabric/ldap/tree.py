@@ -160,7 +160,7 @@ class EntryTree:
         return doomed
 
     def search(self, base: Dn, scope: Scope, filter: Filter, limit: int | None = None) -> Iterator[Entry | None]:
-        """The matching entries, parents before children; see ``SearchSource``. The empty name stands above all suffixes."""
+        """The matching entries, parents before children; see ``SearchSource``. The empty name is above all suffixes."""
         if base.key and base.key not in self._entries:
             raise NoSuchEntryError(base, self._deepest_ancestor(base))
         candidates = self._candidates(base.key, scope, filter)
@@ -168,9 +168,8 @@ class EntryTree:
 
     def _matching(self, candidates: list[Entry], filter: Filter, limit: int | None) -> Iterator[Entry | None]:
         predicate = compile_filter(filter, self.schema)
-        found = looked = 0
-        for entry in candidates:
-            looked += 1
+        found = 0
+        for looked, entry in enumerate(candidates, 1):
             if looked % ENTRIES_PER_TURN == 0:
                 yield None
             if predicate(entry) is True:
