@@ -309,10 +309,14 @@ class HeldJob(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Credit(_message.Message):
-    __slots__ = ("slots",)
+    __slots__ = ("slots", "seen", "busy")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
     slots: int
-    def __init__(self, slots: _Optional[int] = ...) -> None: ...
+    seen: int
+    busy: int
+    def __init__(self, slots: _Optional[int] = ..., seen: _Optional[int] = ..., busy: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("job_id", "attempt", "at_us", "pid", "run")
