@@ -1,0 +1,226 @@
+"""Reading certificates with bounds, and the facts about them that every sentence and record shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import crypto
+
+from security.errors import Reason, ValidationError, utc_text
+from security.names import DistinguishedName, name_of
+
+MAX_CHAIN_BYTES = 256 * 1024
+"""A chain of ten RSA-4096 certificates with VOMS attributes is below 64 KiB."""
+MAX_CHAIN_CERTIFICATES = 24
+"""Certificates that a peer may send: more cost time before anything is known about the peer."""
+
+MAX_CERTIFICATE_BYTES = 64 * 1024
+"""One authority certificate file."""
+
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+ACCEPTED_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+MAX_RSA_BITS = 8192
+"""Verification time grows with the square of the length; nobody uses more."""
+
+
+def subject_of(certificate: x509.Certificate) -> DistinguishedName:
+    """The certificate's subject."""
+    return name_of(certificate.subject)
+
+
+def issuer_of(certificate: x509.Certificate) -> DistinguishedName:
+    """The certificate's issuer."""
+    return name_of(certificate.issuer)
+
+
+def serial_text(serial: int) -> str:
+    """A serial number as even-length upper-case hexadecimal digits, as `openssl x509 -serial` prints it."""
+    digits = f"{serial:X}"
+    return "0" + digits if len(digits) % 2 else digits
+
+
+def facts_of(certificate: x509.Certificate, check: str, now: datetime | None = None) -> dict[str, str]:
+    """Facts for an error about this certificate."""
+    facts = {
+        "check": check,
+        "subject": _safe_name(certificate.subject),
+        "issuer": _safe_name(certificate.issuer),
+        "serial": serial_text(certificate.serial_number),
+    }
+    if now is not None:
+        facts["at"] = utc_text(now)
+    return facts
+
+
+def describe(certificate: x509.Certificate) -> str:
+    """The certificate for a sentence: subject, issuer and serial number."""
+    return (
+        f"{_safe_name(certificate.subject)[:300]} "
+        f"(serial {serial_text(certificate.serial_number)}, issued by {_safe_name(certificate.issuer)[:200]})"
+    )
+
+
+def _safe_name(name: x509.Name) -> str:
+    try:
+        return str(name_of(name))
+    except Exception:  # only for showing: a name beyond the bounds is refused where it matters
+        return "(unreadable name)"
+
+
+def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM chain, leaf first, within bounds and with readable names.
+
+    Text around the PEM blocks is ignored, private keys too (a peer should not send one, but it is not read).
+    Raises ValidationError CHAIN_MALFORMED or CHAIN_TOO_LONG. Does not check any signature.
+    """
+    if isinstance(chain, (bytes, bytearray, memoryview)):
+        raw = bytes(chain)
+        if len(raw) > MAX_CHAIN_BYTES:
+            raise ValidationError(
+                Reason.CHAIN_TOO_LONG,
+                f"the certificate chain has {len(raw)} bytes, more than the {MAX_CHAIN_BYTES} accepted",
+                {"check": "parse"},
+            )
+        if raw.count(b"-----BEGIN CERTIFICATE") > MAX_CHAIN_CERTIFICATES:
+            raise _too_many()
+        try:
+            certificates = tuple(x509.load_pem_x509_certificates(raw))
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ValidationError(
+                Reason.CHAIN_MALFORMED,
+                f"the certificate chain is not readable PEM ({error}); send the proxy, then its issuers",
+                {"check": "parse"},
+            ) from error
+    else:
+        certificates = tuple(chain)
+    if not certificates:
+        raise ValidationError(Reason.CHAIN_MALFORMED, "the certificate chain is empty", {"check": "parse"})
+    if len(certificates) > MAX_CHAIN_CERTIFICATES:
+        raise _too_many()
+    for certificate in certificates:
+        try:
+            subject_of(certificate), issuer_of(certificate)
+            _ = certificate.extensions
+        except Exception as error:  # cryptography raises several kinds for malformed content
+            raise ValidationError(
+                Reason.CHAIN_MALFORMED,
+                f"a certificate of the chain has content that cannot be read ({type(error).__name__}: {error})",
+                {"check": "parse", "serial": serial_text(certificate.serial_number)},
+            ) from error
+    return certificates
+
+
+def _too_many() -> ValidationError:
+    return ValidationError(
+        Reason.CHAIN_TOO_LONG,
+        f"the certificate chain has more than the {MAX_CHAIN_CERTIFICATES} certificates accepted",
+        {"check": "parse"},
+    )
+
+
+def pem(certificates: Sequence[x509.Certificate]) -> bytes:
+    """The PEM text of these certificates, in this order."""
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """The DER bytes of a certificate."""
+    return certificate.public_bytes(Encoding.DER)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the DER form, lower-case hexadecimal."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def spki(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo: two keys are the same key if and only if these bytes are."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def public_key_of(certificate: x509.Certificate, check: str = "key") -> PublicKey:
+    """The RSA or ECDSA key of a certificate. Raises ValidationError KEY_TOO_WEAK for any other kind."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValidationError(
+            Reason.KEY_TOO_WEAK,
+            f"the key of {describe(certificate)} cannot be used ({error})",
+            facts_of(certificate, check),
+        ) from error
+    if isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
+        return key
+    raise ValidationError(
+        Reason.KEY_TOO_WEAK,
+        f"the key of {describe(certificate)} is neither RSA nor ECDSA; use one of these",
+        facts_of(certificate, check),
+    )
+
+
+def key_problem(key: object, minimum_rsa_bits: int) -> str | None:
+    """Why a public key is not acceptable, or None."""
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < minimum_rsa_bits:
+            return f"an RSA key of {key.key_size} bits is shorter than the {minimum_rsa_bits} required"
+        if key.key_size > MAX_RSA_BITS:
+            return f"an RSA key of {key.key_size} bits is longer than the {MAX_RSA_BITS} accepted"
+        return None
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return None if key.curve.name in ACCEPTED_CURVES else f"the curve {key.curve.name} is not accepted"
+    return "the key is neither RSA nor ECDSA"
+
+
+def signs(issuer_key: PublicKey, certificate: x509.Certificate) -> bool:
+    """True if `issuer_key` made the signature of `certificate`."""
+    digest = certificate.signature_hash_algorithm
+    if digest is None:
+        return False
+    try:
+        if isinstance(issuer_key, rsa.RSAPublicKey):
+            parameters = certificate.signature_algorithm_parameters
+            if not isinstance(parameters, (padding.PKCS1v15, padding.PSS)):
+                return False
+            issuer_key.verify(certificate.signature, certificate.tbs_certificate_bytes, parameters, digest)
+        else:
+            issuer_key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(digest))
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def subject_hash(certificate: x509.Certificate) -> str:
+    """The eight digits of `openssl x509 -hash`."""
+    return f"{crypto.X509.from_cryptography(certificate).subject_name_hash():08x}"
+
+
+def subject_hash_old(certificate: x509.Certificate) -> str:
+    """The eight digits of `openssl x509 -subject_hash_old` (OpenSSL 0.9): MD5 of the name's DER."""
+    encoded = crypto.X509.from_cryptography(certificate).get_subject().der()
+    digest = hashlib.md5(encoded, usedforsecurity=False).digest()
+    return f"{int.from_bytes(digest[:4], 'little'):08x}"
+
+
+def parse_authority(data: bytes) -> x509.Certificate:
+    """One authority certificate in PEM. Raises ValidationError CHAIN_MALFORMED, KEY_TOO_WEAK, KEY_USAGE."""
+    certificate = load_chain(data)[0]
+    public_key_of(certificate, "authority")
+    try:
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        is_authority = certificate.version is x509.Version.v1 and certificate.subject == certificate.issuer
+    if not is_authority:
+        raise ValidationError(
+            Reason.KEY_USAGE,
+            f"{describe(certificate)} is not an authority (basicConstraints)",
+            facts_of(certificate, "authority"),
+        )
+    return certificate

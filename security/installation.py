@@ -1,0 +1,176 @@
+"""Putting authorities and revocation lists into a trust directory: verified, atomic, durable, never older."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from security import certificates
+from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subject_hash
+from security.errors import Reason, SecurityError, ValidationError, require_utc, utc_text
+from security.files import read_bounded, sync_directory, write_atomic
+from security.names import DistinguishedName
+from security.revocation import MAX_CRL_BYTES, RevocationList, parse_crl, verify_crl
+from security.signing_policy import parse_signing_policy
+
+MAX_SAME_HASH = 100
+"""Authorities with one subject hash in one directory."""
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One installer at a time; readers need no lock."""
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def install_authority(
+    directory: str | Path,
+    ca_cert: x509.Certificate | bytes,
+    signing_policy: str,
+    crl: bytes | None = None,
+    *,
+    now: datetime | None = None,
+) -> Path:
+    """Install an authority with its signing policy and, where there is one, its revocation list.
+
+    The policy and the list are written before the certificate: at no moment is the authority trusted without them.
+    Installing the same certificate again replaces policy and list. Returns the certificate's path. Raises
+    ValidationError (CHAIN_MALFORMED, KEY_USAGE, SIGNING_POLICY_INVALID, CRL_INVALID ...) before anything is written.
+    """
+    folder = Path(directory)
+    certificate = parse_authority(ca_cert if isinstance(ca_cert, bytes) else certificates.pem([ca_cert]))
+    subject = certificates.subject_of(certificate)
+    if not parse_signing_policy(signing_policy).names_authority(subject):
+        raise ValidationError(
+            Reason.SIGNING_POLICY_INVALID,
+            f"the signing policy offered for {subject} does not name that authority",
+            certificates.facts_of(certificate, "signing policy"),
+        )
+    good = verify_crl(parse_crl(crl), certificate) if crl is not None else None
+    stem = subject_hash(certificate)
+    with _locked(folder):
+        index = _index_of(folder, stem, certificate)
+        write_atomic(folder / f"{stem}.signing_policy", signing_policy.encode(), 0o644)
+        if good is not None:
+            _write_crl(folder, stem, index, certificate, good, now)
+        path = folder / f"{stem}.{index}"
+        write_atomic(path, certificates.pem([certificate]), 0o644)
+    return path
+
+
+def _index_of(folder: Path, stem: str, certificate: x509.Certificate) -> int:
+    """The N of HASH.N that this certificate has, or the first one free."""
+    for index in range(MAX_SAME_HASH):
+        path = folder / f"{stem}.{index}"
+        if not path.exists():
+            return index
+        try:
+            if parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES)) == certificate:
+                return index
+        except (SecurityError, OSError):
+            continue
+    raise ValidationError(Reason.TRUST_DIRECTORY_INVALID, f"more than {MAX_SAME_HASH} authorities {stem} in {folder}")
+
+
+def _write_crl(
+    folder: Path, stem: str, index: int, authority: x509.Certificate, offered: RevocationList, now: datetime | None
+) -> Path:
+    facts = {"check": "revocation list", "issuer": str(offered.issuer), "lastUpdate": utc_text(offered.last_update)}
+    if now is not None:
+        moment = require_utc(now)
+        if offered.last_update > moment + CLOCK_SKEW:
+            raise ValidationError(
+                Reason.CRL_INVALID,
+                f"the revocation list of {offered.issuer} is from the future ({utc_text(offered.last_update)}); check clocks",
+                facts,
+            )
+        if offered.expired(moment):
+            raise ValidationError(
+                Reason.CRL_EXPIRED, f"the revocation list of {offered.issuer} offered is already expired; fetch again", facts
+            )
+    path = folder / f"{stem}.r{index}"
+    try:
+        installed = verify_crl(parse_crl(read_bounded(path, MAX_CRL_BYTES)), authority)
+    except (OSError, SecurityError):
+        installed = None  # none, or damaged: any good list is better
+    if installed is not None and offered.older_than(installed):
+        raise ValidationError(
+            Reason.CRL_OLDER,
+            f"the revocation list of {offered.issuer} from {utc_text(offered.last_update)} is older than the installed one "
+            f"from {utc_text(installed.last_update)}; the installed one stays",
+            facts,
+        )
+    write_atomic(path, _pem_of(offered), 0o644)
+    return path
+
+
+def _pem_of(revocation_list: RevocationList) -> bytes:
+    """The list as PEM: the only form that Globus, VOMS and curl all read."""
+    return revocation_list.crl.public_bytes(Encoding.PEM)
+
+
+def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
+    """Install a revocation list (PEM or DER) of an authority that is already in the directory. Returns its path.
+
+    Raises ValidationError CRL_INVALID, UNKNOWN_CA, CRL_EXPIRED, CRL_OLDER; then nothing has changed.
+    """
+    folder = Path(directory)
+    crl = parse_crl(crl_pem)
+    refusal: SecurityError | None = None
+    with _locked(folder):
+        for path in sorted(folder.glob("[0-9a-f]" * 8 + ".[0-9]*")):
+            stem, _, index = path.name.partition(".")
+            try:
+                authority = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
+            except (SecurityError, OSError):
+                continue
+            if authority.subject != crl.issuer or stem != subject_hash(authority) or not index.isdigit():
+                continue
+            try:
+                good = verify_crl(crl, authority)
+            except SecurityError as error:
+                refusal = error
+                continue
+            return _write_crl(folder, stem, int(index), authority, good, now)
+    if refusal is not None:
+        raise refusal
+    raise ValidationError(
+        Reason.UNKNOWN_CA,
+        f"no authority {crl.issuer.rfc4514_string()[:200]} is installed in {folder}; install it before its revocation list",
+        {"check": "revocation list", "path": str(folder)},
+    )
+
+
+def remove_authority(directory: str | Path, subject: DistinguishedName) -> tuple[Path, ...]:
+    """Stop trusting every authority of that name. Returns the files removed (none if it was not there)."""
+    folder = Path(directory)
+    removed: list[Path] = []
+    with _locked(folder):
+        for path in sorted(folder.glob("[0-9a-f]" * 8 + ".[0-9]*")):
+            try:
+                authority = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
+            except (SecurityError, OSError):
+                continue
+            if certificates.subject_of(authority) != subject:
+                continue
+            stem, _, index = path.name.partition(".")
+            for name in (path.name, f"{stem}.r{index}", f"{stem}.signing_policy", f"{stem}.namespaces"):
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / name).unlink()
+                    removed.append(folder / name)
+        sync_directory(folder)
+    return tuple(removed)
