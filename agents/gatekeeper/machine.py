@@ -1,0 +1,429 @@
+"""The decisions of a gatekeeper, pure: events in, rows and commands out. No clock, disk, socket or wire type.
+
+The shell feeds events in batches with `turn(events, now_us)`, writes what the Turn names in one transaction, and only
+then carries out its commands. If the write fails it is repeated until it succeeds; nothing was said to anybody before.
+
+A job's way (each edge below has its comment in the code):
+
+    Submitted -> QUEUED -> ASSIGNED -> RUNNING -> DONE | FAILED
+                    |  ^______|           |
+                    |   returned          +-> CANCELLED (also from QUEUED and ASSIGNED)
+
+Fences: (job, attempt) is the broker's; `run` counts hand-outs inside this CE. A report about another attempt or run than
+the current one changes nothing: it is acknowledged so that the worker forgets it, and a process of it is killed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from agents.gatekeeper.model import (
+    ON_WORKER,
+    AcknowledgeWorker,
+    CancelAsked,
+    CreditGiven,
+    Event,
+    Hold,
+    Job,
+    JobEnded,
+    JobReturned,
+    JobStarted,
+    KillOnWorker,
+    Outcome,
+    Purged,
+    RunOnWorker,
+    State,
+    Submitted,
+    Ticked,
+    Turn,
+    Update,
+    WorkerArrived,
+    WorkerLeft,
+)
+
+MAX_RETURNS = 8
+"""A job that workers gave back this often is failed instead of circling for ever."""
+MAX_ASSIGNED_PER_TURN = 1000
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker node. `stream` 0: not connected, its jobs are given up at `lost_at_us`."""
+
+    name: str
+    stream: int = 0
+    slots: int = 0
+    credit: int = 0
+    """Absolute, as last told."""
+    seen: int = 0
+    """Orders of this stream that the worker had seen when it told its credit."""
+    sent: int = 0
+    """Orders of this stream sent by us."""
+    unfit: str = ""
+    lost_at_us: int = 0
+    held: set[str] = field(default_factory=set)
+    """Ids of jobs ASSIGNED or RUNNING there."""
+
+    @property
+    def room(self) -> int:
+        """How many more jobs may be sent now."""
+        return max(0, self.credit - (self.sent - self.seen)) if self.stream else 0
+
+
+class GatekeeperMachine:
+    """All live jobs and all workers of one CE."""
+
+    def __init__(self, *, worker_lost_us: int, max_queued: int) -> None:
+        self.worker_lost_us, self.max_queued = worker_lost_us, max_queued
+        self.jobs: dict[str, Job] = {}
+        """Live jobs by id. Ended ones are only in the store."""
+        self.queue: dict[str, None] = {}
+        """Ids of QUEUED jobs in order of arrival. Subset of `jobs`."""
+        self.attempts: dict[str, int] = {}
+        """Highest attempt seen per job id, also of ended and (for a day) of purged jobs: the fence."""
+        self.workers: dict[str, Worker] = {}
+        self.sequence = 0
+        self.draining = False
+        self._turn = Turn()
+        self._now_us = 0
+
+    # ---- recovery
+
+    def recover(self, jobs: Iterable[Job], attempts: dict[str, int], sequence: int, now_us: int) -> None:
+        """Take over what the store holds. Every worker counts as away from now on."""
+        self.sequence = sequence
+        self.attempts = dict(attempts)
+        for job in jobs:
+            self.attempts[job.job_id] = max(job.attempt, self.attempts.get(job.job_id, 0))
+            if job.ended:
+                continue
+            self.jobs[job.job_id] = job
+            if job.state is State.QUEUED:
+                self.queue[job.job_id] = None
+                if job.blocked_by is not None:
+                    self._away(job.blocked_by.worker, now_us)
+            else:
+                self._away(job.worker, now_us).held.add(job.job_id)
+
+    def _away(self, name: str, now_us: int) -> Worker:
+        worker = self.workers.get(name)
+        if worker is None:
+            worker = self.workers[name] = Worker(name, lost_at_us=now_us + self.worker_lost_us)
+        return worker
+
+    # ---- one batch
+
+    def turn(self, events: Iterable[Event], now_us: int) -> Turn:
+        """Handle a batch, then hand out what can be handed out."""
+        self._turn, self._now_us = Turn(), now_us
+        for event in events:
+            self._handle(event)
+        self._assign()
+        return self._turn
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Submitted():
+                self._submit(event.job)
+            case JobStarted():
+                self._started(event)
+            case JobEnded():
+                self._ended(event)
+            case CreditGiven():
+                self._credit(event)
+            case JobReturned():
+                self._returned(event)
+            case CancelAsked():
+                self._cancel(event)
+            case WorkerArrived():
+                self._arrived(event)
+            case WorkerLeft():
+                self._left(event)
+            case Ticked():
+                self._tick()
+            case Purged():
+                self._turn.purged.append(event.job_id)
+
+    # ---- submit
+
+    def _submit(self, job: Job) -> None:
+        seen = self.attempts.get(job.job_id, 0)
+        present = self.jobs.get(job.job_id)
+        if job.attempt < seen:
+            self._outcome(job, "FENCED", f"attempt {job.attempt} of {job.job_id} is older than attempt {seen} seen here")
+            return
+        if job.attempt == seen:  # the same again, after a lost answer
+            self._turn.outcomes.append(Outcome(job.job_id, accepted=True))
+            return
+        if self.draining:
+            self._outcome(job, "DRAINING", "this computing element takes no new jobs; try another one")
+            return
+        if len(self.queue) >= self.max_queued and not (present is not None and present.state is State.QUEUED):
+            self._outcome(job, "QUEUE_FULL", f"the queue is full ({self.max_queued} jobs); try again later")
+            return
+        if present is not None:
+            self._supersede(present, job)
+        self.attempts[job.job_id] = job.attempt
+        self.jobs[job.job_id] = job
+        self.queue[job.job_id] = None
+        self._turn.accepted.append(job)
+        self._turn.outcomes.append(Outcome(job.job_id, accepted=True, new=True))
+        self._announce(job, State.QUEUED, job.accepted_at_us)
+
+    def _supersede(self, present: Job, newer: Job) -> None:
+        """A newer attempt arrived while an older one lives here: the older one dies first, unannounced."""
+        if present.state in ON_WORKER:
+            newer.blocked_by = Hold(present.worker, present.attempt, present.run)
+            self._kill(present, "FENCED")
+            self._off_worker(present)
+        else:
+            newer.blocked_by = present.blocked_by
+            self.queue.pop(present.job_id, None)
+
+    def _outcome(self, job: Job, reason: str, sentence: str) -> None:
+        self._turn.outcomes.append(Outcome(job.job_id, accepted=False, reason=reason, sentence=sentence))
+
+    # ---- reports about jobs
+
+    def _current(self, worker: str, job_id: str, attempt: int, run: int) -> Job | None:
+        """The live job that this worker's hand-out is; None when the report is about something that no longer counts."""
+        job = self.jobs.get(job_id)
+        if job is None or job.state not in ON_WORKER:
+            return None
+        return job if (job.worker, job.attempt, job.run) == (worker, attempt, run) else None
+
+    def _started(self, event: JobStarted) -> None:
+        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        if job is None:
+            # A hand-out that was given up started after all (its worker was thought lost): stop it.
+            self._kill_there(event.worker, event.job_id, event.attempt, event.run, "FENCED")
+            return
+        if job.state is State.RUNNING:
+            return  # told again after a reconnect
+        # ASSIGNED -> RUNNING: the worker's starter has forked the payload.
+        job.started, job.started_at_us = True, event.at_us
+        self._announce(job, State.RUNNING, event.at_us)
+
+    def _ended(self, event: JobEnded) -> None:
+        self._acknowledge(event.worker, event.job_id, event.attempt, event.run)
+        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        if job is None:
+            self._unblock(event.job_id, Hold(event.worker, event.attempt, event.run))
+            return  # told again, or fenced: acknowledged so that the worker forgets it
+        job.usage, job.exit_code = event.usage, event.exit_code
+        job.started = job.started or event.started
+        job.reason, job.sentence = event.reason, event.sentence
+        if job.cancel_reason:
+            # ASSIGNED, RUNNING -> CANCELLED: it is over, and a cancellation was promised before.
+            job.reason = job.cancel_reason
+            self._end(job, State.CANCELLED, event.at_us)
+        elif event.failed:
+            # ASSIGNED, RUNNING -> FAILED: staging, starting or the node failed, not the payload.
+            self._end(job, State.FAILED, event.at_us)
+        else:
+            # ASSIGNED, RUNNING -> DONE: the payload ended, well or badly. From ASSIGNED when it was so short that start
+            # and end came together and the start was lost with a stream.
+            self._end(job, State.DONE, event.at_us)
+        self._turn.ended_by_report.append((job, event))
+
+    def _returned(self, event: JobReturned) -> None:
+        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        if job is None:
+            self._unblock(event.job_id, Hold(event.worker, event.attempt, event.run))
+            return
+        if job.state is not State.ASSIGNED:
+            return  # a worker cannot give back what it said it started; its end will be told
+        self._requeue(job)
+
+    def _requeue(self, job: Job) -> None:
+        self._off_worker(job)
+        job.returns += 1
+        if job.cancel_reason:
+            # ASSIGNED -> CANCELLED: never started, and the owner does not want it any more.
+            job.reason = job.cancel_reason
+            self._end(job, State.CANCELLED, self._now_us)
+        elif job.returns > MAX_RETURNS:
+            # ASSIGNED -> FAILED: no worker here manages to start it.
+            job.reason = "NO_WORKER_TAKES_IT"
+            job.sentence = f"{job.returns} times a worker of this site gave the job back unstarted"
+            self._end(job, State.FAILED, self._now_us)
+        else:
+            # ASSIGNED -> QUEUED: the worker certainly never started this run; it goes to the front, with the next run number.
+            self.queue = {job.job_id: None, **self.queue} if len(self.queue) < 64 else {**self.queue, job.job_id: None}
+            job.worker = ""
+            self._announce(job, State.QUEUED, self._now_us)
+
+    # ---- cancel
+
+    def _cancel(self, event: CancelAsked) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None:
+            return  # ended before, or never here: the servicer told the caller which
+        if job.state is State.QUEUED:
+            # QUEUED -> CANCELLED: nobody has it.
+            job.reason = job.cancel_reason = event.reason
+            self._end(job, State.CANCELLED, self._now_us)
+            return
+        if not job.cancel_reason:
+            # ASSIGNED and RUNNING stay until the worker says that the processes are dead; the wish itself is durable.
+            job.cancel_reason = event.reason
+            self._turn.changed[job.job_id] = job
+        self._kill(job, job.cancel_reason)
+
+    # ---- workers
+
+    def _arrived(self, event: WorkerArrived) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            worker = self.workers[event.worker] = Worker(event.worker)
+        worker.stream, worker.slots = event.stream, event.slots
+        worker.credit = worker.seen = worker.sent = worker.lost_at_us = 0
+        held = set(event.held)
+        for job_id, attempt, run in event.held:
+            job = self._current(event.worker, job_id, attempt, run)
+            if job is None:
+                # Given up, fenced or ended here meanwhile: the worker stops it, reports, is acknowledged, forgets.
+                self._kill_there(event.worker, job_id, attempt, run, "FENCED")
+            elif job.cancel_reason:
+                self._kill(job, job.cancel_reason)
+        for job_id in sorted(worker.held):
+            job = self.jobs[job_id]
+            if (job_id, job.attempt, job.run) in held:
+                continue
+            if job.state is State.ASSIGNED:
+                self._requeue(job)  # the order never arrived, or died with the agent before it was durable there
+            else:
+                # RUNNING -> FAILED: the worker came back without it, so it lost its own state.
+                self._lose(job, f"worker {worker.name} came back without knowing the job")
+        self._unblock_all(worker.name, {(j, a, r) for j, a, r in held})
+
+    def _left(self, event: WorkerLeft) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.stream != event.stream:
+            return  # an older stream: the worker is here already again
+        worker.stream = worker.credit = 0
+        worker.lost_at_us = self._now_us + self.worker_lost_us
+
+    def _tick(self) -> None:
+        for worker in list(self.workers.values()):
+            if worker.stream or worker.lost_at_us > self._now_us:
+                continue
+            for job_id in sorted(worker.held):
+                # ASSIGNED, RUNNING -> FAILED or CANCELLED: silent for too long. Should the worker come back, what it
+                # still runs of these is killed and its report ignored.
+                seconds = self.worker_lost_us // 1_000_000
+                self._lose(self.jobs[job_id], f"worker {worker.name} was not heard of for {seconds} s")
+            self._unblock_all(worker.name, set())
+            del self.workers[worker.name]
+
+    def _lose(self, job: Job, sentence: str) -> None:
+        job.started = True  # perhaps; to assume less would allow a cheap second start
+        if job.cancel_reason:
+            job.reason = job.cancel_reason
+            self._end(job, State.CANCELLED, self._now_us)
+        else:
+            job.reason, job.sentence = "WORKER_LOST", sentence
+            self._end(job, State.FAILED, self._now_us)
+
+    def _credit(self, event: CreditGiven) -> None:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.stream != event.stream:
+            return
+        worker.credit, worker.seen, worker.unfit = event.slots, event.seen, event.unfit
+
+    # ---- handing out
+
+    def _assign(self) -> None:
+        """QUEUED -> ASSIGNED, oldest first, each to the worker with the most room; at most one transaction's worth."""
+        if not self.queue:
+            return
+        rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
+        if not rooms:
+            return
+        heapq.heapify(rooms)
+        handed: list[str] = []
+        for job_id in self.queue:
+            if not rooms or len(handed) >= MAX_ASSIGNED_PER_TURN:
+                break
+            job = self.jobs[job_id]
+            if job.blocked_by is not None:
+                continue
+            room, name = rooms[0]
+            worker = self.workers[name]
+            job.run += 1
+            job.worker = name
+            worker.held.add(job_id)
+            worker.sent += 1
+            handed.append(job_id)
+            self._announce(job, State.ASSIGNED, self._now_us)
+            self._turn.commands.append(RunOnWorker(name, worker.stream, job, job.run))
+            if room + 1 < 0:
+                heapq.heapreplace(rooms, (room + 1, name))
+            else:
+                heapq.heappop(rooms)
+        for job_id in handed:
+            del self.queue[job_id]
+
+    # ---- small steps
+
+    def _announce(self, job: Job, state: State, at_us: int) -> None:
+        self.sequence += 1
+        job.state, job.sequence, job.changed_at_us = state, self.sequence, at_us
+        self._turn.changed[job.job_id] = job
+        self._turn.updates.append(
+            Update(
+                self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code, job.reason,
+                job.sentence, job.usage, job.started,
+            )
+        )  # fmt: skip
+
+    def _end(self, job: Job, state: State, at_us: int) -> None:
+        self._off_worker(job)
+        self.queue.pop(job.job_id, None)
+        self.jobs.pop(job.job_id, None)
+        job.ended_at_us = at_us
+        self._turn.ended.append(job)
+        self._announce(job, state, at_us)
+
+    def _off_worker(self, job: Job) -> None:
+        worker = self.workers.get(job.worker)
+        if worker is not None:
+            worker.held.discard(job.job_id)
+
+    def _kill(self, job: Job, reason: str) -> None:
+        self._kill_there(job.worker, job.job_id, job.attempt, job.run, reason)
+
+    def _kill_there(self, name: str, job_id: str, attempt: int, run: int, reason: str) -> None:
+        worker = self.workers.get(name)
+        if worker is not None and worker.stream:
+            self._turn.commands.append(KillOnWorker(name, worker.stream, job_id, attempt, run, reason))
+
+    def _acknowledge(self, name: str, job_id: str, attempt: int, run: int) -> None:
+        worker = self.workers.get(name)
+        if worker is not None and worker.stream:
+            self._turn.commands.append(AcknowledgeWorker(name, worker.stream, job_id, attempt, run))
+
+    def _unblock(self, job_id: str, hold: Hold) -> None:
+        job = self.jobs.get(job_id)
+        if job is not None and job.blocked_by == hold:
+            job.blocked_by = None
+            self._turn.changed[job_id] = job
+
+    def _unblock_all(self, worker: str, held: set[tuple[str, int, int]]) -> None:
+        """Older attempts that this worker does not hold (any more) are over."""
+        for job_id in self.queue:
+            hold = self.jobs[job_id].blocked_by
+            if hold is not None and hold.worker == worker and (job_id, hold.attempt, hold.run) not in held:
+                self._unblock(job_id, hold)
+
+    # ---- numbers
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """(slots of connected workers, slots free for a job now, jobs on workers, jobs waiting)."""
+        connected = [worker for worker in self.workers.values() if worker.stream]
+        total = sum(worker.slots for worker in connected)
+        on_workers = sum(len(worker.held) for worker in self.workers.values())
+        free = sum(min(worker.room, max(0, worker.slots - len(worker.held))) for worker in connected)
+        return total, free, on_workers, len(self.queue)

@@ -1,0 +1,296 @@
+"""What a gatekeeper talks about: jobs, workers, what happened to them, and what is to be done. No wire, no rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fabric.errors import GridError, InvalidRequest
+
+
+class State(StrEnum):
+    """Where a job is. The last three are ends."""
+
+    QUEUED = "QUEUED"
+    """Durable here, waits for a slot."""
+    ASSIGNED = "ASSIGNED"
+    """Sent to a worker, which has not yet said that it started it."""
+    RUNNING = "RUNNING"
+    """The payload's process was started."""
+    DONE = "DONE"
+    """The process ended and its output is here."""
+    FAILED = "FAILED"
+    """It could not be run to its end, or was lost; the reason is typed."""
+    CANCELLED = "CANCELLED"
+    """Stopped by its owner, the broker or the site."""
+
+
+ENDED = frozenset({State.DONE, State.FAILED, State.CANCELLED})
+ON_WORKER = frozenset({State.ASSIGNED, State.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the payload used. Seconds and bytes."""
+
+    wall_s: float = 0.0
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One hand-out of one attempt to one worker. `run` fences an order that came to nothing from the next one."""
+
+    worker: str
+    attempt: int
+    run: int
+
+
+@dataclass(slots=True)
+class Job:
+    """One attempt of one job, as this CE sees it. Owned by the machine; others only read.
+
+    Invariant: `worker` and `run` name the current hand-out when ASSIGNED or RUNNING, the last one afterwards.
+    """
+
+    job_id: str
+    attempt: int
+    owner: str
+    """Identity (DN) of the end entity."""
+    vo: str
+    account: str
+    uid: int
+    gid: int
+    accepted_at_us: int
+    state: State = State.QUEUED
+    run: int = 0
+    worker: str = ""
+    cancel_reason: str = ""
+    """Not empty once a cancellation was accepted."""
+    returns: int = 0
+    """How often workers gave it back unstarted."""
+    started: bool = False
+    started_at_us: int = 0
+    ended_at_us: int = 0
+    changed_at_us: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    sentence: str = ""
+    usage: Usage = NO_USAGE
+    sequence: int = 0
+    """Of the newest update."""
+    blocked_by: Hold | None = None
+    """An older attempt that may still run on a worker: this one waits until that is certain to be over."""
+
+    @property
+    def ended(self) -> bool:
+        """No further change will come."""
+        return self.state in ENDED
+
+
+# ---- what happens ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An authenticated, mapped, validated job arrived."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """The owner, the broker for the owner, or the site wants it stopped."""
+
+    job_id: str
+    reason: str = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArrived:
+    """A worker opened its stream and said what it holds."""
+
+    worker: str
+    stream: int
+    slots: int
+    held: tuple[tuple[str, int, int], ...] = ()
+    """(job id, attempt, run)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker's stream ended, for whatever reason. Its jobs may well go on."""
+
+    worker: str
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditGiven:
+    """A worker said how many jobs it takes beyond those it holds, having seen `seen` orders of this stream."""
+
+    worker: str
+    stream: int
+    slots: int
+    seen: int
+    unfit: str = ""
+    busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """A worker started the payload's process."""
+
+    worker: str
+    job_id: str
+    attempt: int
+    run: int
+    at_us: int
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A worker is done with a job. `failed`: not run to its end by no fault of the payload."""
+
+    worker: str
+    job_id: str
+    attempt: int
+    run: int
+    at_us: int
+    exit_code: int = 0
+    reason: str = ""
+    sentence: str = ""
+    usage: Usage = NO_USAGE
+    failed: bool = False
+    started: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class JobReturned:
+    """A worker gives an order back that it never started."""
+
+    worker: str
+    job_id: str
+    attempt: int
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """The owner has the output, or it is too old."""
+
+    job_id: str
+
+
+Event = (
+    Submitted | CancelAsked | WorkerArrived | WorkerLeft | CreditGiven | JobStarted | JobEnded | JobReturned | Ticked | Purged
+)
+
+# ---- what is to be done, after what changed is durable --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunOnWorker:
+    """Send the job to the worker."""
+
+    worker: str
+    stream: int
+    job: Job
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillOnWorker:
+    """Tell the worker to stop this hand-out, if it has it."""
+
+    worker: str
+    stream: int
+    job_id: str
+    attempt: int
+    run: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgeWorker:
+    """The worker may forget this hand-out."""
+
+    worker: str
+    stream: int
+    job_id: str
+    attempt: int
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One state change, as `Watch` and bookkeeping tell it: a copy of what they need."""
+
+    sequence: int
+    job_id: str
+    attempt: int
+    owner: str
+    vo: str
+    state: State
+    at_us: int
+    worker: str = ""
+    exit_code: int = 0
+    reason: str = ""
+    sentence: str = ""
+    usage: Usage = NO_USAGE
+    started: bool = False
+
+
+Command = RunOnWorker | KillOnWorker | AcknowledgeWorker
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one batch of events came to: rows to write in one transaction, then commands and updates to carry out."""
+
+    accepted: list[Job] = field(default_factory=list)
+    """New rows (an older attempt's row of the same id is replaced)."""
+    changed: dict[str, Job] = field(default_factory=dict)
+    """Rows that differ now, by job id; includes the accepted ones."""
+    ended: list[Job] = field(default_factory=list)
+    ended_by_report: list[tuple[Job, JobEnded]] = field(default_factory=list)
+    """Ends whose report carries output to keep."""
+    purged: list[str] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    """One for each Submitted, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one submitted job."""
+
+    job_id: str
+    accepted: bool
+    new: bool = False
+    reason: str = ""
+    sentence: str = ""
+
+
+class DescriptionInvalidError(InvalidRequest):
+    """The job description cannot be run here, ever; says which field and why."""
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__("DESCRIPTION_INVALID", f"the job description's {field_name} {problem}", field=field_name)
+
+
+def failure_of(error: GridError) -> tuple[str, str]:
+    """Reason and sentence of an error, for an outcome."""
+    return error.reason, error.sentence
