@@ -1,0 +1,573 @@
+"""GLUE Schema 1.3 in its LDAP form: what agents know, as entries; and entries, as what a broker matches on.
+
+Attribute names and object classes are those of "GLUE Schema Specification version 1.3" (OGF GFD-style document of
+January 2007) in the LDAP binding that BDII serves. Entry names are relative to the site's own entry
+(`mds-vo-name=<SITE>,mds-vo-name=local,o=grid`); the information server adds that part.
+
+Units are GLUE's: times in seconds in CE states and in minutes in CE policies, memory in MB, storage areas in kB and
+online sizes in GB. Unknown numbers are the schema's own marks (444444, 2146660842), never zero.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fabric.ldap.dn import ROOT, Dn
+from fabric.ldap.entry import Entry, make_entry
+from fabric.ldap.schema import INTEGER, SYNTAX_INTEGER, AttributeType, Schema
+
+UNKNOWN_JOBS = 444444
+"""GLUE's mark for a number of jobs that is not known."""
+UNKNOWN_TIME = 2146660842
+"""GLUE's mark for a response time that is not known."""
+MAX_SPACE_KB = 2**31 - 1
+"""GlueSAState values are 32-bit; larger spaces are published as this (the online sizes in GB are exact)."""
+
+PRODUCTION, DRAINING, CLOSED, UNKNOWN = "Production", "Draining", "Closed", "Unknown"
+"""GlueCEStateStatus and GlueSEStatus. `Unknown` is set by an information server that lost the producer."""
+
+_INTEGERS = (
+    "GlueCEInfoTotalCPUs", "GlueCEStateTotalJobs", "GlueCEStateRunningJobs", "GlueCEStateWaitingJobs",
+    "GlueCEStateWorstResponseTime", "GlueCEStateEstimatedResponseTime", "GlueCEStateFreeCPUs",
+    "GlueCEStateFreeJobSlots", "GlueCEPolicyMaxWallClockTime", "GlueCEPolicyMaxCPUTime", "GlueCEPolicyMaxTotalJobs",
+    "GlueCEPolicyMaxRunningJobs", "GlueCEPolicyPriority", "GlueCEPolicyAssignedJobSlots",
+    "GlueCEPolicyMaxObtainableWallClockTime", "GlueCEPolicyMaxObtainableCPUTime", "GlueCEPolicyMaxWaitingJobs",
+    "GlueCEPolicyMaxSlotsPerJob", "GlueCEPolicyPreemption", "GlueSubClusterPhysicalCPUs",
+    "GlueSubClusterLogicalCPUs", "GlueHostArchitectureSMPSize", "GlueHostProcessorClockSpeed",
+    "GlueHostMainMemoryRAMSize", "GlueHostMainMemoryVirtualSize", "GlueHostBenchmarkSI00", "GlueHostBenchmarkSF00",
+    "GlueSchemaVersionMajor", "GlueSchemaVersionMinor", "GlueSEPort", "GlueSESizeTotal", "GlueSESizeFree",
+    "GlueSAStateAvailableSpace", "GlueSAStateUsedSpace", "GlueSATotalOnlineSize", "GlueSAUsedOnlineSize",
+    "GlueSAFreeOnlineSize", "GlueSAReservedOnlineSize", "GlueSATotalNearlineSize", "GlueSAUsedNearlineSize",
+    "GlueSAFreeNearlineSize", "GlueSAReservedNearlineSize",
+)  # fmt: skip
+_NUMBERS_IN_TEXT = ("GlueCEInfoGatekeeperPort", "GlueSETotalOnlineSize", "GlueSEUsedOnlineSize")
+_REALS = ("GlueSiteLatitude", "GlueSiteLongitude")
+_BOOLEANS = ("GlueHostNetworkAdapterOutboundIP", "GlueHostNetworkAdapterInboundIP")
+_LIST_NAMES = (
+    "objectClass", "GlueCEAccessControlBaseRule", "GlueHostApplicationSoftwareRunTimeEnvironment",
+    "GlueCECapability", "GlueCEInfoContactString", "GlueSiteOtherInfo", "GlueSiteSponsor", "GlueForeignKey",
+    "GlueChunkKey", "GlueCESEBindGroupSEUniqueID", "GlueCESEBindSEUniqueID", "GlueCESEBindMountInfo",
+    "GlueSEUniqueID", "GlueSAAccessControlBaseRule", "GlueServiceAccessControlBaseRule", "GlueServiceOwner",
+    "GlueClusterService",
+)  # fmt: skip
+_LISTS = frozenset(name.lower() for name in _LIST_NAMES)
+_INTEGER_NAMES = frozenset(name.lower() for name in (*_INTEGERS, *_NUMBERS_IN_TEXT))
+_REAL_NAMES = frozenset(name.lower() for name in _REALS)
+_BOOLEAN_NAMES = frozenset(name.lower() for name in _BOOLEANS)
+
+GLUE_SCHEMA = Schema(
+    AttributeType(name, INTEGER, substrings=False, syntax=SYNTAX_INTEGER, single_value=True) for name in _INTEGERS
+)
+"""For an LDAP server: the integers of GLUE 1.3 compare as integers, everything else as text without case."""
+
+INDEXED_ATTRIBUTES = (
+    "GlueCEUniqueID", "GlueSEUniqueID", "GlueServiceUniqueID", "GlueServiceType", "GlueSiteUniqueID",
+    "GlueClusterUniqueID", "GlueSubClusterUniqueID", "GlueCEAccessControlBaseRule", "GlueSAAccessControlBaseRule",
+    "GlueChunkKey", "GlueForeignKey", "GlueCESEBindGroupCEUniqueID", "GlueCESEBindCEUniqueID", "mds-vo-name",
+)  # fmt: skip
+"""What brokers, lcg-infosites and lcg-info ask for by equality."""
+
+Value = int | float | bool | str | tuple[str, ...]
+"""An attribute as a broker sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """GlueSite."""
+
+    name: str
+    description: str = ""
+    email: str = ""
+    location: str = ""
+    latitude: float | None = None
+    longitude: float | None = None
+    web: str = ""
+    sponsors: tuple[str, ...] = ()
+    other_info: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SubCluster:
+    """GlueCluster with one GlueSubCluster of equal hosts behind a computing element."""
+
+    cluster: str
+    """GlueClusterUniqueID: the host name of the head."""
+    site: str
+    computing_elements: tuple[str, ...] = ()
+    logical_cpus: int = 0
+    physical_cpus: int = 0
+    ram_mb: int = 0
+    virtual_mb: int = 0
+    operating_system: str = ""
+    operating_system_release: str = ""
+    operating_system_version: str = ""
+    platform: str = "x86_64"
+    cpus_per_host: int = 1
+    processor_model: str = ""
+    processor_vendor: str = ""
+    clock_mhz: int = 0
+    si00: int = 0
+    sf00: int = 0
+    inbound_network: bool = False
+    outbound_network: bool = True
+    software: tuple[str, ...] = ()
+    """GlueHostApplicationSoftwareRunTimeEnvironment tags."""
+    tmp_dir: str = "/tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputingElement:
+    """GlueCE: one queue of a gatekeeper."""
+
+    unique_id: str
+    """`<host>:<port>/jobmanager-<lrms>-<queue>`."""
+    cluster: str
+    host: str
+    port: int
+    queue: str = "grid"
+    lrms: str = "fork"
+    lrms_version: str = ""
+    implementation: str = "gridfabric"
+    implementation_version: str = ""
+    total_cpus: int = 0
+    status: str = PRODUCTION
+    free_slots: int = 0
+    running_jobs: int = 0
+    waiting_jobs: int = 0
+    estimated_response_s: int = UNKNOWN_TIME
+    worst_response_s: int = UNKNOWN_TIME
+    max_wall_minutes: int = 999999999
+    max_cpu_minutes: int = 999999999
+    max_running_jobs: int = 999999999
+    max_total_jobs: int = 999999999
+    max_waiting_jobs: int = 999999999
+    assigned_slots: int = 0
+    priority: int = 1
+    vos: tuple[str, ...] = ()
+    default_storage: str = ""
+    close_storage: tuple[str, ...] = ()
+    """GlueSEUniqueIDs of the storage elements close to this one."""
+    application_dir: str = ""
+    data_dir: str = "unset"
+    contact: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageArea:
+    """GlueSA: the space of one VO or of all."""
+
+    local_id: str
+    path: str
+    vos: tuple[str, ...] = ()
+    total_bytes: int = 0
+    used_bytes: int = 0
+    retention: str = "replica"
+    latency: str = "online"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessProtocol:
+    """GlueSEAccessProtocol."""
+
+    kind: str
+    """`gsiftp`, `https`, `grpc`..."""
+    endpoint: str
+    port: int
+    version: str = "1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageElement:
+    """GlueSE with its areas and protocols."""
+
+    unique_id: str
+    """The host name, or host:port where a host has several."""
+    site: str
+    name: str = ""
+    port: int = 0
+    status: str = PRODUCTION
+    architecture: str = "disk"
+    implementation: str = "gridfabric"
+    implementation_version: str = ""
+    areas: tuple[StorageArea, ...] = ()
+    protocols: tuple[AccessProtocol, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """GlueService."""
+
+    unique_id: str
+    kind: str
+    """GlueServiceType, for instance `org.gridfabric.broker`."""
+    endpoint: str
+    site: str
+    name: str = ""
+    version: str = "1.0.0"
+    status: str = "OK"
+    status_info: str = ""
+    vos: tuple[str, ...] = ()
+    started: str = ""
+    """ISO 8601."""
+
+
+_VERSION: dict[str, str | int] = {"GlueSchemaVersionMajor": 1, "GlueSchemaVersionMinor": 3}
+Attributes = dict[str, str | int | tuple[str, ...] | list[str]]
+
+
+def _entry(dn: Dn, classes: str, attributes: Attributes) -> Entry:
+    """An entry; attributes without a value are left out."""
+    kept: Attributes = {"objectClass": tuple(classes.split())}
+    kept.update({name: value for name, value in attributes.items() if value not in ("", ())})
+    kept.update(_VERSION)
+    return make_entry(dn, kept)
+
+
+def _rules(vos: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"VO:{vo}" for vo in vos)
+
+
+def site_entries(site: Site) -> list[Entry]:
+    """GlueSite."""
+    contact = f"mailto:{site.email}" if site.email else ""
+    attributes: Attributes = {
+        "GlueSiteUniqueID": site.name,
+        "GlueSiteName": site.name,
+        "GlueSiteDescription": site.description or f"site {site.name}",
+        "GlueSiteEmailContact": contact,
+        "GlueSiteUserSupportContact": contact,
+        "GlueSiteSysAdminContact": contact,
+        "GlueSiteSecurityContact": contact,
+        "GlueSiteLocation": site.location,
+        "GlueSiteLatitude": "" if site.latitude is None else f"{site.latitude:g}",
+        "GlueSiteLongitude": "" if site.longitude is None else f"{site.longitude:g}",
+        "GlueSiteWeb": site.web,
+        "GlueSiteSponsor": site.sponsors,
+        "GlueSiteOtherInfo": site.other_info,
+        "GlueForeignKey": f"GlueSiteUniqueID={site.name}",
+    }
+    dn = ROOT.child("GlueSiteUniqueID", site.name)
+    return [_entry(dn, "GlueTop GlueGeneralTop GlueSite GlueKey GlueSchemaVersion", attributes)]
+
+
+def cluster_entries(cluster: SubCluster) -> list[Entry]:
+    """GlueCluster and below it its GlueSubCluster."""
+    dn = ROOT.child("GlueClusterUniqueID", cluster.cluster)
+    keys = (f"GlueSiteUniqueID={cluster.site}", *(f"GlueCEUniqueID={ce}" for ce in cluster.computing_elements))
+    top: Attributes = {
+        "GlueClusterUniqueID": cluster.cluster,
+        "GlueClusterName": cluster.cluster,
+        "GlueClusterService": cluster.cluster,
+        "GlueClusterTmpDir": cluster.tmp_dir,
+        "GlueClusterWNTmpDir": cluster.tmp_dir,
+        "GlueForeignKey": keys,
+    }
+    hosts: Attributes = {
+        "GlueSubClusterUniqueID": cluster.cluster,
+        "GlueSubClusterName": cluster.cluster,
+        "GlueSubClusterPhysicalCPUs": cluster.physical_cpus,
+        "GlueSubClusterLogicalCPUs": cluster.logical_cpus,
+        "GlueSubClusterTmpDir": cluster.tmp_dir,
+        "GlueSubClusterWNTmpDir": cluster.tmp_dir,
+        "GlueHostArchitecturePlatformType": cluster.platform,
+        "GlueHostArchitectureSMPSize": cluster.cpus_per_host,
+        "GlueHostMainMemoryRAMSize": cluster.ram_mb,
+        "GlueHostMainMemoryVirtualSize": cluster.virtual_mb or cluster.ram_mb,
+        "GlueHostOperatingSystemName": cluster.operating_system,
+        "GlueHostOperatingSystemRelease": cluster.operating_system_release,
+        "GlueHostOperatingSystemVersion": cluster.operating_system_version,
+        "GlueHostProcessorModel": cluster.processor_model,
+        "GlueHostProcessorVendor": cluster.processor_vendor,
+        "GlueHostProcessorClockSpeed": cluster.clock_mhz,
+        "GlueHostBenchmarkSI00": cluster.si00,
+        "GlueHostBenchmarkSF00": cluster.sf00,
+        "GlueHostNetworkAdapterInboundIP": "TRUE" if cluster.inbound_network else "FALSE",
+        "GlueHostNetworkAdapterOutboundIP": "TRUE" if cluster.outbound_network else "FALSE",
+        "GlueHostApplicationSoftwareRunTimeEnvironment": cluster.software,
+        "GlueChunkKey": f"GlueClusterUniqueID={cluster.cluster}",
+    }
+    classes = (
+        "GlueTop GlueClusterTop GlueSubCluster GlueHostApplicationSoftware GlueHostArchitecture GlueHostBenchmark "
+        "GlueHostMainMemory GlueHostNetworkAdapter GlueHostOperatingSystem GlueHostProcessor GlueKey GlueSchemaVersion"
+    )
+    return [
+        _entry(dn, "GlueTop GlueClusterTop GlueCluster GlueKey GlueSchemaVersion", top),
+        _entry(dn.child("GlueSubClusterUniqueID", cluster.cluster), classes, hosts),
+    ]
+
+
+def ce_entries(ce: ComputingElement) -> list[Entry]:
+    """GlueCE and its bindings to close storage elements."""
+    dn = ROOT.child("GlueCEUniqueID", ce.unique_id)
+    attributes: Attributes = {
+        "GlueCEUniqueID": ce.unique_id,
+        "GlueCEName": ce.queue,
+        "GlueCEHostingCluster": ce.cluster,
+        "GlueCEImplementationName": ce.implementation,
+        "GlueCEImplementationVersion": ce.implementation_version,
+        "GlueCEInfoHostName": ce.host,
+        "GlueCEInfoGatekeeperPort": ce.port,
+        "GlueCEInfoContactString": ce.contact or ce.unique_id,
+        "GlueCEInfoLRMSType": ce.lrms,
+        "GlueCEInfoLRMSVersion": ce.lrms_version,
+        "GlueCEInfoJobManager": ce.lrms,
+        "GlueCEInfoTotalCPUs": ce.total_cpus,
+        "GlueCEInfoDefaultSE": ce.default_storage or (ce.close_storage[0] if ce.close_storage else ""),
+        "GlueCEInfoApplicationDir": ce.application_dir,
+        "GlueCEInfoDataDir": ce.data_dir,
+        "GlueCEStateStatus": ce.status,
+        "GlueCEStateFreeJobSlots": ce.free_slots,
+        "GlueCEStateFreeCPUs": ce.free_slots,
+        "GlueCEStateRunningJobs": ce.running_jobs,
+        "GlueCEStateWaitingJobs": ce.waiting_jobs,
+        "GlueCEStateTotalJobs": ce.running_jobs + ce.waiting_jobs,
+        "GlueCEStateEstimatedResponseTime": ce.estimated_response_s,
+        "GlueCEStateWorstResponseTime": ce.worst_response_s,
+        "GlueCEPolicyMaxWallClockTime": ce.max_wall_minutes,
+        "GlueCEPolicyMaxCPUTime": ce.max_cpu_minutes,
+        "GlueCEPolicyMaxRunningJobs": ce.max_running_jobs,
+        "GlueCEPolicyMaxTotalJobs": ce.max_total_jobs,
+        "GlueCEPolicyMaxWaitingJobs": ce.max_waiting_jobs,
+        "GlueCEPolicyAssignedJobSlots": ce.assigned_slots or ce.total_cpus,
+        "GlueCEPolicyPriority": ce.priority,
+        "GlueCEAccessControlBaseRule": _rules(ce.vos),
+        "GlueForeignKey": f"GlueClusterUniqueID={ce.cluster}",
+    }
+    classes = (
+        "GlueTop GlueCETop GlueCE GlueCEAccessControlBase GlueCEInfo GlueCEPolicy GlueCEState GlueKey GlueSchemaVersion"
+    )
+    entries = [_entry(dn, classes, attributes)]
+    if ce.close_storage:
+        group = ROOT.child("GlueCESEBindGroupCEUniqueID", ce.unique_id)
+        bound: Attributes = {
+            "GlueCESEBindGroupCEUniqueID": ce.unique_id,
+            "GlueCESEBindGroupSEUniqueID": ce.close_storage,
+        }
+        entries.append(_entry(group, "GlueTop GlueGeneralTop GlueCESEBindGroup GlueSchemaVersion", bound))
+        for se in ce.close_storage:
+            one: Attributes = {
+                "GlueCESEBindSEUniqueID": se,
+                "GlueCESEBindCEUniqueID": ce.unique_id,
+                "GlueCESEBindCEAccesspoint": "n.a",
+                "GlueCESEBindMountInfo": "n.a",
+                "GlueCESEBindWeight": 0,
+            }
+            bind = group.child("GlueCESEBindSEUniqueID", se)
+            entries.append(_entry(bind, "GlueTop GlueGeneralTop GlueCESEBind GlueSchemaVersion", one))
+    return entries
+
+
+def se_entries(se: StorageElement) -> list[Entry]:
+    """GlueSE with its GlueSA and GlueSEAccessProtocol entries."""
+    dn = ROOT.child("GlueSEUniqueID", se.unique_id)
+    total = sum(area.total_bytes for area in se.areas)
+    used = sum(area.used_bytes for area in se.areas)
+    attributes: Attributes = {
+        "GlueSEUniqueID": se.unique_id,
+        "GlueSEName": se.name or se.unique_id,
+        "GlueSEPort": se.port or "",
+        "GlueSEStatus": se.status,
+        "GlueSEArchitecture": se.architecture,
+        "GlueSEImplementationName": se.implementation,
+        "GlueSEImplementationVersion": se.implementation_version,
+        "GlueSESizeTotal": total // 10**9,
+        "GlueSESizeFree": max(0, total - used) // 10**9,
+        "GlueSETotalOnlineSize": total // 10**9,
+        "GlueSEUsedOnlineSize": used // 10**9,
+        "GlueSETotalNearlineSize": 0,
+        "GlueSEUsedNearlineSize": 0,
+        "GlueForeignKey": f"GlueSiteUniqueID={se.site}",
+    }
+    entries = [_entry(dn, "GlueTop GlueSETop GlueSE GlueKey GlueSchemaVersion", attributes)]
+    for protocol in se.protocols:
+        spoken: Attributes = {
+            "GlueSEAccessProtocolLocalID": protocol.kind,
+            "GlueSEAccessProtocolType": protocol.kind,
+            "GlueSEAccessProtocolVersion": protocol.version,
+            "GlueSEAccessProtocolEndpoint": protocol.endpoint,
+            "GlueSEAccessProtocolPort": protocol.port,
+            "GlueSEAccessProtocolSupportedSecurity": "GSI",
+            "GlueChunkKey": f"GlueSEUniqueID={se.unique_id}",
+        }
+        below = dn.child("GlueSEAccessProtocolLocalID", protocol.kind)
+        entries.append(_entry(below, "GlueTop GlueSETop GlueSEAccessProtocol GlueKey GlueSchemaVersion", spoken))
+    for area in se.areas:
+        free = max(0, area.total_bytes - area.used_bytes)
+        space: Attributes = {
+            "GlueSALocalID": area.local_id,
+            "GlueSAName": area.local_id,
+            "GlueSAPath": area.path,
+            "GlueSARoot": area.path,
+            "GlueSAType": "permanent",
+            "GlueSATotalOnlineSize": area.total_bytes // 10**9,
+            "GlueSAUsedOnlineSize": area.used_bytes // 10**9,
+            "GlueSAFreeOnlineSize": free // 10**9,
+            "GlueSARetentionPolicy": area.retention,
+            "GlueSAAccessLatency": area.latency,
+            "GlueSAExpirationMode": "neverExpire",
+            "GlueSAStateAvailableSpace": min(MAX_SPACE_KB, free // 1024),
+            "GlueSAStateUsedSpace": min(MAX_SPACE_KB, area.used_bytes // 1024),
+            "GlueSAAccessControlBaseRule": _rules(area.vos),
+            "GlueChunkKey": f"GlueSEUniqueID={se.unique_id}",
+        }
+        classes = "GlueTop GlueSATop GlueSA GlueSAPolicy GlueSAState GlueSAAccessControlBase GlueKey GlueSchemaVersion"
+        entries.append(_entry(dn.child("GlueSALocalID", area.local_id), classes, space))
+    return entries
+
+
+def service_entries(service: Service) -> list[Entry]:
+    """GlueService."""
+    attributes: Attributes = {
+        "GlueServiceUniqueID": service.unique_id,
+        "GlueServiceName": service.name or service.unique_id,
+        "GlueServiceType": service.kind,
+        "GlueServiceVersion": service.version,
+        "GlueServiceEndpoint": service.endpoint,
+        "GlueServiceURI": service.endpoint,
+        "GlueServiceAccessPointURL": service.endpoint,
+        "GlueServiceStatus": service.status,
+        "GlueServiceStatusInfo": service.status_info,
+        "GlueServiceStartTime": service.started,
+        "GlueServiceOwner": service.vos,
+        "GlueServiceAccessControlBaseRule": _rules(service.vos),
+        "GlueServiceAccessControlRule": service.vos,
+        "GlueForeignKey": f"GlueSiteUniqueID={service.site}",
+    }
+    dn = ROOT.child("GlueServiceUniqueID", service.unique_id)
+    return [_entry(dn, "GlueTop GlueService GlueKey GlueSchemaVersion", attributes)]
+
+
+# -- what a broker sees
+
+
+@dataclass(frozen=True, slots=True)
+class CeView:
+    """One computing element with everything a JDL's `other.` may name.
+
+    `attributes` holds the GlueCE's own attributes, then those of its subcluster, its cluster and its site (a name
+    already there is not replaced), `GlueCESEBindGroupSEUniqueID` and `GlueSEUniqueID` as the list of close storage
+    elements, and `GlueSAStateAvailableSpace` as the largest free space among their areas. GLUE's integers are numbers, its
+    booleans are booleans, attributes that may have several values are always tuples, all else is text.
+    """
+
+    unique_id: str
+    site: str
+    attributes: Mapping[str, Value]
+    close_storage: tuple[str, ...] = ()
+    """Known storage elements only, in the publisher's order."""
+
+    @property
+    def is_usable(self) -> bool:
+        """True if it says that it takes jobs, and its producer is being heard."""
+        return self.attributes.get("GlueCEStateStatus") == PRODUCTION
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """A number."""
+        value = self.attributes.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+    @property
+    def vos(self) -> tuple[str, ...]:
+        """The VOs in GlueCEAccessControlBaseRule."""
+        rules = self.attributes.get("GlueCEAccessControlBaseRule")
+        return tuple(rule[3:] for rule in rules if rule.startswith("VO:")) if isinstance(rules, tuple) else ()
+
+
+def typed_value(name: str, values: tuple[str, ...]) -> Value:
+    """An attribute's values as a broker sees them."""
+    lowered = name.lower()
+    if lowered in _LISTS or len(values) > 1:
+        return values
+    text = values[0] if values else ""
+    try:
+        if lowered in _INTEGER_NAMES:
+            return int(text)
+        if lowered in _REAL_NAMES:
+            return float(text)
+    except ValueError:
+        return text
+    if lowered in _BOOLEAN_NAMES:
+        return text.upper() == "TRUE"
+    return text
+
+
+def site_of(dn: Dn) -> str:
+    """The site in whose part of the tree a name is: the value of the first `mds-vo-name` from the left; "" if none."""
+    for rdn in dn.rdns:
+        if rdn[0][0].lower() == "mds-vo-name":
+            return rdn[0][1]
+    return ""
+
+
+@dataclass(slots=True)
+class _SiteParts:
+    site: Entry | None = None
+    elements: list[Entry] = field(default_factory=list[Entry])
+    clusters: dict[str, Entry] = field(default_factory=dict[str, Entry])
+    subclusters: dict[str, Entry] = field(default_factory=dict[str, Entry])
+    bindings: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def _key(entry: Entry, name: str, prefix: str) -> str:
+    """What a GlueForeignKey or GlueChunkKey of the form `<prefix>=<id>` points to."""
+    for value in entry.get(name) or ():
+        if value.lower().startswith(prefix.lower() + "="):
+            return value[len(prefix) + 1 :]
+    return ""
+
+
+def ce_views(entries: Iterable[Entry]) -> dict[str, CeView]:
+    """Group entries (of one site or many) into a view per GlueCE, by GlueCEUniqueID.
+
+    Storage elements may be at other sites than their close CE. Views of CEs that do not take jobs are there too.
+    """
+    sites: dict[str, _SiteParts] = defaultdict(_SiteParts)
+    storage: set[str] = set()
+    space: dict[str, int] = defaultdict(int)
+    for entry in entries:
+        classes = entry.attributes.get("objectClass", ())
+        parts = sites[site_of(entry.dn)]
+        if "GlueCE" in classes:
+            parts.elements.append(entry)
+        elif "GlueSubCluster" in classes:
+            parts.subclusters.setdefault(_key(entry, "gluechunkkey", "GlueClusterUniqueID"), entry)
+        elif "GlueCluster" in classes:
+            parts.clusters[entry.first("GlueClusterUniqueID")] = entry
+        elif "GlueSite" in classes:
+            parts.site = entry
+        elif "GlueCESEBindGroup" in classes:
+            bound = entry.attributes.get("GlueCESEBindGroupSEUniqueID", ())
+            parts.bindings[entry.first("GlueCESEBindGroupCEUniqueID")] = bound
+        elif "GlueSE" in classes:
+            if entry.first("GlueSEStatus", PRODUCTION) != UNKNOWN:
+                storage.add(entry.first("GlueSEUniqueID"))
+        elif "GlueSA" in classes:
+            owner = _key(entry, "gluechunkkey", "GlueSEUniqueID")
+            free = typed_value("GlueSAStateAvailableSpace", entry.attributes.get("GlueSAStateAvailableSpace", ()))
+            space[owner] = max(space[owner], free if isinstance(free, int) else 0)
+    views: dict[str, CeView] = {}
+    for name, parts in sites.items():
+        for element in parts.elements:
+            view = _view(name, element, parts, storage, space)
+            views[view.unique_id] = view
+    return views
+
+
+def _view(site: str, element: Entry, parts: _SiteParts, storage: set[str], space: Mapping[str, int]) -> CeView:
+    unique_id = element.first("GlueCEUniqueID")
+    cluster = _key(element, "glueforeignkey", "GlueClusterUniqueID") or element.first("GlueCEHostingCluster")
+    attributes: dict[str, Value] = {}
+    for source in (element, parts.subclusters.get(cluster), parts.clusters.get(cluster), parts.site):
+        if source is not None:
+            for attribute, values in source.attributes.items():
+                if attribute not in attributes:
+                    attributes[attribute] = typed_value(attribute, values)
+    close = tuple(se for se in parts.bindings.get(unique_id, ()) if se in storage)
+    attributes["GlueCESEBindGroupSEUniqueID"] = close
+    attributes["GlueSEUniqueID"] = close
+    if close:
+        attributes["GlueSAStateAvailableSpace"] = max(space.get(se, 0) for se in close)
+    attributes.setdefault("GlueSiteUniqueID", site)
+    return CeView(unique_id, site, attributes, close)
