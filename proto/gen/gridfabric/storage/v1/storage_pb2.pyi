@@ -15,16 +15,18 @@ class Checksums(_message.Message):
     def __init__(self, adler32: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PutHeader(_message.Message):
-    __slots__ = ("vo", "size_bytes", "name_hint", "put_id")
+    __slots__ = ("vo", "size_bytes", "name_hint", "put_id", "checksums")
     VO_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NAME_HINT_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     vo: str
     size_bytes: int
     name_hint: str
     put_id: str
-    def __init__(self, vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., name_hint: _Optional[str] = ..., put_id: _Optional[str] = ...) -> None: ...
+    checksums: Checksums
+    def __init__(self, vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., name_hint: _Optional[str] = ..., put_id: _Optional[str] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
 
 class PutTrailer(_message.Message):
     __slots__ = ("checksums",)
@@ -157,18 +159,20 @@ class SpaceRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class VoSpace(_message.Message):
-    __slots__ = ("vo", "quota_bytes", "used_bytes", "reserved_bytes", "files")
+    __slots__ = ("vo", "quota_bytes", "used_bytes", "reserved_bytes", "files", "available_bytes")
     VO_FIELD_NUMBER: _ClassVar[int]
     QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     vo: str
     quota_bytes: int
     used_bytes: int
     reserved_bytes: int
     files: int
-    def __init__(self, vo: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., files: _Optional[int] = ...) -> None: ...
+    available_bytes: int
+    def __init__(self, vo: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., reserved_bytes: _Optional[int] = ..., files: _Optional[int] = ..., available_bytes: _Optional[int] = ...) -> None: ...
 
 class SpaceResponse(_message.Message):
     __slots__ = ("total_bytes", "free_bytes", "vos")

@@ -79,7 +79,8 @@ class StorageServicer:
     """
 
     def Put(self, request_iterator, context):
-        """First message: header. After: the file is there whole (checksums verified, fsynced) or not at all.
+        """First message: header; then data of at most 1 MiB each; last: trailer. Before: nothing under this put_id, or the same
+        file (then the same SURL is answered). After: the file is there whole (checksums verified, fsynced) or not at all.
         Errors: RESOURCE_EXHAUSTED (quota, disk), DATA_LOSS (checksum), ALREADY_EXISTS, PERMISSION_DENIED (other VO).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,0 +1,51 @@
+"""The storage element's section of the cluster file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fabric.errors import InvalidRequest
+from fabric.settings import parse_options
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """Every option with its default. Sizes in bytes, times in seconds."""
+
+    pools: tuple[Path, ...] = ()
+    """Directories that hold the data, best one per disk; relative ones start at the state directory. Default: `pool`
+    there."""
+    quota_bytes: int | None = None
+    """What each VO may keep here. None: as much as the disks hold."""
+    vo_quota_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Other quotas, by VO."""
+    reserve_bytes: int = 256 * MIB
+    """Left free on every disk, so that the host, its logs and its databases live on when the pools are full."""
+    max_transfers: int = field(default=64, metadata={"minimum": 1})
+    """Transfers at one time, in and out: each holds a descriptor and some MiB of buffers."""
+    max_transfers_per_user: int = field(default=48, metadata={"minimum": 1})
+    """Of these, for one identity."""
+    stall_timeout_s: float = field(default=60.0, metadata={"minimum": 0.01})
+    """A transfer in which the other end does nothing for this long is ended and its space freed."""
+    removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
+    """Who may remove a file: any member of its VO, or its owner alone."""
+
+    def quota_of(self, vo: str) -> int | None:
+        """The VO's quota; None if there is none."""
+        return self.vo_quota_bytes.get(vo, self.quota_bytes)
+
+
+def parse_config(options: Mapping[str, Any], state_dir: Path) -> StorageConfig:
+    """Checked options, pools absolute. Raises InvalidRequest SETTINGS_INVALID naming the option. Touches no disk."""
+    config = parse_options(StorageConfig, options, where="options of the storage element")
+    pools = tuple((state_dir / pool).absolute() for pool in config.pools or (Path("pool"),))
+    if len(set(pools)) != len(pools):
+        raise InvalidRequest(
+            "SETTINGS_INVALID", "options of the storage element: 'pools' names a directory twice", key="pools"
+        )
+    return replace(config, pools=pools)

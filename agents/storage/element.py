@@ -1,0 +1,419 @@
+"""The storage element itself: files in, files out, on disk and in the database, without any wire.
+
+Durable is what `put` and `remove` have returned from. A put goes: space booked (memory) - bytes to incoming/ -
+checksums compared - synced and linked (pool) - row (database) - answer. Until the row is there nobody sees the file and
+a crash removes it; from then on the file is there for good. From the sync on the work belongs to a task of its own: a
+caller that goes away in the middle of a commit can neither tear it nor lose it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from agents.storage.admission import Admission
+from agents.storage.config import StorageConfig
+from agents.storage.failpoints import Failpoints
+from agents.storage.model import (
+    MAX_NAME_HINT_LENGTH,
+    PIECE_BYTES,
+    Announced,
+    Checksums,
+    StoredFile,
+    check_announcement,
+    require_equal,
+)
+from agents.storage.pool import Incoming, Pool, read_pieces
+from agents.storage.space import Ledger, PoolFree, Reservation, VoUse
+from agents.storage.store import FileStore
+from fabric.clock import Clock, to_us
+from fabric.errors import Conflict, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from fabric.logs import Logger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+IO_THREADS = 16
+"""Threads for disk and checksums. They mostly wait: for the disk, or inside OpenSSL without the interpreter lock."""
+AHEAD_PIECES = 4
+"""Pieces of one transfer handed to a thread at once; twice as many are in memory."""
+COLLECT_EVERY_S = 30.0
+"""How often bytes whose deletion failed (disk away) are tried again."""
+
+Pieces = AsyncIterator[bytes | Checksums]
+"""A file as it arrives: data in order, then the sender's checksums."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """Disks and VOs at one moment."""
+
+    total_bytes: int
+    free_bytes: int
+    vos: tuple[tuple[VoUse, int], ...]
+    """Each VO with the bytes that it could write now."""
+
+
+class StorageElement:
+    """One storage element. Use from one event loop."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        files: FileStore,
+        *,
+        log: Logger,
+        clock: Clock,
+        failpoints: Failpoints | None = None,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self.config = config
+        self.admission = Admission(config.max_transfers, config.max_transfers_per_user)
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._files = files
+        self._log = log
+        self._clock = clock
+        self._failpoints = failpoints or Failpoints()
+        self._new_id = new_id
+        self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
+        self._pools: dict[str, Pool] = {}
+        self._ledger = Ledger(config.quota_of, config.reserve_bytes)
+        self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
+        self._commits: set[asyncio.Task[StoredFile]] = set()
+        self._changed = asyncio.Event()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the pools and bring disk and database to one state again. Raises Unavailable(POOL_UNUSABLE)."""
+        for root in self.config.pools:
+            pool = await self._io(Pool, root)
+            self._pools[pool.name] = pool
+            in_doubt = await self._io(pool.in_doubt)
+            gone = await self._io(pool.settle, in_doubt, await self._files.known(in_doubt))
+            if in_doubt:
+                self._log.info("storage.recovered", pool=pool.name, kept=len(in_doubt) - len(gone), removed=len(gone))
+        self._ledger = Ledger(self.config.quota_of, self.config.reserve_bytes, await self._files.use_by_vo())
+        await self.collect_garbage()
+
+    async def stop(self) -> None:
+        """End uploads that are not complete, wait for those that are, close."""
+        uploads = list(self._uploads.values())
+        for upload in uploads:
+            upload.cancel()
+        await asyncio.gather(*uploads, *self._commits, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+
+    async def collect_garbage(self) -> int:
+        """Delete bytes whose rows are gone. Returns how many files went."""
+        went: list[str] = []
+        for file_id, pool_name in await self._files.garbage():
+            pool = self._pools.get(pool_name)
+            if pool is not None and await self._io(_try_remove, pool, file_id):
+                went.append(file_id)
+        await self._files.collected(went)
+        return len(went)
+
+    async def keep_collecting(self) -> None:
+        """Background task: what could not be deleted at once, later."""
+        while True:
+            await asyncio.sleep(COLLECT_EVERY_S)
+            await self.collect_garbage()
+
+    # -- files in ----------------------------------------------------------------------------------------------------
+
+    async def put(self, announced: Announced, pieces: Pieces) -> StoredFile:
+        """Keep a file. The same (owner, put_id) again answers with the file that is there, if it is the same one; while
+        the first is still under way, the later one takes over and the first ends with Conflict(PUT_TAKEN_OVER).
+
+        Raises InvalidRequest(SIZE_MISMATCH | ...), DataCorrupted(CHECKSUM_MISMATCH), Exhausted(QUOTA_EXCEEDED |
+        DISK_FULL | TOO_MANY_TRANSFERS), DeadlineExceeded(TRANSFER_STALLED), Conflict(PUT_ID_REUSED). After any of them
+        nothing is left.
+        """
+        check_announcement(announced)
+        key = (announced.owner, announced.put_id)
+        while earlier := self._uploads.get(key):
+            earlier.cancel()
+            await asyncio.wait([earlier])
+            if self._uploads.get(key) is earlier:
+                del self._uploads[key]
+        task = asyncio.create_task(self._put(announced, pieces))
+        self._uploads[key] = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise Conflict(
+                "PUT_TAKEN_OVER", f"put {announced.put_id!r} was ended: a repeat of it took over, or the service stops"
+            ) from None
+        finally:
+            if self._uploads.get(key) is task:
+                del self._uploads[key]
+
+    async def _put(self, announced: Announced, pieces: Pieces) -> StoredFile:
+        existing = await self._files.by_put(announced.owner, announced.put_id)
+        if existing is not None:
+            return await self._repeat(existing, announced, pieces)
+        with self.admission.transfer(announced.owner):
+            reservation = self._ledger.reserve(announced.vo, announced.size_bytes, await self.measure())
+            incoming = Incoming(self._pools[reservation.pool], self._new_id(), announced.size_bytes)
+            try:
+                self._failpoints.reached("storage.put.reserved")
+                await self._io(incoming.begin)
+                sent = await self._take(pieces, incoming, reservation) or announced.checksums
+                incoming.verify_size()
+                found = incoming.hasher.checksums()
+                if sent is None:
+                    raise InvalidRequest(
+                        "CHECKSUM_MISSING",
+                        "the upload ended without checksums, so nobody can say that it is whole; send both",
+                    )
+                for expected in {sent, announced.checksums or sent}:
+                    require_equal(f"put {announced.put_id!r}", announced.size_bytes, found, expected)
+            except BaseException:
+                await self._drop(incoming, reservation)
+                raise
+            commit = asyncio.create_task(self._commit(announced, incoming, reservation, found))
+            self._commits.add(commit)
+            commit.add_done_callback(self._commits.discard)
+            return await asyncio.shield(commit)
+
+    async def _take(self, pieces: Pieces, incoming: Incoming, reservation: Reservation) -> Checksums | None:
+        """Write what arrives while more arrives; at most 2 * AHEAD_PIECES are in memory. Returns the sender's
+        checksums."""
+        waiting: list[bytes] = []
+        writing: asyncio.Future[int] | None = None
+        trailer: Checksums | None = None
+        try:
+            while trailer is None:
+                piece = await self._next(pieces)
+                if piece is None:
+                    break
+                if isinstance(piece, Checksums):
+                    trailer = piece
+                    break
+                waiting.append(piece)
+                if writing is not None and (writing.done() or len(waiting) >= AHEAD_PIECES):
+                    self._wrote(reservation, await writing)
+                    writing = None
+                if writing is None:
+                    writing = self._io(incoming.write, waiting)
+                    waiting = []
+            if writing is not None:
+                self._wrote(reservation, await writing)
+            if waiting:
+                self._wrote(reservation, await self._io(incoming.write, waiting))
+            return trailer
+        finally:
+            if writing is not None and not writing.done():
+                writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _wrote(self, reservation: Reservation, size_bytes: int) -> None:
+        self._ledger.written(reservation, size_bytes)
+        self.bytes_in += size_bytes
+
+    async def _next(self, pieces: Pieces) -> bytes | Checksums | None:
+        try:
+            async with asyncio.timeout(self.config.stall_timeout_s):
+                return await anext(pieces, None)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "TRANSFER_STALLED",
+                f"no data arrived for {self.config.stall_timeout_s:g} s; the upload was ended and nothing kept, send "
+                f"it again",
+            ) from None
+
+    async def _drop(self, incoming: Incoming, reservation: Reservation) -> None:
+        try:
+            await self._io(incoming.discard)
+        finally:
+            self._ledger.release(reservation)
+
+    async def _commit(
+        self, announced: Announced, incoming: Incoming, reservation: Reservation, checksums: Checksums
+    ) -> StoredFile:
+        file = StoredFile(
+            file_id=incoming.file_id,
+            vo=announced.vo,
+            size_bytes=announced.size_bytes,
+            checksums=checksums,
+            owner=announced.owner,
+            put_id=announced.put_id,
+            name_hint=announced.name_hint[:MAX_NAME_HINT_LENGTH],
+            pool=incoming.pool.name,
+            created_at_us=to_us(self._clock.now()),
+        )
+        try:
+            await self._io(incoming.finish, self._failpoints.reached)
+            kept = await self._files.add(file)
+        except BaseException:
+            await self._drop(incoming, reservation)
+            raise
+        self._failpoints.reached("storage.put.committed")
+        if kept is not file:
+            await self._drop(incoming, reservation)
+            _require_same(kept, announced, checksums)
+            return kept
+        self._ledger.commit(reservation)
+        self._io(incoming.settle)
+        self._changed.set()
+        return kept
+
+    async def _repeat(self, existing: StoredFile, announced: Announced, pieces: Pieces) -> StoredFile:
+        """A put that was done before. Its bytes are not looked at again, only its checksums."""
+        sent = announced.checksums
+        while sent is None:
+            piece = await self._next(pieces)
+            if piece is None:
+                raise InvalidRequest(
+                    "CHECKSUM_MISSING",
+                    "the upload ended without checksums, so nobody can say that it is whole; send both",
+                )
+            if isinstance(piece, Checksums):
+                sent = piece
+        _require_same(existing, announced, sent)
+        return existing
+
+    # -- files out ---------------------------------------------------------------------------------------------------
+
+    async def get(self, file_id: str, vo: str) -> StoredFile:
+        """A file of this VO. Raises NotFound(FILE_NOT_FOUND)."""
+        file = await self._files.get(file_id)
+        if file is None or file.vo != vo:
+            raise NotFound(
+                "FILE_NOT_FOUND",
+                f"there is no file {file_id} of VO {vo} here; ask the catalogue for its other replicas",
+            )
+        return file
+
+    async def read(self, file: StoredFile, offset: int, size_bytes: int) -> AsyncIterator[bytes]:
+        """The bytes of a valid range, in pieces. A removal meanwhile does not disturb it. Close the iterator early if
+        it is not used up. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
+        pool = self._pools.get(file.pool)
+        if pool is None:
+            raise Unavailable(
+                "POOL_UNUSABLE", f"file {file.file_id} lies in pool {file.pool}, which is not in the options any more"
+            )
+        opening = self._io(pool.open, file.file_id, file.size_bytes)
+        try:
+            descriptor = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_result)
+            raise
+        end = offset + size_bytes
+        reading: asyncio.Future[list[bytes]] | None = None
+        try:
+            while offset < end or reading is not None:
+                pieces = await reading if reading is not None else []
+                reading = None
+                if offset < end:
+                    size = min(AHEAD_PIECES * PIECE_BYTES, end - offset)
+                    reading = self._io(read_pieces, descriptor, offset, size, PIECE_BYTES)
+                    offset += size
+                for piece in pieces:
+                    self.bytes_out += len(piece)
+                    yield piece
+        finally:
+            if reading is None or reading.done():
+                os.close(descriptor)
+                if reading is not None and not reading.cancelled():
+                    reading.exception()
+            else:  # a thread still reads from it
+                reading.add_done_callback(lambda done: (done.cancelled() or done.exception(), os.close(descriptor)))
+
+    async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
+        """Files of the VO in order of id, above `after`."""
+        return await self._files.page(vo, after, limit)
+
+    async def remove(self, file_id: str, vo: str, allowed: Callable[[StoredFile], None]) -> bool:
+        """Forget a file and delete its bytes. False if it was gone already. `allowed` raises to refuse."""
+        file = await self._files.get(file_id)
+        if file is None or file.vo != vo:
+            return False
+        allowed(file)
+        removal = asyncio.create_task(self._remove(file_id))
+        return await asyncio.shield(removal)
+
+    async def _remove(self, file_id: str) -> bool:
+        file = await self._files.remove(file_id)
+        self._failpoints.reached("storage.remove.committed")
+        if file is None:
+            return False
+        self._ledger.removed(file.vo, file.size_bytes)
+        self._changed.set()
+        pool = self._pools.get(file.pool)
+        if pool is not None and await self._io(_try_remove, pool, file_id):
+            await self._files.collected([file_id])
+        return True
+
+    # -- space -------------------------------------------------------------------------------------------------------
+
+    async def measure(self) -> list[PoolFree]:
+        """The disks now; a disk that is gone is left out."""
+
+        def measure_all() -> list[PoolFree]:
+            return [found for pool in self._pools.values() if (found := pool.measure()) is not None]
+
+        return await self._io(measure_all)
+
+    async def space(self, vos: tuple[str, ...] = ()) -> SpaceReport:
+        """Disks and VOs: those with files and `vos`."""
+        pools = await self.measure()
+        by_device = {pool.device: pool for pool in pools}
+        shares = tuple(
+            (self._ledger.use_of(vo), self._ledger.available_bytes(vo, pools))
+            for vo in sorted(set(vos) | set(self._ledger.vos()))
+        )
+        return SpaceReport(
+            total_bytes=sum(pool.total_bytes for pool in by_device.values()),
+            free_bytes=sum(pool.free_bytes for pool in by_device.values()),
+            vos=shares,
+        )
+
+    def missing_pools(self, measured: list[PoolFree]) -> list[str]:
+        """Pools that did not answer."""
+        return sorted(set(self._pools) - {pool.pool for pool in measured})
+
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Until a file came or went, at most `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    def _io(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        assert not kwargs
+        return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _try_remove(pool: Pool, file_id: str) -> bool:
+    try:
+        pool.remove(file_id)
+    except OSError:
+        return False
+    return True
+
+
+def _close_result(opening: asyncio.Future[int]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())
+
+
+def _require_same(existing: StoredFile, announced: Announced, checksums: Checksums) -> None:
+    same = (existing.vo, existing.size_bytes, existing.checksums) == (announced.vo, announced.size_bytes, checksums)
+    if not same:
+        raise Conflict(
+            "PUT_ID_REUSED",
+            f"put {announced.put_id!r} already made another file here ({existing.size_bytes} bytes, sha256 "
+            f"{existing.checksums.sha256}); use a new id for a new file",
+        )

@@ -1,0 +1,104 @@
+"""What a storage element knows about a file: immutable values, no protobuf and no rows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fabric.errors import DataCorrupted, InvalidRequest
+
+_ADLER32 = re.compile(r"[0-9a-f]{8}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+MAX_PUT_ID_LENGTH = 64
+MAX_NAME_HINT_LENGTH = 1024
+"""A hint is only shown in listings; longer ones are cut, not refused."""
+PIECE_BYTES = 1 << 20
+"""Size of one data message of a stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checksums:
+    """Both checksums of a whole file, lower-case hexadecimal. The grid's tools know adler32, an attacker forges it;
+    sha256 is the one that proves."""
+
+    adler32: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What a sender says before the first byte."""
+
+    vo: str
+    size_bytes: int
+    put_id: str
+    owner: str
+    name_hint: str = ""
+    checksums: Checksums | None = None
+    """If the sender knows them already (a repeat, a copy), a wrong file is refused as early as possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that is there, whole."""
+
+    file_id: str
+    vo: str
+    size_bytes: int
+    checksums: Checksums
+    owner: str
+    put_id: str
+    name_hint: str
+    pool: str
+    created_at_us: int
+
+
+def parse_checksums(adler32: str, sha256: str) -> Checksums:
+    """Both are needed. Raises InvalidRequest(CHECKSUM_INVALID)."""
+    sums = Checksums(adler32.lower(), sha256.lower())
+    if not _ADLER32.match(sums.adler32) or not _SHA256.match(sums.sha256):
+        raise InvalidRequest(
+            "CHECKSUM_INVALID",
+            f"adler32 {adler32[:80]!r} and sha256 {sha256[:80]!r} must be 8 and 64 hexadecimal digits; send both",
+        )
+    return sums
+
+
+def require_equal(what: str, size_bytes: int, found: Checksums, expected: Checksums) -> None:
+    """Raises DataCorrupted(CHECKSUM_MISMATCH) with both values."""
+    if found == expected:
+        return
+    kind = "adler32" if found.adler32 != expected.adler32 else "sha256"
+    raise DataCorrupted(
+        "CHECKSUM_MISMATCH",
+        f"{what} ({size_bytes} bytes) arrived with {kind} {getattr(found, kind)} where {getattr(expected, kind)} was "
+        "expected; nothing was kept, send it again from an intact copy",
+        found_adler32=found.adler32,
+        expected_adler32=expected.adler32,
+        found_sha256=found.sha256,
+        expected_sha256=expected.sha256,
+    )
+
+
+def byte_range(size_bytes: int, offset: int, length: int) -> tuple[int, int]:
+    """(offset, bytes to send) of a read of a file of `size_bytes`; length 0 means to the end; a range that passes the
+    end is cut there, as HTTP does. Raises InvalidRequest(RANGE_INVALID) for a negative number or a start behind the
+    end."""
+    if offset < 0 or length < 0 or offset > size_bytes:
+        raise InvalidRequest(
+            "RANGE_INVALID", f"offset {offset} and length {length} do not lie in a file of {size_bytes} bytes"
+        )
+    rest = size_bytes - offset
+    return offset, min(length, rest) if length else rest
+
+
+def check_announcement(announced: Announced) -> None:
+    """Raises InvalidRequest for a header that cannot be served."""
+    if announced.size_bytes < 0:
+        raise InvalidRequest("SIZE_INVALID", f"a file cannot have {announced.size_bytes} bytes; announce its size")
+    if not announced.put_id or len(announced.put_id) > MAX_PUT_ID_LENGTH or not announced.put_id.isprintable():
+        raise InvalidRequest(
+            "PUT_ID_INVALID",
+            f"a put needs an id of 1 to {MAX_PUT_ID_LENGTH} printable characters, chosen by the sender",
+        )

@@ -1,0 +1,300 @@
+"""One directory of files on one disk. Blocking calls; nothing here knows VOs, users or logical names.
+
+Layout below the pool's root:
+
+    incoming/<file id>        being written, or written and not yet in the database
+    data/ab/cd/<file id>      kept; ab and cd are the first digits of the random id, so directories stay small and even
+
+How a file becomes whole: written to incoming/, synced, *linked* to its place in data/, directory synced, committed to
+the database, and only then its name in incoming/ is dropped. A hard link followed by an unlink is a rename whose old
+name survives until the commit; so after a crash the few names in incoming/ say which files are in doubt, and a start
+costs what was under way, not a walk over a million files. A file in doubt that the database does not know was never
+acknowledged: it is removed, and its sender, who got no answer, repeats the put.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from agents.storage.model import Checksums
+from agents.storage.space import PoolFree
+from agents.storage.surl import is_file_id
+from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, Unavailable
+
+WRITEBACK_BYTES = 16 << 20
+"""The kernel is asked to start writing after this many bytes, so that the final sync finds little left to do."""
+FULL_RETRY_S = 60
+_IOV_MAX = 512
+
+
+class Pool:
+    """A pool at `root`, made if absent. Raises Unavailable(POOL_UNUSABLE)."""
+
+    def __init__(self, root: Path) -> None:
+        self.name = str(root)
+        self.incoming = root / "incoming"
+        self.data = root / "data"
+        try:
+            for directory in (root, self.incoming, self.data):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_directory(root)
+            self.device = root.stat().st_dev
+        except OSError as error:
+            raise Unavailable(
+                "POOL_UNUSABLE", f"pool {root} cannot be used ({error}); mount its disk or take it out of the options"
+            ) from error
+
+    def measure(self) -> PoolFree | None:
+        """Free bytes now, as an ordinary user sees them; None if the disk does not answer or is read-only."""
+        try:
+            found = os.statvfs(self.incoming)
+            device = os.stat(self.incoming).st_dev
+        except OSError:
+            return None
+        if device != self.device or found.f_flag & os.ST_RDONLY:
+            return None  # the disk is gone and the directory below its mount point shows: writing there would hide data
+        no_inodes = found.f_files > 0 and found.f_favail == 0
+        free = 0 if no_inodes else found.f_bavail * found.f_frsize
+        return PoolFree(self.name, device, free, found.f_blocks * found.f_frsize)
+
+    def path_of(self, file_id: str) -> Path:
+        """Where a kept file lies. Raises ValueError for anything but an id made here: no other text becomes a path."""
+        if not is_file_id(file_id):
+            raise ValueError(f"{file_id!r} is not the id of a file")
+        return self.data / file_id[:2] / file_id[2:4] / file_id
+
+    def open(self, file_id: str, size_bytes: int) -> int:
+        """A descriptor for reading; the caller closes it. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED)."""
+        path = self.path_of(file_id)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DataCorrupted(
+                "FILE_LOST",
+                f"file {file_id} is in the database and not on disk; read another replica and tell the site",
+            ) from error
+        except OSError as error:
+            raise Unavailable(
+                "POOL_UNUSABLE", f"file {file_id} cannot be read now ({error.strerror}); read another replica"
+            ) from error
+        found = os.fstat(descriptor).st_size
+        if found != size_bytes:
+            os.close(descriptor)
+            raise DataCorrupted(
+                "FILE_DAMAGED",
+                f"file {file_id} has {found} bytes on disk and should have {size_bytes}; read another replica",
+            )
+        return descriptor
+
+    def remove(self, file_id: str) -> None:
+        """Delete the bytes. Whoever reads them now goes on reading. May be repeated. Raises OSError."""
+        self.path_of(file_id).unlink(missing_ok=True)
+
+    def in_doubt(self) -> list[str]:
+        """Ids of files that a crash may have left between two steps. Foreign names in incoming/ are left alone."""
+        try:
+            return sorted(name for name in os.listdir(self.incoming) if is_file_id(name))
+        except OSError as error:
+            raise Unavailable("POOL_UNUSABLE", f"pool {self.name} cannot be read ({error})") from error
+
+    def settle(self, in_doubt: Sequence[str], known: Collection[str]) -> list[str]:
+        """After a crash: ids in the database are kept, the others go. Returns the ids removed. May be repeated."""
+        gone: list[str] = []
+        for file_id in in_doubt:
+            if file_id not in known:
+                self.path_of(file_id).unlink(missing_ok=True)
+                gone.append(file_id)
+            (self.incoming / file_id).unlink(missing_ok=True)
+        return gone
+
+
+def read_pieces(descriptor: int, offset: int, size_bytes: int, piece_bytes: int) -> list[bytes]:
+    """`size_bytes` from `offset` on, in pieces. Raises DataCorrupted(FILE_DAMAGED) if the file ends before, or cannot
+    be read."""
+    pieces: list[bytes] = []
+    end = offset + size_bytes
+    while offset < end:
+        try:
+            piece = os.pread(descriptor, min(piece_bytes, end - offset), offset)
+        except OSError as error:
+            raise DataCorrupted(
+                "FILE_DAMAGED", f"a disk failed while reading ({error.strerror}); read another replica"
+            ) from error
+        if not piece:
+            raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset} already; read another replica")
+        pieces.append(piece)
+        offset += len(piece)
+    return pieces
+
+
+class Hasher:
+    """Both checksums of bytes fed in order. Hashing large pieces lets other threads run."""
+
+    def __init__(self) -> None:
+        self._adler32 = 1
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The next bytes."""
+        self._adler32 = zlib.adler32(piece, self._adler32)
+        self._sha256.update(piece)
+        self.size_bytes += len(piece)
+
+    def checksums(self) -> Checksums:
+        """Of everything fed so far."""
+        return Checksums(f"{self._adler32:08x}", self._sha256.hexdigest())
+
+
+class Incoming:
+    """A file on its way in. Methods run on worker threads and are safe against each other, so an upload may be
+    discarded while its last write still runs. Order: begin, write*, finish, then settle or discard."""
+
+    def __init__(self, pool: Pool, file_id: str, size_bytes: int) -> None:
+        self.pool = pool
+        self.file_id = file_id
+        self.size_bytes = size_bytes
+        self.hasher = Hasher()
+        self._lock = threading.Lock()
+        self._path = pool.incoming / file_id
+        self._target = pool.path_of(file_id)
+        self._unflushed = 0
+        self._descriptor = -1
+        self._discarded = False
+
+    def begin(self) -> None:
+        """Make the empty file. Raises Exhausted(DISK_FULL), Unavailable(POOL_UNUSABLE). After `discard` it does
+        nothing."""
+        with self._lock:
+            if self._discarded:
+                return
+            try:
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise _write_error(error, self.pool) from error
+
+    def write(self, pieces: Sequence[bytes]) -> int:
+        """Append and hash; returns the bytes taken. Raises InvalidRequest(SIZE_MISMATCH) for more than announced,
+        Exhausted(DISK_FULL), Unavailable. After `discard` it does nothing."""
+        taken = sum(map(len, pieces))
+        with self._lock:
+            if self._descriptor < 0:
+                return 0
+            if self.hasher.size_bytes + taken > self.size_bytes:
+                raise InvalidRequest(
+                    "SIZE_MISMATCH",
+                    f"more than the announced {self.size_bytes} bytes arrived; nothing was kept, announce the right "
+                    f"size",
+                    announced_bytes=self.size_bytes,
+                )
+            try:
+                self._append(pieces)
+            except OSError as error:
+                raise _write_error(error, self.pool) from error
+            for piece in pieces:
+                self.hasher.update(piece)
+        return taken
+
+    def _append(self, pieces: Sequence[bytes]) -> None:
+        for start in range(0, len(pieces), _IOV_MAX):
+            rest = [memoryview(piece) for piece in pieces[start : start + _IOV_MAX] if piece]
+            while rest:
+                done = os.writev(self._descriptor, rest)
+                self._unflushed += done
+                while rest and done >= len(rest[0]):
+                    done -= len(rest.pop(0))
+                if done:
+                    rest[0] = rest[0][done:]
+        if self._unflushed >= WRITEBACK_BYTES:
+            # For dirty pages this only starts the writing, without waiting for it.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._unflushed = 0
+
+    def verify_size(self) -> None:
+        """Raises InvalidRequest(SIZE_MISMATCH) if fewer bytes came than announced."""
+        if self.hasher.size_bytes != self.size_bytes:
+            raise InvalidRequest(
+                "SIZE_MISMATCH",
+                f"{self.hasher.size_bytes} bytes arrived and {self.size_bytes} were announced; nothing was kept, send "
+                f"the "
+                "file again",
+                announced_bytes=self.size_bytes,
+                received_bytes=self.hasher.size_bytes,
+            )
+
+    def finish(self, reached: Callable[[str], None] = lambda name: None) -> None:
+        """Sync, link to its final place, sync that directory. The file is there for good; the database comes next."""
+        with self._lock:
+            if self._descriptor < 0:
+                raise Unavailable("PUT_ENDED", "the upload was ended before it was complete; send it again")
+            reached("storage.put.written")
+            try:
+                os.fsync(self._descriptor)
+                os.close(self._descriptor)
+                self._descriptor = -1
+                self._link()
+            except OSError as error:
+                raise _write_error(error, self.pool) from error
+            reached("storage.put.linked")
+
+    def _link(self) -> None:
+        target = self._target
+        try:
+            os.link(self._path, target)
+        except FileNotFoundError:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_directory(target.parent.parent)
+            _sync_directory(self.pool.data)
+            os.link(self._path, target)
+        _sync_directory(target.parent)
+
+    def settle(self) -> None:
+        """The database knows the file: drop its name in incoming/. Loss of this step costs nothing, a start repeats
+        it."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+    def discard(self) -> None:
+        """Nothing of it stays, wherever it was. May be repeated; a failure is left to the next start."""
+        with self._lock:
+            self._discarded = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+            try:
+                self._target.unlink(missing_ok=True)
+                self._path.unlink(missing_ok=True)
+            except OSError:
+                pass
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_error(error: OSError, pool: Pool) -> Exhausted | Unavailable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Exhausted(
+            "DISK_FULL",
+            f"the disk of this storage element filled up ({error.strerror}); nothing was kept, choose another storage "
+            "element or try later",
+            pool=pool.name,
+            retry_after_s=FULL_RETRY_S,
+        )
+    return Unavailable(
+        "POOL_UNUSABLE",
+        f"the disk of this storage element failed ({error.strerror}); nothing was kept, choose another storage element",
+        pool=pool.name,
+    )

@@ -1,0 +1,163 @@
+"""Who may still write how much, and where: pure book-keeping, fed with measurements of the disks.
+
+A sender announces a size; it is booked against the VO's quota and against one pool before the first byte, so an upload
+never fails half-way for lack of space that somebody else took here meanwhile. What other programs write to the same
+disk cannot be booked: the reserve kept back is for them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from fabric.errors import Exhausted, Unavailable
+
+RETRY_AFTER_S = 60
+"""Space does not come back sooner than somebody removes a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFree:
+    """One measurement. Pools on one device share its free bytes."""
+
+    pool: str
+    device: int
+    free_bytes: int
+    total_bytes: int
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Space held for one upload. `unwritten_bytes` of it are not on disk yet, so the disk still shows them as free."""
+
+    vo: str
+    size_bytes: int
+    pool: str
+    device: int
+    unwritten_bytes: int
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VoUse:
+    """A VO's part of the storage element."""
+
+    vo: str
+    quota_bytes: int | None
+    used_bytes: int
+    reserved_bytes: int
+    files: int
+
+
+class Ledger:
+    """Used and reserved bytes by VO; unwritten bytes by device. Invariant: used + reserved <= quota at each reservation
+    (a quota lowered later only stops new ones), and no booking is released twice."""
+
+    def __init__(
+        self,
+        quota_of: Callable[[str], int | None],
+        reserve_bytes: int,
+        used: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
+        """`used`: VO -> (bytes, files) that are there already."""
+        self._quota_of = quota_of
+        self._reserve_bytes = reserve_bytes
+        self._used: defaultdict[str, int] = defaultdict(int)
+        self._files: defaultdict[str, int] = defaultdict(int)
+        self._reserved: defaultdict[str, int] = defaultdict(int)
+        self._unwritten: defaultdict[int, int] = defaultdict(int)
+        for vo, (size_bytes, files) in (used or {}).items():
+            self._used[vo] = size_bytes
+            self._files[vo] = files
+
+    def reserve(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
+        """Book `size_bytes` in the pool with most room. Raises Exhausted(QUOTA_EXCEEDED | DISK_FULL) with the numbers,
+        Unavailable(NO_POOL) if no pool could be measured."""
+        quota = self._quota_of(vo)
+        used, reserved = self._used[vo], self._reserved[vo]
+        if quota is not None and used + reserved + size_bytes > quota:
+            raise Exhausted(
+                "QUOTA_EXCEEDED",
+                f"{size_bytes} bytes do not fit into the quota of VO {vo} here: {quota} bytes, of which {used} are "
+                f"used and "
+                f"{reserved} reserved; remove files or choose another storage element",
+                vo=vo,
+                announced_bytes=size_bytes,
+                quota_bytes=quota,
+                used_bytes=used,
+                reserved_bytes=reserved,
+                retry_after_s=RETRY_AFTER_S,
+            )
+        best: tuple[int, str, PoolFree] | None = None
+        for pool in pools:
+            room = pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes
+            if best is None or (room, pool.pool) > best[:2]:
+                best = (room, pool.pool, pool)
+        if best is None:
+            raise Unavailable(
+                "NO_POOL",
+                "no disk of this storage element can be used now; files cannot be written",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        room, _, chosen = best
+        if size_bytes > room:
+            raise Exhausted(
+                "DISK_FULL",
+                f"{size_bytes} bytes do not fit on the disks here: {max(room, 0)} bytes are free for new files "
+                f"({self._reserve_bytes} are kept back); choose another storage element or try later",
+                vo=vo,
+                announced_bytes=size_bytes,
+                available_bytes=max(room, 0),
+                reserve_bytes=self._reserve_bytes,
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._reserved[vo] += size_bytes
+        self._unwritten[chosen.device] += size_bytes
+        return Reservation(vo, size_bytes, chosen.pool, chosen.device, size_bytes)
+
+    def written(self, reservation: Reservation, size_bytes: int) -> None:
+        """`size_bytes` more are on disk, and so no longer counted as free by the next measurement."""
+        size_bytes = min(size_bytes, reservation.unwritten_bytes)
+        if reservation.open:
+            reservation.unwritten_bytes -= size_bytes
+            self._unwritten[reservation.device] -= size_bytes
+
+    def commit(self, reservation: Reservation) -> None:
+        """The file is there: reserved becomes used."""
+        if reservation.open:
+            self.release(reservation)
+            self._used[reservation.vo] += reservation.size_bytes
+            self._files[reservation.vo] += 1
+
+    def release(self, reservation: Reservation) -> None:
+        """Nothing came of it. May be called again."""
+        if reservation.open:
+            self.written(reservation, reservation.unwritten_bytes)
+            self._reserved[reservation.vo] -= reservation.size_bytes
+            reservation.open = False
+
+    def removed(self, vo: str, size_bytes: int) -> None:
+        """A file is gone."""
+        self._used[vo] -= size_bytes
+        self._files[vo] -= 1
+
+    def use_of(self, vo: str) -> VoUse:
+        """A VO's part."""
+        return VoUse(vo, self._quota_of(vo), self._used[vo], self._reserved[vo], self._files[vo])
+
+    def vos(self) -> list[str]:
+        """VOs that have or had something here, in order."""
+        return sorted(set(self._used) | set(self._reserved))
+
+    def available_bytes(self, vo: str, pools: Iterable[PoolFree]) -> int:
+        """What `vo` could write now in all: limited by its quota and by all disks together, each device counted
+        once."""
+        rooms: dict[int, int] = {}
+        for pool in pools:
+            rooms[pool.device] = max(pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes, 0)
+        room = sum(rooms.values())
+        quota = self._quota_of(vo)
+        if quota is None:
+            return room
+        return max(min(room, quota - self._used[vo] - self._reserved[vo]), 0)

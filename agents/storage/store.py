@@ -1,0 +1,180 @@
+"""The storage element's rows: which files are there, and which bytes still have to be deleted.
+
+A row in `files` is the commit point of a put; its disappearance is the commit point of a removal. `garbage` holds
+removals whose bytes may still be on disk: it is written in the transaction that drops the row, and emptied after the
+unlink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import sqlalchemy as sa
+
+from agents.storage.model import Checksums, StoredFile
+from fabric.errors import Conflict
+from fabric.store import Store
+
+metadata = sa.MetaData()
+
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("adler32", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("put_id", sa.Text, nullable=False),
+    sa.Column("name_hint", sa.Text, nullable=False),
+    sa.Column("pool", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("owner", "put_id", name="uq_files_put"),
+    sa.Index("ix_files_vo", "vo", "id"),
+    sqlite_with_rowid=False,
+)
+garbage = sa.Table(
+    "garbage",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("pool", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+_COLUMNS = "id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us"
+
+
+class FileStore:
+    """The rows, as model values. What `add` and `remove` returned is durable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def use_by_vo(self) -> dict[str, tuple[int, int]]:
+        """VO -> (bytes, files)."""
+
+        def read(connection: sa.Connection) -> dict[str, tuple[int, int]]:
+            rows = connection.exec_driver_sql("SELECT vo, SUM(size_bytes), COUNT(*) FROM files GROUP BY vo")
+            return {vo: (int(size), int(count)) for vo, size, count in rows}
+
+        return await self._store.read(read)
+
+    async def add(self, file: StoredFile) -> StoredFile:
+        """Insert; if the owner already has a file by this put_id, that one is returned and nothing changes."""
+
+        def write(connection: sa.Connection) -> StoredFile:
+            done = connection.exec_driver_sql(
+                f"INSERT INTO files ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (owner, put_id) DO NOTHING",
+                _values(file),
+            )
+            if done.rowcount:
+                return file
+            found = _by_put(connection, file.owner, file.put_id)
+            if found is None:
+                raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
+            return found
+
+        return await self._store.write(write)
+
+    async def by_put(self, owner: str, put_id: str) -> StoredFile | None:
+        """The file that this put made, if it did."""
+        return await self._store.read(lambda connection: _by_put(connection, owner, put_id))
+
+    async def get(self, file_id: str) -> StoredFile | None:
+        """The file, or None."""
+
+        def read(connection: sa.Connection) -> StoredFile | None:
+            row = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM files WHERE id = ?", (file_id,)).first()
+            return _file(row) if row else None
+
+        return await self._store.read(read)
+
+    async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
+        """Up to `limit` files of the VO with ids above `after`, in order of id. Costs the same wherever the page
+        lies."""
+
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            rows = connection.exec_driver_sql(
+                f"SELECT {_COLUMNS} FROM files WHERE vo = ? AND id > ? ORDER BY id LIMIT ?", (vo, after, limit)
+            )
+            return [_file(row) for row in rows]
+
+        return await self._store.read(read)
+
+    async def remove(self, file_id: str) -> StoredFile | None:
+        """Drop the row and note its bytes as garbage, in one transaction. None if it was not there."""
+
+        def write(connection: sa.Connection) -> StoredFile | None:
+            row = connection.exec_driver_sql(f"DELETE FROM files WHERE id = ? RETURNING {_COLUMNS}", (file_id,)).first()
+            if row is None:
+                return None
+            file = _file(row)
+            connection.exec_driver_sql(
+                "INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.file_id, file.pool)
+            )
+            return file
+
+        return await self._store.write(write)
+
+    async def known(self, file_ids: Collection[str]) -> set[str]:
+        """Those of `file_ids` that have a row."""
+        wanted = sorted(file_ids)
+
+        def read(connection: sa.Connection) -> set[str]:
+            found: set[str] = set()
+            for start in range(0, len(wanted), 500):
+                part = wanted[start : start + 500]
+                marks = ",".join("?" * len(part))
+                rows = connection.exec_driver_sql(f"SELECT id FROM files WHERE id IN ({marks})", tuple(part))
+                found.update(row[0] for row in rows)
+            return found
+
+        return await self._store.read(read)
+
+    async def garbage(self, limit: int = 1000) -> list[tuple[str, str]]:
+        """(file id, pool) of bytes to delete."""
+
+        def read(connection: sa.Connection) -> list[tuple[str, str]]:
+            rows = connection.exec_driver_sql("SELECT id, pool FROM garbage ORDER BY id LIMIT ?", (limit,))
+            return [(row[0], row[1]) for row in rows]
+
+        return await self._store.read(read)
+
+    async def collected(self, file_ids: Sequence[str]) -> None:
+        """The bytes of these are gone."""
+
+        def write(connection: sa.Connection) -> None:
+            if file_ids:
+                connection.exec_driver_sql("DELETE FROM garbage WHERE id = ?", [(file_id,) for file_id in file_ids])
+
+        await self._store.write(write)
+
+
+def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | None:
+    row = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM files WHERE owner = ? AND put_id = ?", (owner, put_id)
+    ).first()
+    return _file(row) if row else None
+
+
+def _values(file: StoredFile) -> tuple[object, ...]:
+    return (
+        file.file_id, file.vo, file.size_bytes, file.checksums.adler32, file.checksums.sha256, file.owner, file.put_id,
+        file.name_hint, file.pool, file.created_at_us,
+    )  # fmt: skip
+
+
+def _file(row: sa.Row[tuple[object, ...]]) -> StoredFile:
+    file_id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us = tuple(row)
+    return StoredFile(
+        file_id=str(file_id),
+        vo=str(vo),
+        size_bytes=int(size_bytes),  # type: ignore[call-overload]
+        checksums=Checksums(str(adler32), str(sha256)),
+        owner=str(owner),
+        put_id=str(put_id),
+        name_hint=str(name_hint),
+        pool=str(pool),
+        created_at_us=int(created_at_us),  # type: ignore[call-overload]
+    )
