@@ -1,0 +1,124 @@
+"""`grid data`: files by their logical names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.user_interface import console
+from agents.user_interface.console import Json
+
+app = typer.Typer(help="Store, find and replicate files by logical name.", no_args_is_help=True, rich_markup_mode=None)
+
+Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
+Se = Annotated[str | None, typer.Option("--se", help="Storage element: its name or its site.")]
+
+
+@app.command()
+def put(
+    file: Annotated[Path, typer.Argument(help="The local file.", dir_okay=False)],
+    lfn: Lfn,
+    se: Se = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a local file to a storage element and register it.
+
+    \b
+    Examples:
+      grid data put results.root lfn:/grid/cms/user/results.root
+      grid data put results.root lfn:/grid/cms/user/results.root --se RAL
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.put_command(file, lfn, se, as_json=as_json))
+
+
+@app.command()
+def get(
+    lfn: Lfn,
+    file: Annotated[Path | None, typer.Argument(help="Where to put it; else its own name here.")] = None,
+    se: Se = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a local file of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch a file; its checksums are verified before it gets its name.
+
+    \b
+    Examples:
+      grid data get lfn:/grid/cms/user/results.root
+      grid data get lfn:/grid/cms/user/results.root copy.root --se CERN
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.get_command(lfn, file, se, force=force, as_json=as_json))
+
+
+@app.command()
+def ls(
+    directory: Annotated[str, typer.Argument(metavar="LFN", help="A directory (or file) of the catalogue.")] = "lfn:/grid",
+    long: Annotated[bool, typer.Option("--long", "-l", help="With size, time, owner and replicas.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List a directory of the catalogue.
+
+    \b
+    Examples:
+      grid data ls lfn:/grid/cms
+      grid data ls -l lfn:/grid/cms/mc
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.list_command(directory, long=long, as_json=as_json))
+
+
+@app.command()
+def rm(
+    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files, or empty directories.")],
+    se: Annotated[str | None, typer.Option("--se", help="Remove only the replica there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove files: every replica, then the name.
+
+    \b
+    Examples:
+      grid data rm lfn:/grid/cms/user/results.root
+      grid data rm --se RAL lfn:/grid/cms/user/results.root
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.remove_command(lfns, se, as_json=as_json))
+
+
+@app.command()
+def replicate(
+    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files.")],
+    to: Annotated[str, typer.Option("--to", help="Storage element: its name or its site.")],
+    as_json: Json = False,
+) -> None:
+    """Copy files from one storage element to another: the bytes go directly, the checksums are verified.
+
+    \b
+    Example:
+      grid data replicate lfn:/grid/cms/user/results.root --to CERN
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.replicate_command(lfns, to, as_json=as_json))
+
+
+@app.command()
+def locate(
+    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files (or guid:...).")],
+    as_json: Json = False,
+) -> None:
+    """Show where the replicas of files are.
+
+    \b
+    Example:
+      grid data locate lfn:/grid/cms/user/results.root
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.locate_command(lfns, as_json=as_json))

@@ -1,0 +1,163 @@
+"""`grid job`: submit, follow and collect jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.user_interface import console
+from agents.user_interface.console import Json
+
+app = typer.Typer(help="Submit jobs, follow them, fetch their output.", no_args_is_help=True, rich_markup_mode=None)
+
+Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB...", help="Job ids; the id of a parametric job means all its jobs.")]
+IdFile = Annotated[
+    Path | None, typer.Option("--input", "-i", help="Read job ids from this file, one a line.", dir_okay=False)
+]
+
+
+@app.command()
+def submit(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.jdl...", help="Job descriptions.")],
+    ids: Annotated[Path | None, typer.Option("--output", "-o", help="Append the job ids to this file.")] = None,
+    vo: Annotated[str | None, typer.Option(help="VO for descriptions that name none.", envvar="GRIDFABRIC_VO")] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit job descriptions (JDL) to the broker and print the job ids.
+
+    \b
+    Examples:
+      grid job submit hello.jdl
+      grid job submit -o ids.txt production.jdl && grid job wait -i ids.txt
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.submit_command(files, ids, vo, as_json=as_json))
+
+
+@app.command()
+def status(
+    job: Jobs = None,
+    input: IdFile = None,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state, e.g. RUNNING.")] = None,
+    ce: Annotated[str | None, typer.Option(help="Only jobs at this computing element.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only jobs submitted in the last ... (2h, 30m).", callback=console.duration_option)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many jobs.", min=1, max=100_000)] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Show the state of jobs; without ids, of all yours.
+
+    \b
+    Examples:
+      grid job status
+      grid job status --state RUNNING --since 1h
+      grid job status https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w --json
+    """
+    from agents.user_interface import jobs
+
+    window_s = console.parse_duration(since) if since else None
+    console.run_async(jobs.status_command(_ids(job, input), state, ce, window_s, limit, as_json=as_json))
+
+
+@app.command()
+def wait(
+    job: Jobs = None,
+    input: IdFile = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Give up after this time (exit code 5).", callback=console.duration_option)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Wait until jobs have ended. Exit 0 if all succeeded, 6 if one did not, 5 after the time-out.
+
+    \b
+    Examples:
+      grid job wait https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+      grid job wait -i ids.txt --timeout 30m
+    """
+    from agents.user_interface import jobs
+
+    timeout_s = console.parse_duration(timeout) if timeout else None
+    console.run_async(jobs.wait_command(_needed(_ids(job, input)), timeout_s, as_json=as_json))
+
+
+@app.command()
+def output(
+    job: Jobs = None,
+    input: IdFile = None,
+    directory: Annotated[Path, typer.Option("--dir", "-d", help="Where to put it; a folder for each job.")] = Path("."),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the output at the site: it can be fetched again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch the output sandbox of ended jobs, and clear them.
+
+    \b
+    Examples:
+      grid job output https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+      grid job output -i ids.txt --dir results --keep
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.output_command(_needed(_ids(job, input)), directory, keep=keep, as_json=as_json))
+
+
+@app.command()
+def cancel(job: Jobs = None, input: IdFile = None, as_json: Json = False) -> None:
+    """Cancel jobs.
+
+    \b
+    Example:
+      grid job cancel https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.cancel_command(_needed(_ids(job, input)), as_json=as_json))
+
+
+@app.command()
+def history(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
+    as_json: Json = False,
+) -> None:
+    """Show every recorded event of a job.
+
+    \b
+    Example:
+      grid job history https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.history_command(job, as_json=as_json))
+
+
+@app.command("list-match")
+def list_match(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jdl", help="A job description.")],
+    as_json: Json = False,
+) -> None:
+    """Show which computing elements suit a job, in order of rank, and why the others do not.
+
+    \b
+    Example:
+      grid job list-match hello.jdl
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.list_match_command(file, as_json=as_json))
+
+
+def _ids(given: list[str] | None, file: Path | None) -> list[str]:
+    found = list(given or [])
+    if file is not None:
+        found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return list(dict.fromkeys(text for text in found if text and not text.startswith("#")))
+
+
+def _needed(ids: list[str]) -> list[str]:
+    if not ids:
+        raise typer.BadParameter("name at least one job, or a file of job ids with --input")
+    return ids

@@ -1,0 +1,142 @@
+"""`grid proxy`: the user's RFC 3820 proxy."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agents.user_interface import console
+from agents.user_interface.console import Json
+from agents.user_interface.exits import Ended, ExitCode
+
+app = typer.Typer(help="Make, show and destroy the proxy that acts for you.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class KeyType(enum.StrEnum):
+    """Kinds of proxy keys."""
+
+    ec_p256 = "ec-p256"
+    rsa_2048 = "rsa-2048"
+
+
+@app.command()
+def init(
+    valid: Annotated[
+        str, typer.Option(help="How long: 12:00 is hours:minutes; 12h, 90m.", callback=console.duration_option)
+    ] = "12:00",
+    key_type: Annotated[KeyType, typer.Option(help="Kind of the proxy's key.")] = KeyType.ec_p256,
+    limited: Annotated[bool, typer.Option("--limited", help="May move data, may not start jobs.")] = False,
+    path_length: Annotated[int | None, typer.Option(help="How many proxies may follow this one.", min=0)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write it; else $X509_USER_PROXY or /tmp/x509up_u<uid>.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate (PEM or .p12); else $X509_USER_CERT or ~/.globus.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key; else $X509_USER_KEY or userkey.pem beside the certificate.")] = None,
+    pwstdin: Annotated[bool, typer.Option("--pwstdin", help="Read the key's pass phrase from standard input.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a proxy from your certificate.
+
+    \b
+    Examples:
+      grid proxy init
+      grid proxy init --valid 24:00 --key-type rsa-2048
+      grid proxy init --limited --out /tmp/limited.pem
+    """
+    from datetime import timedelta
+
+    from agents.user_interface import proxy
+
+    now = proxy.now_utc()
+    made, path = proxy.make(
+        environ=os.environ,
+        now=now,
+        certificate=cert,
+        key=key,
+        out=out,
+        lifetime=timedelta(seconds=console.parse_duration(valid)),
+        key_type=key_type.value,
+        limited=limited,
+        path_length=path_length,
+        passphrase_from_stdin=pwstdin,
+    )
+    facts = proxy.summary(made, path, now)
+    if as_json:
+        console.print_json(facts)
+        return
+    asked = console.parse_duration(valid)
+    print(f"Your identity: {facts['identity']}")
+    print(f"Your proxy {path} is valid until {facts['not_after']}")
+    if facts["seconds_left"] < asked - 60:
+        console.warn("the proxy is shorter than asked for: your certificate ends first")
+
+
+@app.command()
+def info(
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Proxy file; else yours.")] = None,
+    exists: Annotated[
+        bool, typer.Option("--exists", help="Print nothing; exit 0 if there is a valid proxy (see --valid), else 1.")
+    ] = False,
+    valid: Annotated[
+        str | None, typer.Option(help="With --exists: for at least this long.", callback=console.duration_option)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show your proxy. Exit 1 if it has expired, 3 if there is none.
+
+    \b
+    Examples:
+      grid proxy info
+      grid proxy info --exists --valid 1:00 || grid proxy init
+    """
+    from agents.user_interface import proxy
+    from security.errors import SecurityError
+
+    needed = console.parse_duration(valid) if valid is not None else 1
+    try:
+        found, path = proxy.load(file, os.environ)
+    except SecurityError:
+        if exists:
+            raise Ended(ExitCode.FAILED) from None
+        raise
+    facts = proxy.summary(found, path, proxy.now_utc())
+    if exists:
+        raise Ended(ExitCode.OK if facts["seconds_left"] >= needed else ExitCode.FAILED)
+    if as_json:
+        console.print_json(facts)
+    else:
+        length = facts["path_length"]
+        shown = {
+            "subject": facts["subject"],
+            "issuer": facts["issuer"],
+            "identity": facts["identity"],
+            "type": facts["type"],
+            "path length": "no limit" if length is None else length,
+            "key": facts["key"],
+            "path": facts["path"],
+            "not after": facts["not_after"],
+            "time left": console.hours_text(facts["seconds_left"]) if facts["valid"] else "expired",
+        }
+        console.print_facts(shown)
+    if not facts["valid"]:
+        raise Ended(ExitCode.FAILED)
+
+
+@app.command()
+def destroy(
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Proxy file; else yours.")] = None,
+) -> None:
+    """Overwrite and remove your proxy.
+
+    \b
+    Example:
+      grid proxy destroy
+    """
+    from agents.user_interface import proxy
+    from security.credentials import find_proxy_path
+
+    path = file or find_proxy_path(os.environ, os.getuid())
+    proxy.destroy(path)
+    print(f"destroyed {path}")

@@ -1,0 +1,182 @@
+"""Where the grid's services are, for a client: the environment, an endpoints file, or the state folder of `grid up`.
+
+On a machine with only credentials the variables below are all that is needed; `grid env` prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.user_interface import console
+from agents.user_interface.exits import UsageProblem
+from fabric.errors import NotFound
+from fabric.settings import Endpoint
+
+DEFAULT_STATE = Path(".grid")
+ENDPOINTS_FILE = "endpoints.json"
+MAX_FILE_BYTES = 4 * 1024 * 1024
+"""A grid of 200 sites has below 200 kB of endpoints."""
+
+VARIABLES: Mapping[str, tuple[str, str]] = {
+    "GRIDFABRIC_BROKER": ("broker", "rpc"),
+    "GRIDFABRIC_BOOKKEEPING": ("bookkeeping", "rpc"),
+    "GRIDFABRIC_CATALOG": ("catalog", "rpc"),
+    "GRIDFABRIC_TOP_LDAP": ("top", "ldap"),
+    "GRIDFABRIC_AUTHORITY": ("authority", "rpc"),
+    "GRIDFABRIC_AUTHORITY_HTTP": ("authority", "http"),
+    "GRIDFABRIC_VO_SERVER": ("vo", "rpc"),
+    "GRIDFABRIC_VO_LDAP": ("vo", "ldap"),
+}
+"""Variable to (kind of service, port): its value is host:port."""
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})\Z")
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Services by kind, and what else a client has to know of the grid."""
+
+    services: Mapping[str, tuple[Endpoint, ...]]
+    grid: str = ""
+    vos: tuple[str, ...] = ()
+    certificates: str = ""
+    source: str = ""
+    """Where this was read, for sentences."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def all(self, kind: str) -> tuple[Endpoint, ...]:
+        """Every service of a kind; may be empty."""
+        return self.services.get(kind, ())
+
+    def one(self, kind: str, port: str = "rpc") -> tuple[str, int]:
+        """Host and port of the first service of a kind. Raises NotFound ENDPOINT_UNKNOWN."""
+        for endpoint in self.all(kind):
+            number = getattr(endpoint, port)
+            if number:
+                return endpoint.host, number
+        names = [name for name, (k, p) in VARIABLES.items() if (k, p) == (kind, port)]
+        hint = f"set {names[0]}=host:port, or " if names else ""
+        raise NotFound(
+            "ENDPOINT_UNKNOWN",
+            f"no address of a {kind} service is known: {hint}start a grid here with `grid up`, "
+            'and take its addresses with: eval "$(grid env)"',
+            kind=kind,
+        )
+
+
+def parse_address(text: str, variable: str) -> tuple[str, int]:
+    """host:port. Raises UsageProblem naming the variable."""
+    match = _ADDRESS.match(text.strip())
+    if match is None or not 0 < int(match["port"]) < 65536:
+        raise UsageProblem(f"{variable} must be host:port, not {text[:100]!r}")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def state_folder(state: Path | None, environ: Mapping[str, str]) -> Path:
+    """The state folder meant by the option, the environment, or the default."""
+    return (state or Path(environ.get("GRIDFABRIC_STATE") or DEFAULT_STATE)).absolute()
+
+
+def read_file(path: Path) -> Endpoints:
+    """An endpoints file. Raises NotFound, UsageProblem."""
+    try:
+        with path.open("rb") as file:
+            raw = json.loads(file.read(MAX_FILE_BYTES))
+        services = {
+            str(kind): tuple(_endpoint(str(kind), item) for item in items) for kind, items in raw["endpoints"].items()
+        }
+        vos = raw.get("vos", [])
+        return Endpoints(
+            services, str(raw.get("grid", "")), tuple(map(str, vos)), str(raw.get("certificates", "")), str(path)
+        )
+    except FileNotFoundError:
+        raise NotFound("ENDPOINTS_MISSING", f"there is no endpoints file {path}", path=path) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageProblem(f"{path} is not an endpoints file ({type(error).__name__}: {str(error)[:100]})") from None
+
+
+def _endpoint(kind: str, item: Mapping[str, Any]) -> Endpoint:
+    ports = {name: int(item.get(name) or 0) for name in ("rpc", "ldap", "http")}
+    return Endpoint(kind, str(item.get("name", "")), str(item["host"]), str(item.get("site", "")), **ports)
+
+
+def find(environ: Mapping[str, str], state: Path | None = None) -> Endpoints:
+    """Everything known: variables go before the endpoints file, the file before the state folder."""
+    base = Endpoints({})
+    named = environ.get("GRIDFABRIC_ENDPOINTS")
+    if state is None and named:
+        base = read_file(Path(named))
+    else:
+        candidate = state_folder(state, environ) / ENDPOINTS_FILE
+        if candidate.is_file():
+            base = read_file(candidate)
+        elif state is not None:
+            raise NotFound("GRID_UNKNOWN", f"no grid was started with the state folder {state}", state=state)
+    services = dict(base.services)
+    for variable, (kind, port) in VARIABLES.items():
+        value = environ.get(variable) if state is None else None
+        if value:
+            host, number = parse_address(value, variable)
+            known = services.get(kind, ())
+            first = Endpoint(kind, "", host, "", **{"rpc": 0, "ldap": 0, "http": 0, port: number})
+            same = [e for e in known if e.host == host and getattr(e, port) == number]
+            services[kind] = (same[0], *(e for e in known if e is not same[0])) if same else (first, *known)
+    vo = environ.get("GRIDFABRIC_VO") if state is None else None
+    vos = (vo, *(v for v in base.vos if v != vo)) if vo else base.vos
+    return Endpoints(services, base.grid, vos, base.certificates, base.source, base.extra)
+
+
+def as_data(found: Endpoints) -> dict[str, Any]:
+    """The content of an endpoints file."""
+    return {
+        "grid": found.grid,
+        "vos": list(found.vos),
+        "certificates": found.certificates,
+        "endpoints": {
+            kind: [
+                {k: v for k, v in vars(endpoint).items() if k != "kind" and v not in ("", 0)} for endpoint in services
+            ]
+            for kind, services in found.services.items()
+        },
+    }
+
+
+def variables(found: Endpoints, state: Path | None) -> dict[str, str]:
+    """The shell variables for a client of this grid."""
+    shown: dict[str, str] = {}
+    if found.certificates:
+        shown["X509_CERT_DIR"] = found.certificates
+    if state is not None:
+        shown["GRIDFABRIC_STATE"] = str(state)
+    for variable, (kind, port) in VARIABLES.items():
+        for endpoint in found.all(kind):
+            if getattr(endpoint, port):
+                host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+                shown[variable] = f"{host}:{getattr(endpoint, port)}"
+                break
+    if found.vos:
+        shown["GRIDFABRIC_VO"] = found.vos[0]
+    return shown
+
+
+def env_command(environ: Mapping[str, str], state: Path | None, file: Path | None, *, as_json: bool) -> None:
+    """`grid env`."""
+    folder = state_folder(state, environ)
+    found = find(environ, folder)
+    shown = variables(found, folder)
+    if file is not None:
+        text = json.dumps(as_data(found), indent=2) + "\n"
+        file.write_text(text, encoding="utf-8")
+        os.chmod(file, 0o644)
+    if as_json:
+        console.print_json(shown)
+        return
+    for name, value in shown.items():
+        print(f"export {name}={shlex.quote(value)}")

@@ -1,0 +1,139 @@
+"""Making, showing and erasing the user's RFC 3820 proxy: what `grid proxy` does."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from security.credentials import Credential, find_proxy_path, find_user_certificate
+from security.errors import CredentialError, Reason, utc_text
+from security.proxies import create_proxy, proxy_info
+
+
+def ask_passphrase(path: Path, *, from_stdin: bool) -> bytes:
+    """The passphrase of a key, from the terminal or (asked for) the first line of stdin."""
+    if from_stdin:
+        return sys.stdin.buffer.readline().rstrip(b"\r\n")
+    if not _has_terminal():
+        raise _locked(path)
+    try:
+        return getpass.getpass(f"Pass phrase of {path}: ").encode()
+    except (EOFError, OSError):
+        raise _locked(path) from None
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return sys.stdin.isatty()
+    return True
+
+
+def _locked(path: Path) -> CredentialError:
+    return CredentialError(
+        Reason.CREDENTIAL_LOCKED,
+        f"{path} is encrypted and there is no terminal to ask for the pass phrase; use --pwstdin",
+        {"path": str(path)},
+    )
+
+
+def make(
+    *,
+    environ: Mapping[str, str],
+    now: datetime,
+    certificate: Path | None,
+    key: Path | None,
+    out: Path | None,
+    lifetime: timedelta,
+    key_type: str,
+    limited: bool,
+    path_length: int | None,
+    passphrase_from_stdin: bool,
+) -> tuple[Credential, Path]:
+    """A new proxy of the user's certificate, saved with mode 0600. Returns it and where it is. Raises SecurityError."""
+    if certificate is not None:
+        key = key or (certificate if certificate.suffix in (".p12", ".pfx") else certificate.with_name("userkey.pem"))
+        paths = (certificate, key)
+    else:
+        paths = find_user_certificate(environ)
+    asked = paths[1]
+
+    def passphrase() -> bytes:
+        return ask_passphrase(asked, from_stdin=passphrase_from_stdin)
+
+    same = paths[0] == paths[1]
+    user = Credential.load(paths[0], None if same else paths[1], passphrase=passphrase)
+    proxy = create_proxy(
+        user, lifetime=lifetime, now=now, key_type=key_type, limited=limited, path_length=path_length
+    )
+    target = out or find_proxy_path(environ, os.getuid())
+    proxy.save(target)
+    return proxy, target
+
+
+def summary(proxy: Credential, path: Path, now: datetime) -> dict[str, Any]:
+    """The facts of a proxy file. Raises ValidationError for a malformed extension."""
+    info = proxy_info(proxy.certificate)
+    left = (proxy.not_after - now).total_seconds()
+    key: Any = proxy.key
+    algorithm = f"RSA {key.key_size} bits" if hasattr(key, "private_numbers") and not hasattr(key, "curve") else (
+        f"ECDSA {key.curve.name}"
+    )
+    kind = "not a proxy, a long-lived credential" if info is None else f"RFC 3820 {info.kind.value} proxy"
+    return {
+        "subject": str(proxy.subject),
+        "issuer": str(_issuer(proxy)),
+        "identity": str(proxy.identity),
+        "type": kind,
+        "limited": info is not None and info.kind.value == "limited",
+        "path_length": None if info is None else info.path_length,
+        "key": algorithm,
+        "path": str(path),
+        "not_after": utc_text(proxy.not_after),
+        "seconds_left": max(0, int(left)),
+        "valid": left > 0,
+    }
+
+
+def _issuer(proxy: Credential) -> Any:
+    from security.certificates import issuer_of
+
+    return issuer_of(proxy.certificate)
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Credential, Path]:
+    """The proxy file asked for, or the user's. Raises CredentialError."""
+    place = path or find_proxy_path(environ, os.getuid())
+    if not place.exists():
+        raise CredentialError(
+            Reason.CREDENTIAL_NOT_FOUND, f"there is no proxy at {place}; make one with: grid proxy init", {"path": str(place)}
+        )
+    return Credential.load(place), place
+
+
+def destroy(path: Path) -> None:
+    """Overwrite and remove a proxy file. Raises CredentialError CREDENTIAL_NOT_FOUND."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise CredentialError(
+            Reason.CREDENTIAL_NOT_FOUND, f"there is no proxy at {path}: nothing to destroy", {"path": str(path)}
+        ) from None
+    try:
+        size = os.fstat(descriptor).st_size
+        os.write(descriptor, b"\0" * min(size, 1 << 20))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.unlink(path)
+
+
+def now_utc() -> datetime:
+    """The wall clock, read at the edge of the program only."""
+    return datetime.now(UTC)
