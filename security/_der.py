@@ -1,4 +1,5 @@
-"""The few lines of DER (X.690) that RFC 3820 and VOMS extensions need and `cryptography` does not read. Strict, bounded."""
+"""The few lines of DER (X.690) that RFC 3820 and VOMS extensions need and `cryptography` does not read. Strict,
+bounded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The path of a chain by OpenSSL, its error codes in our words, and the proxy rules of RFC 3820 that we check ourselves."""
+"""The path of a chain by OpenSSL, its error codes in our words, and the proxy rules of RFC 3820 that we check
+ourselves."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 
 from cryptography import x509
 from OpenSSL import crypto
@@ -14,16 +16,16 @@ from security.trust import TrustSnapshot
 
 # X509_V_ERR_* of OpenSSL 3 (x509_vfy.h): the reason, what it says about the certificate, what to do.
 _TRANSLATION: dict[int, tuple[Reason, str, str]] = {
-    2: (Reason.UNKNOWN_CA, "its issuer is not an installed authority", "install the authority or use another credential"),
+    2: (Reason.UNKNOWN_CA, "its issuer is not an installed authority", "install it or use another credential"),
     6: (Reason.CHAIN_MALFORMED, "its issuer's key cannot be read", "check the chain"),
-    7: (Reason.BAD_SIGNATURE, "it was not signed with the key of the issuer known here", "it is forged, or its authority "
-        "has a new key that is not installed"),
+    7: (Reason.BAD_SIGNATURE, "it was not signed with the key of the issuer known here",
+        "it is forged, or its authority has a new key that is not installed"),
     18: (Reason.UNKNOWN_CA, "it is self-signed and not an installed authority", "get a certificate from an authority"),
     19: (Reason.UNKNOWN_CA, "the authority at the end of its chain is not installed", "install the authority"),
-    20: (Reason.UNKNOWN_CA, "its issuer is not an installed authority", "install the authority or use another credential"),
+    20: (Reason.UNKNOWN_CA, "its issuer is not an installed authority", "install it or use another credential"),
     21: (Reason.UNKNOWN_CA, "its issuer is not an installed authority", "send the whole chain"),
     22: (Reason.CHAIN_TOO_LONG, "the path is longer than OpenSSL accepts", "use fewer levels of delegation"),
-    24: (Reason.KEY_USAGE, "it is not an authority but issued a certificate", "use a chain of RFC 3820 proxies"),
+    24: (Reason.CHAIN_MALFORMED, "its issuer has no usable key", "use another credential"),
     25: (Reason.CHAIN_TOO_LONG, "the path length limit of an authority is exceeded", "ask the authority"),
     26: (Reason.KEY_USAGE, "its purpose does not allow this use", "ask its authority for another certificate"),
     32: (Reason.KEY_USAGE, "its key usage does not include certificate signing", "use a chain of RFC 3820 proxies"),
@@ -35,7 +37,15 @@ _TRANSLATION: dict[int, tuple[Reason, str, str]] = {
     41: (Reason.CHAIN_MALFORMED, "an extension is invalid or inconsistent", "use another credential"),
     47: (Reason.NAMESPACE_VIOLATION, "its name is outside what its authority may sign", "ask its authority"),
     48: (Reason.NAMESPACE_VIOLATION, "its name is in what its authority may not sign", "ask its authority"),
-    67: (Reason.PROXY_NAME_INVALID, "its subject is not its issuer's plus one common name", "make a new proxy"),
+    55: (Reason.CHAIN_MALFORMED, "the chain runs in a circle", "send the proxy, then its issuers"),
+    66: (Reason.KEY_TOO_WEAK, "its key is too short", "make a new one"),
+    67: (Reason.KEY_TOO_WEAK, "the key of an authority is too short", "ask the authority"),
+    68: (Reason.KEY_TOO_WEAK, "it is signed with a broken digest", "ask its authority for another"),
+    72: (Reason.PROXY_NAME_INVALID, "its subject is not its issuer's plus one common name", "make a new proxy"),
+    76: (Reason.KEY_TOO_WEAK, "it is signed with an unsupported algorithm", "use another credential"),
+    77: (Reason.BAD_SIGNATURE, "its signature algorithm contradicts its issuer's key", "use another credential"),
+    78: (Reason.BAD_SIGNATURE, "it names two signature algorithms", "use another credential"),
+    79: (Reason.KEY_USAGE, "it is not an authority but issued a certificate", "use a chain of RFC 3820 proxies"),
 }  # fmt: skip
 _ISSUER_MISSING = frozenset({2, 20, 21})
 _FORGED_KEY = 7
@@ -49,12 +59,12 @@ def build_path(
     Certificates that are not needed are dropped. Raises ValidationError with the failing certificate. Times and
     revocation are not checked here.
     """
-    native = [crypto.X509.from_cryptography(certificate) for certificate in offered]
+    native = [certificates.native(certificate) for certificate in offered]
     context = crypto.X509StoreContext(trust.store, native[0], native[1:])
     try:
         verified = context.get_verified_chain()
     except crypto.X509StoreContextError as error:
-        raise _translate(error, offered, now) from None
+        raise _translate(error, offered, trust, now) from None
     known = {certificates.der(certificate): certificate for certificate in offered}
     path: list[x509.Certificate] = []
     for entry in verified:
@@ -68,7 +78,7 @@ def build_path(
 
 
 def _translate(
-    error: crypto.X509StoreContextError, offered: tuple[x509.Certificate, ...], now: datetime
+    error: crypto.X509StoreContextError, offered: tuple[x509.Certificate, ...], trust: TrustSnapshot, now: datetime
 ) -> ValidationError:
     code = int(error.errors[0])
     failing = error.certificate.to_cryptography()
@@ -88,6 +98,8 @@ def _translate(
             f"the chain of the proxy {certificates.describe(failing)} is incomplete; send its issuers too",
             facts,
         )
+    if code in _ISSUER_MISSING and trust.named(certificates.issuer_of(failing)):
+        code = _FORGED_KEY  # an authority of that name is installed, but its key is not the one that signed
     reason, what, cure = _TRANSLATION.get(
         code, (Reason.CHAIN_MALFORMED, f"OpenSSL refuses it ({error.errors[2]})", "use another credential")
     )
@@ -111,7 +123,8 @@ def _legacy_proxy(offered: tuple[x509.Certificate, ...], now: datetime) -> Valid
         ):
             return ValidationError(
                 Reason.PROXY_LEGACY,
-                f"{certificates.describe(certificate)} is a legacy (GT2) proxy; make an RFC 3820 proxy: grid-proxy-init -rfc",
+                f"{certificates.describe(certificate)} is a legacy (GT2) proxy; make an RFC 3820 proxy: "
+                "grid-proxy-init -rfc",
                 certificates.facts_of(certificate, "proxy extension", now),
             )
     return None
@@ -151,48 +164,54 @@ def proxy_rules(
     if len(proxies) > max_depth:
         raise ValidationError(
             Reason.PROXY_PATH_LENGTH_EXCEEDED,
-            f"{certificates.describe(chain[0])} is delegated {len(proxies)} levels deep, more than the {max_depth} accepted",
+            f"{certificates.describe(chain[0])} is delegated {len(proxies)} levels deep, more than the "
+            f"{max_depth} accepted",
             certificates.facts_of(chain[0], "proxy rules", now),
         )
-    limited_above: x509.Certificate | None = None
+    limited_above = False
     for index in range(len(proxies) - 1, -1, -1):
         certificate, info = chain[index], proxies[index]
         issuer = chain[index + 1] if linked and index + 1 < len(chain) else None
-        facts = certificates.facts_of(certificate, "proxy rules", now)
-        described = certificates.describe(certificate)
-        _require_proxy_name(certificate, issuer, described, facts)
-        _require_proxy_extensions(certificate, described, facts)
+        _require_proxy_name(certificate, issuer, now)
+        _require_proxy_extensions(certificate, now)
+        refuse = partial(_proxy_refused, certificate, now)
         if info.kind is ProxyKind.RESTRICTED:
-            raise ValidationError(
+            raise refuse(
                 Reason.PROXY_POLICY_UNKNOWN,
-                f"the proxy {described} has the policy language {info.language}, unknown here; make a full or limited proxy",
-                {**facts, "language": info.language},
+                f"has the policy language {info.language}, unknown here; make a full or limited proxy",
+                language=info.language,
             )
         if info.policy and info.kind is not ProxyKind.LIMITED:
-            raise ValidationError(
+            raise refuse(
                 Reason.PROXY_EXTENSION_INVALID,
-                f"the proxy {described} has a policy text where RFC 3820 section 3.8.2 allows none",
-                facts,
+                "has a policy text where RFC 3820 section 3.8.2 allows none; make a new proxy",
             )
         if info.path_length is not None and index > info.path_length:
-            raise ValidationError(
+            raise refuse(
                 Reason.PROXY_PATH_LENGTH_EXCEEDED,
-                f"the proxy {described} allows {info.path_length} proxies below it, but {index} follow; delegate less deep",
-                {**facts, "pathLength": str(info.path_length), "below": str(index)},
+                f"allows {info.path_length} proxies below it, but {index} follow; delegate less deep",
+                pathLength=str(info.path_length),
+                below=str(index),
             )
-        if limited_above is not None and info.kind is not ProxyKind.LIMITED:
-            raise ValidationError(
+        if limited_above and info.kind is not ProxyKind.LIMITED:
+            raise refuse(
                 Reason.PROXY_RIGHTS_WIDENED,
-                f"the proxy {described} is {info.kind.value} but was made from a limited one; make it limited as well",
-                facts,
+                f"is {info.kind.value} but was made from a limited one; make it limited as well",
             )
-        if info.kind is ProxyKind.LIMITED:
-            limited_above = certificate
+        limited_above = limited_above or info.kind is ProxyKind.LIMITED
 
 
-def _require_proxy_name(
-    certificate: x509.Certificate, issuer: x509.Certificate | None, described: str, facts: dict[str, str]
-) -> None:
+def _proxy_refused(
+    certificate: x509.Certificate, now: datetime, reason: Reason, sentence: str, **facts: str
+) -> ValidationError:
+    return ValidationError(
+        reason,
+        f"the proxy {certificates.describe(certificate)} {sentence}",
+        {**certificates.facts_of(certificate, "proxy rules", now), **facts},
+    )
+
+
+def _require_proxy_name(certificate: x509.Certificate, issuer: x509.Certificate | None, now: datetime) -> None:
     """RFC 3820 sections 3.3 and 3.4: issuer is the issuing certificate's subject, subject that plus one common name."""
     subject, named = certificates.subject_of(certificate), certificates.issuer_of(certificate)
     last = subject.rdns[-1] if subject.rdns else ()
@@ -200,14 +219,15 @@ def _require_proxy_name(
     if fits and issuer is not None:
         fits = certificates.subject_of(issuer) == named
     if not fits:
-        raise ValidationError(
+        raise _proxy_refused(
+            certificate,
+            now,
             Reason.PROXY_NAME_INVALID,
-            f"the subject of the proxy {described} is not its issuer's subject plus exactly one CN; make a new proxy",
-            facts,
+            "has a subject that is not its issuer's subject plus exactly one CN; make a new proxy",
         )
 
 
-def _require_proxy_extensions(certificate: x509.Certificate, described: str, facts: dict[str, str]) -> None:
+def _require_proxy_extensions(certificate: x509.Certificate, now: datetime) -> None:
     """RFC 3820 sections 3.5 to 3.9: no alternative names, no authority bit, and a key that may sign."""
     problem = ""
     for extension in certificate.extensions:
@@ -219,6 +239,6 @@ def _require_proxy_extensions(certificate: x509.Certificate, described: str, fac
         elif isinstance(value, x509.KeyUsage) and value.key_cert_sign:
             problem = "its key usage includes certificate signing"
     if problem:
-        raise ValidationError(
-            Reason.PROXY_EXTENSION_INVALID, f"the proxy {described} breaks RFC 3820: {problem}; make a new proxy", facts
+        raise _proxy_refused(
+            certificate, now, Reason.PROXY_EXTENSION_INVALID, f"breaks RFC 3820: {problem}; make a new proxy"
         )

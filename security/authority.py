@@ -1,6 +1,7 @@
 """A small certification authority over one directory: issues, refuses, revokes, and forgets nothing.
 
-`key.pem` (0600), `ca.pem`, `issued.sqlite` (every certificate is recorded durably before it is handed out), in a directory
+`key.pem` (0600), `ca.pem`, `issued.sqlite` (every certificate is recorded durably before it is handed out), in a
+directory
 of mode 0700. Several processes may use one directory. Certificates are as Globus, VOMS and OpenSSL want them.
 """
 
@@ -37,7 +38,9 @@ MAX_HOSTS = 64
 """Alternative names in one host certificate."""
 BACKDATING = timedelta(minutes=5)
 
-_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*\Z")
+_HOST_NAME = re.compile(
+    r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*\Z"
+)
 _SCHEMA = """
 create table if not exists meta (name text primary key, value text not null) strict;
 create table if not exists issued (
@@ -95,7 +98,9 @@ class CertificateAuthority:
         """
         now = require_utc(now)
         name = subject if isinstance(subject, DistinguishedName) else DistinguishedName.parse(subject)
-        patterns = (f"{name.parent}/*",) if namespace is None else (namespace,) if isinstance(namespace, str) else namespace
+        patterns = (
+            (f"{name.parent}/*",) if namespace is None else (namespace,) if isinstance(namespace, str) else namespace
+        )
         if not patterns or any(not pattern.startswith("/") for pattern in patterns):
             raise _invalid(f"the namespace of {name} must be patterns such as /C=XX/O=Grid/*", Path(directory))
         if lifetime <= timedelta(0):
@@ -129,7 +134,9 @@ class CertificateAuthority:
             raise _invalid(f"there is no authority in {folder} ({error.strerror}); create it", folder) from error
         if stat.S_IMODE(mode) & 0o077:
             raise CredentialError(
-                Reason.CREDENTIAL_FILE_UNSAFE, f"{folder} is open to others; run: chmod 700 {folder}", {"path": str(folder)}
+                Reason.CREDENTIAL_FILE_UNSAFE,
+                f"{folder} is open to others; run: chmod 700 {folder}",
+                {"path": str(folder)},
             )
         if not (folder / "issued.sqlite").exists():
             raise _invalid(f"there is no complete authority in {folder}; create it in an empty directory", folder)
@@ -210,7 +217,9 @@ class CertificateAuthority:
     ) -> x509.Certificate:
         """A certificate for one service of a host: CN=<service>/<first host>."""
         if not hosts or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", service):
-            raise CredentialError(Reason.NAME_MALFORMED, f"{service[:80]!r} is not a service name, or no host was given")
+            raise CredentialError(
+                Reason.NAME_MALFORMED, f"{service[:80]!r} is not a service name, or no host was given"
+            )
         return self._issue("service", self._name(f"{service}/{hosts[0]}"), key, hosts, lifetime, now, renew)
 
     def sign_csr(
@@ -341,7 +350,9 @@ class CertificateAuthority:
                 facts,
             )
         if name == self.subject or not name.common_name.strip():
-            raise CredentialError(Reason.NAME_MALFORMED, f"{name} is not a name for a {kind}: it needs its own CN", facts)
+            raise CredentialError(
+                Reason.NAME_MALFORMED, f"{name} is not a name for a {kind}: it needs its own CN", facts
+            )
         # 2. key
         key = _public_key(key_source)
         problem = certificates.key_problem(key, MINIMUM_RSA_BITS)
@@ -366,7 +377,8 @@ class CertificateAuthority:
                 if duplicate is not None and not renew:
                     raise CredentialError(
                         Reason.DUPLICATE_SUBJECT,
-                        f"{name} already has an active certificate (serial {duplicate[0].upper()}); ask for a renewal or revoke it",
+                        f"{name} already has an active certificate (serial {duplicate[0].upper()}); ask for a "
+                        "renewal or revoke it",
                         {**facts, "serial": duplicate[0].upper()},
                     )
                 certificate = self._sign(name, key, kind, alternatives, now, min(now + lifetime, ending))
@@ -498,5 +510,3 @@ def _self_signed(name: DistinguishedName, key: PrivateKey, now: datetime, lifeti
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(key, hashes.SHA256())
     )
-
-

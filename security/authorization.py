@@ -100,7 +100,8 @@ def _map(
     if not accounts:
         raise MappingError(
             Reason.NOT_MAPPED,
-            f"{identity.subject} is in no line of this site's map; ask the site, or join a virtual organisation it supports",
+            f"{identity.subject} is in no line of this site's map; ask the site, or join a virtual organisation "
+            "it supports",
             facts,
         )
     if requested is not None and not requested.startswith(".") and requested in accounts:

@@ -1,7 +1,8 @@
 """The site's ban list: people and single certificates that may do nothing here, whatever their authority says.
 
 One ban per line, `#` begins a comment line: a name (`/C=XX/O=Grid/CN=Mallory`), or `serial issuer-name` with the serial
-number in hexadecimal (of an end entity, or of one proxy with its user's name as the issuer). Optional quotes as in a map file.
+number in hexadecimal (of an end entity, or of one proxy with its user's name as the issuer). Optional quotes as in a
+map file.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class BanList:
             except (SecurityError, ValueError) as error:
                 raise AuthorizationError(
                     Reason.BAN_LIST_UNREADABLE,
-                    f"ban list line {number} cannot be understood ({error}); everybody is refused until it is corrected",
+                    f"ban list line {number} cannot be understood ({error}); everybody is refused until it is "
+                    "corrected",
                     {"check": "ban list", "line": str(number)},
                 ) from error
         return cls(frozenset(subjects), frozenset(serials))

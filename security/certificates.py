@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import crypto
 
 from security.errors import Reason, ValidationError, utc_text
-from security.names import DistinguishedName, name_of
+from security.names import DistinguishedName
 
 MAX_CHAIN_BYTES = 256 * 1024
 """A chain of ten RSA-4096 certificates with VOMS attributes is below 64 KiB."""
@@ -32,14 +32,64 @@ MAX_RSA_BITS = 8192
 """Verification time grows with the square of the length; nobody uses more."""
 
 
+class _View:
+    """What is asked of one certificate many times: names, encoding, OpenSSL's own object."""
+
+    __slots__ = ("_native", "encoded", "issuer", "subject")
+
+    def __init__(self, certificate: x509.Certificate) -> None:
+        self.encoded = certificate.public_bytes(Encoding.DER)
+        self.subject = DistinguishedName.from_x509(certificate.subject)
+        self.issuer = DistinguishedName.from_x509(certificate.issuer)
+        self._native: crypto.X509 | None = None
+
+    def native(self) -> crypto.X509:
+        if self._native is None:
+            self._native = crypto.load_certificate(crypto.FILETYPE_ASN1, self.encoded)
+        return self._native
+
+
+@lru_cache(maxsize=4096)
+def _view_by_content(certificate: x509.Certificate) -> _View:
+    """Remembered by content: a service sees the same authorities and people again and again."""
+    return _View(certificate)
+
+
+_MAX_VIEWS = 4096
+_views: dict[int, tuple[x509.Certificate, _View]] = {}
+"""By object, since hashing the content costs 5 us each time. Holds the certificate, so that an id is never used
+twice."""
+
+
+def _view(certificate: x509.Certificate) -> _View:
+    found = _views.get(id(certificate))
+    if found is not None and found[0] is certificate:
+        return found[1]
+    view = _view_by_content(certificate)
+    if len(_views) >= _MAX_VIEWS:
+        _views.clear()
+    _views[id(certificate)] = (certificate, view)
+    return view
+
+
 def subject_of(certificate: x509.Certificate) -> DistinguishedName:
-    """The certificate's subject."""
-    return name_of(certificate.subject)
+    """The certificate's subject. Raises CredentialError NAME_MALFORMED for a name beyond the bounds."""
+    return _view(certificate).subject
 
 
 def issuer_of(certificate: x509.Certificate) -> DistinguishedName:
-    """The certificate's issuer."""
-    return name_of(certificate.issuer)
+    """The certificate's issuer. Raises as `subject_of`."""
+    return _view(certificate).issuer
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """The DER bytes of a certificate."""
+    return _view(certificate).encoded
+
+
+def native(certificate: x509.Certificate) -> crypto.X509:
+    """The certificate as pyOpenSSL has it. Shared: not to be changed."""
+    return _view(certificate).native()
 
 
 def serial_text(serial: int) -> str:
@@ -71,7 +121,7 @@ def describe(certificate: x509.Certificate) -> str:
 
 def _safe_name(name: x509.Name) -> str:
     try:
-        return str(name_of(name))
+        return str(DistinguishedName.from_x509(name))
     except Exception:  # only for showing: a name beyond the bounds is refused where it matters
         return "(unreadable name)"
 
@@ -108,8 +158,7 @@ def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certific
         raise _too_many()
     for certificate in certificates:
         try:
-            subject_of(certificate), issuer_of(certificate)
-            _ = certificate.extensions
+            _ = subject_of(certificate), issuer_of(certificate), certificate.extensions
         except Exception as error:  # cryptography raises several kinds for malformed content
             raise ValidationError(
                 Reason.CHAIN_MALFORMED,
@@ -132,14 +181,9 @@ def pem(certificates: Sequence[x509.Certificate]) -> bytes:
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
 
 
-def der(certificate: x509.Certificate) -> bytes:
-    """The DER bytes of a certificate."""
-    return certificate.public_bytes(Encoding.DER)
-
-
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of the DER form, lower-case hexadecimal."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
+    return hashlib.sha256(der(certificate)).hexdigest()
 
 
 def spki(key: PublicKey) -> bytes:
@@ -199,12 +243,12 @@ def signs(issuer_key: PublicKey, certificate: x509.Certificate) -> bool:
 
 def subject_hash(certificate: x509.Certificate) -> str:
     """The eight digits of `openssl x509 -hash`."""
-    return f"{crypto.X509.from_cryptography(certificate).subject_name_hash():08x}"
+    return f"{native(certificate).subject_name_hash():08x}"
 
 
 def subject_hash_old(certificate: x509.Certificate) -> str:
     """The eight digits of `openssl x509 -subject_hash_old` (OpenSSL 0.9): MD5 of the name's DER."""
-    encoded = crypto.X509.from_cryptography(certificate).get_subject().der()
+    encoded = certificate.subject.public_bytes()
     digest = hashlib.md5(encoded, usedforsecurity=False).digest()
     return f"{int.from_bytes(digest[:4], 'little'):08x}"
 

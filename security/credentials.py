@@ -68,7 +68,9 @@ class Credential:
             )
 
     def __repr__(self) -> str:
-        return f"Credential({self.subject}, chain of {1 + len(self.chain)}, not after {self.not_after:%Y-%m-%dT%H:%M:%SZ})"
+        return (
+            f"Credential({self.subject}, chain of {1 + len(self.chain)}, not after {self.not_after:%Y-%m-%dT%H:%M:%SZ})"
+        )
 
     def __reduce__(self) -> str | tuple[object, ...]:
         raise TypeError("a credential is never pickled: it would carry the private key; send pem_chain() or delegate")
@@ -102,7 +104,9 @@ class Credential:
                 {"check": "credential file", "path": str(path)},
             ) from error
         key_pem = read_private(Path(key_path), MAX_CREDENTIAL_BYTES, uid)
-        return cls.loads(_KEY_BLOCK.sub(b"", certificate_pem) + b"\n" + key_pem, passphrase=passphrase, source=str(path))
+        return cls.loads(
+            _KEY_BLOCK.sub(b"", certificate_pem) + b"\n" + key_pem, passphrase=passphrase, source=str(path)
+        )
 
     @classmethod
     def loads(cls, pem: bytes, *, passphrase: Passphrase | None = None, source: str = "the credential") -> Credential:
@@ -130,11 +134,14 @@ class Credential:
             ) from None
         key = bundle.key
         if bundle.cert is None or not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-            raise CredentialError(Reason.CREDENTIAL_MALFORMED, f"{source} lacks an RSA or ECDSA key or its certificate", facts)
+            raise CredentialError(
+                Reason.CREDENTIAL_MALFORMED, f"{source} lacks an RSA or ECDSA key or its certificate", facts
+            )
         return cls(bundle.cert.certificate, key, ())
 
     def dumps(self) -> bytes:
-        """The proxy file as bytes: certificate, unencrypted PKCS#8 key, chain. Holds the private key: never log or send it."""
+        """The proxy file as bytes: certificate, unencrypted PKCS#8 key, chain. Holds the private key: never log or
+        send it."""
         key = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -266,7 +273,9 @@ def find_user_certificate(environ: Mapping[str, str]) -> tuple[Path, Path]:
     if certificate or key:
         lacking = "X509_USER_KEY" if certificate else "X509_USER_CERT"
         raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND, f"{lacking} is not set but its partner is; set both or none", {"check": "environment"}
+            Reason.CREDENTIAL_NOT_FOUND,
+            f"{lacking} is not set but its partner is; set both or none",
+            {"check": "environment"},
         )
     home = environ.get("HOME", "")
     folder = Path(home) / ".globus"

@@ -183,7 +183,8 @@ def utc_text(moment: datetime) -> str:
 
 
 def require_utc(now: datetime) -> datetime:
-    """The same moment in UTC. Raises ValueError for a naive datetime: a local time taken for UTC would shift validity."""
+    """The same moment in UTC. Raises ValueError for a naive datetime: a local time taken for UTC would shift
+    validity."""
     if now.tzinfo is None:
         raise ValueError("now must be an aware datetime in UTC")
     return now.astimezone(UTC)

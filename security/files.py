@@ -1,4 +1,5 @@
-"""Reading bounded files and replacing files atomically and durably. Every file this package touches goes through here."""
+"""Reading bounded files and replacing files atomically and durably. Every file this package touches goes through
+here."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from security.errors import CredentialError, Reason
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises OSError (EFBIG, EISDIR ... included in its text)."""
+    """The content of a regular file of at most `limit` bytes. Raises OSError (EFBIG, EISDIR ... included in its
+    text)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,6 +1,7 @@
 """Pool accounts as Globus and LCMAPS keep them: a directory, one empty file per account, a hard link per lease.
 
-The link's name is the lower-cased, %-encoded name of the person; link(2) and st_nlink make it safe between processes and
+The link's name is the lower-cased, %-encoded name of the person; link(2) and st_nlink make it safe between processes
+and
 between implementations (`gridmapdir.c` of gss_assist, LCMAPS poolaccount). A lease is renewed (mtime) at each use.
 """
 
@@ -23,8 +24,8 @@ MAX_POOL = 100_000
 """Accounts of one pool."""
 MAX_LINK_NAME = 255
 """NAME_MAX: a longer encoded name cannot be a file."""
-MAX_ATTEMPTS = 10_000
-"""Accounts tried in one lease before giving up; each failure means that another process was faster."""
+MAX_ROUNDS = 20
+"""Passes over the pool while others are seen to take and give back the same accounts at the same moment."""
 
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_.-]{0,63}\Z", re.IGNORECASE)
 
@@ -100,7 +101,8 @@ class GridMapDir:
             raise _invalid(f"the pool directory {self._directory} cannot be used ({error})", self._directory) from error
         if not (held.startswith(prefix) and held[len(prefix) :].isdigit()):
             raise _invalid(
-                f"{subject} holds the account {held}, which is not of the pool {prefix}; release it first", self._directory
+                f"{subject} holds the account {held}, which is not of the pool {prefix}; release it first",
+                self._directory,
             )
         return held
 
@@ -144,7 +146,8 @@ class GridMapDir:
         if len(name) > MAX_LINK_NAME or not name.startswith("%2f"):
             raise MappingError(
                 Reason.MAP_DIRECTORY_INVALID,
-                f"{subject} cannot hold a pool account: its encoded name is empty or longer than {MAX_LINK_NAME} characters; "
+                f"{subject} cannot hold a pool account: its encoded name is empty or longer than "
+                f"{MAX_LINK_NAME} characters; "
                 "map it to a fixed account",
                 {"check": "pool account", "subject": str(subject)},
             )
@@ -174,35 +177,51 @@ class GridMapDir:
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()
             return None
+        names: list[str] = []
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                if entry.inode() == status.st_ino and not entry.name.startswith(("%", ".")):
-                    return entry.name
+                if not entry.name.startswith(("%", ".")):
+                    if entry.inode() == status.st_ino:
+                        return entry.name
+                    names.append(entry.name)
+        for name in names:  # overlay file systems list other i-node numbers than stat gives
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self._directory / name).st_ino == status.st_ino:
+                    return name
         return None
 
     def _take(self, subject: DistinguishedName, link: Path, prefix: str) -> str:
-        pool = self.accounts(prefix)
-        for name in pool[:MAX_ATTEMPTS]:
-            account = self._directory / name
-            try:
-                if os.stat(account).st_nlink != 1:
+        pool: tuple[str, ...] = ()
+        for _ in range(MAX_ROUNDS):
+            pool = self.accounts(prefix)
+            contended = False
+            for name in pool:
+                account = self._directory / name
+                try:
+                    links = os.stat(account).st_nlink
+                    if links != 1:
+                        contended = contended or links > 2
+                        continue
+                    os.link(account, link)
+                except FileExistsError:
+                    # Another process made a lease for the same person meanwhile: that one counts.
+                    held = self._account_of(link)
+                    if held is not None:
+                        return held
+                    contended = True
                     continue
-                os.link(account, link)
-            except FileExistsError:
-                # Another process made a lease for the same person meanwhile: that one counts.
-                held = self._account_of(link)
-                if held is not None:
-                    return held
-                continue
-            except FileNotFoundError:
-                continue
-            if os.stat(account).st_nlink > 2:
-                # Two people took the same account at once: both step back and try the next one.
-                with contextlib.suppress(FileNotFoundError):
-                    link.unlink()
-                continue
-            os.utime(link)
-            return name
+                except FileNotFoundError:
+                    continue
+                if os.stat(account).st_nlink > 2:
+                    # Two people took the same account at once: step back and try the next one.
+                    with contextlib.suppress(FileNotFoundError):
+                        link.unlink()
+                    contended = True
+                    continue
+                os.utime(link)
+                return name
+            if not contended:
+                break
         raise MappingError(
             Reason.POOL_EXHAUSTED,
             f"all {len(pool)} accounts of the pool {prefix} are leased, none is left for {subject}; "
@@ -216,6 +235,4 @@ class GridMapDir:
 
 
 def _invalid(sentence: str, directory: Path) -> MappingError:
-    return MappingError(
-        Reason.MAP_DIRECTORY_INVALID, sentence, {"check": "pool account", "path": str(directory)}
-    )
+    return MappingError(Reason.MAP_DIRECTORY_INVALID, sentence, {"check": "pool account", "path": str(directory)})

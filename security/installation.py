@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +26,7 @@ CLOCK_SKEW = timedelta(minutes=5)
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path) -> Generator[None, None, None]:
     """One installer at a time; readers need no lock."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -95,12 +95,15 @@ def _write_crl(
         if offered.last_update > moment + CLOCK_SKEW:
             raise ValidationError(
                 Reason.CRL_INVALID,
-                f"the revocation list of {offered.issuer} is from the future ({utc_text(offered.last_update)}); check clocks",
+                f"the revocation list of {offered.issuer} is from the future ({utc_text(offered.last_update)}); "
+                "check clocks",
                 facts,
             )
         if offered.expired(moment):
             raise ValidationError(
-                Reason.CRL_EXPIRED, f"the revocation list of {offered.issuer} offered is already expired; fetch again", facts
+                Reason.CRL_EXPIRED,
+                f"the revocation list of {offered.issuer} offered is already expired; fetch again",
+                facts,
             )
     path = folder / f"{stem}.r{index}"
     try:
@@ -110,7 +113,8 @@ def _write_crl(
     if installed is not None and offered.older_than(installed):
         raise ValidationError(
             Reason.CRL_OLDER,
-            f"the revocation list of {offered.issuer} from {utc_text(offered.last_update)} is older than the installed one "
+            f"the revocation list of {offered.issuer} from {utc_text(offered.last_update)} is older than the "
+            "installed one "
             f"from {utc_text(installed.last_update)}; the installed one stays",
             facts,
         )
@@ -150,7 +154,8 @@ def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
         raise refusal
     raise ValidationError(
         Reason.UNKNOWN_CA,
-        f"no authority {crl.issuer.rfc4514_string()[:200]} is installed in {folder}; install it before its revocation list",
+        f"no authority {crl.issuer.rfc4514_string()[:200]} is installed in {folder}; install it before its "
+        "revocation list",
         {"check": "revocation list", "path": str(folder)},
     )
 

@@ -83,7 +83,8 @@ class GridMapFile:
 
     @classmethod
     def load(cls, path: str | Path) -> GridMapFile:
-        """Read a file. Raises MappingError MAP_FILE_INVALID when it cannot be read: nobody is mapped by a missing file."""
+        """Read a file. Raises MappingError MAP_FILE_INVALID when it cannot be read: nobody is mapped by a missing
+        file."""
         try:
             return cls.loads(read_bounded(Path(path), MAX_MAP_BYTES).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +116,8 @@ class GridMapFile:
         return emit(self.entries)
 
     def write(self, path: str | Path) -> None:
-        """Replace the file atomically (mode 0644). Raises OSError, or MappingError for an entry that may not be written."""
+        """Replace the file atomically (mode 0644). Raises OSError, or MappingError for an entry that may not be
+        written."""
         write_atomic(Path(path), self.emit().encode(), 0o644)
 
 

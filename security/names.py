@@ -1,6 +1,7 @@
 """Distinguished names in the two spellings of the grid: Globus/OpenSSL one-line (`/C=XX/O=Grid/CN=Jane`) and RFC 4514.
 
-The one-line form is ambiguous in OpenSSL: a common name holding `/CN=x` prints like two names. Here a slash that would be
+The one-line form is ambiguous in OpenSSL: a common name holding `/CN=x` prints like two names. Here a slash that
+would be
 read as a separator is written `\\x2f`, so a printed name parses back to the same name and no name can imitate another.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from cryptography import x509
 
@@ -74,7 +75,8 @@ class DistinguishedName:
 
     @classmethod
     def from_x509(cls, name: x509.Name) -> DistinguishedName:
-        """The name of a certificate. Raises CredentialError NAME_MALFORMED when it exceeds the bounds of this module."""
+        """The name of a certificate. Raises CredentialError NAME_MALFORMED when it exceeds the bounds of this
+        module."""
         rdns: list[Rdn] = []
         for rdn in name.rdns:
             attributes: list[Attribute] = []
@@ -158,16 +160,6 @@ class DistinguishedName:
             )
         except ValueError as error:
             raise _malformed(f"the name cannot be put into a certificate ({error})", str(self)) from error
-
-
-@lru_cache(maxsize=4096)
-def _cached_name(name: x509.Name) -> DistinguishedName:
-    return DistinguishedName.from_x509(name)
-
-
-def name_of(name: x509.Name) -> DistinguishedName:
-    """As `DistinguishedName.from_x509`, remembering the last few thousand names: a service sees the same few again."""
-    return _cached_name(name)
 
 
 def _name_attribute(kind: str, value: str) -> x509.NameAttribute[str]:

@@ -203,7 +203,8 @@ def _sign(
     if rights.remaining_path_length is not None and rights.remaining_path_length < 1:
         raise CredentialError(
             Reason.PROXY_PATH_LENGTH_EXCEEDED,
-            f"{issuer.subject} may not be delegated further (path length used up); start from a proxy without that limit",
+            f"{issuer.subject} may not be delegated further (path length used up); start from a proxy without "
+            "that limit",
             facts,
         )
     if lifetime <= timedelta(0):
@@ -239,7 +240,8 @@ def _sign(
         .not_valid_before(max(now - BACKDATING, rights.not_before))
         .not_valid_after(min(now + lifetime, rights.not_after))
         .add_extension(
-            x509.UnrecognizedExtension(PROXY_CERT_INFO_OID, encode_proxy_cert_info(language, path_length)), critical=True
+            x509.UnrecognizedExtension(PROXY_CERT_INFO_OID, encode_proxy_cert_info(language, path_length)),
+            critical=True,
         )
         .add_extension(_key_usage(encipherment=isinstance(public_key, rsa.RSAPublicKey)), critical=True)
     )
@@ -285,10 +287,7 @@ def load_request(csr: bytes) -> tuple[x509.CertificateSigningRequest, PublicKey]
             Reason.REQUEST_MALFORMED, f"the certificate request is larger than {MAX_REQUEST_BYTES} bytes", facts
         )
     try:
-        if b"-----BEGIN" in csr:
-            request = x509.load_pem_x509_csr(csr)
-        else:
-            request = x509.load_der_x509_csr(csr)
+        request = x509.load_pem_x509_csr(csr) if b"-----BEGIN" in csr else x509.load_der_x509_csr(csr)
         key = request.public_key()
         genuine = request.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -11,7 +11,7 @@ from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
 from security import certificates
 from security.errors import Reason, ValidationError, utc_text
-from security.names import DistinguishedName, name_of
+from security.names import DistinguishedName
 
 MAX_CRL_BYTES = 32 * 1024 * 1024
 """The largest list of a grid authority is about 1 MB."""
@@ -76,12 +76,13 @@ def parse_crl(data: bytes) -> x509.CertificateRevocationList:
 
 
 def verify_crl(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> RevocationList:
-    """Check that the list is its authority's, complete and understood, and index it. Raises ValidationError CRL_INVALID.
+    """Check that the list is its authority's, complete and understood, and index it. Raises ValidationError
+    CRL_INVALID.
 
     Delta lists, indirect lists and lists for some certificates only are refused: taken for complete they would hide
     revocations. Does not compare times: see `security.validation`.
     """
-    name = name_of(crl.issuer)
+    name = DistinguishedName.from_x509(crl.issuer)
     facts = {"check": "revocation list", "issuer": str(name), "lastUpdate": utc_text(crl.last_update_utc)}
     if crl.issuer != authority.subject:
         raise _invalid(f"the revocation list of {name} is not from {certificates.subject_of(authority)}", facts)
@@ -107,7 +108,8 @@ def verify_crl(crl: x509.CertificateRevocationList, authority: x509.Certificate)
             _check_scope(extension.value, name, facts)
         elif extension.critical and extension.oid not in _KNOWN_CRITICAL:
             raise _invalid(
-                f"the revocation list of {name} has the critical extension {extension.oid.dotted_string}, not understood",
+                f"the revocation list of {name} has the critical extension {extension.oid.dotted_string}, not "
+                "understood",
                 facts,
             )
     revoked = frozenset(entry.serial_number for entry in crl)

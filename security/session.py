@@ -55,6 +55,7 @@ def check_proof(
             raise
         raise ValidationError(
             Reason.BAD_SIGNATURE,
-            f"the session proof of {certificates.describe(leaf)} does not verify for this server and nonce; begin again",
+            f"the session proof of {certificates.describe(leaf)} does not verify for this server and nonce; "
+            "begin again",
             certificates.facts_of(leaf, "session proof"),
         ) from error

@@ -1,7 +1,9 @@
 """CA namespaces: the Globus EACL `.signing_policy` file, and the simple statements of `.namespaces` (EUGridPMA).
 
-Wildcards as Globus has them since GT 2.4 (oldgaa_regex_matches_string): a pattern matches if it equals the name, or if the
-name begins with the pattern's text before its *last* `*`. Globus ignores what follows the star; here the whole pattern must
+Wildcards as Globus has them since GT 2.4 (oldgaa_regex_matches_string): a pattern matches if it equals the name, or
+if the
+name begins with the pattern's text before its *last* `*`. Globus ignores what follows the star; here the whole
+pattern must
 match as well, so this never allows more than Globus. Letter case counts. `?` is an ordinary character.
 """
 
@@ -41,7 +43,10 @@ class SigningPolicy:
         """True if this authority may sign this subject."""
         text = str(subject)
         return any(
-            matches(pattern, text) for entry in self.entries if entry.authority == authority for pattern in entry.subjects
+            matches(pattern, text)
+            for entry in self.entries
+            if entry.authority == authority
+            for pattern in entry.subjects
         )
 
 
@@ -51,7 +56,9 @@ def matches(pattern: str, subject: str) -> bool:
         return True
     prefix, star, rest = pattern.rpartition("*")
     # More than one star: Globus takes the earlier ones literally, so the prefix has to be there as it stands.
-    return bool(star) and subject.startswith(prefix) and len(subject) >= len(prefix) + len(rest) and subject.endswith(rest)
+    return (
+        bool(star) and subject.startswith(prefix) and len(subject) >= len(prefix) + len(rest) and subject.endswith(rest)
+    )
 
 
 _TYPE_SPELLINGS = (

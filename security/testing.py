@@ -1,4 +1,5 @@
-"""A small grid of credentials for tests, good ones and ones that are wrong in exactly one named way. Shipped, not secret.
+"""A small grid of credentials for tests, good ones and ones that are wrong in exactly one named way. Shipped, not
+secret.
 
 Keys are P-256 and shared within the process, so that a credential costs well under a millisecond. Give each one to code
 under test as a peer would: `credential.pem_chain()`.
@@ -84,7 +85,9 @@ class TestGrid:
 
     # Good credentials
 
-    def user(self, name: str = "alice", *, lifetime: timedelta = timedelta(days=365), now: datetime | None = None) -> Credential:
+    def user(
+        self, name: str = "alice", *, lifetime: timedelta = timedelta(days=365), now: datetime | None = None
+    ) -> Credential:
         """A person's certificate and key: `<base>/CN=<name>`; asked again, the certificate is renewed."""
         key = self._key()
         certificate = self.ca.issue_user(name, key.public_key(), lifetime=lifetime, now=now or self.now, renew=True)
@@ -232,7 +235,9 @@ class TestGrid:
 
     def _user_of(self, authority: CertificateAuthority, name: str) -> Credential:
         key = self._key()
-        certificate = authority.issue_user(name, key.public_key(), lifetime=timedelta(days=30), now=self.now, renew=True)
+        certificate = authority.issue_user(
+            name, key.public_key(), lifetime=timedelta(days=30), now=self.now, renew=True
+        )
         return Credential(certificate, key)
 
     def expired_user(self, name: str = "alice") -> Credential:
@@ -261,7 +266,9 @@ class TestGrid:
 
     def expired_proxy(self, issuer: Credential | str = "alice") -> Credential:
         """A proxy that expired an hour ago, of a good certificate."""
-        return self.raw_proxy(issuer, not_before=self.now - timedelta(hours=13), not_after=self.now - timedelta(hours=1))
+        return self.raw_proxy(
+            issuer, not_before=self.now - timedelta(hours=13), not_after=self.now - timedelta(hours=1)
+        )
 
     def future_proxy(self, issuer: Credential | str = "alice") -> Credential:
         """A proxy that starts in an hour."""

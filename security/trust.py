@@ -1,6 +1,7 @@
 """The directory of authorities (X509_CERT_DIR as Globus, VOMS and curl read it): watched, never trusted blindly.
 
-`HASH.N` authority certificate, `HASH.rN` its revocation list, `HASH.signing_policy` or `HASH.namespaces` what it may sign;
+`HASH.N` authority certificate, `HASH.rN` its revocation list, `HASH.signing_policy` or `HASH.namespaces` what it may
+sign;
 HASH as `openssl x509 -hash` prints it.
 """
 
@@ -51,7 +52,8 @@ _POLICY_FILE = re.compile(r"([0-9a-f]{8})\.(signing_policy|namespaces)\Z")
 
 _ALLOW_PROXY_CERTS = 0x40
 _NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_* of OpenSSL. Time is checked by `security.validation`, so that the store needs no time set in it and may be
+"""X509_V_FLAG_* of OpenSSL. Time is checked by `security.validation`, so that the store needs no time set in it and
+may be
 shared by threads and moments."""
 
 ALARM_STEPS = (timedelta(days=7), timedelta(days=1), timedelta(hours=1))
@@ -100,7 +102,8 @@ class CrlAlarm:
 
 @dataclass(frozen=True)
 class TrustSnapshot:
-    """What is trusted at one moment. Immutable and safe to share between threads; `generation` grows with each change."""
+    """What is trusted at one moment. Immutable and safe to share between threads; `generation` grows with each
+    change."""
 
     generation: int
     authorities: tuple[Authority, ...]
@@ -110,11 +113,12 @@ class TrustSnapshot:
 
     @cached_property
     def store(self) -> crypto.X509Store:
-        """The OpenSSL store of these authorities: proxies allowed, no time, no revocation lists (both checked by us)."""
+        """The OpenSSL store of these authorities: proxies allowed, no time, no revocation lists (both checked by
+        us)."""
         store = crypto.X509Store()
         store.set_flags(_ALLOW_PROXY_CERTS | _NO_CHECK_TIME)
         for authority in self.authorities:
-            store.add_cert(crypto.X509.from_cryptography(authority.certificate))
+            store.add_cert(certificates.native(authority.certificate))
         return store
 
     @cached_property

@@ -1,7 +1,9 @@
 """What a chain must pass before anybody believes it: numbered steps, each with its own error.
 
-1. parse and bounds; 2. path to an installed authority (OpenSSL), times, keys, usage (RFC 5280); 3. proxy rules (RFC 3820);
-4. revocation list of every authority of the path, applied to every certificate they issued; 5. and to each proxy's serial
+1. parse and bounds; 2. path to an installed authority (OpenSSL), times, keys, usage (RFC 5280); 3. proxy rules (RFC
+3820);
+4. revocation list of every authority of the path, applied to every certificate they issued; 5. and to each proxy's
+serial
 number, which OpenSSL never looks up; 6. namespaces of every authority. For hosts also 7. the name (RFC 6125).
 
 The caller gives the time. Nothing here reads files or clocks; a `TrustSnapshot` may be shared by threads.
@@ -101,9 +103,7 @@ class _Path:
         return self.certificates[self.depth]
 
 
-def validate_client_chain(
-    chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
-) -> Identity:
+def validate_client_chain(chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime) -> Identity:
     """The identity behind a user's, robot's or service's chain (PEM bytes or certificates, leaf first).
 
     Raises ValidationError with the failing certificate in its facts. Does not check that the peer holds the key (see
@@ -213,7 +213,8 @@ def _require_time(certificate: x509.Certificate, is_proxy: bool, policy: Validat
     if not_before > now + policy.clock_skew:
         raise ValidationError(
             Reason.NOT_YET_VALID,
-            f"{certificates.describe(certificate)} is valid only from {utc_text(not_before)}; check the clocks of both hosts",
+            f"{certificates.describe(certificate)} is valid only from {utc_text(not_before)}; check the clocks "
+            "of both hosts",
             {**certificates.facts_of(certificate, "validity", now), "notBefore": utc_text(not_before)},
         )
 
@@ -221,9 +222,7 @@ def _require_time(certificate: x509.Certificate, is_proxy: bool, policy: Validat
 _BROKEN_DIGESTS = frozenset({"md5", "sha1"})
 
 
-def _require_strength(
-    certificate: x509.Certificate, is_root: bool, policy: ValidationPolicy, now: datetime
-) -> None:
+def _require_strength(certificate: x509.Certificate, is_root: bool, policy: ValidationPolicy, now: datetime) -> None:
     problem = certificates.key_problem(certificates.public_key_of(certificate), policy.minimum_rsa_bits)
     if problem is None and not is_root:  # nothing rests on the signature of an installed root
         digest = certificate.signature_hash_algorithm
@@ -247,16 +246,20 @@ def _revocation(path: _Path, policy: ValidationPolicy, now: datetime) -> tuple[s
         authority = path.authorities[above]
         crl = authority.crl if authority is not None else None
         name = certificates.subject_of(path.certificates[above])
-        facts = {**certificates.facts_of(certificate, "revocation list", now), "authority": str(name)}
+
+        def facts(of: x509.Certificate = certificate, authority: DistinguishedName = name) -> dict[str, str]:
+            return {**certificates.facts_of(of, "revocation list", now), "authority": str(authority)}
+
         if crl is None:
-            sentence = f"no revocation list of {name} is installed, so {certificates.describe(certificate)} cannot be checked"
-            _judge(policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts, warnings)
+            sentence = f"no revocation list of {name} is installed, {certificates.describe(certificate)} is unchecked"
+            _judge(policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts(), warnings)
             continue
         if crl.last_update > now + policy.clock_skew:
             raise ValidationError(
                 Reason.CRL_INVALID,
-                f"the revocation list of {name} is valid only from {utc_text(crl.last_update)}; check the clock of this host",
-                facts,
+                f"the revocation list of {name} is valid only from {utc_text(crl.last_update)}; check the clock "
+                "of this host",
+                facts(),
             )
         # Revocation before expiry: what an expired list says is still true.
         if certificate.serial_number in crl.revoked:
@@ -264,7 +267,7 @@ def _revocation(path: _Path, policy: ValidationPolicy, now: datetime) -> tuple[s
                 Reason.CERTIFICATE_REVOKED,
                 f"{certificates.describe(certificate)} was revoked {crl.revocation_text(certificate.serial_number)}; "
                 "ask the authority for a new certificate",
-                facts,
+                facts(),
             )
         if index == path.depth:
             for proxy in path.certificates[: path.depth]:
@@ -273,12 +276,12 @@ def _revocation(path: _Path, policy: ValidationPolicy, now: datetime) -> tuple[s
                         Reason.PROXY_REVOKED,
                         f"the proxy {certificates.describe(proxy)} was revoked "
                         f"{crl.revocation_text(proxy.serial_number)}; make a new proxy",
-                        {**certificates.facts_of(proxy, "proxy revocation", now), "authority": str(name)},
+                        facts(proxy),
                     )
         if crl.expired(now):
             until = utc_text(crl.next_update) if crl.next_update else ""
             sentence = f"the revocation list of {name} expired at {until}"
-            _judge(policy.expired_crl, Reason.CRL_EXPIRED, sentence, "the site must fetch a new one", facts, warnings)
+            _judge(policy.expired_crl, Reason.CRL_EXPIRED, sentence, "the site must fetch a new one", facts(), warnings)
     return tuple(dict.fromkeys(warnings))
 
 
@@ -297,6 +300,12 @@ def _namespaces(path: _Path, now: datetime) -> None:
         certificate = path.certificates[index]
         authority = path.authorities[index + 1]
         name = certificates.subject_of(path.certificates[index + 1])
+        if (
+            authority is not None
+            and authority.policy is not None
+            and authority.policy.permits(name, certificates.subject_of(certificate))
+        ):
+            continue
         facts = {**certificates.facts_of(certificate, "namespace", now), "authority": str(name)}
         if authority is None or authority.policy is None:
             problem = authority.policy_problem if authority is not None else None
@@ -307,12 +316,11 @@ def _namespaces(path: _Path, now: datetime) -> None:
                 else f"no signing policy of {name} is installed, so it may sign nothing; the site must install it",
                 facts,
             )
-        if not authority.policy.permits(name, certificates.subject_of(certificate)):
-            raise ValidationError(
-                Reason.NAMESPACE_VIOLATION,
-                f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy",
-                facts,
-            )
+        raise ValidationError(
+            Reason.NAMESPACE_VIOLATION,
+            f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy",
+            facts,
+        )
 
 
 def _require_usage(certificate: x509.Certificate, purpose: x509.ObjectIdentifier, role: str, now: datetime) -> None:
@@ -323,9 +331,12 @@ def _require_usage(certificate: x509.Certificate, purpose: x509.ObjectIdentifier
             server = purpose == ExtendedKeyUsageOID.SERVER_AUTH
             if not (value.digital_signature or (server and value.key_encipherment)):
                 problem = "its key usage has no digitalSignature"
-        elif isinstance(value, x509.ExtendedKeyUsage):
-            if purpose not in value and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in value:
-                problem = "its extended key usage does not name this purpose"
+        elif (
+            isinstance(value, x509.ExtendedKeyUsage)
+            and purpose not in value
+            and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in value
+        ):
+            problem = "its extended key usage does not name this purpose"
     if problem:
         raise ValidationError(
             Reason.KEY_USAGE,
@@ -334,9 +345,7 @@ def _require_usage(certificate: x509.Certificate, purpose: x509.ObjectIdentifier
         )
 
 
-def _require_host_name(
-    certificate: x509.Certificate, host: str | IPv4Address | IPv6Address, now: datetime
-) -> None:
+def _require_host_name(certificate: x509.Certificate, host: str | IPv4Address | IPv6Address, now: datetime) -> None:
     """Step 7: RFC 6125; the common name, also as `host/fqdn` or `service/fqdn`, only without any DNS or IP SAN."""
     address = _as_address(host)
     names, addresses = _alternative_names(certificate)
@@ -348,7 +357,11 @@ def _require_host_name(
     if not names and not addresses:
         common = certificates.subject_of(certificate).common_name.rpartition("/")[2]
         names = (common,)
-        matched = _as_address(common) == address if address is not None else _dns_matches(common, str(host).rstrip(".").lower())
+        matched = (
+            _as_address(common) == address
+            if address is not None
+            else _dns_matches(common, str(host).rstrip(".").lower())
+        )
     if not matched:
         has = ", ".join([*names, *(str(a) for a in addresses)][:8])
         raise ValidationError(
