@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gridfabric/bookkeeping/v1/bookkeeping.proto\x12\x19gridfabric.bookkeeping.v1\"\xfa\x01\n\x05\x45vent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\r\n\x05\x61t_us\x18\x04 \x01(\x03\x12\x32\n\x04type\x18\x05 \x01(\x0e\x32$.gridfabric.bookkeeping.v1.EventType\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12<\n\x06\x66ields\x18\x07 \x03(\x0b\x32,.gridfabric.bookkeeping.v1.Event.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\rRecordRequest\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .gridfabric.bookkeeping.v1.Event\"6\n\x0eRecordResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\"\xa8\x02\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\n\n\x02vo\x18\x03 \x01(\t\x12\x32\n\x05state\x18\x04 \x01(\x0e\x32#.gridfabric.bookkeeping.v1.JobState\x12\n\n\x02\x63\x65\x18\x05 \x01(\t\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x11\n\texit_code\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x17\n\x0fsubmitted_at_us\x18\n \x01(\x03\x12\x15\n\rchanged_at_us\x18\x0b \x01(\x03\x12\x0e\n\x06parent\x18\x0c \x01(\t\x12\x0c\n\x04name\x18\r \x01(\t\x12\x0e\n\x06wall_s\x18\x0e \x01(\x01\x12\r\n\x05\x63pu_s\x18\x0f \x01(\x01\" \n\x0eHistoryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"w\n\x0fHistoryResponse\x12\x32\n\x03job\x18\x01 \x01(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .gridfabric.bookkeeping.v1.Event\"\xb9\x01\n\x0cQueryRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.gridfabric.bookkeeping.v1.JobState\x12\n\n\x02\x63\x65\x18\x04 \x01(\t\x12\x10\n\x08since_us\x18\x05 \x01(\x03\x12\x10\n\x08until_us\x18\x06 \x01(\x03\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"]\n\rQueryResponse\x12\x33\n\x04jobs\x18\x01 \x03(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"D\n\rWatchResponse\x12\x33\n\x04jobs\x18\x01 \x03(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary*\xd9\x02\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_TYPE_REGISTERED\x10\x01\x12\x17\n\x13\x45VENT_TYPE_ENQUEUED\x10\x02\x12\x16\n\x12\x45VENT_TYPE_MATCHED\x10\x03\x12\x1a\n\x16\x45VENT_TYPE_TRANSFERRED\x10\x04\x12\x16\n\x12\x45VENT_TYPE_RUNNING\x10\x05\x12\x13\n\x0f\x45VENT_TYPE_DONE\x10\x06\x12\x1b\n\x17\x45VENT_TYPE_RESUBMISSION\x10\x07\x12\x1f\n\x1b\x45VENT_TYPE_CANCEL_REQUESTED\x10\x08\x12\x18\n\x14\x45VENT_TYPE_CANCELLED\x10\t\x12\x16\n\x12\x45VENT_TYPE_ABORTED\x10\n\x12\x16\n\x12\x45VENT_TYPE_CLEARED\x10\x0b\x12\x13\n\x0f\x45VENT_TYPE_NOTE\x10\x0c*\xf5\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATE_SUBMITTED\x10\x01\x12\x15\n\x11JOB_STATE_WAITING\x10\x02\x12\x13\n\x0fJOB_STATE_READY\x10\x03\x12\x17\n\x13JOB_STATE_SCHEDULED\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x12\n\x0eJOB_STATE_DONE\x10\x06\x12\x15\n\x11JOB_STATE_CLEARED\x10\x07\x12\x15\n\x11JOB_STATE_ABORTED\x10\x08\x12\x17\n\x13JOB_STATE_CANCELLED\x10\t2\x88\x03\n\x0b\x42ookkeeping\x12]\n\x06Record\x12(.gridfabric.bookkeeping.v1.RecordRequest\x1a).gridfabric.bookkeeping.v1.RecordResponse\x12`\n\x07History\x12).gridfabric.bookkeeping.v1.HistoryRequest\x1a*.gridfabric.bookkeeping.v1.HistoryResponse\x12Z\n\x05Query\x12\'.gridfabric.bookkeeping.v1.QueryRequest\x1a(.gridfabric.bookkeeping.v1.QueryResponse\x12\\\n\x05Watch\x12\'.gridfabric.bookkeeping.v1.WatchRequest\x1a(.gridfabric.bookkeeping.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gridfabric/bookkeeping/v1/bookkeeping.proto\x12\x19gridfabric.bookkeeping.v1\"\xfa\x01\n\x05\x45vent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\r\n\x05\x61t_us\x18\x04 \x01(\x03\x12\x32\n\x04type\x18\x05 \x01(\x0e\x32$.gridfabric.bookkeeping.v1.EventType\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12<\n\x06\x66ields\x18\x07 \x03(\x0b\x32,.gridfabric.bookkeeping.v1.Event.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\rRecordRequest\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .gridfabric.bookkeeping.v1.Event\"6\n\x0eRecordResponse\x12\x10\n\x08recorded\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\"\xa0\x03\n\nJobSummary\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\n\n\x02vo\x18\x03 \x01(\t\x12\x32\n\x05state\x18\x04 \x01(\x0e\x32#.gridfabric.bookkeeping.v1.JobState\x12\n\n\x02\x63\x65\x18\x05 \x01(\t\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\x11\n\texit_code\x18\x08 \x01(\t\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x17\n\x0fsubmitted_at_us\x18\n \x01(\x03\x12\x15\n\rchanged_at_us\x18\x0b \x01(\x03\x12\x0e\n\x06parent\x18\x0c \x01(\t\x12\x0c\n\x04name\x18\r \x01(\t\x12\x0e\n\x06wall_s\x18\x0e \x01(\x01\x12\r\n\x05\x63pu_s\x18\x0f \x01(\x01\x12\x45\n\x08\x63hildren\x18\x10 \x03(\x0b\x32\x33.gridfabric.bookkeeping.v1.JobSummary.ChildrenEntry\x1a/\n\rChildrenEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\" \n\x0eHistoryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"w\n\x0fHistoryResponse\x12\x32\n\x03job\x18\x01 \x01(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary\x12\x30\n\x06\x65vents\x18\x02 \x03(\x0b\x32 .gridfabric.bookkeeping.v1.Event\"\xde\x01\n\x0cQueryRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32#.gridfabric.bookkeeping.v1.JobState\x12\n\n\x02\x63\x65\x18\x04 \x01(\t\x12\x10\n\x08since_us\x18\x05 \x01(\x03\x12\x10\n\x08until_us\x18\x06 \x01(\x03\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\x12\x17\n\x0finclude_parents\x18\t \x01(\x08\x12\n\n\x02vo\x18\n \x01(\t\"]\n\rQueryResponse\x12\x33\n\x04jobs\x18\x01 \x03(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0cWatchRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"D\n\rWatchResponse\x12\x33\n\x04jobs\x18\x01 \x03(\x0b\x32%.gridfabric.bookkeeping.v1.JobSummary*\xd9\x02\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45VENT_TYPE_REGISTERED\x10\x01\x12\x17\n\x13\x45VENT_TYPE_ENQUEUED\x10\x02\x12\x16\n\x12\x45VENT_TYPE_MATCHED\x10\x03\x12\x1a\n\x16\x45VENT_TYPE_TRANSFERRED\x10\x04\x12\x16\n\x12\x45VENT_TYPE_RUNNING\x10\x05\x12\x13\n\x0f\x45VENT_TYPE_DONE\x10\x06\x12\x1b\n\x17\x45VENT_TYPE_RESUBMISSION\x10\x07\x12\x1f\n\x1b\x45VENT_TYPE_CANCEL_REQUESTED\x10\x08\x12\x18\n\x14\x45VENT_TYPE_CANCELLED\x10\t\x12\x16\n\x12\x45VENT_TYPE_ABORTED\x10\n\x12\x16\n\x12\x45VENT_TYPE_CLEARED\x10\x0b\x12\x13\n\x0f\x45VENT_TYPE_NOTE\x10\x0c*\xf5\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13JOB_STATE_SUBMITTED\x10\x01\x12\x15\n\x11JOB_STATE_WAITING\x10\x02\x12\x13\n\x0fJOB_STATE_READY\x10\x03\x12\x17\n\x13JOB_STATE_SCHEDULED\x10\x04\x12\x15\n\x11JOB_STATE_RUNNING\x10\x05\x12\x12\n\x0eJOB_STATE_DONE\x10\x06\x12\x15\n\x11JOB_STATE_CLEARED\x10\x07\x12\x15\n\x11JOB_STATE_ABORTED\x10\x08\x12\x17\n\x13JOB_STATE_CANCELLED\x10\t2\x88\x03\n\x0b\x42ookkeeping\x12]\n\x06Record\x12(.gridfabric.bookkeeping.v1.RecordRequest\x1a).gridfabric.bookkeeping.v1.RecordResponse\x12`\n\x07History\x12).gridfabric.bookkeeping.v1.HistoryRequest\x1a*.gridfabric.bookkeeping.v1.HistoryResponse\x12Z\n\x05Query\x12\'.gridfabric.bookkeeping.v1.QueryRequest\x1a(.gridfabric.bookkeeping.v1.QueryResponse\x12\\\n\x05Watch\x12\'.gridfabric.bookkeeping.v1.WatchRequest\x1a(.gridfabric.bookkeeping.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT_FIELDSENTRY']._loaded_options = None
   _globals['_EVENT_FIELDSENTRY']._serialized_options = b'8\001'
-  _globals['_EVENTTYPE']._serialized_start=1291
-  _globals['_EVENTTYPE']._serialized_end=1636
-  _globals['_JOBSTATE']._serialized_start=1639
-  _globals['_JOBSTATE']._serialized_end=1884
+  _globals['_JOBSUMMARY_CHILDRENENTRY']._loaded_options = None
+  _globals['_JOBSUMMARY_CHILDRENENTRY']._serialized_options = b'8\001'
+  _globals['_EVENTTYPE']._serialized_start=1448
+  _globals['_EVENTTYPE']._serialized_end=1793
+  _globals['_JOBSTATE']._serialized_start=1796
+  _globals['_JOBSTATE']._serialized_end=2041
   _globals['_EVENT']._serialized_start=75
   _globals['_EVENT']._serialized_end=325
   _globals['_EVENT_FIELDSENTRY']._serialized_start=280
@@ -46,19 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDRESPONSE']._serialized_start=394
   _globals['_RECORDRESPONSE']._serialized_end=448
   _globals['_JOBSUMMARY']._serialized_start=451
-  _globals['_JOBSUMMARY']._serialized_end=747
-  _globals['_HISTORYREQUEST']._serialized_start=749
-  _globals['_HISTORYREQUEST']._serialized_end=781
-  _globals['_HISTORYRESPONSE']._serialized_start=783
-  _globals['_HISTORYRESPONSE']._serialized_end=902
-  _globals['_QUERYREQUEST']._serialized_start=905
-  _globals['_QUERYREQUEST']._serialized_end=1090
-  _globals['_QUERYRESPONSE']._serialized_start=1092
-  _globals['_QUERYRESPONSE']._serialized_end=1185
-  _globals['_WATCHREQUEST']._serialized_start=1187
-  _globals['_WATCHREQUEST']._serialized_end=1218
-  _globals['_WATCHRESPONSE']._serialized_start=1220
-  _globals['_WATCHRESPONSE']._serialized_end=1288
-  _globals['_BOOKKEEPING']._serialized_start=1887
-  _globals['_BOOKKEEPING']._serialized_end=2279
+  _globals['_JOBSUMMARY']._serialized_end=867
+  _globals['_JOBSUMMARY_CHILDRENENTRY']._serialized_start=820
+  _globals['_JOBSUMMARY_CHILDRENENTRY']._serialized_end=867
+  _globals['_HISTORYREQUEST']._serialized_start=869
+  _globals['_HISTORYREQUEST']._serialized_end=901
+  _globals['_HISTORYRESPONSE']._serialized_start=903
+  _globals['_HISTORYRESPONSE']._serialized_end=1022
+  _globals['_QUERYREQUEST']._serialized_start=1025
+  _globals['_QUERYREQUEST']._serialized_end=1247
+  _globals['_QUERYRESPONSE']._serialized_start=1249
+  _globals['_QUERYRESPONSE']._serialized_end=1342
+  _globals['_WATCHREQUEST']._serialized_start=1344
+  _globals['_WATCHREQUEST']._serialized_end=1375
+  _globals['_WATCHRESPONSE']._serialized_start=1377
+  _globals['_WATCHRESPONSE']._serialized_end=1445
+  _globals['_BOOKKEEPING']._serialized_start=2044
+  _globals['_BOOKKEEPING']._serialized_end=2436
 # @@protoc_insertion_point(module_scope)

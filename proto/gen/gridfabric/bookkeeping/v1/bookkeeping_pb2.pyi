@@ -99,7 +99,14 @@ class RecordResponse(_message.Message):
     def __init__(self, recorded: _Optional[int] = ..., duplicates: _Optional[int] = ...) -> None: ...
 
 class JobSummary(_message.Message):
-    __slots__ = ("job_id", "owner", "vo", "state", "ce", "worker", "attempt", "exit_code", "reason", "submitted_at_us", "changed_at_us", "parent", "name", "wall_s", "cpu_s")
+    __slots__ = ("job_id", "owner", "vo", "state", "ce", "worker", "attempt", "exit_code", "reason", "submitted_at_us", "changed_at_us", "parent", "name", "wall_s", "cpu_s", "children")
+    class ChildrenEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +122,7 @@ class JobSummary(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     WALL_S_FIELD_NUMBER: _ClassVar[int]
     CPU_S_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     owner: str
     vo: str
@@ -130,7 +138,8 @@ class JobSummary(_message.Message):
     name: str
     wall_s: float
     cpu_s: float
-    def __init__(self, job_id: _Optional[str] = ..., owner: _Optional[str] = ..., vo: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., worker: _Optional[str] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[str] = ..., reason: _Optional[str] = ..., submitted_at_us: _Optional[int] = ..., changed_at_us: _Optional[int] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., wall_s: _Optional[float] = ..., cpu_s: _Optional[float] = ...) -> None: ...
+    children: _containers.ScalarMap[str, int]
+    def __init__(self, job_id: _Optional[str] = ..., owner: _Optional[str] = ..., vo: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., worker: _Optional[str] = ..., attempt: _Optional[int] = ..., exit_code: _Optional[str] = ..., reason: _Optional[str] = ..., submitted_at_us: _Optional[int] = ..., changed_at_us: _Optional[int] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., wall_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., children: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class HistoryRequest(_message.Message):
     __slots__ = ("job_id",)
@@ -147,7 +156,7 @@ class HistoryResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[JobSummary, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class QueryRequest(_message.Message):
-    __slots__ = ("job_ids", "owner", "state", "ce", "since_us", "until_us", "page_size", "page_token")
+    __slots__ = ("job_ids", "owner", "state", "ce", "since_us", "until_us", "page_size", "page_token", "include_parents", "vo")
     JOB_IDS_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +165,8 @@ class QueryRequest(_message.Message):
     UNTIL_US_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
     job_ids: _containers.RepeatedScalarFieldContainer[str]
     owner: str
     state: JobState
@@ -164,7 +175,9 @@ class QueryRequest(_message.Message):
     until_us: int
     page_size: int
     page_token: str
-    def __init__(self, job_ids: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    include_parents: bool
+    vo: str
+    def __init__(self, job_ids: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., ce: _Optional[str] = ..., since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_parents: _Optional[bool] = ..., vo: _Optional[str] = ...) -> None: ...
 
 class QueryResponse(_message.Message):
     __slots__ = ("jobs", "next_page_token")

@@ -84,7 +84,8 @@ class BookkeepingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """State changes of the asked jobs, beginning with the present state of each.
+        """State changes of the asked jobs, beginning with the present state of each. A parent id stands for its children.
+        A slow reader gets the newest state of each job, not every state in between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -89,18 +89,22 @@ class ListMatchRequest(_message.Message):
     def __init__(self, jdl: _Optional[str] = ...) -> None: ...
 
 class Match(_message.Message):
-    __slots__ = ("ce", "matches", "rank", "failing_term", "explanation")
+    __slots__ = ("ce", "matches", "rank", "failing_term", "explanation", "site", "free_slots")
     CE_FIELD_NUMBER: _ClassVar[int]
     MATCHES_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     FAILING_TERM_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     ce: str
     matches: bool
     rank: float
     failing_term: str
     explanation: str
-    def __init__(self, ce: _Optional[str] = ..., matches: _Optional[bool] = ..., rank: _Optional[float] = ..., failing_term: _Optional[str] = ..., explanation: _Optional[str] = ...) -> None: ...
+    site: str
+    free_slots: int
+    def __init__(self, ce: _Optional[str] = ..., matches: _Optional[bool] = ..., rank: _Optional[float] = ..., failing_term: _Optional[str] = ..., explanation: _Optional[str] = ..., site: _Optional[str] = ..., free_slots: _Optional[int] = ...) -> None: ...
 
 class ListMatchResponse(_message.Message):
     __slots__ = ("matches",)
@@ -115,18 +119,20 @@ class LocateRequest(_message.Message):
     def __init__(self, job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobLocation(_message.Message):
-    __slots__ = ("job_id", "ce", "gatekeeper", "state", "attempt")
+    __slots__ = ("job_id", "ce", "gatekeeper", "state", "attempt", "waiting_for")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     CE_FIELD_NUMBER: _ClassVar[int]
     GATEKEEPER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     ce: str
     gatekeeper: str
     state: str
     attempt: int
-    def __init__(self, job_id: _Optional[str] = ..., ce: _Optional[str] = ..., gatekeeper: _Optional[str] = ..., state: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    waiting_for: str
+    def __init__(self, job_id: _Optional[str] = ..., ce: _Optional[str] = ..., gatekeeper: _Optional[str] = ..., state: _Optional[str] = ..., attempt: _Optional[int] = ..., waiting_for: _Optional[str] = ...) -> None: ...
 
 class LocateResponse(_message.Message):
     __slots__ = ("jobs",)

@@ -1,0 +1,1 @@
+"""Logging and bookkeeping: every job's event history and the state computed from it."""

@@ -1,0 +1,278 @@
+"""Rows of the bookkeeping store: events as they came, and the record of each job, changed in one transaction.
+
+All functions run inside ``Store.write`` or ``Store.read`` of fabric/store.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import sqlalchemy as sa
+
+from agents.bookkeeping import machine
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Reader
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job_id", sa.Text, nullable=False, unique=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("parent", sa.Text, nullable=False),
+    sa.Column("is_parent", sa.Integer, nullable=False),
+    sa.Column("state", sa.Integer, nullable=False),
+    sa.Column("state_rank", sa.Integer, nullable=False),
+    sa.Column("changed_at_us", sa.Integer, nullable=False),
+    sa.Column("submitted_at_us", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("ce", sa.Text, nullable=False),
+    sa.Column("ce_rank", sa.Integer, nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("worker_rank", sa.Integer, nullable=False),
+    sa.Column("exit_code", sa.Text, nullable=False),
+    sa.Column("exit_rank", sa.Integer, nullable=False),
+    sa.Column("wall_s", sa.Float, nullable=False),
+    sa.Column("cpu_s", sa.Float, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason_rank", sa.Integer, nullable=False),
+    sa.Index("jobs_owner", "owner", "id"),
+    sa.Index("jobs_parent", "parent", "id"),
+    sa.Index("jobs_ce", "ce", "id"),
+    sa.Index("jobs_state", "state", "id"),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("source", sa.Integer, primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True),
+    sa.Column("job", sa.Integer, nullable=False),
+    sa.Column("at_us", sa.Integer, nullable=False),
+    sa.Column("type", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("fields", sa.Text, nullable=False),
+    sa.Index("events_job", "job"),
+    sqlite_with_rowid=False,
+)
+sources = sa.Table(
+    "sources",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+)
+parents = sa.Table(
+    "parents",
+    metadata,
+    sa.Column("parent", sa.Text, primary_key=True),
+    sa.Column("state", sa.Integer, primary_key=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+_COLUMNS = tuple(item.name for item in fields(JobRecord))
+_SELECT = f"SELECT {', '.join(_COLUMNS)}, id FROM jobs"
+_UPSERT = (
+    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT (job_id) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _COLUMNS[1:])}"
+)
+_CHUNK = 500
+"""Values in one IN list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What one batch changed."""
+
+    new: int
+    duplicates: int
+    changed: tuple[JobRecord, ...]
+
+
+def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
+    """Keep the events and bring the records of their jobs up to date."""
+    source_ids = _source_ids(connection, {event.source for event in batch})
+    records, ids = _load(connection, {event.job_id for event in batch})
+    before = {key: (found.parent, found.state) for key, found in records.items()}
+    changed: dict[str, JobRecord] = {}
+    for event in batch:
+        found = records.get(event.job_id)
+        if found is None:
+            found = records[event.job_id] = changed[event.job_id] = JobRecord(event.job_id)
+        if machine.apply(found, event):
+            changed[event.job_id] = found
+    if changed:
+        connection.exec_driver_sql(_UPSERT, [_row(found) for found in changed.values()])
+    missing = [key for key in changed if key not in ids]
+    if missing:
+        ids.update(_ids(connection, missing))
+    rows = [
+        (
+            source_ids[event.source], event.sequence, ids[event.job_id], event.at_us, int(event.type), event.attempt,
+            json.dumps(dict(event.fields), ensure_ascii=False, separators=(",", ":")) if event.fields else "",
+        )
+        for event in batch
+    ]  # fmt: skip
+    result = connection.exec_driver_sql(
+        "INSERT INTO events (source, sequence, job, at_us, type, attempt, fields) VALUES (?,?,?,?,?,?,?) "
+        "ON CONFLICT DO NOTHING",
+        rows,
+    )
+    new = max(0, result.rowcount)
+    _count_children(connection, before, changed.values())
+    return Recorded(new, len(batch) - new, tuple(changed.values()))
+
+
+def _row(found: JobRecord) -> tuple[object, ...]:
+    return tuple(getattr(found, name) for name in _COLUMNS)
+
+
+def _source_ids(connection: sa.Connection, names: Collection[str]) -> dict[str, int]:
+    connection.exec_driver_sql("INSERT INTO sources (name) VALUES (?) ON CONFLICT DO NOTHING", [(n,) for n in names])
+    marks = ",".join("?" * len(names))
+    rows = connection.exec_driver_sql(f"SELECT name, id FROM sources WHERE name IN ({marks})", tuple(names))
+    return {str(name): int(key) for name, key in rows}
+
+
+def _chunks(keys: Iterable[str]) -> Iterable[tuple[str, ...]]:
+    wanted = list(keys)
+    for start in range(0, len(wanted), _CHUNK):
+        yield tuple(wanted[start : start + _CHUNK])
+
+
+def _load(connection: sa.Connection, keys: Collection[str]) -> tuple[dict[str, JobRecord], dict[str, int]]:
+    records: dict[str, JobRecord] = {}
+    ids: dict[str, int] = {}
+    for chunk in _chunks(keys):
+        marks = ",".join("?" * len(chunk))
+        for row in connection.exec_driver_sql(f"{_SELECT} WHERE job_id IN ({marks})", chunk):
+            records[row[0]] = JobRecord(*row[:-1])
+            ids[row[0]] = row[-1]
+    return records, ids
+
+
+def _ids(connection: sa.Connection, keys: Collection[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for chunk in _chunks(keys):
+        marks = ",".join("?" * len(chunk))
+        rows = connection.exec_driver_sql(f"SELECT job_id, id FROM jobs WHERE job_id IN ({marks})", chunk)
+        found.update({str(job_id): int(key) for job_id, key in rows})
+    return found
+
+
+def _count_children(
+    connection: sa.Connection, before: dict[str, tuple[str, int]], changed: Iterable[JobRecord]
+) -> None:
+    deltas: dict[tuple[str, int], int] = {}
+    for found in changed:
+        old_parent, old_state = before.get(found.job_id, ("", 0))
+        if (old_parent, old_state) == (found.parent, found.state):
+            continue
+        if old_parent:
+            deltas[old_parent, old_state] = deltas.get((old_parent, old_state), 0) - 1
+        if found.parent:
+            deltas[found.parent, found.state] = deltas.get((found.parent, found.state), 0) + 1
+    rows = [(parent, state, delta) for (parent, state), delta in deltas.items() if delta]
+    if rows:
+        connection.exec_driver_sql(
+            "INSERT INTO parents (parent, state, count) VALUES (?,?,?) "
+            "ON CONFLICT (parent, state) DO UPDATE SET count = count + excluded.count",
+            rows,
+        )
+
+
+def children_counts(connection: sa.Connection, parent_ids: Collection[str]) -> dict[str, dict[int, int]]:
+    """How many children of each parent are in each state."""
+    found: dict[str, dict[int, int]] = {}
+    for chunk in _chunks(parent_ids):
+        marks = ",".join("?" * len(chunk))
+        rows = connection.exec_driver_sql(
+            f"SELECT parent, state, count FROM parents WHERE count > 0 AND parent IN ({marks})", chunk
+        )
+        for parent, state, count in rows:
+            found.setdefault(str(parent), {})[int(state)] = int(count)
+    return found
+
+
+def get(connection: sa.Connection, job_id: str) -> JobRecord | None:
+    """The record of one job."""
+    records, _ = _load(connection, [job_id])
+    return records.get(job_id)
+
+
+def history(connection: sa.Connection, job_id: str) -> list[Event]:
+    """Every event of a job, oldest first by the time it happened."""
+    rows = connection.exec_driver_sql(
+        "SELECT s.name, e.sequence, e.at_us, e.type, e.attempt, e.fields FROM events e JOIN sources s ON s.id = e.source "
+        "WHERE e.job = (SELECT id FROM jobs WHERE job_id = ?)",
+        (job_id,),
+    )
+    found = [
+        Event(job_id, name, sequence, at_us, EventType(kind), attempt, json.loads(text) if text else {})
+        for name, sequence, at_us, kind, attempt, text in rows
+    ]
+    found.sort(key=lambda event: (event.at_us, event.attempt, machine.rank_of(event), event.source, event.sequence))
+    return found
+
+
+def query(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> tuple[list[JobRecord], int]:
+    """A page of jobs, and the row to go on after (0: this was the last page).
+
+    Asked by id: in the order they were registered. Else the newest first.
+    """
+    ascending = bool(wanted.job_ids)
+    if ascending:
+        rows = _rows_by_id(connection, wanted, reader)
+    else:
+        condition, values = _condition(wanted, reader)
+        if wanted.after:
+            condition, values = [*condition, "id < ?"], [*values, wanted.after]
+        where = f" WHERE {' AND '.join(condition)}" if condition else ""
+        rows = list(
+            connection.exec_driver_sql(
+                f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1)
+            )
+        )
+    page = rows[: wanted.page_size]
+    more = int(page[-1][-1]) if len(rows) > wanted.page_size else 0
+    return [JobRecord(*row[:-1]) for row in page], more
+
+
+def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> list[Sequence[object]]:
+    condition, values = _condition(wanted, reader)
+    condition, values = [*condition, "id > ?"], [*values, wanted.after]
+    found: dict[int, Sequence[object]] = {}
+    for chunk in _chunks(dict.fromkeys(wanted.job_ids)):
+        marks = ",".join("?" * len(chunk))
+        for column in ("job_id", "parent"):
+            # The plus sign keeps SQLite on the index of `column`.
+            sql = f"{_SELECT} WHERE {column} IN ({marks}) AND {' AND '.join(condition)} ORDER BY +id LIMIT ?"
+            for row in connection.exec_driver_sql(sql, (*chunk, *values, wanted.page_size + 1)):
+                found[row[-1]] = row
+    return [found[key] for key in sorted(found)]
+
+
+def _condition(wanted: JobQuery, reader: Reader) -> tuple[list[str], list[object]]:
+    condition: list[str] = []
+    values: list[object] = []
+    for column, value in (("owner", wanted.owner), ("state", wanted.state), ("ce", wanted.ce), ("vo", wanted.vo)):
+        if value:
+            condition.append(f"{column} = ?")
+            values.append(value)
+    if wanted.since_us:
+        condition.append("submitted_at_us >= ?")
+        values.append(wanted.since_us)
+    if wanted.until_us:
+        condition.append("submitted_at_us <= ?")
+        values.append(wanted.until_us)
+    if not wanted.include_parents:
+        condition.append("is_parent = 0")
+    if not reader.is_service:
+        marks = ",".join("?" * len(reader.vos))
+        condition.append(f"owner != '' AND (owner = ? OR vo IN ({marks}))")
+        values.extend((reader.identity, *reader.vos))
+    return condition, values

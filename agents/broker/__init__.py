@@ -1,0 +1,1 @@
+"""The resource broker: takes JDL, finds a computing element, delivers, resubmits."""

@@ -1,0 +1,231 @@
+"""What the broker talks about: job descriptions, job states, and the plain data between its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, IntEnum
+
+PARAMETER_MARK = "_PARAM_"
+"""Replaced in every string of a parametric job."""
+DEFAULT_RETRY_COUNT = 1
+"""How often a job that had started is run again after a failure that was not its own."""
+DEFAULT_SHALLOW_RETRY_COUNT = 3
+"""How often a job that never started is sent elsewhere."""
+
+
+class JobType(Enum):
+    """What one JDL makes."""
+
+    NORMAL = "normal"
+    """One job."""
+    PARAMETRIC = "parametric"
+    """One job for each parameter."""
+    COLLECTION = "collection"
+    """One job for each node."""
+
+
+class JobState(IntEnum):
+    """The broker's states of a job (gLite L&B user guide, "job states")."""
+
+    WAITING = 1
+    """Registered and queued for matching."""
+    READY = 2
+    """A CE was chosen; the job is on its way there."""
+    SCHEDULED = 3
+    """The gatekeeper has acknowledged it."""
+    RUNNING = 4
+    """Its process was started."""
+    DONE = 5
+    """Its process has ended; the output is at the CE."""
+    ABORTED = 6
+    """Given up; the reason is typed."""
+    CANCELLED = 7
+    """Ended by its owner."""
+    CLEARED = 8
+    """The owner has the output; the CE may forget the job."""
+
+
+ENDED = frozenset({JobState.DONE, JobState.ABORTED, JobState.CANCELLED, JobState.CLEARED})
+AT_CE = frozenset({JobState.SCHEDULED, JobState.RUNNING})
+
+
+@dataclass(frozen=True, slots=True)
+class OutputData:
+    """A file to upload and register when the job has ended."""
+
+    file: str
+    lfn: str = ""
+    storage_element: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the job asks at most; 0 is the queue's own limit."""
+
+    wall_s: int = 0
+    cpu_s: int = 0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobDescription:
+    """One job as its JDL says; strings may hold ``_PARAM_`` until ``with_parameter``."""
+
+    executable: str
+    arguments: tuple[str, ...] = ()
+    std_input: str = ""
+    std_output: str = ""
+    std_error: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+    input_sandbox: tuple[str, ...] = ()
+    """Paths or URLs as the user wrote them; the job sees their last parts."""
+    output_sandbox: tuple[str, ...] = ()
+    input_data: tuple[str, ...] = ()
+    output_data: tuple[OutputData, ...] = ()
+    requirements: str = ""
+    """ClassAd text, empty for the default."""
+    rank: str = ""
+    """ClassAd text, empty for the default."""
+    retry_count: int = DEFAULT_RETRY_COUNT
+    shallow_retry_count: int = DEFAULT_SHALLOW_RETRY_COUNT
+    vo: str = ""
+    limits: Limits = Limits()
+    name: str = ""
+    extra: tuple[tuple[str, str], ...] = ()
+    """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
+
+    def with_parameter(self, parameter: str) -> JobDescription:
+        """The same with ``_PARAM_`` replaced everywhere."""
+
+        def put(text: str) -> str:
+            return text.replace(PARAMETER_MARK, parameter) if PARAMETER_MARK in text else text
+
+        quoted = parameter.replace("\\", "\\\\").replace('"', '\\"')
+
+        def put_expression(text: str) -> str:
+            return text.replace(PARAMETER_MARK, quoted) if PARAMETER_MARK in text else text
+
+        return replace(
+            self,
+            executable=put(self.executable),
+            arguments=tuple(map(put, self.arguments)),
+            std_input=put(self.std_input),
+            std_output=put(self.std_output),
+            std_error=put(self.std_error),
+            environment=tuple((put(name), put(value)) for name, value in self.environment),
+            input_sandbox=tuple(map(put, self.input_sandbox)),
+            output_sandbox=tuple(map(put, self.output_sandbox)),
+            input_data=tuple(map(put, self.input_data)),
+            output_data=tuple(
+                OutputData(put(item.file), put(item.lfn), put(item.storage_element)) for item in self.output_data
+            ),
+            requirements=put_expression(self.requirements),
+            rank=put_expression(self.rank),
+            name=put(self.name),
+            extra=tuple((name, put_expression(value)) for name, value in self.extra),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobTemplate:
+    """What one JDL describes: one job, one per parameter, or one per node."""
+
+    type: JobType
+    descriptions: tuple[JobDescription, ...]
+    """One, or for a collection one per node."""
+    parameters: tuple[str, ...] = ()
+    """For a parametric job."""
+
+    def __len__(self) -> int:
+        return len(self.parameters) if self.type is JobType.PARAMETRIC else len(self.descriptions)
+
+    def parts(self) -> Iterator[tuple[int, str]]:
+        """(index of the description, parameter) of each job, in order."""
+        if self.type is JobType.PARAMETRIC:
+            return ((0, parameter) for parameter in self.parameters)
+        return ((index, "") for index in range(len(self.descriptions)))
+
+    def jobs(self) -> Iterator[JobDescription]:
+        """Each job's own description, in order."""
+        for index, parameter in self.parts():
+            description = self.descriptions[index]
+            yield description.with_parameter(parameter) if parameter else description
+
+    @property
+    def vo(self) -> str:
+        return self.descriptions[0].vo
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFile:
+    """An input sandbox file that the broker holds."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComputingElement:
+    """A computing element as the information system shows it, and where to reach it.
+
+    ``attributes`` are the GLUE 1.3 names that JDL writes after ``other.``, of the CE and its cluster.
+    """
+
+    id: str
+    host: str
+    port: int
+    site: str
+    attributes: Mapping[str, object]
+    vos: tuple[str, ...] = ()
+    free_slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    alive: bool = True
+    close_storage: tuple[str, ...] = ()
+
+    @property
+    def gatekeeper(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def slots(self) -> int:
+        return max(0, self.free_slots + self.running)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Jobs that match alike."""
+
+    id: int
+    requirements: str
+    rank: str
+    vo: str
+    owner: str
+    input_data: tuple[str, ...] = ()
+    extra: tuple[tuple[str, str], ...] = ()
+    excluded: tuple[str, ...] = ()
+    """CEs where these jobs have failed; used again only if nothing else matches."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchOutcome:
+    """What ``list-match`` says of one CE."""
+
+    ce: str
+    matches: bool
+    rank: float = 0.0
+    failing_term: str = ""
+    explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogEvent:
+    """An event for bookkeeping; names of types as in the proto, without their prefix."""
+
+    type: str
+    attempt: int
+    fields: Mapping[str, str] = field(default_factory=dict)

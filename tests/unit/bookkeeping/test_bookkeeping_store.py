@@ -1,0 +1,132 @@
+"""Events and records on disk."""
+
+import random
+import time
+
+import pytest
+
+from agents.bookkeeping import store as rows
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
+from fabric.store import Store
+
+SERVICE = Reader("broker", is_service=True)
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path / "bookkeeping.db", rows.metadata)
+    yield opened
+    opened.close_sync()
+
+
+def record(store, events):
+    return store.write_sync(lambda connection: rows.record(connection, events))
+
+
+def query(store, reader=SERVICE, **wanted):
+    return store.read_sync(lambda connection: rows.query(connection, JobQuery(**wanted), reader))
+
+
+def registered(job_id, sequence, owner="/CN=a", vo="cms", parent="", kind=""):
+    fields = {"owner": owner, "vo": vo, "parent": parent, "type": kind}
+    return Event(job_id, "broker", sequence, 1000 + sequence, EventType.REGISTERED, 1, fields)
+
+
+def event(job_id, sequence, kind, source="gk", attempt=1, **fields):
+    return Event(job_id, source, sequence, 2000 + sequence, kind, attempt, fields)
+
+
+def test_duplicates_are_ignored(store):
+    batch = [registered("j1", 1), event("j1", 1, EventType.RUNNING)]
+    assert record(store, batch).new == 2
+    again = record(store, [*batch, event("j1", 2, EventType.DONE, exit_code="0")])
+    assert (again.new, again.duplicates) == (1, 2)
+    assert len(store.read_sync(lambda connection: rows.history(connection, "j1"))) == 3
+
+
+def test_events_of_unknown_jobs_are_kept_until_registration(store):
+    record(store, [event("j1", 1, EventType.RUNNING, ce="x"), event("j2", 2, EventType.NOTE, text="?")])
+    user = Reader("/CN=a", ("cms",))
+    assert query(store, user)[0] == []
+    record(store, [registered("j1", 1), registered("j2", 2)])
+    found, _ = query(store, user)
+    assert [(job.job_id, job.state) for job in found] == [("j2", JobState.SUBMITTED), ("j1", JobState.RUNNING)]
+
+
+def test_parent_counts_follow_the_children(store):
+    children = [f"c{n}" for n in range(4)]
+    # The first child's events come before its registration.
+    record(store, [event("c0", 1, EventType.DONE, exit_code="0")])
+    record(store, [registered("p", 1, kind="parametric"), *(registered(c, n + 2, parent="p") for n, c in enumerate(children))])
+    record(store, [event("c1", 2, EventType.RUNNING), event("c1", 2, EventType.RUNNING)])
+
+    def counts():
+        return store.read_sync(lambda connection: rows.children_counts(connection, ["p"]))["p"]
+
+    assert counts() == {JobState.DONE: 1, JobState.RUNNING: 1, JobState.SUBMITTED: 2}
+    record(store, [event(c, 10 + n, EventType.DONE) for n, c in enumerate(children)])
+    assert counts() == {JobState.DONE: 4}
+
+
+def test_query_by_parent_pages_and_filters(store):
+    batch = [registered("p", 1, kind="parametric")]
+    batch += [registered(f"c{n}", n + 2, parent="p") for n in range(10)]
+    batch += [registered("other", 50, owner="/CN=b", vo="atlas")]
+    record(store, batch)
+    record(store, [event(f"c{n}", n + 1, EventType.TRANSFERRED, ce=f"ce{n % 2}") for n in range(10)])
+    page, after = query(store, job_ids=("p",), page_size=4)
+    assert [job.job_id for job in page] == ["c0", "c1", "c2", "c3"]
+    rest, after = query(store, job_ids=("p",), page_size=40, after=after)
+    assert [job.job_id for job in rest] == [f"c{n}" for n in range(4, 10)]
+    assert after == 0
+    assert len(query(store, ce="ce1")[0]) == 5
+    assert [job.job_id for job in query(store, owner="/CN=b")[0]] == ["other"]
+    assert len(query(store, state=JobState.SUBMITTED)[0]) == 1
+    assert len(query(store, since_us=1005, until_us=1008)[0]) == 4
+    assert len(query(store, include_parents=True)[0]) == 12
+    newest, after = query(store, page_size=7)
+    older, last = query(store, page_size=7, after=after)
+    assert len({job.job_id for job in newest} | {job.job_id for job in older}) == 11
+    assert last == 0
+
+
+def test_users_see_their_own_and_their_vo(store):
+    record(store, [registered("a", 1, "/CN=a", "cms"), registered("b", 2, "/CN=b", "cms"), registered("c", 3, "/CN=c", "atlas")])
+    assert {job.job_id for job in query(store, Reader("/CN=a", ("cms",)))[0]} == {"a", "b"}
+    assert {job.job_id for job in query(store, Reader("/CN=c", ("cms",)))[0]} == {"a", "b", "c"}
+    assert {job.job_id for job in query(store, Reader("/CN=c"))[0]} == {"c"}
+
+
+def test_shuffled_delivery_gives_the_same_records(tmp_path):
+    events = []
+    for n in range(20):
+        events.append(registered(f"j{n}", n + 1))
+        events += [
+            event(f"j{n}", 10 * n + k + 1, kind, ce="x", worker="w", exit_code="0")
+            for k, kind in enumerate((EventType.MATCHED, EventType.TRANSFERRED, EventType.RUNNING, EventType.DONE))
+        ]
+    results = []
+    for seed in range(3):
+        mixed = [*events, *events[::3]]
+        random.Random(seed).shuffle(mixed)
+        store = Store(tmp_path / f"{seed}.db", rows.metadata)
+        for start in range(0, len(mixed), 17):
+            record(store, mixed[start : start + 17])
+        found, _ = query(store)
+        results.append({job.job_id: job for job in found})
+        store.close_sync()
+    assert results[0] == results[1] == results[2]
+
+
+def test_rate(store):
+    """A slow machine may be ten times slower than this bound's margin."""
+    batches = [
+        [event(f"j{n // 4}", n + 1, EventType(3 + n % 4), ce="x", worker="w") for n in range(start, start + 2000)]
+        for start in range(0, 10_000, 2000)
+    ]
+    start = time.perf_counter()
+    for batch in batches:
+        record(store, batch)
+    rate = 10_000 / (time.perf_counter() - start)
+    print(f"{rate:.0f} events/s")
+    assert rate > 2000
