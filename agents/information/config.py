@@ -1,0 +1,53 @@
+"""The information server's section of the cluster file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class InformationOptions:
+    """Every option with its default."""
+
+    level: str = field(default="site", metadata={"choices": ("site", "top")})
+    """`site`: agents of this site publish here. `top`: the site servers of all sites publish here."""
+    valid_for_s: float = field(default=8.0, metadata={"minimum": 0.1})
+    """How long this site's own entries stand at the top without a sign of life."""
+    refresh_s: float = field(default=1.5, metadata={"minimum": 0.05})
+    """How often this server shows a sign of life to the top when nothing changes."""
+    longest_valid_for_s: float = field(default=600.0, metadata={"minimum": 1.0})
+    """The longest time a producer may ask for."""
+    grace_s: float = field(default=30.0)
+    """How long entries of a lost producer are still shown, with status Unknown, before they are removed."""
+    forget_s: float = field(default=24 * 3600.0)
+    """How long a lost or withdrawn agent's state stays published. Sites are never forgotten."""
+    heartbeat_s: float = field(default=2.0, metadata={"minimum": 0.05})
+    """How often subscribers get a sign of life when nothing changes."""
+    max_producers: int = field(default=2000, metadata={"minimum": 1})
+    """Agents of a site, or sites of a grid."""
+    max_entries: int = field(default=20_000, metadata={"minimum": 1})
+    """Entries of one producer; the largest site of EGEE had a few thousand."""
+    max_attributes: int = field(default=256, metadata={"minimum": 1})
+    """Attributes of one entry; a GlueCE has 45."""
+    max_entry_bytes: int = field(default=64 * 1024)
+    """Names and values of one entry."""
+    max_subscribers: int = field(default=256, metadata={"minimum": 1})
+    """Subscribe streams at once."""
+    max_ldap_connections: int = field(default=2000, metadata={"minimum": 1})
+    """LDAP clients at once."""
+    description: str = ""
+    """GlueSiteDescription."""
+    email: str = ""
+    """Contact of the site."""
+    location: str = ""
+    """`Geneva, Switzerland`."""
+    latitude: float | None = None
+    """Degrees north."""
+    longitude: float | None = None
+    """Degrees east."""
+    web: str = ""
+    """The site's web page."""
+    sponsors: tuple[str, ...] = ()
+    """GlueSiteSponsor."""
+    other_info: tuple[str, ...] = ()
+    """GlueSiteOtherInfo, for instance `EGEE_ROC=CERN`."""

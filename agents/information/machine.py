@@ -1,0 +1,417 @@
+"""The pure part: messages of producers and the passing of time in, changes of the tree out.
+
+No clock, no socket, no protobuf. One object holds the tree that LDAP serves and that subscribers follow.
+
+A site can never vanish silently. Its own entry (`mds-vo-name=<SITE>,...`) at the top says `GridFabricSiteState`,
+since when, and when it was last seen; at its site an agent has an entry `GridFabricProducerID=<name>` that says the
+same of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from agents.information.model import (
+    Change,
+    Outcome,
+    Producer,
+    ProducerState,
+    Provenance,
+    Publication,
+    Published,
+    Rejection,
+    ldap_time,
+)
+from fabric.errors import Exhausted
+from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES, UNKNOWN
+from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry, parse_dn
+
+GRID = parse_dn("o=grid")
+LOCAL = GRID.child("mds-vo-name", "local")
+
+RESERVED_RDNS = frozenset(("mds-vo-name", "gridfabricproducerid", "o"))
+"""Names that the servers themselves give; a producer may not use them."""
+
+STATUS_ATTRIBUTES = ("GlueCEStateStatus", "GlueSEStatus", "GlueServiceStatus")
+"""Set to Unknown while the producer is unreachable, so that nothing matches on them."""
+
+Key = tuple[str, ...]
+
+_MOVES: frozenset[tuple[ProducerState, ProducerState]] = frozenset(
+    {
+        # When the first snapshot of an expected producer arrives.
+        (ProducerState.AWAITED, ProducerState.CURRENT),
+        # When its time ran out without a message.
+        (ProducerState.CURRENT, ProducerState.UNREACHABLE),
+        # When it is heard again before the grace is over.
+        (ProducerState.UNREACHABLE, ProducerState.CURRENT),
+        # When the grace is over: its entries go, its published state stays.
+        (ProducerState.UNREACHABLE, ProducerState.GONE),
+        # When it comes back with a snapshot after that.
+        (ProducerState.GONE, ProducerState.CURRENT),
+        # When it says that it stops.
+        (ProducerState.CURRENT, ProducerState.WITHDRAWN),
+        # When its goodbye comes late, for instance because the link came back as it stopped.
+        (ProducerState.UNREACHABLE, ProducerState.WITHDRAWN),
+        (ProducerState.GONE, ProducerState.WITHDRAWN),
+        (ProducerState.AWAITED, ProducerState.WITHDRAWN),
+        # When it starts again.
+        (ProducerState.WITHDRAWN, ProducerState.CURRENT),
+    }
+)
+"""Every transition there is."""
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Bounds on what producers may do; see InformationOptions."""
+
+    grace_s: float = 30.0
+    forget_s: float = 86400.0
+    longest_valid_for_s: float = 600.0
+    max_producers: int = 2000
+    max_entries: int = 20_000
+    max_attributes: int = 256
+    max_entry_bytes: int = 64 * 1024
+
+
+def site_dn(site: str) -> Dn:
+    """The name of a site's own entry, the same at the site's server and at the top."""
+    return LOCAL.child("mds-vo-name", site)
+
+
+class _Changes:
+    """Collects what changes, each name once."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Key, Entry | Dn] = {}
+
+    def put(self, entry: Entry) -> None:
+        self._by_key.pop(entry.dn.key, None)
+        self._by_key[entry.dn.key] = entry
+
+    def remove(self, dn: Dn) -> None:
+        self._by_key.pop(dn.key, None)
+        self._by_key[dn.key] = dn
+
+    def done(self) -> Change:
+        values = self._by_key.values()
+        return Change(
+            tuple(value for value in values if isinstance(value, Entry)),
+            tuple(value for value in values if isinstance(value, Dn)),
+        )
+
+
+class InformationMachine:
+    """The tree and its producers.
+
+    `level` is `site` (producers are the agents of `site`) or `top` (producers are sites, named by themselves).
+    `expected` sites are published as awaited from the start.
+    """
+
+    def __init__(
+        self,
+        level: str,
+        site: str,
+        now: datetime,
+        limits: MachineLimits | None = None,
+        expected: Iterable[str] = (),
+    ) -> None:
+        if level not in ("site", "top"):
+            raise ValueError(f"a level is site or top, not {level!r}")
+        self.level = level
+        self.site = site
+        self.limits = limits or MachineLimits()
+        self.tree = EntryTree([GRID], schema=GLUE_SCHEMA, indexed=INDEXED_ATTRIBUTES)
+        self.producers: dict[str, Producer] = {}
+        self._owner: dict[Key, str] = {}
+        """Which producer each published name belongs to."""
+        self.tree.add(make_entry(GRID, {"objectClass": ("top", "organization"), "o": "grid"}))
+        self.tree.add(make_entry(LOCAL, {"objectClass": ("top", "MDS"), "mds-vo-name": "local"}))
+        changes = _Changes()
+        if level == "site":
+            self._put(_site_entry(site, ProducerState.CURRENT, now, None), changes)
+        else:
+            for name in expected:
+                self._producer(name, name, now, changes)
+
+    # -- events
+
+    def open_stream(self, name: str, site: str, stream: int, now: datetime) -> Change:
+        """A producer begins to publish on a new stream, which replaces any older one. Raises Exhausted."""
+        changes = _Changes()
+        producer = self._producer(name, site, now, changes)
+        producer.stream = stream
+        producer.sequence = None
+        return changes.done()
+
+    def publish(self, name: str, stream: int, publication: Publication, now: datetime) -> Outcome:
+        """One message. A gap in the sequence, or a change where a snapshot is due, asks for a snapshot.
+
+        Raises Exhausted PUBLICATION_TOO_LARGE if the producer has too many entries: nothing of the message is taken.
+        """
+        producer = self.producers.get(name)
+        if producer is None or producer.stream != stream:
+            return Outcome(publication.sequence)
+        before = producer.state
+        changes = _Changes()
+        in_order = producer.sequence is not None and publication.sequence == producer.sequence + 1
+        has_entries = before in (ProducerState.CURRENT, ProducerState.UNREACHABLE)
+        if publication.withdraw:
+            self._withdraw(producer, now, changes)
+            return self._outcome(producer, before, publication, changes)
+        if not publication.snapshot and not (in_order and has_entries):
+            return Outcome(publication.sequence, resend_snapshot=True)
+        self._check_size(producer, publication)
+        producer.sequence = publication.sequence
+        producer.last_seen = now
+        valid_for_s = min(max(publication.valid_for_s, 0.1), self.limits.longest_valid_for_s)
+        producer.valid_until = now + timedelta(seconds=valid_for_s)
+        if before is not ProducerState.CURRENT:
+            self._move(producer, ProducerState.CURRENT, now, changes)
+            for entry in producer.entries.values():
+                if self.tree.get(entry.dn) is not entry:
+                    self._put(entry, changes)
+        rejected = self._take(producer, publication, now, changes)
+        return self._outcome(producer, before, publication, changes, rejected)
+
+    def publish_own(self, name: str, entries: Iterable[Entry], now: datetime) -> Change:
+        """This server's own entries (names relative to its site), all of them; they do not expire."""
+        changes = _Changes()
+        producer = self._producer(name, self.site, now, changes)
+        producer.is_own = True
+        if producer.state is not ProducerState.CURRENT:
+            self._move(producer, ProducerState.CURRENT, now, changes)
+        publication = Publication(0, snapshot=True, changed=tuple(Published(entry) for entry in entries))
+        self._take(producer, publication, now, changes)
+        self._confirm(producer, changes)
+        return changes.done()
+
+    def tick(self, now: datetime) -> tuple[Change, list[Producer]]:
+        """Let time pass: leases end, graces end, old states are forgotten. Returns also whose state changed."""
+        changes = _Changes()
+        moved: list[Producer] = []
+        for producer in list(self.producers.values()):
+            if producer.is_own:
+                continue
+            if producer.state is ProducerState.CURRENT and producer.valid_until is not None:
+                if now >= producer.valid_until:
+                    self._move(producer, ProducerState.UNREACHABLE, now, changes)
+                    for entry in producer.entries.values():
+                        shown = _unknown(entry)
+                        if shown is not entry:
+                            self._put(shown, changes)
+                    moved.append(producer)
+            elif producer.state is ProducerState.UNREACHABLE:
+                if now >= producer.since + timedelta(seconds=self.limits.grace_s):
+                    since = producer.since  # lost since then, not since its entries went
+                    self._drop_entries(producer, changes)
+                    self._move(producer, ProducerState.GONE, since, changes)
+                    moved.append(producer)
+            elif (
+                self.level == "site"
+                and producer.state in (ProducerState.GONE, ProducerState.WITHDRAWN)
+                and now >= producer.since + timedelta(seconds=self.limits.forget_s)
+            ):
+                self._forget(producer, changes)
+        return changes.done(), moved
+
+    # -- steps
+
+    def _outcome(
+        self,
+        producer: Producer,
+        before: ProducerState,
+        publication: Publication,
+        changes: _Changes,
+        rejected: tuple[Rejection, ...] = (),
+    ) -> Outcome:
+        became = producer.state if producer.state is not before else None
+        return Outcome(publication.sequence, False, changes.done(), rejected, became)
+
+    def _producer(self, name: str, site: str, now: datetime, changes: _Changes) -> Producer:
+        """The record of a producer, made if it is new."""
+        found = self.producers.get(name)
+        if found is not None:
+            return found
+        if len(self.producers) >= self.limits.max_producers:
+            raise Exhausted(
+                "TOO_MANY_PRODUCERS",
+                f"{name} cannot publish: this information server knows {self.limits.max_producers} producers already; "
+                "raise max_producers or remove some",
+                producer=name,
+                retry_after_s=60,
+            )
+        made = self.producers[name] = Producer(name, site, ProducerState.AWAITED, now)
+        self._publish_state(made, changes)
+        return made
+
+    def _move(self, producer: Producer, state: ProducerState, now: datetime, changes: _Changes) -> None:
+        if (producer.state, state) not in _MOVES:
+            raise RuntimeError(f"{producer.name} cannot go from {producer.state.value} to {state.value}")
+        producer.state = state
+        producer.since = now
+        self._publish_state(producer, changes)
+
+    def _publish_state(self, producer: Producer, changes: _Changes) -> None:
+        last_seen = None if producer.state is ProducerState.CURRENT else producer.last_seen
+        if self.level == "top":
+            self._put(_site_entry(producer.site, producer.state, producer.since, last_seen), changes)
+            return
+        dn = site_dn(self.site).child("GridFabricProducerID", producer.name)
+        attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
+            "objectClass": ("top", "GridFabricProducer"),
+            "GridFabricProducerID": producer.name,
+            "GridFabricProducerState": producer.state.published,
+            "GridFabricProducerSince": ldap_time(producer.since),
+        }
+        if last_seen is not None:
+            attributes["GridFabricProducerLastSeen"] = ldap_time(last_seen)
+        self._put(make_entry(dn, attributes, Provenance(producer, producer.name, producer.since)), changes)
+
+    def _check_size(self, producer: Producer, publication: Publication) -> None:
+        known = 0 if publication.snapshot else len(producer.entries)
+        if known + len(publication.changed) <= self.limits.max_entries:
+            return
+        base = site_dn(producer.site)
+        named = {Dn((*one.entry.dn.rdns, *base.rdns)).key for one in publication.changed}
+        total = len(named if publication.snapshot else named | producer.entries.keys())
+        if total > self.limits.max_entries:
+            raise Exhausted(
+                "PUBLICATION_TOO_LARGE",
+                f"{producer.name} publishes {total} entries and {self.limits.max_entries} are allowed; "
+                "publish less, or raise max_entries at this information server",
+                producer=producer.name,
+                entries=total,
+                retry_after_s=60,
+            )
+
+    def _take(
+        self, producer: Producer, publication: Publication, now: datetime, changes: _Changes
+    ) -> tuple[Rejection, ...]:
+        base = site_dn(producer.site)
+        if publication.snapshot:
+            producer.unconfirmed = set(producer.entries)
+        elif producer.unconfirmed and not publication.changed and not publication.removed:
+            self._confirm(producer, changes)
+        for relative in sorted(publication.removed, key=len, reverse=True):
+            key = Dn((*relative.rdns, *base.rdns)).key
+            if self._owner.get(key) == producer.name:
+                self._remove(key, changes)
+        rejected: list[Rejection] = []
+        for one in sorted(publication.changed, key=lambda one: len(one.entry.dn)):
+            reason = self._reason_against(producer, one.entry, base)
+            if reason is not None:
+                rejected.append(Rejection(str(one.entry.dn)[:200], reason))
+                continue
+            self._accept(producer, one, base, now, changes)
+        return tuple(rejected)
+
+    def _reason_against(self, producer: Producer, relative: Entry, base: Dn) -> str | None:
+        """Why an entry cannot be taken; None if it can."""
+        if not len(relative.dn):
+            return "it is named like the site itself"
+        for rdn in relative.dn.rdns:
+            for name, _ in rdn:
+                if name.lower() in RESERVED_RDNS and not (
+                    self.level == "top" and name.lower() == "gridfabricproducerid"
+                ):
+                    return f"{name} in a name is kept for information servers"
+        if "objectclass" not in relative.names:
+            return "it has no objectClass"
+        if len(relative.attributes) > self.limits.max_attributes:
+            return f"it has more than {self.limits.max_attributes} attributes"
+        size = sum(len(name) + sum(map(len, values)) for name, values in relative.attributes.items())
+        if size > self.limits.max_entry_bytes:
+            return f"it is larger than {self.limits.max_entry_bytes} bytes"
+        key = relative.dn.key + base.key
+        owner = self._owner.get(key)
+        if owner is not None and owner != producer.name:
+            return f"this name belongs to {owner}"
+        if len(relative.dn) > 1 and self.tree.get(Dn((*relative.dn.rdns[1:], *base.rdns))) is None:
+            return "its parent is not published"
+        return None
+
+    def _accept(self, producer: Producer, one: Published, base: Dn, now: datetime, changes: _Changes) -> None:
+        dn = Dn((*one.entry.dn.rdns, *base.rdns))
+        producer.unconfirmed.discard(dn.key)
+        old = producer.entries.get(dn.key)
+        if old is not None and old.attributes == one.entry.attributes:
+            return  # nothing new: the shared provenance has moved already
+        provenance = Provenance(producer, one.producer or producer.name, one.produced_at or now)
+        entry = Entry(dn, one.entry.attributes, provenance)
+        producer.entries[dn.key] = entry
+        self._owner[dn.key] = producer.name
+        self._put(entry, changes)
+
+    def _confirm(self, producer: Producer, changes: _Changes) -> None:
+        """The snapshot is whole: what it did not name is gone."""
+        for key in sorted(producer.unconfirmed, key=len, reverse=True):
+            if key in producer.entries:
+                self._remove(key, changes)
+        producer.unconfirmed.clear()
+
+    def _remove(self, key: Key, changes: _Changes) -> None:
+        """Take an entry out, with all below it, whosever they are: a child without its parent cannot be shown."""
+        owner = self.producers[self._owner[key]]
+        for gone in self.tree.remove(owner.entries[key].dn, below=True):
+            self._release(gone.dn.key)
+            changes.remove(gone.dn)
+
+    def _release(self, key: Key) -> None:
+        owner = self.producers.get(self._owner.pop(key, ""))
+        if owner is not None:
+            owner.entries.pop(key, None)
+            owner.unconfirmed.discard(key)
+
+    def _drop_entries(self, producer: Producer, changes: _Changes) -> None:
+        for key in sorted(producer.entries, key=len):
+            if key in producer.entries:
+                self._remove(key, changes)
+        producer.unconfirmed.clear()
+
+    def _withdraw(self, producer: Producer, now: datetime, changes: _Changes) -> None:
+        producer.sequence = None
+        producer.last_seen = now
+        producer.valid_until = now
+        self._drop_entries(producer, changes)
+        if producer.state is not ProducerState.WITHDRAWN:
+            self._move(producer, ProducerState.WITHDRAWN, now, changes)
+
+    def _forget(self, producer: Producer, changes: _Changes) -> None:
+        dn = site_dn(self.site).child("GridFabricProducerID", producer.name)
+        for gone in self.tree.remove(dn):
+            changes.remove(gone.dn)
+        del self.producers[producer.name]
+
+    def _put(self, entry: Entry, changes: _Changes) -> None:
+        try:
+            self.tree.replace(entry)
+        except TreeError:
+            return  # its parent went in the same message; it comes back with the next snapshot
+        changes.put(entry)
+
+
+def _site_entry(site: str, state: ProducerState, since: datetime, last_seen: datetime | None) -> Entry:
+    attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
+        "objectClass": ("top", "MDS", "GridFabricSite"),
+        "mds-vo-name": site,
+        "GridFabricSiteState": state.published,
+        "GridFabricSiteSince": ldap_time(since),
+    }
+    if last_seen is not None:
+        attributes["GridFabricSiteLastSeen"] = ldap_time(last_seen)
+    return make_entry(site_dn(site), attributes)
+
+
+def _unknown(entry: Entry) -> Entry:
+    """The entry as shown while its producer is unreachable."""
+    present = [name for name in STATUS_ATTRIBUTES if name in entry.attributes]
+    if not present:
+        return entry
+    attributes = dict(entry.attributes)
+    for name in present:
+        attributes[name] = (UNKNOWN,)
+    return Entry(entry.dn, attributes, entry.operational)

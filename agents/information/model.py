@@ -1,0 +1,164 @@
+"""What the information server is about: producers, their states, what they publish, what changes."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from fabric.ldap import Dn, Entry
+
+ATTRIBUTE_PRODUCER = "GridFabricProducer"
+ATTRIBUTE_PRODUCED_AT = "GridFabricProducedAt"
+ATTRIBUTE_VALID_UNTIL = "GridFabricValidUntil"
+ATTRIBUTE_STATE = "GridFabricState"
+OPERATIONAL_ATTRIBUTES = (ATTRIBUTE_PRODUCER, ATTRIBUTE_PRODUCED_AT, ATTRIBUTE_VALID_UNTIL, ATTRIBUTE_STATE)
+"""With every published entry; LDAP clients ask for them by name or with `+`."""
+
+
+class ProducerState(enum.Enum):
+    """How this server stands with one producer."""
+
+    AWAITED = "awaited"
+    """Known from the settings, never heard since this server started."""
+    CURRENT = "current"
+    """Heard in time; its entries are shown as it published them."""
+    UNREACHABLE = "unreachable"
+    """Not heard in time; its entries are shown with status Unknown."""
+    GONE = "gone"
+    """Not heard for so long that its entries are removed; its state stays published."""
+    WITHDRAWN = "withdrawn"
+    """It said that it stops; its entries are removed, its state stays published."""
+
+    @property
+    def published(self) -> str:
+        """The word in the tree: for readers, gone is a longer unreachable."""
+        return "unreachable" if self is ProducerState.GONE else self.value
+
+
+@dataclass(slots=True)
+class Producer:
+    """One agent (at a site) or one site (at the top)."""
+
+    name: str
+    """The agent's name, or the site's."""
+    site: str
+    state: ProducerState
+    since: datetime
+    """When `state` began."""
+    stream: int = 0
+    """The stream it publishes on; what an older stream still sends is ignored."""
+    sequence: int | None = None
+    """Of the last message on its stream; None until a snapshot came."""
+    last_seen: datetime | None = None
+    valid_until: datetime | None = None
+    """None: the server's own entries, which do not expire."""
+    entries: dict[tuple[str, ...], Entry] = field(default_factory=dict[tuple[str, ...], Entry])
+    """As it published them, under their names in the tree."""
+    unconfirmed: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
+    """Entries from before a snapshot that the snapshot has not named so far."""
+    is_own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One entry as it arrives: its name is relative to the site."""
+
+    entry: Entry
+    producer: str = ""
+    """Who made it, if not the sender: an agent below the sending site server."""
+    produced_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message of a producer. Without entries it is a sign of life, and ends a snapshot in several messages."""
+
+    sequence: int
+    snapshot: bool = False
+    changed: tuple[Published, ...] = ()
+    removed: tuple[Dn, ...] = ()
+    """Relative to the site."""
+    valid_for_s: float = 8.0
+    withdraw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became different in the tree, with full names."""
+
+    changed: tuple[Entry, ...] = ()
+    removed: tuple[Dn, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.removed)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An entry that was not taken; the rest of the message was."""
+
+    dn: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one message."""
+
+    acknowledged: int
+    resend_snapshot: bool = False
+    change: Change = Change()
+    rejected: tuple[Rejection, ...] = ()
+    became: ProducerState | None = None
+    """The producer's new state, if it changed."""
+
+
+class Provenance(Mapping[str, tuple[str, ...]]):
+    """The operational attributes of an entry. Live: a sign of life moves `valid until` without touching the entry."""
+
+    __slots__ = ("_made_at", "_made_by", "_producer")
+
+    def __init__(self, producer: Producer, made_by: str, made_at: datetime) -> None:
+        self._producer = producer
+        self._made_by = made_by
+        self._made_at = made_at
+
+    @property
+    def made_by(self) -> str:
+        """The agent that made the entry."""
+        return self._made_by
+
+    @property
+    def made_at(self) -> datetime:
+        """When it made it."""
+        return self._made_at
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """When the entry is no longer to be trusted, unless its producer is heard before."""
+        return self._producer.valid_until
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        if name == ATTRIBUTE_PRODUCER:
+            return (self._made_by,)
+        if name == ATTRIBUTE_PRODUCED_AT:
+            return (ldap_time(self._made_at),)
+        if name == ATTRIBUTE_STATE:
+            return (self._producer.state.published,)
+        if name == ATTRIBUTE_VALID_UNTIL:
+            until = self._producer.valid_until
+            return (ldap_time(until),) if until is not None else ("99991231235959Z",)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OPERATIONAL_ATTRIBUTES)
+
+    def __len__(self) -> int:
+        return len(OPERATIONAL_ATTRIBUTES)
+
+
+def ldap_time(moment: datetime) -> str:
+    """GeneralizedTime in UTC (RFC 4517 section 3.3.13)."""
+    return moment.strftime("%Y%m%d%H%M%SZ")

@@ -1,0 +1,85 @@
+"""Around the pure machine: every change it makes goes to LDAP (the tree itself), to subscribers and to the top."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import datetime
+
+from agents.information.feed import Feed
+from agents.information.machine import InformationMachine, site_dn
+from agents.information.model import Change, Outcome, Provenance, Publication
+from fabric.clock import Clock, to_us
+from fabric.information import Publisher
+from fabric.ldap import Dn, Entry
+from fabric.logs import Logger
+
+
+class InformationService:
+    """One information server's state and who is told about it."""
+
+    def __init__(self, machine: InformationMachine, feed: Feed, *, clock: Clock, log: Logger) -> None:
+        self.machine = machine
+        self.feed = feed
+        self.top: Publisher | None = None
+        """Towards the top level; None at the top."""
+        self._clock = clock
+        self._log = log
+        self._streams = itertools.count(1)
+        self._depth = len(site_dn(machine.site))
+
+    def open_stream(self, name: str, site: str) -> int:
+        """A producer connected; returns its stream's number. Raises Exhausted."""
+        stream = next(self._streams)
+        self._tell(self.machine.open_stream(name, site, stream, self._clock.now()))
+        return stream
+
+    def is_current_stream(self, name: str, stream: int) -> bool:
+        """False once the producer has opened a newer one."""
+        producer = self.machine.producers.get(name)
+        return producer is not None and producer.stream == stream
+
+    def publish(self, name: str, stream: int, publication: Publication) -> Outcome:
+        """One message of a producer. Raises Exhausted."""
+        outcome = self.machine.publish(name, stream, publication, self._clock.now())
+        self._tell(outcome.change)
+        if outcome.became is not None:
+            self._log.info("producer." + outcome.became.value, producer=name)
+        for rejection in outcome.rejected[:10]:
+            self._log.warning("entry.rejected", producer=name, dn=rejection.dn, reason=rejection.reason)
+        if len(outcome.rejected) > 10:
+            self._log.warning("entry.rejected_more", producer=name, count=len(outcome.rejected) - 10)
+        return outcome
+
+    def publish_own(self, name: str, make: Callable[[datetime], list[Entry]]) -> None:
+        """This server's own entries."""
+        now = self._clock.now()
+        self._tell(self.machine.publish_own(name, make(now), now))
+
+    def tick(self) -> None:
+        """Let leases and graces end."""
+        change, moved = self.machine.tick(self._clock.now())
+        self._tell(change)
+        for producer in moved:
+            self._log.warning("producer." + producer.state.value, producer=producer.name, entries=len(producer.entries))
+
+    def _tell(self, change: Change) -> None:
+        if not change:
+            return
+        self.feed.publish(change)
+        if self.top is None:
+            return
+        for dn in change.removed:
+            relative = self._relative(dn)
+            if len(relative):
+                self.top.remove(relative)
+        for entry in change.changed:
+            relative = self._relative(entry.dn)
+            if len(relative):
+                made = entry.operational
+                made_by, at = (made.made_by, to_us(made.made_at)) if isinstance(made, Provenance) else ("", 0)
+                self.top.put(Entry(relative, entry.attributes), made_by, at)
+
+    def _relative(self, dn: Dn) -> Dn:
+        """A name below the site's entry, without the site's part; the empty name for all others."""
+        return Dn(dn.rdns[: -self._depth]) if len(dn) > self._depth else Dn(())

@@ -1,0 +1,103 @@
+"""The gRPC side: who may publish under which name, and streams to followers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+from gridfabric.information.v1 import information_pb2 as pb
+from gridfabric.information.v1 import information_pb2_grpc
+
+from agents.information import wire
+from agents.information.service import InformationService
+from fabric.errors import Conflict, InvalidRequest, Refused
+from fabric.ldap import Scope, parse_dn
+from fabric.ldap.filters import ANY_ENTRY
+from fabric.logs import Logger
+from fabric.rpc.peer import Peer, current_peer
+
+
+class InformationServicer(information_pb2_grpc.InformationServicer):
+    """See information.proto."""
+
+    def __init__(
+        self,
+        service: InformationService,
+        *,
+        heartbeat_s: float,
+        log: Logger,
+        peer_of: Callable[[object], Peer] = current_peer,
+    ) -> None:
+        self._service = service
+        self._heartbeat_s = heartbeat_s
+        self._log = log
+        self._peer_of = peer_of
+
+    async def Publish(
+        self, requests: AsyncIterator[pb.PublishRequest], context: object
+    ) -> AsyncIterator[pb.PublishResponse]:
+        """A producer's stream."""
+        peer = self._peer_of(context)
+        site = self._may_publish(peer)
+        name = site if self._service.machine.level == "top" else peer.agent_name
+        stream: int | None = None
+        async for request in requests:
+            if request.producer != name:
+                raise Refused(
+                    "OTHER_PRODUCER",
+                    f"{peer.subject} may publish as {name} only, and wanted to publish as {request.producer!r}",
+                    subject=peer.subject,
+                    producer=request.producer,
+                )
+            if request.sequence <= 0:
+                raise InvalidRequest("BAD_SEQUENCE", f"{name} sent sequence {request.sequence}; sequences start at 1")
+            if stream is None:
+                stream = self._service.open_stream(name, site)
+            elif not self._service.is_current_stream(name, stream):
+                raise Conflict("NEWER_STREAM", f"{name} publishes on a newer stream; this one is closed", producer=name)
+            publication, unreadable = wire.publication(request)
+            for rejection in unreadable[:10]:
+                self._log.warning("entry.rejected", producer=name, dn=rejection.dn, reason=rejection.reason)
+            outcome = self._service.publish(name, stream, publication)
+            yield pb.PublishResponse(
+                acknowledged_sequence=outcome.acknowledged, resend_snapshot=outcome.resend_snapshot
+            )
+
+    def _may_publish(self, peer: Peer) -> str:
+        """The site whose name the peer may publish under. Raises Refused."""
+        machine = self._service.machine
+        if not peer.agent_kind or not peer.agent_site or not peer.agent_name:
+            raise Refused(
+                "SERVICE_REQUIRED", f"{peer.subject} may not publish: only services of a site do", subject=peer.subject
+            )
+        if machine.level == "top" and peer.agent_kind != "information":
+            raise Refused(
+                "SERVICE_REQUIRED",
+                f"{peer.subject} may not publish at the top level: only a site's information server does; "
+                f"publish at the information server of {peer.agent_site}",
+                subject=peer.subject,
+            )
+        if machine.level == "site" and peer.agent_site != machine.site:
+            raise Refused(
+                "OTHER_SITE",
+                f"{peer.subject} of site {peer.agent_site} may not publish under site {machine.site}; "
+                "publish at its own site's information server",
+                subject=peer.subject,
+                site=machine.site,
+            )
+        return peer.agent_site
+
+    async def Subscribe(self, request: pb.SubscribeRequest, context: object) -> AsyncIterator[pb.SubscribeResponse]:
+        """A follower's stream."""
+        feed, tree = self._service.feed, self._service.machine.tree
+        subscription = feed.open(request.object_classes)
+        try:
+            everything = tree.search(parse_dn(""), Scope.SUBTREE, ANY_ENTRY)
+            entries = [entry for entry in everything if entry is not None and subscription.wants(entry)]
+            for message in wire.snapshot_messages(subscription.sequence, entries):
+                yield message
+            while True:
+                change = await subscription.next(self._heartbeat_s)
+                for message in wire.change_messages(subscription.sequence, change):
+                    yield message
+        finally:
+            feed.close(subscription)

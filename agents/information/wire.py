@@ -1,0 +1,79 @@
+"""Protobuf to model and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gridfabric.information.v1 import information_pb2 as pb
+
+from agents.information.model import Change, Provenance, Publication, Published, Rejection
+from fabric.clock import from_us, to_us
+from fabric.information import entry_from_wire, entry_to_wire, in_messages
+from fabric.ldap import Dn, DnError, Entry, parse_dn
+
+
+def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection]]:
+    """A message of a producer; entries whose name cannot be read are left out and named."""
+    changed: list[Published] = []
+    removed: list[Dn] = []
+    rejected: list[Rejection] = []
+    for wire in request.changed:
+        try:
+            made_at = from_us(wire.produced_at_us) if wire.produced_at_us > 0 else None
+            changed.append(Published(entry_from_wire(wire), wire.producer, made_at))
+        except (DnError, OverflowError) as error:
+            rejected.append(Rejection(wire.dn[:200], str(error)))
+    for text in request.removed_dns:
+        try:
+            removed.append(parse_dn(text))
+        except DnError as error:
+            rejected.append(Rejection(text[:200], str(error)))
+    return (
+        Publication(
+            request.sequence,
+            request.snapshot,
+            tuple(changed),
+            tuple(removed),
+            request.valid_for_ms / 1000,
+            request.withdraw,
+        ),
+        rejected,
+    )
+
+
+def full_entry(entry: Entry) -> pb.Entry:
+    """An entry of the tree with its provenance."""
+    provenance = entry.operational
+    if not isinstance(provenance, Provenance):
+        return entry_to_wire(entry)
+    until = provenance.valid_until
+    return entry_to_wire(
+        entry,
+        producer=provenance.made_by,
+        produced_at_us=to_us(provenance.made_at),
+        valid_until_us=to_us(until) if until is not None else 0,
+    )
+
+
+def change_messages(sequence: int, change: Change) -> Iterable[pb.SubscribeResponse]:
+    """A change as messages; an empty one is a sign of life."""
+    removed = [str(dn) for dn in change.removed]
+    groups = list(in_messages(map(full_entry, change.changed)))
+    while len(removed) > 1000:
+        part, removed = removed[:1000], removed[1000:]
+        yield pb.SubscribeResponse(sequence=sequence, removed_dns=part)
+    if removed or not groups:
+        yield pb.SubscribeResponse(sequence=sequence, removed_dns=removed)
+    for group in groups:
+        yield pb.SubscribeResponse(sequence=sequence, changed=group)
+
+
+def snapshot_messages(sequence: int, entries: Iterable[Entry]) -> Iterable[pb.SubscribeResponse]:
+    """All entries; the empty message at the end says that the snapshot is whole."""
+    is_first = True
+    for group in in_messages(map(full_entry, entries)):
+        yield pb.SubscribeResponse(sequence=sequence, snapshot=is_first, changed=group)
+        is_first = False
+    if is_first:
+        yield pb.SubscribeResponse(sequence=sequence, snapshot=True)
+    yield pb.SubscribeResponse(sequence=sequence)

@@ -1,0 +1,441 @@
+"""The two sides of the information system that every agent may need: publish entries, follow the tree.
+
+`Publisher` keeps an agent's entries at its site's information server (or a site's at the top): a snapshot on every new
+stream, changes as they happen, a sign of life when nothing does. `Subscriber` keeps a copy of the tree, and `GridView`
+what a broker matches on. Both come back by themselves after any loss of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from gridfabric.information.v1 import information_pb2 as pb
+
+from fabric.clock import Clock, to_us
+from fabric.errors import GridError, Unavailable
+from fabric.glue13 import CeView, ce_views
+from fabric.ldap import Dn, Entry, parse_dn
+from fabric.ldap.entry import NO_ATTRIBUTES
+from fabric.logs import Logger
+from fabric.settings import Endpoint
+
+REFRESH_S = 1.5
+"""A sign of life this often: a few bytes."""
+VALID_FOR_S = 8.0
+"""Silence after which a producer counts as lost: five signs of life."""
+COALESCE_S = 0.05
+"""Changes this close together travel in one message."""
+MAX_MESSAGE_ENTRIES = 1000
+MAX_MESSAGE_BYTES = 1024 * 1024
+"""One message stays well below the 4 MiB that gRPC takes."""
+MAX_BACKOFF_S = 2.0
+"""Longest pause between attempts to reach an information server: what was lost must be back soon."""
+SILENCE_S = 10.0
+"""A subscription that is silent this long is given up and made anew."""
+
+Connect = Callable[[Endpoint], Awaitable[Any]]
+"""Gives an `InformationStub` for an endpoint; with an agent's context:
+`async def connect(e): return InformationStub(await context.channels.get(e.host, e.rpc))`."""
+
+
+def entry_to_wire(entry: Entry, *, producer: str = "", produced_at_us: int = 0, valid_until_us: int = 0) -> pb.Entry:
+    """An entry as it travels."""
+    attributes = [pb.Attribute(name=name, values=values) for name, values in entry.attributes.items()]
+    return pb.Entry(
+        dn=str(entry.dn),
+        attributes=attributes,
+        producer=producer,
+        produced_at_us=produced_at_us,
+        valid_until_us=valid_until_us,
+    )
+
+
+def entry_from_wire(wire: pb.Entry) -> Entry:
+    """Raises DnError for a name that is none."""
+    attributes = {attribute.name: tuple(attribute.values) for attribute in wire.attributes if attribute.values}
+    return Entry(parse_dn(wire.dn), attributes, NO_ATTRIBUTES)
+
+
+def in_messages(entries: Iterable[pb.Entry]) -> Iterable[list[pb.Entry]]:
+    """Entries in groups that fit into one message each."""
+    group: list[pb.Entry] = []
+    size = 0
+    for entry in entries:
+        length = entry.ByteSize()
+        if group and (len(group) >= MAX_MESSAGE_ENTRIES or size + length > MAX_MESSAGE_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += length
+    if group:
+        yield group
+
+
+class Publisher:
+    """Keeps entries published at one or more information servers.
+
+    Entries have names relative to the site (`fabric.glue13` makes such). Call `replace` with all of them whenever they
+    may have changed: only differences travel. Run `run` as a background task; end with `withdraw`.
+    """
+
+    def __init__(
+        self,
+        producer: str,
+        endpoints: Sequence[Endpoint],
+        connect: Connect,
+        *,
+        log: Logger,
+        clock: Clock,
+        refresh_s: float = REFRESH_S,
+        valid_for_s: float = VALID_FOR_S,
+    ) -> None:
+        """`producer` is the agent's own name (a site's name for a site's information server)."""
+        self.producer = producer
+        self.refresh_s = refresh_s
+        self.valid_for_s = valid_for_s
+        self.log = log
+        self.clock = clock
+        self.connect = connect
+        self.entries: dict[tuple[str, ...], tuple[Entry, str, int]] = {}
+        """By key: the entry, who made it and when (microseconds)."""
+        self._links = [_PublisherLink(self, endpoint) for endpoint in endpoints]
+
+    @property
+    def connected(self) -> int:
+        """How many information servers have acknowledged all so far on a living stream."""
+        return sum(link.is_current for link in self._links)
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Publish exactly these from now on."""
+        now_us = to_us(self.clock.now())
+        new = {entry.dn.key: entry for entry in entries}
+        for key in [key for key in self.entries if key not in new]:
+            self._mark(self.entries.pop(key)[0].dn)
+        for key, entry in new.items():
+            old = self.entries.get(key)
+            if old is None or old[0].attributes != entry.attributes:
+                self.entries[key] = (entry, self.producer, now_us)
+                self._mark(entry.dn)
+
+    def put(self, entry: Entry, made_by: str = "", made_at_us: int = 0) -> None:
+        """Publish one more entry, or a new version of it."""
+        self.entries[entry.dn.key] = (entry, made_by or self.producer, made_at_us or to_us(self.clock.now()))
+        self._mark(entry.dn)
+
+    def remove(self, dn: Dn) -> None:
+        """Publish it no more; a name that is not published is no error."""
+        if self.entries.pop(dn.key, None) is not None:
+            self._mark(dn)
+
+    def _mark(self, dn: Dn) -> None:
+        for link in self._links:
+            link.pending[dn.key] = dn
+            link.wake.set()
+
+    async def run(self) -> None:
+        """Keep a stream to every information server until cancelled. Never raises for a server that is not there."""
+        async with asyncio.TaskGroup() as group:
+            for link in self._links:
+                group.create_task(link.run())
+
+    async def withdraw(self, timeout_s: float = 1.0) -> None:
+        """Say that we stop: the entries go at once, everywhere. Call it before `run` is cancelled."""
+        for link in self._links:
+            link.say_goodbye()
+        waiting = [link.gone.wait() for link in self._links if link.is_open]
+        if waiting:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await asyncio.gather(*waiting)
+            except TimeoutError:
+                self.log.warning("publish.goodbye_unheard", producer=self.producer)
+
+
+class _PublisherLink:
+    """One publisher's stream to one information server."""
+
+    def __init__(self, owner: Publisher, endpoint: Endpoint) -> None:
+        self._owner = owner
+        self._endpoint = endpoint
+        self.pending: dict[tuple[str, ...], Dn] = {}
+        """Names that changed since they were last sent."""
+        self.wake = asyncio.Event()
+        self.gone = asyncio.Event()
+        self.is_open = False
+        self._sequence = 0
+        self._acknowledged = 0
+        self._heard_at = 0.0
+        self._snapshot_due = True
+        self._stopping = False
+        self._was_lost = False
+
+    @property
+    def is_current(self) -> bool:
+        """True if everything sent was acknowledged and nothing waits."""
+        return self.is_open and self._acknowledged > 0 and self._acknowledged == self._sequence and not self.pending
+
+    def say_goodbye(self) -> None:
+        """Send a withdrawal next."""
+        self._stopping = True
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Connect, publish, and again."""
+        backoff_s = 0.1
+        while not self._stopping:
+            started = self._owner.clock.monotonic()
+            try:
+                stub = await self._owner.connect(self._endpoint)
+                await self._publish(stub)
+                reason = "the stream ended"
+            except GridError as error:
+                reason = error.sentence
+            except Exception as error:  # a plain grpc error, or a defect: this loop must go on either way
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self.is_open = False
+            if self._stopping:
+                break
+            if not self._was_lost:
+                self._was_lost = True
+                self._owner.log.warning("publish.lost", server=self._endpoint.address, reason=reason)
+            if self._owner.clock.monotonic() - started > 2 * MAX_BACKOFF_S:
+                backoff_s = 0.1
+            await asyncio.sleep(backoff_s * random.uniform(0.7, 1.3))
+            backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+        self.gone.set()
+
+    async def _publish(self, stub: Any) -> None:
+        self._sequence = self._acknowledged = 0
+        self._snapshot_due = True
+        self._heard_at = self._owner.clock.monotonic()
+        self.is_open = True
+        call = stub.Publish(self._messages())
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch())
+                async for response in call:
+                    self._hear(response)
+                watch.cancel()
+        except* Exception as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            call.cancel()
+
+    async def _watch(self) -> None:
+        """End a stream on which nothing is acknowledged any more: the network may drop packets without a word."""
+        while True:
+            await asyncio.sleep(self._owner.valid_for_s / 4)
+            if self._owner.clock.monotonic() - self._heard_at > self._owner.valid_for_s:
+                raise Unavailable(
+                    "INFORMATION_SILENT",
+                    f"the information server {self._endpoint.address} did not acknowledge anything for "
+                    f"{self._owner.valid_for_s:g} s; a new stream is made",
+                )
+
+    def _hear(self, response: pb.PublishResponse) -> None:
+        self._heard_at = self._owner.clock.monotonic()
+        self._acknowledged = max(self._acknowledged, response.acknowledged_sequence)
+        if response.resend_snapshot:
+            self._snapshot_due = True
+            self.wake.set()
+        elif self._was_lost:
+            self._was_lost = False
+            self._owner.log.info("publish.restored", server=self._endpoint.address)
+
+    async def _messages(self) -> AsyncIterator[pb.PublishRequest]:
+        while True:
+            if self._stopping:
+                yield self._message(withdraw=True)
+                return
+            if self._snapshot_due:
+                self._snapshot_due = False
+                for message in self._snapshot():
+                    yield message
+                yield self._message()  # says that the snapshot is whole
+            elif self.pending:
+                for message in self._changes():
+                    yield message
+            else:
+                yield self._message()
+            if not self.pending:
+                self.wake.clear()
+                if not (self._stopping or self._snapshot_due):
+                    try:
+                        await asyncio.wait_for(self.wake.wait(), self._owner.refresh_s)
+                    except TimeoutError:
+                        continue
+            if not self._stopping:
+                await asyncio.sleep(COALESCE_S)
+
+    def _message(self, **fields: Any) -> pb.PublishRequest:
+        self._sequence += 1
+        owner = self._owner
+        return pb.PublishRequest(
+            producer=owner.producer, sequence=self._sequence, valid_for_ms=int(owner.valid_for_s * 1000), **fields
+        )
+
+    def _snapshot(self) -> Iterable[pb.PublishRequest]:
+        self.pending.clear()
+        entries = sorted(self._owner.entries.values(), key=lambda made: len(made[0].dn))
+        groups = in_messages(entry_to_wire(e, producer=by, produced_at_us=at) for e, by, at in entries)
+        is_first = True
+        for group in groups:
+            yield self._message(snapshot=is_first, changed=group)
+            is_first = False
+        if is_first:
+            yield self._message(snapshot=True)
+
+    def _changes(self) -> Iterable[pb.PublishRequest]:
+        pending, self.pending = self.pending, {}
+        made = [self._owner.entries.get(key) for key in pending]
+        removed = [str(dn) for key, dn in pending.items() if key not in self._owner.entries]
+        present = sorted((one for one in made if one is not None), key=lambda one: len(one[0].dn))
+        while removed:
+            part, removed = removed[:MAX_MESSAGE_ENTRIES], removed[MAX_MESSAGE_ENTRIES:]
+            yield self._message(removed_dns=part)
+        for group in in_messages(entry_to_wire(e, producer=by, produced_at_us=at) for e, by, at in present):
+            yield self._message(changed=group)
+
+
+class TreeCopy:
+    """A copy of the tree, fed with the messages of one subscription after another.
+
+    A snapshot may come in several messages; until it is whole the entries of before are shown.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, ...], Entry] = {}
+        self.changes = 0
+        """Counts messages that changed something."""
+        self.is_complete = False
+        """True once a whole snapshot has been seen."""
+        self._staged: dict[tuple[str, ...], Entry] | None = None
+
+    def apply(self, message: pb.SubscribeResponse) -> tuple[list[Entry], list[Dn]]:
+        """Take one message in; returns the entries that are new or different, and the names that are gone."""
+        if message.snapshot:
+            self._staged = {}
+        changed = [_received(wire) for wire in message.changed]
+        removed = [parse_dn(text) for text in message.removed_dns]
+        target = self.entries if self._staged is None else self._staged
+        for dn in removed:
+            target.pop(dn.key, None)
+        for entry in changed:
+            target[entry.dn.key] = entry
+        if self._staged is None:
+            self.changes += bool(changed or removed)
+            return changed, removed
+        if changed or removed or message.snapshot:
+            return [], []
+        before, self.entries, self._staged = self.entries, self._staged, None
+        self.is_complete = True
+        self.changes += 1
+        news = [entry for key, entry in self.entries.items() if key not in before or before[key] != entry]
+        return news, [entry.dn for key, entry in before.items() if key not in self.entries]
+
+
+def _received(wire: pb.Entry) -> Entry:
+    attributes = {attribute.name: tuple(attribute.values) for attribute in wire.attributes}
+    operational = {"GridFabricProducer": (wire.producer,)} if wire.producer else NO_ATTRIBUTES
+    return Entry(parse_dn(wire.dn), attributes, operational)
+
+
+class GridView:
+    """The computing elements of the grid as a broker matches them, kept from a `TreeCopy`."""
+
+    def __init__(self, copy: TreeCopy) -> None:
+        self._copy = copy
+        self._at = -1
+        self._views: dict[str, CeView] = {}
+
+    def elements(self) -> dict[str, CeView]:
+        """Every known GlueCE by its unique id, usable or not. The same dict until something changes."""
+        if self._at != self._copy.changes:
+            self._at = self._copy.changes
+            self._views = ce_views(self._copy.entries.values())
+        return self._views
+
+
+class Subscriber:
+    """Follows the tree at the first information server that answers, and keeps `copy` and `view` up to date."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        connect: Connect,
+        *,
+        log: Logger,
+        clock: Clock,
+        object_classes: Sequence[str] = (),
+        on_change: Callable[[list[Entry], list[Dn]], None] | None = None,
+    ) -> None:
+        """`on_change` is called after every message with what is new or different and what is gone."""
+        self._endpoints = tuple(endpoints)
+        self._connect = connect
+        self._log = log
+        self._clock = clock
+        self._classes = tuple(object_classes)
+        self._on_change = on_change
+        self._was_lost = False
+        self.copy = TreeCopy()
+        self.view = GridView(self.copy)
+        self.heard_at: float | None = None
+        """Monotonic time of the last message; None before the first."""
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the information server was last heard; infinite before the first time."""
+        return float("inf") if self.heard_at is None else self._clock.monotonic() - self.heard_at
+
+    async def run(self) -> None:
+        """Follow until cancelled, moving on to the next server when one is lost."""
+        backoff_s = 0.1
+        turn = 0
+        while True:
+            endpoint = self._endpoints[turn % len(self._endpoints)] if self._endpoints else None
+            turn += 1
+            started = self._clock.monotonic()
+            try:
+                if endpoint is None:
+                    raise Unavailable("NO_INFORMATION", "the settings name no information server to follow")
+                await self._follow(await self._connect(endpoint))
+                reason = "the stream ended"
+            except GridError as error:
+                reason = error.sentence
+            except Exception as error:  # a plain grpc error, or a defect: this loop must go on either way
+                reason = f"{type(error).__name__}: {error}"
+            if not self._was_lost:
+                self._was_lost = True
+                self._log.warning("subscribe.lost", server=endpoint.address if endpoint else "", reason=reason)
+            if self._clock.monotonic() - started > 2 * MAX_BACKOFF_S:
+                backoff_s = 0.1
+            await asyncio.sleep(backoff_s * random.uniform(0.7, 1.3))
+            backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
+
+    async def _follow(self, stub: Any) -> None:
+        call = stub.Subscribe(pb.SubscribeRequest(object_classes=self._classes))
+        messages = aiter(call)
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_S):
+                        message = await anext(messages)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise Unavailable(
+                        "INFORMATION_SILENT", f"the information server was silent for {SILENCE_S:g} s; asking again"
+                    ) from None
+                self.heard_at = self._clock.monotonic()
+                if self._was_lost:
+                    self._was_lost = False
+                    self._log.info("subscribe.restored")
+                changed, removed = self.copy.apply(message)
+                if self._on_change is not None and (changed or removed):
+                    self._on_change(changed, removed)
+        finally:
+            call.cancel()
