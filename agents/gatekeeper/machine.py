@@ -251,7 +251,7 @@ class GatekeeperMachine:
             self._end(job, State.FAILED, self._now_us)
         else:
             # ASSIGNED -> QUEUED: the worker certainly never started this run; it goes to the front, with the next run number.
-            self.queue = {job.job_id: None, **self.queue} if len(self.queue) < 64 else {**self.queue, job.job_id: None}
+            self._queue_first(job.job_id)
             job.worker = ""
             self._announce(job, State.QUEUED, self._now_us)
 
@@ -387,6 +387,12 @@ class GatekeeperMachine:
         self._turn.ended.append(job)
         self._announce(job, state, at_us)
 
+    def _queue_first(self, job_id: str) -> None:
+        if len(self.queue) < 1000:
+            self.queue = {job_id: None, **self.queue}
+        else:
+            self.queue[job_id] = None  # rare, and not worth copying a long queue
+
     def _off_worker(self, job: Job) -> None:
         worker = self.workers.get(job.worker)
         if worker is not None:
@@ -417,6 +423,12 @@ class GatekeeperMachine:
             hold = self.jobs[job_id].blocked_by
             if hold is not None and hold.worker == worker and (job_id, hold.attempt, hold.run) not in held:
                 self._unblock(job_id, hold)
+
+    def forget(self, job_ids: Iterable[str]) -> None:
+        """Drop the fences of jobs purged long ago."""
+        for job_id in job_ids:
+            if job_id not in self.jobs:
+                self.attempts.pop(job_id, None)
 
     # ---- numbers
 

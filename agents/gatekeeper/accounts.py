@@ -1,0 +1,131 @@
+"""Local accounts of grid users: leased from this gatekeeper's gridmapdir while they have jobs here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from agents.gatekeeper.config import GatekeeperOptions
+from fabric.errors import Refused, from_security
+from security.authorization import system_account
+from security.errors import SecurityError
+from security.gridmapdir import GridMapDir
+from security.names import DistinguishedName
+
+_POOL_ACCOUNT = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]+)\Z")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where somebody's jobs run. `uid` -1: as the worker's own user."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class Accounts:
+    """Leases and their numbers."""
+
+    def __init__(self, directory: Path, options: GatekeeperOptions, vos: Sequence[str], log: Any) -> None:
+        self.directory = GridMapDir(directory)
+        self._options, self._log = options, log
+        mode = options.account_mode
+        self.mode = ("pool" if os.geteuid() == 0 else "caller") if mode == "auto" else mode
+        """`pool` or `caller`."""
+        self._uid_bases: dict[str, int] = {}
+        pools = [(pool.prefix or pool.vo, pool.count, pool.uid_base) for pool in options.pools]
+        pools = pools or [(vo, 50, 0) for vo in vos]
+        self._pools = [(prefix.lower(), count) for prefix, count, _ in pools]
+        for position, (prefix, _, uid_base) in enumerate(pools):
+            self._uid_bases[prefix.lower()] = uid_base or options.uid_base + 1000 * position
+        self._idle_since: dict[str, float] = {}
+        self._soon = asyncio.Event()
+        self.submitting: Counter[str] = Counter()
+        """Subjects whose lease is taken and whose jobs are not kept yet."""
+
+    def create(self) -> None:
+        """Make the account files. Raises GridError MAP_DIRECTORY_INVALID."""
+        try:
+            for prefix, count in self._pools:
+                self.directory.create_accounts(prefix, count)
+        except SecurityError as error:
+            raise from_security(error) from error
+
+    def map(self, subject: str, standing_account: str) -> Account:
+        """The account for a user's jobs. `standing_account` is what the map file gives: a name, or `.pool`.
+
+        Raises GridError POOL_EXHAUSTED, ACCOUNT_UNKNOWN, MAP_DIRECTORY_INVALID. Blocking.
+        """
+        name = standing_account
+        prefix = name.removeprefix(".") if name.startswith(".") else self._prefix_of(name)
+        if prefix:
+            try:
+                name = self.directory.lease(DistinguishedName.parse(subject), prefix)
+            except SecurityError as error:
+                raise from_security(error) from error
+        if self.mode == "caller":
+            return Account(name, -1, -1)
+        return self._numbers(name, subject)
+
+    def _prefix_of(self, name: str) -> str:
+        """The pool of an account that a session leased already; empty for a fixed account."""
+        found = _POOL_ACCOUNT.match(name)
+        return found["prefix"] if found and found["prefix"] in self._uid_bases else ""
+
+    def _numbers(self, name: str, subject: str) -> Account:
+        known = system_account(name)
+        if known is None:
+            found = _POOL_ACCOUNT.match(name)
+            base = self._uid_bases.get(found["prefix"]) if found else None
+            if found is None or base is None:
+                raise Refused("ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which is no account of this host", account=name)
+            known = (base + int(found["number"]), base + int(found["number"]))
+        if 0 in known:
+            raise Refused("ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which has root's rights: refused", account=name)
+        return Account(name, *known)
+
+    def look_soon(self) -> None:
+        """Jobs went away: some lease may have no more use."""
+        self._soon.set()
+
+    async def run(self, owners: Callable[[], Awaitable[set[str]]], monotonic: Callable[[], float]) -> None:
+        """For ever: release what has had no job for `lease_linger_s`."""
+        linger_s = self._options.lease_linger_s
+        while True:
+            try:
+                await asyncio.wait_for(self._soon.wait(), max(0.1, linger_s / 2) if self._idle_since else 30)
+            except TimeoutError:
+                pass
+            self._soon.clear()
+            await self.release(owners, monotonic(), linger_s)
+
+    async def release(self, owners: Callable[[], Awaitable[set[str]]], now: float, linger_s: float) -> None:
+        """Give back the leases of people without jobs who have been without for `linger_s`."""
+        before = datetime.now(UTC) - timedelta(seconds=1)
+        submitting = {subject.lower() for subject in self.submitting}
+        busy = {owner.lower() for owner in await owners()} | submitting
+        for lease in await asyncio.to_thread(self.directory.leases):
+            if lease.subject in busy or (lease.used_at >= before and linger_s > 0):  # taken while we were looking
+                self._idle_since.pop(lease.subject, None)
+                continue
+            since = self._idle_since.setdefault(lease.subject, now)
+            if now - since < linger_s:
+                continue
+            try:
+                if self.directory.release(DistinguishedName.parse(lease.subject)):
+                    self._log.audit("lease.released", subject=lease.subject, account=lease.account)
+            except SecurityError as error:
+                self._log.warning("lease.not_released", subject=lease.subject, sentence=error.sentence)
+            self._idle_since.pop(lease.subject, None)
+
+    def leases(self) -> int:
+        """How many accounts are leased now. Blocking."""
+        return len(self.directory.leases())

@@ -1,0 +1,72 @@
+"""The options of a gatekeeper, with their defaults; unknown keys and wrong units are refused at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """The pool accounts `<prefix>001 ...` of one VO."""
+
+    vo: str
+    prefix: str = ""
+    """Empty: the VO's name."""
+    count: int = field(default=50, metadata={"minimum": 1, "maximum": 10_000})
+    uid_base: int = field(default=0, metadata={"minimum": 0, "maximum": 2_000_000_000})
+    """`cms007` runs as uid_base + 7 unless the password database knows the name. 0: given by the gatekeeper."""
+
+
+@dataclass(frozen=True)
+class GatekeeperOptions:
+    """Section `options` of a gatekeeper."""
+
+    queue: str = "long"
+    """Name of the queue: the last part of the CE's unique id."""
+    account_mode: str = field(default="auto", metadata={"choices": ("auto", "pool", "caller")})
+    """`pool`: payloads run under the leased account. `caller`: under the workers' own user, the lease is only recorded.
+    `auto`: pool when the gatekeeper runs as root."""
+    pools: tuple[PoolOptions, ...] = ()
+    """Empty: one pool of 50 accounts for each VO."""
+    uid_base: int = field(default=61_000, metadata={"minimum": 1000, "maximum": 2_000_000_000})
+    """First uid of the first pool that names none; each further pool begins 1 000 higher."""
+    lease_linger_s: float = 5.0
+    """How long a pool account stays leased after its owner's last job was purged."""
+
+    max_queued: int = field(default=20_000, metadata={"minimum": 1})
+    """Jobs that wait here at once; more are refused with QUEUE_FULL."""
+    max_kept: int = field(default=100_000, metadata={"minimum": 1})
+    """Jobs in the store at once, ended ones included."""
+    max_wall_s: int = field(default=24 * 3600, metadata={"minimum": 1})
+    max_cpu_s: int = field(default=24 * 3600, metadata={"minimum": 1})
+    max_memory_bytes: int = field(default=2 * GIB, metadata={"minimum": MIB})
+    max_disk_bytes: int = field(default=4 * GIB, metadata={"minimum": 4096})
+    worker_lost_s: float = 60.0
+    """A worker that is silent for so long has lost its jobs. A killed worker agent is back in a few seconds."""
+    heartbeat_s: float = field(default=5.0, metadata={"minimum": 0.05})
+    """A worker's stream that is silent for four of these is closed."""
+
+    max_sandbox_file_bytes: int = field(default=100 * MIB, metadata={"minimum": 1})
+    max_input_sandbox_bytes: int = field(default=200 * MIB, metadata={"minimum": 1})
+    """Sum of one job's input sandbox."""
+    max_output_sandbox_bytes: int = field(default=200 * MIB, metadata={"minimum": 1})
+    sandbox_area_bytes: int = field(default=10 * GIB, metadata={"minimum": 1})
+    """All sandbox files here together."""
+    sandbox_area_files: int = field(default=200_000, metadata={"minimum": 1})
+    """i-nodes of the sandbox area: the old grid's job cache ran out of these before it ran out of bytes."""
+    sandbox_linger_s: float = 3600.0
+    """How long a sandbox file that no job needs is kept for the next one."""
+    keep_ended_s: float = 7 * 24 * 3600.0
+    """Ended jobs whose output nobody fetched are purged after this."""
+    fence_memory_s: float = 24 * 3600.0
+    """How long the attempt number of a purged job is remembered."""
+    min_free_disk_bytes: int = field(default=200 * MIB, metadata={"minimum": 0})
+    """Below this much free disk new work is refused; what is here goes on."""
+
+    publish_min_interval_s: float = field(default=0.2, metadata={"minimum": 0.01})
+    """Changes are published at most this often."""
+    operating_system: str = ""
+    """Published name; empty: this host's."""
