@@ -1,4 +1,4 @@
-"""Hands changes of the tree to those who follow it. A slow reader gets the latest state of each entry, not every step."""
+"""Hands changes of the tree to those who follow it: a slow reader gets the latest of each entry, not every step."""
 
 from __future__ import annotations
 

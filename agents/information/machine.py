@@ -207,7 +207,7 @@ class InformationMachine:
             elif producer.state is ProducerState.UNREACHABLE:
                 if now >= producer.since + timedelta(seconds=self.limits.grace_s):
                     since = producer.since  # lost since then, not since its entries went
-                    self._drop_entries(producer, changes)
+                    self._drop_entries(producer, changes, but_class="GlueSite")
                     self._move(producer, ProducerState.GONE, since, changes)
                     moved.append(producer)
             elif (
@@ -366,9 +366,11 @@ class InformationMachine:
             owner.entries.pop(key, None)
             owner.unconfirmed.discard(key)
 
-    def _drop_entries(self, producer: Producer, changes: _Changes) -> None:
+    def _drop_entries(self, producer: Producer, changes: _Changes, but_class: str = "") -> None:
+        """Remove what it published. What a site is stays known when it cannot be reached: see `but_class`."""
         for key in sorted(producer.entries, key=len):
-            if key in producer.entries:
+            entry = producer.entries.get(key)
+            if entry is not None and but_class not in entry.attributes.get("objectClass", ()):
                 self._remove(key, changes)
         producer.unconfirmed.clear()
 

@@ -33,14 +33,14 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
         self._peer_of = peer_of
 
     async def Publish(
-        self, requests: AsyncIterator[pb.PublishRequest], context: object
+        self, request_iterator: AsyncIterator[pb.PublishRequest], context: object
     ) -> AsyncIterator[pb.PublishResponse]:
         """A producer's stream."""
         peer = self._peer_of(context)
         site = self._may_publish(peer)
         name = site if self._service.machine.level == "top" else peer.agent_name
         stream: int | None = None
-        async for request in requests:
+        async for request in request_iterator:
             if request.producer != name:
                 raise Refused(
                     "OTHER_PRODUCER",

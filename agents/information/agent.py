@@ -1,0 +1,162 @@
+"""The information agent, put together: the tree, its gRPC door, its LDAP door."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from gridfabric.information.v1 import information_pb2_grpc
+
+from agents.information.config import InformationOptions
+from agents.information.feed import Feed
+from agents.information.machine import InformationMachine, MachineLimits
+from agents.information.model import ProducerState
+from agents.information.service import InformationService
+from agents.information.servicer import InformationServicer
+from fabric.agent import Agent, AgentContext, AgentHealth
+from fabric.clock import utc_text
+from fabric.glue13 import GLUE_SCHEMA, Service, Site, service_entries, site_entries
+from fabric.information import Publisher
+from fabric.information_publisher import InformationPublisher, connector
+from fabric.ldap import Entry, LdapLimits, LdapServer
+from fabric.rpc import rules
+from fabric.rpc.server import RpcService
+from fabric.settings import parse_options
+
+TICK_S = 0.25
+"""How often leases are looked at."""
+
+
+class InformationAgent(Agent):
+    """A site's information server, or a top one; see InformationOptions.level. Keeps nothing on disk: all of it is
+    soft state, and producers send theirs again within seconds."""
+
+    def __init__(self, context: AgentContext) -> None:
+        self.context = context
+        settings = context.settings
+        self.options = options = parse_options(InformationOptions, settings.options)
+        expected = [endpoint.site for endpoint in settings.endpoints("information")] if self.is_top else []
+        limits = MachineLimits(
+            options.grace_s,
+            options.forget_s,
+            options.longest_valid_for_s,
+            options.max_producers,
+            options.max_entries,
+            options.max_attributes,
+            options.max_entry_bytes,
+        )
+        machine = InformationMachine(options.level, settings.site, context.clock.now(), limits, expected)
+        self.service = InformationService(machine, Feed(options.max_subscribers), clock=context.clock, log=context.log)
+        servicer = InformationServicer(self.service, heartbeat_s=options.heartbeat_s, log=context.log)
+        # Publish looks closer than a rule can: which site and which name depends on the level.
+        self.services = [
+            RpcService(
+                servicer,
+                information_pb2_grpc.add_InformationServicer_to_server,
+                {"Publish": rules.authenticated, "Subscribe": rules.authenticated},
+            )
+        ]
+        self.ldap = LdapServer(
+            machine.tree,
+            host=settings.listen,
+            port=settings.ports.get("ldap", 0),
+            limits=LdapLimits(connections=options.max_ldap_connections),
+            schema=GLUE_SCHEMA,
+            on_event=self._ldap_event,
+        )
+        self._itself: InformationPublisher | None = None
+
+    @property
+    def is_top(self) -> bool:
+        """True at the top level."""
+        return self.options.level == "top"
+
+    async def start(self) -> None:
+        context, settings = self.context, self.context.settings
+        await self.ldap.start()
+        own = self._own_entries(context.clock.now())
+        if self.is_top:
+            self._itself = InformationPublisher(context, lambda: own)
+            await self._itself.start()
+        else:
+            self.service.top = Publisher(
+                settings.site,
+                settings.endpoints("top"),
+                connector(context),
+                log=context.log,
+                clock=context.clock,
+                refresh_s=self.options.refresh_s,
+                valid_for_s=self.options.valid_for_s,
+            )
+            self.service.publish_own(settings.name, lambda _: own)
+            context.spawn(self.service.top.run(), "forward to the top")
+        context.spawn(self._tick(), "expire")
+
+    async def stop(self) -> None:
+        if self._itself is not None:
+            await self._itself.stop()
+        if self.service.top is not None:
+            await self.service.top.withdraw()
+        await self.ldap.close()
+
+    def health(self) -> AgentHealth:
+        machine = self.service.machine
+        states = [producer.state for producer in machine.producers.values() if not producer.is_own]
+        lost = sum(state in (ProducerState.UNREACHABLE, ProducerState.GONE) for state in states)
+        top = self.service.top
+        cut_off = top is not None and bool(self.context.settings.endpoints("top")) and not top.connected
+        detail = f"{lost} producers unreachable" if lost else "not heard by the top level" if cut_off else ""
+        numbers = {
+            "entries": len(machine.tree),
+            "producers": len(states),
+            "current": sum(state is ProducerState.CURRENT for state in states),
+            "subscribers": len(self.service.feed),
+            "changes": machine.tree.version,
+            "ldap_connections": self.ldap.connections,
+            "ldap_searches": self.ldap.stats.searches,
+        }
+        return AgentHealth("green", detail, numbers)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.service.tick()
+
+    def _own_entries(self, now: datetime) -> list[Entry]:
+        settings, options = self.context.settings, self.options
+        service = Service(
+            unique_id=f"{settings.name}_bdii_{options.level}",
+            kind=f"bdii_{options.level}",
+            endpoint=f"ldap://{settings.advertise}:{self.ldap.port}/"
+            + ("o=grid" if self.is_top else f"mds-vo-name={settings.site},mds-vo-name=local,o=grid"),
+            site=settings.site,
+            vos=tuple(settings.vos),
+            started=utc_text(now),
+        )
+        entries = service_entries(service)
+        if not self.is_top:
+            site = Site(
+                settings.site,
+                options.description,
+                options.email,
+                options.location,
+                options.latitude,
+                options.longitude,
+                options.web,
+                options.sponsors,
+                options.other_info,
+            )
+            entries = [*site_entries(site), *entries]
+        return entries
+
+    def _ldap_event(self, name: str, fields: dict[str, object]) -> None:
+        error = fields.pop("error", None)
+        if isinstance(error, BaseException):
+            self.context.log.exception(name, error, **fields)
+        else:
+            self.context.log.info(name, **fields)
+
+
+def build(context: AgentContext) -> Agent:
+    """The agent for these settings. Raises InvalidRequest SETTINGS_INVALID."""
+    return InformationAgent(context)
