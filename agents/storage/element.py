@@ -13,7 +13,6 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from agents.storage.admission import Admission
@@ -28,8 +27,9 @@ from agents.storage.model import (
     check_announcement,
     require_equal,
 )
+from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Incoming, Pool, read_pieces
-from agents.storage.space import Ledger, PoolFree, Reservation, VoUse
+from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
@@ -40,23 +40,11 @@ T = TypeVar("T")
 
 IO_THREADS = 16
 """Threads for disk and checksums. They mostly wait: for the disk, or inside OpenSSL without the interpreter lock."""
-AHEAD_PIECES = 4
-"""Pieces of one transfer handed to a thread at once; twice as many are in memory."""
 COLLECT_EVERY_S = 30.0
 """How often bytes whose deletion failed (disk away) are tried again."""
 
 Pieces = AsyncIterator[bytes | Checksums]
 """A file as it arrives: data in order, then the sender's checksums."""
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceReport:
-    """Disks and VOs at one moment."""
-
-    total_bytes: int
-    free_bytes: int
-    vos: tuple[tuple[VoUse, int], ...]
-    """Each VO with the bytes that it could write now."""
 
 
 class StorageElement:
@@ -189,32 +177,16 @@ class StorageElement:
     async def _take(self, pieces: Pieces, incoming: Incoming, reservation: Reservation) -> Checksums | None:
         """Write what arrives while more arrives; at most 2 * AHEAD_PIECES are in memory. Returns the sender's
         checksums."""
-        waiting: list[bytes] = []
-        writing: asyncio.Future[int] | None = None
-        trailer: Checksums | None = None
+        overlap = Overlap(
+            lambda batch: self._io(incoming.write, batch), lambda size_bytes: self._wrote(reservation, size_bytes)
+        )
         try:
-            while trailer is None:
-                piece = await self._next(pieces)
-                if piece is None:
-                    break
-                if isinstance(piece, Checksums):
-                    trailer = piece
-                    break
-                waiting.append(piece)
-                if writing is not None and (writing.done() or len(waiting) >= AHEAD_PIECES):
-                    self._wrote(reservation, await writing)
-                    writing = None
-                if writing is None:
-                    writing = self._io(incoming.write, waiting)
-                    waiting = []
-            if writing is not None:
-                self._wrote(reservation, await writing)
-            if waiting:
-                self._wrote(reservation, await self._io(incoming.write, waiting))
-            return trailer
+            while isinstance(piece := await self._next(pieces), bytes):
+                await overlap.add(piece)
+            await overlap.drain()
+            return piece
         finally:
-            if writing is not None and not writing.done():
-                writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            overlap.abandon()
 
     def _wrote(self, reservation: Reservation, size_bytes: int) -> None:
         self._ledger.written(reservation, size_bytes)

@@ -50,6 +50,16 @@ class VoUse:
     files: int
 
 
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """Disks and VOs at one moment."""
+
+    total_bytes: int
+    free_bytes: int
+    vos: tuple[tuple[VoUse, int], ...]
+    """Each VO with the bytes that it could write now."""
+
+
 class Ledger:
     """Used and reserved bytes by VO; unwritten bytes by device. Invariant: used + reserved <= quota at each reservation
     (a quota lowered later only stops new ones), and no booking is released twice."""

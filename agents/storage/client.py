@@ -1,0 +1,393 @@
+"""Calls to a storage element, for the `grid` command, for workers, and for storage elements among each other.
+
+`channel` is always a secure channel to the storage element that the SURL names (`parse_surl` says which), in the
+name of
+the user. Everything may be repeated: a put by giving the same `put_id` again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gridfabric.storage.v1 import storage_pb2 as pb
+from gridfabric.storage.v1 import storage_pb2_grpc
+
+from agents.storage import wire
+from agents.storage.model import PIECE_BYTES, Checksums, require_equal
+from agents.storage.overlap import AHEAD_PIECES, Overlap
+from agents.storage.pool import Hasher, read_pieces
+from agents.storage.surl import Surl, parse_surl
+from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, NotFound, Unavailable
+
+__all__ = [
+    "Checksums",
+    "FileInfo",
+    "OpenFile",
+    "Stored",
+    "Surl",
+    "Usage",
+    "VoUsage",
+    "copy",
+    "exists",
+    "get_file",
+    "list_files",
+    "new_put_id",
+    "open_file",
+    "parse_surl",
+    "put_file",
+    "read_range",
+    "remove",
+    "space",
+    "stat",
+]
+
+Progress = Callable[[int], None]
+"""Told the bytes moved since the last call, on the event loop."""
+
+COPY_TIMEOUT_S = 6 * 3600.0
+"""Of one third-party copy; a copy that stalls is ended by the storage element much sooner."""
+PATIENCE_S = 60.0
+"""How long a put goes on trying when the storage element is busy or restarting."""
+_RETRY_FIRST_S = 0.2
+_RETRY_MAX_S = 5.0
+_BUSY = frozenset({"TOO_MANY_TRANSFERS", "STORE_BUSY"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file that a storage element has acknowledged."""
+
+    surl: str
+    size_bytes: int
+    checksums: Checksums
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file as listed."""
+
+    surl: str
+    vo: str
+    size_bytes: int
+    checksums: Checksums
+    created_at_us: int
+    owner: str
+    name_hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class VoUsage:
+    """A VO's space. `quota_bytes` 0: no quota."""
+
+    vo: str
+    quota_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+    available_bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """A storage element's space."""
+
+    total_bytes: int
+    free_bytes: int
+    vos: tuple[VoUsage, ...]
+
+
+def new_put_id() -> str:
+    """An id for one put and all its repetitions."""
+    return uuid.uuid4().hex
+
+
+async def put_file(
+    channel: Any,
+    path: str | os.PathLike[str],
+    vo: str,
+    *,
+    name_hint: str = "",
+    put_id: str | None = None,
+    progress: Progress | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Stored:
+    """Upload a file, checksums computed on the way and compared by the receiver. While the storage element is busy
+    or cannot be
+    reached, tries again for `patience_s` under the same id.
+
+    Raises GridError as the storage element did; InvalidRequest(FILE_UNREADABLE | FILE_CHANGED) for the local file.
+    """
+    put_id = put_id or new_put_id()
+    clock = asyncio.get_running_loop().time
+    until, pause_s = clock() + patience_s, _RETRY_FIRST_S
+    while True:
+        moved = 0
+
+        def note(size_bytes: int) -> None:
+            nonlocal moved
+            moved += size_bytes
+            if progress is not None:
+                progress(size_bytes)
+
+        try:
+            return await _put_once(channel, Path(path), vo, name_hint, put_id, note)
+        except (Exhausted, Unavailable) as error:
+            if isinstance(error, Exhausted) and error.reason not in _BUSY:
+                raise
+            if clock() + pause_s > until:
+                raise
+        if moved and progress is not None:
+            progress(-moved)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+
+async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: str, progress: Progress) -> Stored:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidRequest(
+            "FILE_UNREADABLE", f"{path} cannot be read ({error.strerror}); give a file that you may read"
+        ) from error
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
+        hasher = Hasher()
+        call = storage_pb2_grpc.StorageStub(channel).Put()
+        async with call:
+            await call.write(pb.PutRequest(header=header))
+            async for piece in _local_pieces(descriptor, path, size_bytes, hasher):
+                await call.write(pb.PutRequest(data=piece))
+                progress(len(piece))
+            sums = hasher.checksums()
+            await call.write(pb.PutRequest(trailer=pb.PutTrailer(checksums=wire.checksums_to_wire(sums))))
+            await call.done_writing()
+            answer = await call
+    finally:
+        await asyncio.shield(asyncio.to_thread(os.close, descriptor))
+    stored = Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
+    require_equal(f"{path} at {stored.surl}", size_bytes, stored.checksums, sums)
+    return stored
+
+
+async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Hasher) -> AsyncIterator[bytes]:
+    """The file in pieces, read and hashed by a thread one batch ahead of the sending."""
+
+    def batch(offset: int) -> list[bytes]:
+        try:
+            pieces = read_pieces(descriptor, offset, min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset), PIECE_BYTES)
+        except DataCorrupted as error:
+            raise InvalidRequest(
+                "FILE_CHANGED",
+                f"{path} became shorter or unreadable while it was sent; send it again when it is complete",
+            ) from error
+        for piece in pieces:
+            hasher.update(piece)
+        return pieces
+
+    ahead = asyncio.create_task(asyncio.to_thread(batch, 0)) if size_bytes else None
+    offset = 0
+    try:
+        while ahead is not None:
+            pieces = await ahead
+            offset += sum(map(len, pieces))
+            ahead = asyncio.create_task(asyncio.to_thread(batch, offset)) if offset < size_bytes else None
+            for piece in pieces:
+                yield piece
+    finally:
+        if ahead is not None:
+            await asyncio.wait([ahead])  # the thread reads from a descriptor that is about to be closed
+            ahead.cancelled() or ahead.exception()
+
+
+class OpenFile:
+    """A download under way. `size_bytes` and `checksums` are of the whole file, whatever the range."""
+
+    def __init__(self, call: Any, surl: str, size_bytes: int, checksums: Checksums, expected_bytes: int) -> None:
+        self.surl = surl
+        self.size_bytes = size_bytes
+        self.checksums = checksums
+        self._call = call
+        self._responses = aiter(call)
+        self._expected_bytes = expected_bytes
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes of the range, in order, once. Raises DataCorrupted(STREAM_CUT) if not all come. Not verified
+        here."""
+        received = 0
+        async for response in self._responses:
+            received += len(response.data)
+            if received > self._expected_bytes:
+                break
+            yield response.data
+        if received != self._expected_bytes:
+            raise DataCorrupted(
+                "STREAM_CUT",
+                f"{received} bytes of {self.surl} came where {self._expected_bytes} were due; read it again or "
+                "elsewhere",
+            )
+
+
+@asynccontextmanager
+async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -> AsyncIterator[OpenFile]:
+    """Begin to read a range (length 0: to the end). Raises GridError as the storage element did."""
+    call = storage_pb2_grpc.StorageStub(channel).Get(pb.GetRequest(surl=surl, offset=offset, length=length))
+    try:
+        first = await call.read()
+        if not isinstance(first, pb.GetResponse) or not first.HasField("checksums"):
+            raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {surl}; read another replica")
+        rest = first.size_bytes - offset
+        due = min(length, rest) if length else rest
+        yield OpenFile(call, surl, first.size_bytes, wire.checksums_from_wire(first.checksums), due)
+    finally:
+        call.cancel()
+
+
+async def get_file(
+    channel: Any,
+    surl: str,
+    path: str | os.PathLike[str],
+    *,
+    expected: Checksums | None = None,
+    progress: Progress | None = None,
+) -> Stored:
+    """Download a whole file. `path` is replaced in one step when every byte is there and both checksums agree, else
+    nothing
+    is left. `expected`: checksums by the catalogue, compared too.
+
+    Raises GridError as the storage element did, DataCorrupted(CHECKSUM_MISMATCH | STREAM_CUT), InvalidRequest(
+    FILE_UNWRITABLE) for the local file.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    hasher = Hasher()
+
+    def write(pieces: list[bytes]) -> int:
+        size_bytes = 0
+        for piece in pieces:
+            hasher.update(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            size_bytes += len(piece)
+        return size_bytes
+
+    running: list[asyncio.Future[int]] = []
+
+    def consume(pieces: list[bytes]) -> asyncio.Future[int]:
+        running[:] = [asyncio.ensure_future(asyncio.to_thread(write, pieces))]
+        return running[0]
+
+    overlap = Overlap(consume, progress or (lambda size: None))
+    try:
+        async with open_file(channel, surl) as opened:
+            if expected is not None:
+                require_equal(surl, opened.size_bytes, opened.checksums, expected)
+            async for piece in opened.pieces():
+                await overlap.add(piece)
+            await overlap.drain()
+        require_equal(surl, hasher.size_bytes, hasher.checksums(), opened.checksums)
+        os.replace(partial, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        overlap.abandon()
+        if running and not running[0].done():
+            await asyncio.wait(running)
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+    return Stored(surl, opened.size_bytes, opened.checksums)
+
+
+async def read_range(channel: Any, surl: str, offset: int = 0, length: int = 0) -> bytes:
+    """A part of a file, in memory. A part cannot be checked against the file's checksums; the connection protects
+    it."""
+    async with open_file(channel, surl, offset, length) as opened:
+        return b"".join([piece async for piece in opened.pieces()])
+
+
+async def copy(
+    channel: Any,
+    source_surl: str,
+    vo: str,
+    *,
+    expected: Checksums | None = None,
+    put_id: str | None = None,
+    timeout_s: float = COPY_TIMEOUT_S,
+) -> Stored:
+    """Third-party copy: the storage element behind `channel` fetches the file itself. The user must have delegated a
+    proxy to
+    it before (`fabric.rpc.delegation.delegate`). Repeat with the same `put_id` to be sure of one copy."""
+    request = pb.CopyFromRequest(source_surl=source_surl, vo=vo, put_id=put_id or new_put_id())
+    if expected is not None:
+        request.expected.CopyFrom(wire.checksums_to_wire(expected))
+    answer = await storage_pb2_grpc.StorageStub(channel).CopyFrom(request, timeout=timeout_s)
+    return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
+
+
+async def stat(channel: Any, surl: str) -> FileInfo:
+    """What the storage element knows about a file. Raises NotFound."""
+    answer = await storage_pb2_grpc.StorageStub(channel).Stat(pb.StatRequest(surl=surl))
+    return _info(answer.file)
+
+
+async def exists(channel: Any, surl: str) -> bool:
+    """False only if the storage element says so."""
+    try:
+        await stat(channel, surl)
+    except NotFound:
+        return False
+    return True
+
+
+async def remove(channel: Any, surl: str) -> None:
+    """Delete a file for good. Again: succeeds."""
+    await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
+
+
+async def list_files(channel: Any, vo: str, page_size: int = 0) -> AsyncIterator[FileInfo]:
+    """Every file of the VO, page by page."""
+    stub, token = storage_pb2_grpc.StorageStub(channel), ""
+    while True:
+        answer = await stub.List(pb.ListRequest(vo=vo, page_size=page_size, page_token=token))
+        for file in answer.files:
+            yield _info(file)
+        token = answer.next_page_token
+        if not token:
+            return
+
+
+async def space(channel: Any) -> Usage:
+    """Disks and VOs."""
+    answer = await storage_pb2_grpc.StorageStub(channel).Space(pb.SpaceRequest())
+    vos = tuple(
+        VoUsage(v.vo, v.quota_bytes, v.used_bytes, v.reserved_bytes, v.available_bytes, v.files) for v in answer.vos
+    )
+    return Usage(answer.total_bytes, answer.free_bytes, vos)
+
+
+def _info(file: pb.FileInfo) -> FileInfo:
+    return FileInfo(
+        surl=file.surl,
+        vo=file.vo,
+        size_bytes=file.size_bytes,
+        checksums=wire.checksums_from_wire(file.checksums),
+        created_at_us=file.created_at_us,
+        owner=file.owner,
+        name_hint=file.name_hint,
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> InvalidRequest:
+    return InvalidRequest("FILE_UNWRITABLE", f"{path} cannot be written ({error.strerror}); choose another place")

@@ -1,0 +1,234 @@
+"""The methods of gridfabric.storage.v1.Storage: who asks, for which VO, then the element."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+from gridfabric.storage.v1 import storage_pb2 as pb
+from gridfabric.storage.v1 import storage_pb2_grpc
+
+from agents.storage import wire
+from agents.storage.client import open_file
+from agents.storage.element import Pieces, StorageElement
+from agents.storage.model import Announced, StoredFile, byte_range
+from agents.storage.surl import Surl, is_file_id, is_vo_name, parse_surl
+from fabric.errors import DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Refused
+from fabric.logs import Logger
+from fabric.rpc.peer import Peer, current_peer
+from fabric.rpc.rules import Rule, authenticated, user
+
+DEFAULT_PAGE = 500
+MAX_PAGE = 1000
+"""Files of one List answer: below the message limit with the longest hints."""
+
+RULES: dict[str, Rule] = {
+    "Put": user,
+    "Get": user,
+    "Stat": user,
+    "Remove": user,
+    "List": user,
+    "CopyFrom": user,
+    "Space": authenticated,
+}
+"""Data belongs to users: an agent reads or writes it only with a proxy that a user delegated to it."""
+
+
+class ChannelSource(Protocol):
+    """Where channels in a user's name come from."""
+
+    async def get(self, host: str, port: int, credential: Any = None) -> Any:
+        """A secure channel."""
+        ...
+
+
+class Delegations(Protocol):
+    """Proxies delegated to this storage element."""
+
+    def get(self, subject: str, delegation_id: str = "default") -> Any:
+        """The credential. Raises DELEGATION_MISSING, DELEGATION_EXPIRED."""
+        ...
+
+
+class StorageServicer(storage_pb2_grpc.StorageServicer):
+    """One storage element at `host:port`, as its SURLs name it."""
+
+    def __init__(
+        self,
+        element: StorageElement,
+        *,
+        host: str,
+        port: int,
+        channels: ChannelSource,
+        delegations: Delegations,
+        log: Logger,
+        vos: tuple[str, ...] = (),
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._element = element
+        self._channels = channels
+        self._delegations = delegations
+        self._log = log
+        self._vos = vos
+
+    async def Put(self, requests: AsyncIterator[pb.PutRequest], context: Any) -> pb.PutResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        async with asyncio.timeout(self._element.config.stall_timeout_s):
+            first = await anext(requests, None)
+        if first is None or not first.HasField("header"):
+            raise InvalidRequest("STREAM_MALFORMED", "an upload begins with a header; none came")
+        announced = wire.header_from_wire(first.header, peer.subject)
+        self._own_vo(peer, announced.vo)
+        file = await self._element.put(announced, _pieces(first, requests))
+        self._log.info("storage.put", peer=peer.subject, file=file.file_id, vo=file.vo, size_bytes=file.size_bytes)
+        return pb.PutResponse(
+            surl=self._surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
+        )
+
+    async def Get(self, request: pb.GetRequest, context: Any) -> None:
+        """See the proto. The checksums are of the whole file; a reader of the whole file verifies them."""
+        peer = current_peer(context)
+        file = await self._element.get(self._mine(peer, request.surl).file_id, peer.vo)
+        offset, size_bytes = byte_range(file.size_bytes, request.offset, request.length)
+        header = pb.GetResponse(size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums))
+        stall_s = self._element.config.stall_timeout_s
+        with self._element.admission.transfer(peer.subject):
+            pieces = self._element.read(file, offset, size_bytes)
+            try:
+                await context.write(header)
+                async for piece in pieces:
+                    async with asyncio.timeout(stall_s):
+                        await context.write(pb.GetResponse(data=piece))
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    "TRANSFER_STALLED",
+                    f"{peer.subject} took no data for {stall_s:g} s; the download was ended, start it again",
+                ) from None
+            finally:
+                await pieces.aclose()
+        self._log.info("storage.get", peer=peer.subject, file=file.file_id, vo=file.vo, size_bytes=size_bytes)
+
+    async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        file = await self._element.get(self._mine(peer, request.surl).file_id, peer.vo)
+        return pb.StatResponse(file=wire.info_to_wire(file, self.host, self.port))
+
+    async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        surl = self._mine(peer, request.surl)
+
+        def allowed(file: StoredFile) -> None:
+            if self._element.config.removal == "owner" and file.owner != peer.subject:
+                raise Refused(
+                    "NOT_OWNER", f"{surl} belongs to {file.owner}; only its owner may remove it here", owner=file.owner
+                )
+
+        if await self._element.remove(surl.file_id, peer.vo, allowed):
+            self._log.info("storage.removed", peer=peer.subject, file=surl.file_id, vo=surl.vo)
+        return pb.RemoveResponse()
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        self._own_vo(peer, request.vo)
+        if request.page_token and not is_file_id(request.page_token):
+            raise InvalidRequest("PAGE_TOKEN_INVALID", "the page token is not one of this service; begin without one")
+        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
+        files = await self._element.page(request.vo, request.page_token, limit)
+        return pb.ListResponse(
+            files=[wire.info_to_wire(file, self.host, self.port) for file in files],
+            next_page_token=files[-1].file_id if len(files) == limit else "",
+        )
+
+    async def CopyFrom(self, request: pb.CopyFromRequest, context: Any) -> pb.CopyFromResponse:
+        """See the proto. The bytes come straight from the other storage element, in the caller's name."""
+        peer = current_peer(context)
+        self._own_vo(peer, request.vo)
+        source = parse_surl(request.source_surl)
+        if (source.host, source.port) == (self.host, self.port):
+            raise InvalidRequest(
+                "SOURCE_IS_HERE", f"{source} is on this storage element already; copy to another one", surl=source
+            )
+        expected = wire.checksums_from_wire(request.expected) if request.HasField("expected") else None
+        credential = self._delegations.get(peer.subject)
+        channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
+        async with open_file(channel, str(source)) as opened:
+            if expected is not None and opened.checksums != expected:
+                raise DataCorrupted(
+                    "SOURCE_DIFFERS",
+                    f"{source} has sha256 {opened.checksums.sha256} and adler32 {opened.checksums.adler32} "
+                    "where sha256 "
+                    f"{expected.sha256} and adler32 {expected.adler32} were expected; nothing was copied, use "
+                    "another replica",
+                    surl=source,
+                )
+            announced = Announced(
+                request.vo, opened.size_bytes, request.put_id, peer.subject, checksums=opened.checksums
+            )
+            file = await self._element.put(replace(announced, name_hint=str(source)), opened.pieces())
+        self._log.info(
+            "storage.copied",
+            peer=peer.subject,
+            file=file.file_id,
+            vo=file.vo,
+            size_bytes=file.size_bytes,
+            source=str(source),
+        )
+        return pb.CopyFromResponse(
+            surl=self._surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
+        )
+
+    async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:
+        """See the proto."""
+        return wire.space_to_wire(await self._element.space(self._vos))
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _surl(self, file: StoredFile) -> str:
+        return str(Surl(self.host, self.port, file.vo, file.file_id))
+
+    def _own_vo(self, peer: Peer, vo: str) -> None:
+        if not is_vo_name(vo):
+            raise InvalidRequest("VO_INVALID", f"{vo[:64]!r} cannot be the name of a VO; say for which VO the data is")
+        if vo != peer.vo:
+            raise Refused(
+                "OTHER_VO",
+                f"{peer.subject} is of VO {peer.vo or '(none)'} and may not use the space of VO {vo}; use your "
+                "own VO's",
+                subject=peer.subject,
+                vo=vo,
+            )
+
+    def _mine(self, peer: Peer, text: str) -> Surl:
+        """A SURL of this storage element and of the caller's VO."""
+        surl = parse_surl(text)
+        self._own_vo(peer, surl.vo)
+        if (surl.host.lower(), surl.port) != (self.host.lower(), self.port):
+            raise NotFound(
+                "SURL_ELSEWHERE",
+                f"{surl} is not of this storage element, which is {self.host}:{self.port}; ask the one it names",
+                surl=surl,
+            )
+        return surl
+
+
+async def _pieces(first: pb.PutRequest, requests: AsyncIterator[pb.PutRequest]) -> Pieces:
+    """Data and trailer of an upload. A message may hold data and the trailer; a second header is refused."""
+    request: pb.PutRequest | None = first
+    while request is not None:
+        if request is not first and request.HasField("header"):
+            raise InvalidRequest("STREAM_MALFORMED", "a second header came in the middle of an upload; begin a new one")
+        if request.data:
+            yield request.data
+        elif request is not first and not request.HasField("trailer"):
+            raise InvalidRequest("STREAM_MALFORMED", "a message without data, header or trailer came; send data")
+        if request.HasField("trailer"):
+            yield wire.checksums_from_wire(request.trailer.checksums)
+            return
+        request = await anext(requests, None)

@@ -1,0 +1,63 @@
+"""Model to protobuf and back: the only file of the storage element that knows both."""
+
+from __future__ import annotations
+
+from gridfabric.storage.v1 import storage_pb2 as pb
+
+from agents.storage.model import Announced, Checksums, StoredFile, parse_checksums
+from agents.storage.space import SpaceReport
+from agents.storage.surl import Surl
+
+
+def checksums_to_wire(checksums: Checksums) -> pb.Checksums:
+    """Both checksums."""
+    return pb.Checksums(adler32=checksums.adler32, sha256=checksums.sha256)
+
+
+def checksums_from_wire(message: pb.Checksums) -> Checksums:
+    """Raises InvalidRequest(CHECKSUM_INVALID)."""
+    return parse_checksums(message.adler32, message.sha256)
+
+
+def header_from_wire(header: pb.PutHeader, owner: str) -> Announced:
+    """What a sender announces. Raises InvalidRequest(CHECKSUM_INVALID)."""
+    return Announced(
+        vo=header.vo,
+        size_bytes=header.size_bytes,
+        put_id=header.put_id,
+        owner=owner,
+        name_hint=header.name_hint,
+        checksums=checksums_from_wire(header.checksums) if header.HasField("checksums") else None,
+    )
+
+
+def info_to_wire(file: StoredFile, host: str, port: int) -> pb.FileInfo:
+    """A file as it is listed."""
+    return pb.FileInfo(
+        surl=str(Surl(host, port, file.vo, file.file_id)),
+        vo=file.vo,
+        size_bytes=file.size_bytes,
+        checksums=checksums_to_wire(file.checksums),
+        created_at_us=file.created_at_us,
+        owner=file.owner,
+        name_hint=file.name_hint,
+    )
+
+
+def space_to_wire(report: SpaceReport) -> pb.SpaceResponse:
+    """Disks and VOs."""
+    return pb.SpaceResponse(
+        total_bytes=report.total_bytes,
+        free_bytes=report.free_bytes,
+        vos=[
+            pb.VoSpace(
+                vo=use.vo,
+                quota_bytes=use.quota_bytes or 0,
+                used_bytes=use.used_bytes,
+                reserved_bytes=use.reserved_bytes,
+                files=use.files,
+                available_bytes=available,
+            )
+            for use, available in report.vos
+        ],
+    )
