@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -60,7 +60,7 @@ class _Link:
 class WorkerPool:
     """All workers' streams."""
 
-    def __init__(self, context: Any, store: Any, heartbeat_s: float, computing_element: str) -> None:
+    def __init__(self, context: Any, store: Any, heartbeat_s: float, computing_element: Callable[[], str]) -> None:
         self._context, self._store = context, store
         self._heartbeat_s, self._computing_element = heartbeat_s, computing_element
         self._links: dict[str, _Link] = {}
@@ -114,7 +114,7 @@ class WorkerPool:
         reader = asyncio.ensure_future(self._read(link, reports))
         try:
             yield pb.WorkerOrder(
-                welcome=pb.Welcome(heartbeat_ms=int(self._heartbeat_s * 1000), computing_element=self._computing_element)
+                welcome=pb.Welcome(heartbeat_ms=int(self._heartbeat_s * 1000), computing_element=self._computing_element())
             )
             async for order in self._orders(link):
                 yield order

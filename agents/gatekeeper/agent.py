@@ -1,0 +1,290 @@
+"""The gatekeeper put together: recover, serve, hand out, record, publish, clean."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from agents.gatekeeper import publish, wire
+from agents.gatekeeper import store as rows
+from agents.gatekeeper.accounts import Accounts
+from agents.gatekeeper.config import GatekeeperOptions
+from agents.gatekeeper.driver import Driver
+from agents.gatekeeper.machine import GatekeeperMachine
+from agents.gatekeeper.model import Purged, State, Ticked, Update
+from agents.gatekeeper.sandbox import SandboxArea
+from agents.gatekeeper.servicer import (
+    GATEKEEPER_RULES,
+    WORKER_PORT_RULES,
+    GatekeeperServicer,
+    Sandbox,
+    WorkerPortServicer,
+)
+from agents.gatekeeper.workers import WorkerPool
+from fabric import glue13
+from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.clock import to_us, utc_text
+from fabric.outbox import Outbox
+from fabric.rpc.server import RpcService
+from fabric.settings import parse_options
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2, bookkeeping_pb2_grpc
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
+
+CLEAN_EVERY_S = 10.0
+MAX_RECORD_EVENTS = 1000
+"""Events in one call to bookkeeping."""
+
+
+class Gatekeeper(Agent):
+    """One computing element."""
+
+    def __init__(self, context: AgentContext) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self.options = parse_options(GatekeeperOptions, settings.options, f"options of {settings.name}")
+        self._store = context.store("gatekeeper", rows.metadata)
+        self._outbox = Outbox(self._store, settings.name)
+        self._accounts = Accounts(context.state_dir / "gridmapdir", self.options, settings.vos, context.log)
+        area = SandboxArea(
+            context.state_dir / "sandbox",
+            max_bytes=self.options.sandbox_area_bytes,
+            max_files=self.options.sandbox_area_files,
+            max_file_bytes=max(self.options.max_sandbox_file_bytes, self.options.max_output_sandbox_bytes),
+        )
+        self._sandbox = Sandbox(area, self._store, context.clock)
+        self.machine = GatekeeperMachine(
+            worker_lost_us=int(self.options.worker_lost_s * 1e6), max_queued=self.options.max_queued
+        )
+        self._pool = WorkerPool(context, self._store, self.options.heartbeat_s, self.computing_element)
+        self._driver = Driver(
+            self.machine,
+            self._store,
+            context.clock,
+            context.log,
+            perform=self._pool.perform,
+            record=self._record,
+            changed=self._on_change,
+        )
+        self._pool.driver = self._driver
+        context.delegations.on_change(lambda _subject, _id: self._renew.set())
+        self._renew = asyncio.Event()
+        self._publish_wanted = asyncio.Event()
+        self._mean_wall_s = 0.0
+        self._published: Any = None
+        self._started_text = utc_text(context.clock.now())
+        self._stopping = False
+        self._leases = 0
+        self.services: Sequence[RpcService] = (
+            RpcService(
+                GatekeeperServicer(
+                    context=context,
+                    options=self.options,
+                    driver=self._driver,
+                    store=self._store,
+                    sandbox=self._sandbox,
+                    accounts=self._accounts,
+                ),
+                gatekeeper_pb2_grpc.add_GatekeeperServicer_to_server,
+                GATEKEEPER_RULES,
+            ),
+            RpcService(
+                WorkerPortServicer(self._pool, self._driver, self._sandbox, self.options),
+                gatekeeper_pb2_grpc.add_WorkerPortServicer_to_server,
+                WORKER_PORT_RULES,
+            ),
+        )
+
+    @property
+    def port(self) -> int:
+        """The gRPC port; 0 before it is bound when the system chooses it."""
+        rpc = self.context.rpc
+        return rpc.port if rpc is not None and rpc.port else self.context.settings.rpc_port
+
+    def computing_element(self) -> str:
+        """GlueCEUniqueID."""
+        return f"{self.context.settings.advertise}:{self.port}/jobmanager-fabric-{self.options.queue}"
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Recover, then begin."""
+        began = time.monotonic()
+        self._accounts.create()
+        live, attempts, sequence = await self._store.read(rows.load)
+        self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))
+        known = await self._store.read(rows.sandbox_all)
+        missing, removed = await asyncio.to_thread(self._sandbox.area.open, known)
+        if missing:
+            await self._store.write(lambda connection: rows.sandbox_drop(connection, sorted(missing)))
+        self.context.log.info(
+            "gatekeeper.recovered",
+            jobs=len(live),
+            sequence=sequence,
+            sandbox_files=self._sandbox.area.files,
+            sandbox_lost=len(missing),
+            sandbox_removed=removed,
+            account_mode=self._accounts.mode,
+            took_s=round(time.monotonic() - began, 3),
+        )
+        spawn = self.context.spawn
+        spawn(self._driver.run(), "driver")
+        spawn(self._tick(), "ticker")
+        spawn(self._clean(), "cleaner")
+        spawn(self._renew_proxies(), "proxy renewal")
+        spawn(self._accounts.run(self._owners, self.context.clock.monotonic), "leases")
+        if self.context.settings.endpoints("bookkeeping"):
+            spawn(self._outbox.run(self._deliver), "events to bookkeeping")
+
+    async def started(self) -> None:
+        """The port is open."""
+        self.context.spawn(self._publish(), "publisher")
+        self._publish_wanted.set()
+
+    async def stop(self) -> None:
+        """Take nothing new, tell the workers, flush events, give back leases without jobs."""
+        self._stopping = self.machine.draining = True
+        self._pool.drain()
+        await self._accounts.release(self._owners, self.context.clock.monotonic(), 0.0)
+        if self.context.settings.endpoints("bookkeeping"):
+            try:
+                await asyncio.wait_for(self._outbox.drained(), 2.0)
+            except TimeoutError:
+                self.context.log.warning("events.left", detail="bookkeeping did not take all events; they are kept for the next start")
+
+    async def _owners(self) -> set[str]:
+        return await self._store.read(rows.owners)
+
+    # ---- bookkeeping
+
+    def _record(self, connection: sa.Connection, updates: Sequence[Update], accepted: set[str]) -> None:
+        events = wire.events_to_wire(updates, self.context.settings.name, self.computing_element(), accepted)
+        if events:
+            self._outbox.add(connection, [event.SerializeToString() for event in events])
+
+    async def _deliver(self, batch: Sequence[Any]) -> None:
+        endpoint = self.context.settings.endpoint("bookkeeping")
+        channel = await self.context.channels.get(endpoint.host, endpoint.rpc)
+        request = bookkeeping_pb2.RecordRequest()
+        for item in batch:
+            event = bookkeeping_pb2.Event.FromString(item.payload)
+            event.sequence = item.sequence
+            request.events.append(event)
+        await bookkeeping_pb2_grpc.BookkeepingStub(channel).Record(request)
+
+    # ---- background
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, max(0.05, self.options.worker_lost_s / 4)))
+            self._driver.feed([Ticked()])
+            if self._driver.blocked:
+                self.context.problem("store", f"nothing can be kept: {self._driver.blocked}")
+            else:
+                self.context.solved("store")
+
+    async def _renew_proxies(self) -> None:
+        while True:
+            await self._renew.wait()
+            self._renew.clear()
+            await self._pool.renew()
+
+    async def _clean(self) -> None:
+        while True:
+            await asyncio.sleep(CLEAN_EVERY_S)
+            now_us = to_us(self.context.clock.now())
+            area, options = self._sandbox.area, self.options
+            crowded = area.bytes > 0.8 * area.max_bytes or area.files > 0.8 * area.max_files
+            linger_s = 60.0 if crowded else options.sandbox_linger_s
+            before_us = now_us - int(linger_s * 1e6)
+            unused = await self._store.write(lambda c, b=before_us: rows.sandbox_take_unused(c, b, 2000))
+            if unused:
+                await asyncio.to_thread(area.remove, unused)
+                self.context.log.info("sandbox.cleaned", files=len(unused), bytes=sum(size for _, size in unused))
+            old_us = now_us - int(options.keep_ended_s * 1e6)
+            ended = await self._store.read(lambda c, b=old_us: rows.ended_before(c, b))
+            if ended:
+                await self._driver.ask([Purged(job_id) for job_id in ended])
+                self.context.log.warning("jobs.purged_unfetched", jobs=len(ended))
+            fence_us = now_us - int(options.fence_memory_s * 1e6)
+            forgotten = await self._store.write(lambda c, b=fence_us: rows.forget_fences(c, b))
+            self.machine.forget(forgotten)
+            self._leases = await asyncio.to_thread(self._accounts.leases)
+            free = area.free_disk_bytes()
+            if free < options.min_free_disk_bytes:
+                self.context.problem("disk", f"only {free} bytes of disk are free: new jobs are refused")
+            elif area.files > 0.9 * area.max_files:
+                self.context.problem("disk", f"the sandbox area holds {area.files} of at most {area.max_files} files (i-nodes)")
+            else:
+                self.context.solved("disk")
+
+    # ---- information
+
+    def _on_change(self) -> None:
+        self._publish_wanted.set()
+
+    def _measure(self) -> publish.Measured:
+        total, free, running, waiting = self.machine.counts()
+        full = self._sandbox.area.free_disk_bytes() < self.options.min_free_disk_bytes or bool(self._driver.blocked)
+        closed = self._stopping or self.machine.draining
+        status = glue13.DRAINING if closed else glue13.CLOSED if full else glue13.PRODUCTION
+        return publish.Measured(total, 0 if full or closed else free, running, waiting, status, self._mean_wall_s)
+
+    async def _publish(self) -> None:
+        settings = self.context.settings
+        limits = (self.options.max_wall_s, self.options.max_cpu_s, self.options.max_queued)
+        while True:
+            await self._publish_wanted.wait()
+            self._publish_wanted.clear()
+            measured = self._measure()
+            if measured != self._published:
+                self._published = measured
+                self.context.publisher.replace(
+                    publish.entries(
+                        settings,
+                        ce=self.computing_element(),
+                        port=self.port,
+                        queue=self.options.queue,
+                        measured=measured,
+                        limits=limits,
+                        operating_system=self.options.operating_system,
+                        facts=[self._pool.facts[name] for name in sorted(self.machine.workers) if name in self._pool.facts],
+                        started=self._started_text,
+                    )
+                )
+            await asyncio.sleep(self.options.publish_min_interval_s)
+
+    # ---- health
+
+    def health(self) -> AgentHealth:
+        """Green with at least one worker; numbers for `grid status`."""
+        total, free, running, waiting = self.machine.counts()
+        connected = sum(1 for worker in self.machine.workers.values() if worker.stream)
+        numbers = {
+            "slots": float(total),
+            "free": float(free),
+            "running": float(running),
+            "waiting": float(waiting),
+            "workers": float(connected),
+            "leases": float(self._leases),
+            "accepted": float(self._driver.numbers.accepted),
+            "sandbox_files": float(self._sandbox.area.files),
+            "sandbox_bytes": float(self._sandbox.area.bytes),
+        }
+        for state in (State.DONE, State.FAILED, State.CANCELLED):
+            numbers[state.value.lower()] = float(self._driver.numbers.ended.get(state.value, 0))
+        if self._stopping:
+            return AgentHealth(AgentState.DRAINING, "stopping", numbers)
+        unfit = [f"{w.name}: {w.unfit}" for w in self.machine.workers.values() if w.stream and w.unfit]
+        mode = "accounts leased, jobs run under them" if self._accounts.mode == "pool" else "jobs run as the caller, leases recorded"
+        detail = f"{connected} workers, {mode}" + (f"; {'; '.join(unfit)[:200]}" if unfit else "")
+        state = AgentState.DEGRADED if unfit and not free else AgentState.GREEN
+        return AgentHealth(state, detail, numbers)
+
+
+def build(context: AgentContext) -> Agent:
+    """For the shell."""
+    return Gatekeeper(context)
