@@ -448,7 +448,7 @@ class CeView:
 
     `attributes` holds the GlueCE's own attributes, then those of its subcluster, its cluster and its site (a name
     already there is not replaced), `GlueCESEBindGroupSEUniqueID` and `GlueSEUniqueID` as the list of close storage
-    elements, and `GlueSAStateAvailableSpace` as the largest free space among their areas. GLUE's integers are numbers, its
+    elements, and `GlueSAStateAvailableSpace` as the largest free space among their areas. Integers are numbers, its
     booleans are booleans, attributes that may have several values are always tuples, all else is text.
     """
 

@@ -1,44 +1,41 @@
-"""What an agent needs to be found: give it a function that makes the agent's GLUE entries, start it, stop it."""
+"""What an agent says of itself to the information system: one stream to its site's server, a snapshot and then changes.
+
+Soft state: while the stream lives there is a message at least every second; when the agent dies the server notices by
+silence. The publisher reconnects by itself, for ever, and begins with a snapshot each time.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
-
-from gridfabric.information.v1 import information_pb2_grpc
-
-from fabric.information import REFRESH_S, VALID_FOR_S, Connect, Publisher
-from fabric.ldap import Entry
-from fabric.settings import Endpoint
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
+    from fabric.ldap.tree import Entry
 
-POLL_S = 0.5
-"""How often the entries are made anew; unchanged ones cost nothing on the wire."""
-
-
-def connector(context: AgentContext) -> Connect:
-    """How this agent reaches information servers, in its own name."""
-
-    async def connect(endpoint: Endpoint) -> information_pb2_grpc.InformationStub:
-        return information_pb2_grpc.InformationStub(await context.channels.get(endpoint.host, endpoint.rpc))
-
-    return connect
+HEARTBEAT_S = 1.0
+VALID_FOR_MS = 5_000
+"""Without a message for this long the server takes us for lost."""
+MAX_ENTRIES = 10_000
+"""Of one agent: an SE or CE has some dozen."""
+RETRY_S = 0.5
+WITHDRAW_TIMEOUT_S = 3.0
+ENTRIES_PER_MESSAGE = 1_000
+"""Keeps a message far below the size limit."""
 
 
 class InformationPublisher:
     """Publishes an agent at the information server of its own site, until stopped.
 
-    `entries` is called every `poll_s` on the event loop and must be quick; call `poke` to have it called at once. An
-    agent whose site has no information server is not published, which is logged.
+    Either give `entries`, called every `poll_s` on the event loop (it must be quick; `poke` calls it at once), or call
+    `replace` when something changed. An agent whose site has no information server is not published, which is logged.
     """
 
     def __init__(
         self,
         context: AgentContext,
-        entries: Callable[[], Iterable[Entry]],
+        entries: Callable[[], Iterable[Entry]] | None = None,
         *,
         poll_s: float = POLL_S,
         refresh_s: float = REFRESH_S,
@@ -48,7 +45,7 @@ class InformationPublisher:
         self._entries = entries
         self._poll_s = poll_s
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._started = self._stopping = False
         settings = context.settings
         self._publisher = Publisher(
             settings.name,
@@ -65,21 +62,32 @@ class InformationPublisher:
         """True if the information server has acknowledged everything so far."""
         return self._publisher.connected > 0
 
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Publish exactly these from now on; only differences travel."""
+        self._publisher.replace(entries)
+
     def poke(self) -> None:
         """Something changed: make the entries now."""
         self._wake.set()
 
-    async def start(self) -> None:
-        """Begin; never waits for the information server."""
+    def start(self) -> Awaitable[None]:
+        """Begin; never waits for the information server. Awaiting the result is optional: it is done already."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
         settings = self._context.settings
+        if self._started:
+            return done
         if not settings.endpoints("information", settings.site):
             self._context.log.warning("publish.nowhere", site=settings.site)
-            return
-        self._publisher.replace(self._entries())
+            return done
+        self._started = True
         self._context.spawn(self._publisher.run(), "publish")
-        self._context.spawn(self._poll(), "publish entries")
+        if self._entries is not None:
+            self._publisher.replace(self._entries())
+            self._context.spawn(self._poll(self._entries), "publish entries")
+        return done
 
-    async def _poll(self) -> None:
+    async def _poll(self, make: Callable[[], Iterable[Entry]]) -> None:
         while not self._stopping:
             try:
                 await asyncio.wait_for(self._wake.wait(), self._poll_s)
@@ -87,10 +95,14 @@ class InformationPublisher:
                 pass
             self._wake.clear()
             if not self._stopping:
-                self._publisher.replace(self._entries())
+                self._publisher.replace(make())
 
-    async def stop(self) -> None:
-        """Withdraw. Waits a second at most."""
+    async def withdraw(self) -> None:
+        """Take everything back and stop. Waits a second at most. May be called twice."""
         self._stopping = True
         self._wake.set()
         await self._publisher.withdraw()
+
+    async def stop(self) -> None:
+        """The same as `withdraw`."""
+        await self.withdraw()

@@ -13,7 +13,7 @@ from agents.information.machine import InformationMachine, MachineLimits
 from agents.information.model import ProducerState
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
-from fabric.agent import Agent, AgentContext, AgentHealth
+from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
 from fabric.glue13 import GLUE_SCHEMA, Service, Site, service_entries, site_entries
 from fabric.information import Publisher
@@ -115,7 +115,7 @@ class InformationAgent(Agent):
             "ldap_connections": self.ldap.connections,
             "ldap_searches": self.ldap.stats.searches,
         }
-        return AgentHealth("green", detail, numbers)
+        return AgentHealth(AgentState.GREEN, detail, numbers)
 
     async def _tick(self) -> None:
         while True:
