@@ -72,67 +72,67 @@ class GridError(Exception):
             return None
 
 
-class InvalidRequest(GridError):  # noqa: N818
+class InvalidRequest(GridError):
     """The request itself is wrong and will stay wrong."""
 
     status_name = "INVALID_ARGUMENT"
 
 
-class Unauthenticated(GridError):  # noqa: N818
+class Unauthenticated(GridError):
     """Nobody knows who is calling: no session, or its credential is not acceptable."""
 
     status_name = "UNAUTHENTICATED"
 
 
-class Refused(GridError):  # noqa: N818
+class Refused(GridError):
     """We know who is calling, and it may not do this."""
 
     status_name = "PERMISSION_DENIED"
 
 
-class NotFound(GridError):  # noqa: N818
+class NotFound(GridError):
     """The thing named does not exist (or the caller may not know that it does)."""
 
     status_name = "NOT_FOUND"
 
 
-class AlreadyExists(GridError):  # noqa: N818
+class AlreadyExists(GridError):
     """The thing to be made is already there."""
 
     status_name = "ALREADY_EXISTS"
 
 
-class Conflict(GridError):  # noqa: N818
+class Conflict(GridError):
     """The thing is in a state in which this cannot be done."""
 
     status_name = "FAILED_PRECONDITION"
 
 
-class Exhausted(GridError):  # noqa: N818
+class Exhausted(GridError):
     """A limit is reached; fact `retry_after_s` says when to try again."""
 
     status_name = "RESOURCE_EXHAUSTED"
 
 
-class Unavailable(GridError):  # noqa: N818
+class Unavailable(GridError):
     """A service cannot be reached or does not take work now; the same call may succeed later."""
 
     status_name = "UNAVAILABLE"
 
 
-class DeadlineExceeded(GridError):  # noqa: N818
+class DeadlineExceeded(GridError):
     """No answer in time; the call may or may not have had its effect."""
 
     status_name = "DEADLINE_EXCEEDED"
 
 
-class DataCorrupted(GridError):  # noqa: N818
+class DataCorrupted(GridError):
     """Stored or received data is damaged."""
 
     status_name = "DATA_LOSS"
 
 
-class Defect(GridError):  # noqa: N818
+class Defect(GridError):
     """A mistake of ours; fact `incident` finds the traceback in the server's log."""
 
     status_name = "INTERNAL"

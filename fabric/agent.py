@@ -1,0 +1,542 @@
+"""The shell of every agent: settings in, one running service out, until it is told to stop.
+
+`run_agent(settings)` is the whole life; `python -m fabric.agent settings.json` is the same in a process of its own, and
+`fabric/actor.py` the same in a Ray actor. What an agent *is* comes from `agents/<kind>/agent.py: build(context) -> Agent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from fabric.clock import Clock, SystemClock, utc_text
+from fabric.errors import Conflict, GridError, InvalidRequest, Unavailable, from_security
+from fabric.logs import Logger, open_logs
+from fabric.settings import Settings
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+    from fabric.authorisation import Judge
+    from fabric.http import HttpServer, Route
+    from fabric.information_publisher import InformationPublisher
+    from fabric.rpc.channel import Channels
+    from fabric.rpc.delegation import DelegationStore
+    from fabric.rpc.server import RpcServer, RpcService
+    from fabric.store import Migration, Store
+    from security.credentials import Credential
+    from security.trust import TrustStore
+    from security.validation import ValidationPolicy
+
+MAX_TASKS = 10_000
+"""Background tasks of one agent."""
+JUDGE_ALL_S = 30.0
+"""Sessions are judged again this often even if nothing changed: revocation lists and certificates end by themselves."""
+STOP_STEP_S = 5.0
+"""Longest wait for one task that was told to end."""
+
+
+class AgentState(StrEnum):
+    """How an agent is, in one word."""
+
+    STARTING = "starting"
+    """Recovering; the port is not open yet."""
+    GREEN = "green"
+    """Everything works."""
+    DEGRADED = "degraded"
+    """Works, with something an operator should look at; `detail` says what."""
+    DRAINING = "draining"
+    """Finishes what it has and takes nothing new."""
+    STOPPED = "stopped"
+    """Over."""
+
+
+@dataclass(frozen=True)
+class AgentHealth:
+    """One look at an agent. `numbers` are gauges and counters by name."""
+
+    state: AgentState
+    detail: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+class Agent(ABC):
+    """What `build` returns. `services` are registered before the port opens."""
+
+    services: Sequence[RpcService] = ()
+
+    def __init__(self, context: AgentContext) -> None:
+        self.context = context
+
+    async def start(self) -> None:
+        """Recover from the store, start background tasks with `self.context.spawn`. The port opens when it returns.
+
+        It must not wait for other agents: they may be waiting for this one.
+        """
+
+    async def started(self) -> None:
+        """The port is open: the moment to publish oneself. May be left out."""
+
+    async def stop(self) -> None:
+        """Take no more work, flush, withdraw. The port is still open; `spawn`ed tasks are cancelled afterwards."""
+
+    @abstractmethod
+    def health(self) -> AgentHealth:
+        """How it is now. Never waits."""
+
+
+class Closable(Protocol):
+    """Something the context closes at the end, last opened first."""
+
+    async def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class AgentContext:
+    """What the shell gives an agent. Valid until the agent has stopped."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        log: Logger,
+        clock: Clock,
+        credential: Credential,
+        trust: TrustStore,
+        policy: ValidationPolicy,
+        channels: Channels,
+        judge: Judge,
+    ) -> None:
+        self.settings, self.log, self.clock = settings, log, clock
+        self.credential, self.trust, self.policy = credential, trust, policy
+        self.channels, self.judge = channels, judge
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._problems: dict[str, str] = {}
+        self._closables: list[Closable] = []
+        self._delegations: DelegationStore | None = None
+        self._publisher: InformationPublisher | None = None
+        self.rpc: RpcServer | None = None
+        """The server, once the port is open."""
+
+    @property
+    def state_dir(self) -> Path:
+        """This agent's own directory."""
+        return self.settings.state_dir
+
+    def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a background task. If it raises, that is logged and the agent is degraded; it is not started again."""
+        if len(self._tasks) >= MAX_TASKS:
+            coro.close()
+            raise Unavailable("TOO_MANY_TASKS", f"{self.settings.name} runs {MAX_TASKS} background tasks; try again later")
+        task = asyncio.get_running_loop().create_task(coro, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self.log.exception("task.crashed", error, task=task.get_name())
+            self.problem(f"task {task.get_name()}", f"the background task {task.get_name()} ended: {error}")
+
+    def problem(self, key: str, sentence: str) -> None:
+        """Make the agent degraded, with this sentence, until `solved(key)`."""
+        self._problems[key] = sentence
+
+    def solved(self, key: str) -> None:
+        """Take a problem back. Idempotent."""
+        self._problems.pop(key, None)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What is wrong, by key."""
+        return dict(self._problems)
+
+    def store(self, name: str, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = ()) -> Store:
+        """Open `<state_dir>/<name>.db`; closed by the shell. Raises as `Store`."""
+        from fabric.store import Store
+
+        store = Store(self.state_dir / f"{name}.db", metadata, migrations)
+        self._closables.append(store)
+        return store
+
+    @property
+    def delegations(self) -> DelegationStore:
+        """Credentials delegated to this agent. Using it in `build` also offers the Delegation service."""
+        if self._delegations is None:
+            from fabric.rpc.delegation import DelegationStore
+
+            self._delegations = DelegationStore(
+                self.state_dir / "delegations", trust=self.trust, policy=self.policy, clock=self.clock, log=self.log
+            )
+        return self._delegations
+
+    @property
+    def has_delegations(self) -> bool:
+        """True once `delegations` was used."""
+        return self._delegations is not None
+
+    @property
+    def publisher(self) -> InformationPublisher:
+        """Publishes this agent's entries to its site's information server; started at first use, withdrawn at stop."""
+        if self._publisher is None:
+            from fabric.information_publisher import InformationPublisher
+
+            self._publisher = InformationPublisher(self)
+            self._publisher.start()
+        return self._publisher
+
+    async def http(self, route: Route) -> HttpServer:
+        """Open the agent's `http` port for GET requests answered by `route`; closed by the shell."""
+        from fabric.http import HttpServer
+
+        server = HttpServer(route, self.log)
+        await server.start(self.settings.listen, self.settings.ports.get("http", 0))
+        self._closables.append(server)
+        return server
+
+    def close_at_end(self, closable: Closable) -> None:
+        """Have something closed after the agent stopped, last opened first."""
+        self._closables.append(closable)
+
+    async def shut(self) -> None:
+        """Used by the shell: withdraw, cancel tasks, close what was opened."""
+        if self._publisher is not None:
+            with contextlib.suppress(GridError):
+                await self._publisher.withdraw()
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_STEP_S)
+            for task in late:
+                self.log.error("task.did_not_end", task=task.get_name())
+        await self.channels.close()
+        for closable in reversed(self._closables):
+            try:
+                await closable.close()
+            except Exception as error:
+                self.log.exception("close.failed", error, what=type(closable).__name__)
+
+
+class RunningAgent:
+    """An agent whose port is open. Made by `running`."""
+
+    def __init__(self, context: AgentContext, agent: Agent, server: RpcServer, started_at: float) -> None:
+        self.context, self.agent, self.server = context, agent, server
+        self._started_at = started_at
+        self.state = AgentState.GREEN
+
+    @property
+    def port(self) -> int:
+        """The gRPC port."""
+        return self.server.port
+
+    def health(self) -> AgentHealth:
+        """The agent's own health with the shell's: the worse one counts."""
+        try:
+            own = self.agent.health()
+        except Exception as error:
+            self.context.log.exception("health.defect", error)
+            own = AgentHealth(AgentState.DEGRADED, "its health cannot be told (a defect; see its log)")
+        numbers = dict(own.numbers) | {
+            "sessions": float(len(self.server.sessions)),
+            "uptime_s": self.context.clock.monotonic() - self._started_at,
+        }
+        if self.state is not AgentState.GREEN:
+            return AgentHealth(self.state, own.detail, numbers)
+        problems = self.context.problems
+        if problems and own.state is AgentState.GREEN:
+            return AgentHealth(AgentState.DEGRADED, "; ".join(problems.values()), numbers)
+        detail = "; ".join([own.detail, *problems.values()]) if problems else own.detail
+        return replace(own, detail=detail, numbers=numbers)
+
+
+Builder = Callable[[AgentContext], Agent]
+
+
+def load_builder(kind: str) -> Builder:
+    """`agents.<kind>.agent.build`. Raises InvalidRequest AGENT_UNKNOWN."""
+    try:
+        module = importlib.import_module(f"agents.{kind}.agent")
+        return cast("Builder", module.build)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise InvalidRequest("AGENT_UNKNOWN", f"there is no agent of the kind {kind!r} here ({error})", kind=kind) from error
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, *, clock: Clock | None = None, builder: Builder | None = None
+) -> AsyncIterator[RunningAgent]:
+    """Start an agent, give it while its port is open, stop it in the end.
+
+    Raises GridError with one readable sentence when it cannot start; then nothing is left open. `builder` replaces
+    `agents.<kind>.agent.build` in tests.
+    """
+    clock = clock or SystemClock()
+    async with contextlib.AsyncExitStack() as stack:
+        _prepare_directory(settings, stack)
+        log = open_logs(
+            settings.state_dir,
+            clock=clock,
+            stderr=settings.fabric.log_stderr,
+            fields={"grid": settings.grid, "site": settings.site, "agent": settings.name},
+        )
+        stack.callback(log.close)
+        try:
+            agent_stack = await stack.enter_async_context(_run(settings, clock, log, builder or load_builder(settings.kind)))
+        except GridError as error:
+            log.error("agent.cannot_start", reason=error.reason, sentence=error.sentence)
+            raise
+        yield agent_stack
+
+
+@contextlib.asynccontextmanager
+async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) -> AsyncIterator[RunningAgent]:
+    from fabric.rpc.delegation import delegation_service
+    from fabric.rpc.server import RpcServer, ServerConfig
+
+    started_at = clock.monotonic()
+    log.info("agent.starting", kind=settings.kind, pid=os.getpid())
+    context = _context(settings, clock, log)
+    options = settings.fabric
+    try:
+        agent = builder(context)
+        services = [*agent.services]
+        if context.has_delegations:
+            services.append(delegation_service(context.delegations, log))
+        server = RpcServer(
+            ServerConfig(
+                name=settings.name,
+                site=settings.site,
+                listen=settings.listen,
+                port=settings.rpc_port,
+                credential=context.credential,
+                trust=context.trust,
+                policy=context.policy,
+                authoriser=context.judge,
+                clock=clock,
+                log=log,
+                session_lifetime_s=options.session_lifetime_s,
+                max_sessions=options.max_sessions,
+                max_sessions_per_owner=options.max_sessions_per_owner,
+            ),
+            services,
+        )
+        context.rpc = server
+        _start_updaters(context)
+        await agent.start()
+        await server.start()
+        shell = RunningAgent(context, agent, server, started_at)
+        context.spawn(_watch(context, server), "watch trust and sessions")
+    except BaseException:
+        await context.shut()
+        raise
+    ready = settings.state_dir / "ready"
+    try:
+        await agent.started()
+        ready.write_text(json.dumps({"pid": os.getpid(), "rpc": server.port, "at": utc_text(clock.now())}), "utf-8")
+        log.info("agent.ready", port=server.port, start_s=round(clock.monotonic() - started_at, 3))
+        yield shell
+    finally:
+        shell.state = AgentState.DRAINING
+        ready.unlink(missing_ok=True)
+        log.info("agent.stopping")
+        await _stop(agent, server, context)
+        shell.state = AgentState.STOPPED
+        log.info("agent.stopped")
+
+
+async def _stop(agent: Agent, server: RpcServer, context: AgentContext) -> None:
+    grace_s = context.settings.fabric.stop_grace_s
+    await server.set_serving(False)
+    try:
+        async with asyncio.timeout(grace_s):
+            await agent.stop()
+    except TimeoutError:
+        context.log.error("agent.stop_too_slow", grace_s=grace_s)
+    except Exception as error:
+        context.log.exception("agent.stop_failed", error)
+    await server.stop(min(grace_s, 1.0))
+    await context.shut()
+
+
+def _prepare_directory(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    """The agent's own directory, and the lock that keeps a second copy away. Raises Conflict, Unavailable."""
+    directory = settings.state_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(
+            "STATE_DIR_UNAVAILABLE", f"the state directory {directory} of {settings.name} cannot be used ({error})"
+        ) from error
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(
+            "AGENT_RUNNING", f"{settings.name} already runs on {directory}; stop that one first", path=directory
+        ) from None
+
+
+def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
+    from fabric.authorisation import Judge
+    from fabric.rpc.channel import Channels
+    from fabric.rpc.server import default_policy
+    from security.credentials import Credential
+    from security.errors import SecurityError
+    from security.trust import TrustStore
+
+    options = settings.fabric
+    try:
+        credential = Credential.load(settings.credential)
+        trust = TrustStore(settings.certificates)
+        bans = Path(options.ban_file) if options.ban_file else settings.state_dir / "bans"
+        if not options.ban_file and not bans.exists():
+            bans.touch(0o644)
+        judge = Judge(
+            organisation=settings.organisation,
+            map_file=map_path(settings),
+            ban_file=bans,
+            log=log,
+            gridmapdir=Path(options.gridmapdir) if options.gridmapdir else None,
+        )
+    except SecurityError as error:
+        raise from_security(error) from error
+    policy = default_policy(options.crl_policy)
+    channels = Channels(trust=trust, policy=policy, clock=clock, log=log, credential=credential)
+    return AgentContext(
+        settings=settings,
+        log=log,
+        clock=clock,
+        credential=credential,
+        trust=trust,
+        policy=policy,
+        channels=channels,
+        judge=judge,
+    )
+
+
+def map_path(settings: Settings) -> Path:
+    """Where this agent's map file is."""
+    return Path(settings.fabric.map_file) if settings.fabric.map_file else settings.state_dir / "grid-mapfile"
+
+
+def _start_updaters(context: AgentContext) -> None:
+    settings = context.settings
+    if settings.fabric.map_updater and settings.endpoints("vo"):
+        from fabric.map_updater import MapFileUpdater
+
+        updater = MapFileUpdater(context)
+        context.judge.update_now = updater.update_now
+        context.spawn(updater.run(), "map file updater")
+    if settings.fabric.trust_updater and settings.endpoints("authority"):
+        from fabric.trust_updater import TrustUpdater
+
+        context.spawn(TrustUpdater(context).run(), "trust updater")
+
+
+async def _watch(context: AgentContext, server: RpcServer) -> None:
+    """Once a second: trust, map and bans as they are on disk now; everybody judged again after a change."""
+    from security.errors import SecurityError
+
+    judged_at = context.clock.monotonic()
+    seen = context.judge.generation
+    while True:
+        await asyncio.sleep(context.settings.fabric.trust_poll_s)
+        changed = False
+        try:
+            changed = context.trust.refresh()
+            context.solved("trust")
+        except SecurityError as error:
+            context.problem("trust", error.sentence)
+        alarms = context.trust.alarms(context.clock.now())
+        if alarms:
+            context.problem("revocation list", alarms[0].sentence)
+        else:
+            context.solved("revocation list")
+        if changed:
+            context.log.info("trust.changed", generation=context.trust.snapshot().generation)
+            await context.channels.trust_changed()
+        context.judge.refresh()
+        changed = changed or context.judge.generation != seen
+        seen = context.judge.generation
+        due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
+        if changed or due:
+            judged_at = context.clock.monotonic()
+        await server.watch(changed=changed or due)
+
+
+async def run_agent(
+    settings: Settings | Mapping[str, Any],
+    *,
+    stop: asyncio.Event | None = None,
+    ready: Callable[[RunningAgent], None] | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Run an agent until `stop` is set (or this task is cancelled). `ready` is called when its port is open.
+
+    Raises GridError when it cannot start.
+    """
+    checked = settings if isinstance(settings, Settings) else Settings.from_dict(settings)
+    async with running(checked, clock=clock) as agent:
+        if ready is not None:
+            ready(agent)
+        await (stop or asyncio.Event()).wait()
+
+
+async def _main(path: str) -> int:
+    import logging
+    import signal
+
+    from fabric.logs import StandardLibraryHandler
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def ready(agent: RunningAgent) -> None:
+        logging.getLogger().addHandler(StandardLibraryHandler(agent.context.log))
+        sys.stdout.write(json.dumps({"ready": agent.context.settings.name, "rpc": agent.port, "pid": os.getpid()}) + "\n")
+        sys.stdout.flush()
+
+    try:
+        await run_agent(Settings.load(path), stop=stop, ready=ready)
+    except GridError as error:
+        sys.stderr.write(f"{error.sentence}\n")
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m fabric.agent settings.json`. Prints one JSON line when the port is open. SIGTERM stops it."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 1:
+        sys.stderr.write("usage: python -m fabric.agent SETTINGS.json\n")
+        return 2
+    return asyncio.run(_main(given[0]))
+
+
+if __name__ == "__main__":
+    # As the module that agents import, so that there is one Agent class and not two.
+    from fabric.agent import main as run
+
+    raise SystemExit(run())

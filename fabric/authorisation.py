@@ -1,0 +1,158 @@
+"""Who is who in this grid: agents and operators by their names, users by the map file, nobody who is banned.
+
+`<organisation>/OU=<site>/CN=<kind>/<name>` are agents, `<organisation>/OU=Users/CN=...` users,
+`<organisation>/OU=Operators/CN=...` administrators. Only the authority can make such names: its signing policy says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fabric.errors import Exhausted, GridError, from_security
+from fabric.logs import Logger
+from fabric.rpc.peer import Standing
+from fabric.rpc.rules import not_mapped
+from security.authorization import authorize
+from security.bans import BanList
+from security.errors import SecurityError
+from security.gridmapdir import GridMapDir
+from security.mapfile import GridMapFile
+from security.names import DistinguishedName
+from security.validation import Identity
+
+USERS = "Users"
+OPERATORS = "Operators"
+RESERVED_UNITS = frozenset({USERS, OPERATORS})
+"""Organisational units that are no sites."""
+
+_Stamp = tuple[int, int, int]
+
+
+class Judge:
+    """An `Authoriser` over a map file, a ban list and, for gatekeepers, a pool account directory.
+
+    `refresh` reads files that changed; a map file that is missing or cannot be read keeps the last one, an unreadable ban
+    list refuses everybody. `generation` grows whenever a judgement may have changed.
+    """
+
+    def __init__(
+        self,
+        *,
+        organisation: str,
+        map_file: Path,
+        ban_file: Path,
+        log: Logger,
+        gridmapdir: Path | None = None,
+        update_now: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`update_now` is asked once for news before somebody is refused as not mapped; it limits its own rate."""
+        self._organisation = DistinguishedName.parse(organisation)
+        self._map_path, self._ban_path, self._log = map_file, ban_file, log
+        self._pool = GridMapDir(gridmapdir) if gridmapdir is not None else None
+        self.update_now = update_now
+        self._map = GridMapFile(())
+        self._bans: BanList | None = None
+        self._ban_error: GridError | None = None
+        self._map_stamp: _Stamp | None = None
+        self._ban_stamp: _Stamp | None = None
+        self._read_before = False
+        self.generation = 0
+        self.refresh()
+
+    @property
+    def map_file(self) -> GridMapFile:
+        """The map as of the last refresh."""
+        return self._map
+
+    def refresh(self) -> bool:
+        """Look at both files; True if one changed. One stat each: cheap to call every second."""
+        changed = False
+        stamp = _stamp(self._map_path)
+        if stamp != self._map_stamp:
+            changed = self._read_map() or changed
+            self._map_stamp = stamp
+        stamp = _stamp(self._ban_path)
+        if stamp != self._ban_stamp or not self._read_before:
+            self._read_bans()
+            self._ban_stamp, self._read_before, changed = stamp, True, True
+        if changed:
+            self.generation += 1
+        return changed
+
+    def _read_map(self) -> bool:
+        try:
+            found = GridMapFile.load(self._map_path)
+        except SecurityError as error:
+            self._log.error("map.unreadable", path=str(self._map_path), sentence=error.sentence)
+            return False
+        for problem in found.problems[:20]:
+            self._log.warning("map.line_refused", path=str(self._map_path), line=problem.line, sentence=problem.sentence)
+        self._map = found
+        return True
+
+    def _read_bans(self) -> None:
+        try:
+            self._bans, self._ban_error = BanList.load(self._ban_path), None
+        except SecurityError as error:
+            self._bans, self._ban_error = None, from_security(error)
+            self._log.error("bans.unreadable", path=str(self._ban_path), sentence=error.sentence)
+
+    async def admit(self, identity: Identity, *, unmapped: bool) -> Standing:
+        """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted POOL_EXHAUSTED."""
+        standing = self.judge(identity, unmapped=True)
+        if standing != Standing():
+            return standing
+        if self.update_now is not None and await self.update_now():
+            self.refresh()
+        return self.judge(identity, unmapped=unmapped)
+
+    def judge(self, identity: Identity, *, unmapped: bool) -> Standing:
+        """The standing by what is known now. Raises as `admit`; with `unmapped` a stranger gets an empty standing."""
+        if self._bans is None:
+            raise self._ban_error or Exhausted("BAN_LIST_UNREADABLE", "the ban list was not read yet; try again")
+        try:
+            self._bans.check(identity)
+            by_name = self._by_name(identity.subject)
+            if by_name is not None:
+                return by_name
+            return self._mapped(identity, self._bans, unmapped=unmapped)
+        except SecurityError as error:
+            raise from_security(error) from error
+
+    def _by_name(self, subject: DistinguishedName) -> Standing | None:
+        own = len(self._organisation.rdns)
+        rest = subject.rdns[own:]
+        if not subject.startswith(self._organisation) or len(rest) != 2 or any(len(rdn) != 1 for rdn in rest):
+            return None
+        (unit_type, unit), (name_type, name) = rest[0][0], rest[1][0]
+        if unit_type != "OU" or name_type != "CN" or unit == USERS:
+            return None
+        if unit == OPERATORS:
+            return Standing(is_administrator=True)
+        kind, slash, agent = name.partition("/")
+        if not slash or not agent or not kind.isidentifier():
+            return None
+        return Standing(agent_kind=kind, agent_site=unit, agent_name=agent)
+
+    def _mapped(self, identity: Identity, bans: BanList, *, unmapped: bool) -> Standing:
+        accounts = self._map.accounts_of(identity.subject)
+        if not accounts:
+            if unmapped:
+                return Standing()
+            raise not_mapped(str(identity.subject), issuer=str(identity.issuer), serial=f"{identity.serial:X}")
+        account = accounts[0]
+        vo = account[1:] if account.startswith(".") else ""
+        if self._pool is not None:
+            local = authorize(identity, bans=bans, map_file=self._map, pool=self._pool, accept_limited=True)
+            return Standing(account=local.name, vo=local.pool or vo)
+        return Standing(account=account, vo=vo)
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

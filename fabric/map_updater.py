@@ -1,0 +1,158 @@
+"""The map file of one agent, kept from the member lists that the VO servers publish by LDAP (as edg-mkgridmap did).
+
+Base `o=<vo>`; members are entries of class `gridMember` with their DN in slash form as `subject`. Each becomes a line
+`"DN" .<vo>`. A server that does not answer keeps its last good list; the age of that is in the agent's health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fabric.agent import AgentContext, map_path
+from fabric.ldap.client import LdapClient, LdapError
+from fabric.ldap.filters import Equality
+from fabric.settings import Endpoint
+from security.errors import SecurityError
+from security.mapfile import GridMapFile, MapEntry, emit
+from security.names import DistinguishedName
+
+if TYPE_CHECKING:
+    from fabric.ldap.entry import Entry
+
+ASK_TIMEOUT_S = 10.0
+"""For one whole member list."""
+MAX_MEMBERS = 200_000
+"""Of one VO; a list beyond it is refused as a whole."""
+ASK_PAUSE_S = 1.0
+"""Between two updates that strangers cause: a flood of unknown names must not become a flood at the VO servers."""
+OLD_AFTER_S = 60.0
+"""A member list of this age degrades the agent's health."""
+
+
+@dataclass
+class _VoList:
+    """What is known of one VO. `members` None: never heard of."""
+
+    members: tuple[DistinguishedName, ...] | None = None
+    good_at: float = field(default=0.0)
+    sentence: str = ""
+
+
+class MapFileUpdater:
+    """Asks every VO server each `map_refresh_s`, or at once for a stranger, and writes the file when something changed."""
+
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
+        self._path = map_path(context.settings)
+        self._vos = context.settings.vos
+        self._lists = {vo: _VoList() for vo in self._vos}
+        self._started_at = context.clock.monotonic()
+        self._asked_at = -ASK_PAUSE_S
+        self._updating: asyncio.Task[bool] | None = None
+        self._keep_members_on_disk()
+
+    def _keep_members_on_disk(self) -> None:
+        """After a restart the lists of the last life are good until a server answers."""
+        try:
+            known = GridMapFile.load(self._path)
+        except SecurityError:
+            return
+        for vo, found in self._lists.items():
+            members = known.subjects_of(f".{vo}")
+            if members:
+                found.members = members
+
+    async def run(self) -> None:
+        """Update for ever."""
+        while True:
+            await self._update_shared()
+            self._report()
+            await asyncio.sleep(self._context.settings.fabric.map_refresh_s)
+
+    async def update_now(self) -> bool:
+        """Once for somebody who is not in the file; at most once a second. True if the file was asked for again."""
+        if self._updating is None and self._context.clock.monotonic() - self._asked_at < ASK_PAUSE_S:
+            return False
+        await self._update_shared()
+        return True
+
+    async def _update_shared(self) -> bool:
+        if self._updating is None:
+            self._asked_at = self._context.clock.monotonic()
+            self._updating = asyncio.create_task(self._update(), name="ask VO servers")
+            self._updating.add_done_callback(self._updated)
+        return await asyncio.shield(self._updating)
+
+    def _updated(self, task: asyncio.Task[bool]) -> None:
+        self._updating = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._context.log.exception("map.update_failed", error)
+
+    async def _update(self) -> bool:
+        await asyncio.gather(*(self._ask(vo) for vo in self._vos))
+        entries: dict[DistinguishedName, list[str]] = {}
+        for vo in self._vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
+            for subject in self._lists[vo].members or ():
+                entries.setdefault(subject, []).append(f".{vo}")
+        if all(found.members is None for found in self._lists.values()):
+            return False
+        made = GridMapFile(tuple(MapEntry(subject, tuple(accounts)) for subject, accounts in entries.items()))
+        changed = await asyncio.get_running_loop().run_in_executor(None, self._write, made)
+        if changed:
+            self._context.log.info("map.written", people=len(made.entries))
+        return changed
+
+    def _write(self, made: GridMapFile) -> bool:
+        text = emit(made.entries)
+        try:
+            if self._path.read_text("utf-8") == text:
+                return False
+        except (OSError, UnicodeDecodeError):
+            pass
+        made.write(self._path)
+        return True
+
+    async def _ask(self, vo: str) -> None:
+        found = self._lists[vo]
+        for endpoint in self._servers(vo):
+            try:
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    members = await self._members(endpoint, vo)
+            except (LdapError, TimeoutError, ValueError, OSError) as error:
+                found.sentence = f"the member list of {vo} at {endpoint.host}:{endpoint.ldap} cannot be read ({error})"
+                continue
+            found.members, found.good_at, found.sentence = members, self._context.clock.monotonic(), ""
+            return
+
+    def _servers(self, vo: str) -> list[Endpoint]:
+        """Servers named after the VO first, then all others: one server may serve several VOs."""
+        servers = [endpoint for endpoint in self._context.settings.endpoints("vo") if endpoint.ldap]
+        return sorted(servers, key=lambda endpoint: vo not in endpoint.name)
+
+    async def _members(self, endpoint: Endpoint, vo: str) -> tuple[DistinguishedName, ...]:
+        async with await LdapClient.connect(endpoint.host, endpoint.ldap, timeout_s=ASK_TIMEOUT_S) as client:
+            entries = await client.search(f"o={vo}", Equality("objectClass", "gridMember"), attributes=("subject",))
+        if len(entries) > MAX_MEMBERS:
+            raise ValueError(f"more than {MAX_MEMBERS} members")
+        return tuple(dict.fromkeys(self._subjects(entries, vo)))
+
+    def _subjects(self, entries: list[Entry], vo: str) -> list[DistinguishedName]:
+        subjects: list[DistinguishedName] = []
+        for entry in entries:
+            text = entry.first("subject")
+            try:
+                subjects.append(DistinguishedName.parse(text))
+            except SecurityError as error:
+                self._context.log.warning("map.member_refused", vo=vo, subject=text[:300], sentence=error.sentence)
+        return subjects
+
+    def _report(self) -> None:
+        now = self._context.clock.monotonic()
+        for vo, found in self._lists.items():
+            age_s = now - (found.good_at or self._started_at)
+            if found.sentence and age_s > OLD_AFTER_S:
+                self._context.problem(f"members of {vo}", f"{found.sentence}; the list in use is {age_s:.0f} s old")
+            else:
+                self._context.solved(f"members of {vo}")

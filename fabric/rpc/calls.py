@@ -1,0 +1,371 @@
+"""Calls over a SecureChannel: unary with a deadline, streams that open their session by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import grpc
+import grpc.aio
+from cryptography import x509
+
+from fabric.clock import Clock
+from fabric.errors import DeadlineExceeded, GridError, Unavailable, from_rpc_error
+
+DEFAULT_DEADLINE_S = 30.0
+"""Of a unary call whose caller gave none."""
+RECONNECT_WAIT_S = 3.0
+"""How long one call waits for grpc to reconnect to a server that was just seen to be up."""
+OPENING_DEADLINE_S = 30.0
+"""Of a stream: from the call until the server has accepted it."""
+SESSION_REFUSED_KEY = "gridfabric-session-refused"
+"""Trailing metadata on errors that are about the session of this very hop, not of one further on."""
+
+Metadata = tuple[tuple[str, str], ...]
+Requests = AsyncIterable[Any] | Iterable[Any]
+
+
+@dataclass(eq=False)
+class Opened:
+    """A pinned connection, with grpc's own callable for each method used on it."""
+
+    channel: grpc.aio.Channel
+    chain: tuple[x509.Certificate, ...]
+    leaf_der: bytes
+    generation: int
+    """Of the trust that the chain was judged by."""
+    _callables: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
+
+    def callable_of(self, kind: tuple[str, str], serialize: Any, parse: Any) -> Any:
+        """grpc's callable for (`unary_unary` and the like, method)."""
+        found = self._callables.get(kind)
+        if found is None:
+            make = getattr(self.channel, kind[0])
+            found = make(kind[1], request_serializer=serialize, response_deserializer=parse)
+            self._callables[kind] = found
+        return found
+
+
+class Caller(Protocol):
+    """What calls need from their channel."""
+
+    @property
+    def peer(self) -> str:
+        """`host:port`."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """For deadlines."""
+        ...
+
+    async def ready(self) -> tuple[Opened, Metadata]:
+        """The connection and this call's metadata."""
+        ...
+
+    async def prepare_retry(self, error: grpc.aio.AioRpcError, used: Opened, metadata: Metadata) -> GridError | None:
+        """None if the call may be made once more."""
+        ...
+
+
+class UnaryCallable:
+    """`await stub.Method(request, timeout=...)`. Raises GridError subclasses only."""
+
+    def __init__(self, caller: Caller, kind: tuple[str, str], serialize: Any, parse: Any) -> None:
+        self._caller, self._kind, self._serialize, self._parse = caller, kind, serialize, parse
+
+    async def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Iterable[tuple[str, str]] | None = None,
+        wait_for_ready: bool = False,
+    ) -> Any:
+        """The response. `timeout` covers everything: connecting, the session, one repetition."""
+        limit_s = DEFAULT_DEADLINE_S if timeout is None else timeout
+        until = self._caller.clock.monotonic() + limit_s
+        more = tuple(metadata or ())
+        used, own = await self._ready(limit_s)
+        try:
+            return await self._callable(used)(
+                request, timeout=limit_s, metadata=own + more, wait_for_ready=wait_for_ready
+            )
+        except grpc.aio.AioRpcError as error:
+            failure = await self._caller.prepare_retry(error, used, own)
+            waits = not_connected(error)
+        if failure is not None:
+            raise failure from None
+        left_s = max(until - self._caller.clock.monotonic(), 0.001)
+        used, own = await self._ready(left_s)
+        left_s = max(until - self._caller.clock.monotonic(), 0.001)
+        try:
+            return await self._callable(used)(
+                request,
+                timeout=min(left_s, RECONNECT_WAIT_S) if waits and not wait_for_ready else left_s,
+                metadata=own + more,
+                wait_for_ready=waits or wait_for_ready,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, self._caller.peer) from None
+
+    def _callable(self, used: Opened) -> Any:
+        return used.callable_of(self._kind, self._serialize, self._parse)
+
+    async def _ready(self, limit_s: float) -> tuple[Opened, Metadata]:
+        return await ready_within(self._caller, limit_s)
+
+
+class StreamCallable:
+    """Makes a StreamCall: `stub.Watch(request)`, `stub.Put(requests)`, `stub.Work()`."""
+
+    def __init__(self, caller: Caller, kind: tuple[str, str], serialize: Any, parse: Any) -> None:
+        self._caller, self._kind, self._serialize, self._parse = caller, kind, serialize, parse
+
+    def __call__(
+        self,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        metadata: Iterable[tuple[str, str]] | None = None,
+        request_iterator: Requests | None = None,
+    ) -> StreamCall:
+        """`request` is one message, or for a streamed request an (async) iterable; None: use `StreamCall.write`."""
+        requests = request if request is not None else request_iterator
+        return StreamCall(
+            self._caller, self._kind, self._serialize, self._parse, requests, timeout, tuple(metadata or ())
+        )
+
+
+class StreamCall:
+    """One streaming call. Iterate it, or `read`; `write` and `done_writing` where the request is streamed without an
+    iterable; `await` it where there is one response.
+
+    Requests are not touched before the server has accepted the call, so a stale session is renewed unnoticed. Raises
+    GridError subclasses only, and what the given iterable of requests raised. Usable as an async context manager, which
+    cancels the call at the end.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        kind: tuple[str, str],
+        serialize: Any,
+        parse: Any,
+        requests: Any,
+        timeout: float | None,
+        metadata: Metadata,
+    ) -> None:
+        self._caller, self._kind, self._serialize, self._parse = caller, kind, serialize, parse
+        self._requests, self._timeout, self._metadata = requests, timeout, metadata
+        self._raw: Any = None
+        self._source_failure: BaseException | None = None
+        self._opening = asyncio.create_task(self._open(), name=f"open {kind[1]} at {caller.peer}")
+        self._opening.add_done_callback(_look_at_failure)
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> Any:
+        try:
+            async with asyncio.timeout(OPENING_DEADLINE_S):
+                raw, failure, used, own = await self._attempt(wait_for_ready=False)
+                if failure is not None:
+                    refused = await self._caller.prepare_retry(failure, used, own)
+                    if refused is not None:
+                        raise refused
+                    raw, failure, _, _ = await self._attempt(wait_for_ready=not_connected(failure))
+                    if failure is not None:
+                        raise from_rpc_error(failure, self._caller.peer)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "DEADLINE_EXCEEDED", f"{self._caller.peer} did not accept a stream within {OPENING_DEADLINE_S:g} s; try again"
+            ) from None
+        self._raw = raw
+        return raw
+
+    async def _attempt(
+        self, *, wait_for_ready: bool
+    ) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
+        used, own = await self._caller.ready()
+        start = used.callable_of(self._kind, self._serialize, self._parse)
+        accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        options: dict[str, Any] = {
+            "timeout": self._timeout, "metadata": own + self._metadata, "wait_for_ready": wait_for_ready
+        }  # fmt: skip
+        if self._kind[0] == "unary_stream":
+            raw = start(self._requests, **options)
+        elif self._requests is not None:
+            raw = start(self._gated(accepted), **options)
+        else:
+            raw = start(**options)
+        try:
+            await raw.initial_metadata()
+            if raw.done() and await raw.code() is not grpc.StatusCode.OK:
+                return None, await _failure_of(raw), used, own
+            _settle(accepted, True)
+            return raw, None, used, own
+        except BaseException:
+            raw.cancel()
+            raise
+        finally:
+            _settle(accepted, False)
+
+    async def _gated(self, accepted: asyncio.Future[bool]) -> AsyncIterator[Any]:
+        """The caller's requests, from the moment on when the server has accepted the call."""
+        if not await accepted:
+            return
+        try:
+            if isinstance(self._requests, AsyncIterable):
+                async for request in cast("AsyncIterable[Any]", self._requests):
+                    yield request
+            else:
+                for request in self._requests:
+                    yield request
+        except (GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:
+            self._source_failure = error
+            raise
+
+    async def _opened(self) -> Any:
+        return self._raw if self._raw is not None else await asyncio.shield(self._opening)
+
+    # -- using -------------------------------------------------------------------------------------------------------
+
+    async def accepted(self) -> StreamCall:
+        """Wait until the server has accepted the call. Raises why not."""
+        await self._opened()
+        return self
+
+    async def read(self) -> Any:
+        """The next response, `grpc.aio.EOF` at the end."""
+        raw = await self._opened()
+        try:
+            return await raw.read()
+        except grpc.aio.AioRpcError as error:
+            raise self._as_error(error) from None
+        except asyncio.CancelledError:
+            self._raise_if_source_failed(raw)
+            raise
+
+    async def write(self, request: Any) -> None:
+        """Send one request; waits while the peer does not take more."""
+        raw = await self._opened()
+        try:
+            await raw.write(request)
+        except grpc.aio.AioRpcError as error:
+            raise self._as_error(error) from None
+        except asyncio.InvalidStateError:
+            raise await self._ended(raw) from None
+
+    async def done_writing(self) -> None:
+        """No more requests will follow."""
+        raw = await self._opened()
+        try:
+            await raw.done_writing()
+        except grpc.aio.AioRpcError as error:
+            raise self._as_error(error) from None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._responses()
+
+    async def _responses(self) -> AsyncIterator[Any]:
+        raw = await self._opened()
+        responses = raw.__aiter__()
+        while True:
+            try:
+                response = await anext(responses)
+            except StopAsyncIteration:
+                return
+            except grpc.aio.AioRpcError as error:
+                raise self._as_error(error) from None
+            except asyncio.CancelledError:
+                self._raise_if_source_failed(raw)
+                raise
+            yield response
+
+    def __await__(self) -> Any:
+        return self._response().__await__()
+
+    async def _response(self) -> Any:
+        raw = await self._opened()
+        try:
+            return await raw
+        except grpc.aio.AioRpcError as error:
+            raise self._as_error(error) from None
+        except asyncio.CancelledError:
+            self._raise_if_source_failed(raw)
+            raise
+
+    def cancel(self) -> bool:
+        """End the call now. True if it was not over."""
+        if self._raw is not None:
+            return bool(self._raw.cancel())
+        return self._opening.cancel()
+
+    def done(self) -> bool:
+        """True when the call is over."""
+        return bool(self._raw.done()) if self._raw is not None else self._opening.done()
+
+    async def __aenter__(self) -> StreamCall:
+        return await self.accepted()
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        if not self._opening.done() and not self._opening.get_loop().is_closed():
+            self._opening.cancel()
+
+    def _as_error(self, error: grpc.aio.AioRpcError) -> BaseException:
+        return self._source_failure or from_rpc_error(error, self._caller.peer)
+
+    def _raise_if_source_failed(self, raw: Any) -> None:
+        """grpc cancels a call whose iterable of requests raised; the caller is told what it raised instead."""
+        if self._source_failure is not None and raw.cancelled():
+            raise self._source_failure
+
+    async def _ended(self, raw: Any) -> BaseException:
+        if await raw.code() is grpc.StatusCode.OK:
+            return Unavailable("STREAM_ENDED", f"{self._caller.peer} ended the stream; open it again")
+        return self._as_error(await _failure_of(raw))
+
+
+async def ready_within(caller: Caller, limit_s: float) -> tuple[Opened, Metadata]:
+    """`caller.ready()` with a deadline. Raises DeadlineExceeded."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await caller.ready()
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "DEADLINE_EXCEEDED", f"no session with {caller.peer} within {limit_s:g} s; the call was not made", peer=caller.peer
+        ) from None
+
+
+def refused_session(error: grpc.aio.AioRpcError) -> bool:
+    """True if the server itself refused the session of the call (and not a service further on)."""
+    return any(key == SESSION_REFUSED_KEY for key, _ in cast("Any", error.trailing_metadata()) or ())
+
+
+def not_connected(error: grpc.aio.AioRpcError) -> bool:
+    """True if the call certainly never left: there was no connection."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and (error.details() or "").startswith("failed to connect to all")
+
+
+async def _failure_of(raw: Any) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        await raw.code(), await raw.initial_metadata(), await raw.trailing_metadata(), details=await raw.details()
+    )
+
+
+def _settle(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _look_at_failure(task: asyncio.Task[Any]) -> None:
+    """A call that nobody waits for must not leave a warning behind."""
+    if not task.cancelled():
+        task.exception()

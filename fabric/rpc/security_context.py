@@ -1,0 +1,142 @@
+"""The SecurityContext service: from a proxy chain and a proof to a session, and the judgement of sessions again."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from gridfabric.security.v1 import security_pb2 as pb
+from gridfabric.security.v1 import security_pb2_grpc
+
+from fabric.clock import Clock, to_us
+from fabric.errors import Exhausted, GridError, InvalidRequest, Unauthenticated, from_security
+from fabric.ids import unique_id
+from fabric.logs import Logger
+from fabric.rpc.peer import Authoriser, Peer, Standing, current_peer
+from fabric.rpc.sessions import Nonces, Session, SessionTable
+from security import certificates
+from security.errors import SecurityError
+from security.session import check_proof
+from security.trust import TrustStore
+from security.validation import Identity, ValidationPolicy, validate_client_chain
+
+if TYPE_CHECKING:
+    from grpc.aio import ServicerContext
+
+MAX_CHAIN_BYTES = 64 * 1024
+"""Of a chain in Establish: ten certificates with VOMS attributes are below 32 KiB."""
+MAX_WAITING = 64
+"""Establish calls that wait for the member lists at one moment."""
+JUDGED_PER_TURN = 16
+"""Sessions judged before others may run: about 5 ms."""
+
+
+class SecurityContext(security_pb2_grpc.SecurityContextServicer):
+    """Opens sessions, and closes those that would not be opened any more."""
+
+    def __init__(
+        self,
+        *,
+        server_leaf_der: bytes,
+        sessions: SessionTable,
+        trust: TrustStore,
+        policy: ValidationPolicy,
+        authoriser: Authoriser,
+        clock: Clock,
+        log: Logger,
+        session_lifetime_s: float,
+        admits_unmapped: bool,
+    ) -> None:
+        self._leaf = server_leaf_der
+        self._sessions, self._trust, self._policy, self._authoriser = sessions, trust, policy, authoriser
+        self._clock, self._log = clock, log
+        self._lifetime = timedelta(seconds=session_lifetime_s)
+        self._admits_unmapped = admits_unmapped
+        self._nonces = Nonces(clock)
+        self._waiting = 0
+
+    async def Begin(self, request: pb.BeginRequest, context: ServicerContext[Any, Any]) -> pb.BeginResponse:
+        """A nonce."""
+        return pb.BeginResponse(nonce=self._nonces.issue())
+
+    async def Establish(self, request: pb.EstablishRequest, context: ServicerContext[Any, Any]) -> pb.EstablishResponse:
+        """Nonce, chain, proof, standing: each checked in this order, then the session."""
+        if len(request.chain_pem) > MAX_CHAIN_BYTES:
+            raise InvalidRequest(
+                "CHAIN_TOO_LONG", f"the chain has {len(request.chain_pem)} bytes, more than the {MAX_CHAIN_BYTES} accepted"
+            )
+        self._nonces.check(request.nonce)
+        identity = self._verify(request)
+        self._nonces.spend(request.nonce)  # no await since the check: of two equal calls one is refused
+        standing = await self._admit(identity)
+        peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited)
+        session = self._sessions.open(peer, min(identity.not_after, self._clock.now() + self._lifetime))
+        self._log.audit(
+            "session.opened",
+            peer=peer.subject,
+            leaf=str(identity.leaf_subject),
+            session_id=peer.session_id,
+            account=standing.account or None,
+            limited=peer.is_limited or None,
+            expires_at=f"{session.expires_at:%Y-%m-%dT%H:%M:%SZ}",
+            warnings=list(identity.warnings) or None,
+        )
+        return pb.EstablishResponse(
+            session=session.token, expires_at_us=to_us(session.expires_at), subject=peer.subject, account=standing.account
+        )
+
+    def _verify(self, request: pb.EstablishRequest) -> Identity:
+        try:
+            # The proof first: it is cheap, and shows that the chain is the caller's own and not one found somewhere.
+            chain = certificates.load_chain(request.chain_pem)
+            check_proof(chain[0], request.proof, request.nonce, self._leaf, request.chain_pem)
+            return validate_client_chain(chain, self._trust.snapshot(), self._policy, now=self._clock.now())
+        except SecurityError as error:
+            raise from_security(error) from error
+
+    async def _admit(self, identity: Identity) -> Standing:
+        if self._waiting >= MAX_WAITING:
+            raise Exhausted("SESSIONS_EXHAUSTED", "too many sessions are being established here; try again", retry_after_s=1)
+        self._waiting += 1
+        try:
+            return await self._authoriser.admit(identity, unmapped=self._admits_unmapped)
+        finally:
+            self._waiting -= 1
+
+    async def judge_again(self) -> int:
+        """Close every session that would not be opened now; returns how many. Lets others run in between."""
+        closed = 0
+        for number, session in enumerate(self._sessions):
+            if number % JUDGED_PER_TURN == JUDGED_PER_TURN - 1:
+                await asyncio.sleep(0)
+            reason = self._objection(session)
+            if reason is not None and session.closed_because is None:
+                self._sessions.close(session, reason)
+                closed += 1
+        return closed
+
+    def _objection(self, session: Session) -> GridError | None:
+        identity = session.peer.identity
+        if identity is None:
+            return None
+        try:
+            verified = validate_client_chain(
+                identity.certificates, self._trust.snapshot(), self._policy, now=self._clock.now()
+            )
+            standing = self._authoriser.judge(verified, unmapped=self._admits_unmapped)
+        except SecurityError as error:
+            return from_security(error)
+        except GridError as error:
+            return error
+        if standing != session.peer.standing:
+            return Unauthenticated(
+                "SESSION_EXPIRED", f"what {session.peer.subject} may do here has changed; establish the session again"
+            )
+        return None
+
+
+def caller_certificates(context: object = None) -> bytes:
+    """The PEM chain that the current peer established its session with; empty for ANONYMOUS."""
+    identity = current_peer(context).identity
+    return b"" if identity is None else certificates.pem(identity.certificates)
