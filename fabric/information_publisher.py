@@ -1,28 +1,35 @@
-"""What an agent says of itself to the information system: one stream to its site's server, a snapshot and then changes.
+"""What an agent needs to be found: its GLUE entries, kept at its own site's information server.
 
-Soft state: while the stream lives there is a message at least every second; when the agent dies the server notices by
-silence. The publisher reconnects by itself, for ever, and begins with a snapshot each time.
+Soft state: a snapshot on every new stream, changes as they happen, a sign of life when nothing does. When the agent dies,
+the server notices by silence; when the server is lost, the publisher comes back by itself, for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
+
+from gridfabric.information.v1 import information_pb2_grpc
+
+from fabric.information import REFRESH_S, VALID_FOR_S, Connect, Publisher
+from fabric.ldap import Entry
+from fabric.settings import Endpoint
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
-    from fabric.ldap.tree import Entry
 
-HEARTBEAT_S = 1.0
-VALID_FOR_MS = 5_000
-"""Without a message for this long the server takes us for lost."""
-MAX_ENTRIES = 10_000
-"""Of one agent: an SE or CE has some dozen."""
-RETRY_S = 0.5
-WITHDRAW_TIMEOUT_S = 3.0
-ENTRIES_PER_MESSAGE = 1_000
-"""Keeps a message far below the size limit."""
+POLL_S = 0.5
+"""How often the entries are made anew; unchanged ones cost nothing on the wire."""
+
+
+def connector(context: AgentContext) -> Connect:
+    """How this agent reaches information servers, in its own name."""
+
+    async def connect(endpoint: Endpoint) -> information_pb2_grpc.InformationStub:
+        return information_pb2_grpc.InformationStub(await context.channels.get(endpoint.host, endpoint.rpc))
+
+    return connect
 
 
 class InformationPublisher:
