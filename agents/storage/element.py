@@ -75,6 +75,7 @@ class StorageElement:
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[StoredFile]] = set()
         self._changed = asyncio.Event()
+        self._missing: list[str] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -334,7 +335,9 @@ class StorageElement:
         def measure_all() -> list[PoolFree]:
             return [found for pool in self._pools.values() if (found := pool.measure()) is not None]
 
-        return await self._io(measure_all)
+        measured = await self._io(measure_all)
+        self._missing = sorted(set(self._pools) - {pool.pool for pool in measured})
+        return measured
 
     async def space(self, vos: tuple[str, ...] = ()) -> SpaceReport:
         """Disks and VOs: those with files and `vos`."""
@@ -350,17 +353,18 @@ class StorageElement:
             vos=shares,
         )
 
-    def missing_pools(self, measured: list[PoolFree]) -> list[str]:
-        """Pools that did not answer."""
-        return sorted(set(self._pools) - {pool.pool for pool in measured})
+    def missing_pools(self) -> list[str]:
+        """Pools that did not answer when last asked."""
+        return self._missing
 
-    async def wait_for_change(self, timeout_s: float) -> None:
-        """Until a file came or went, at most `timeout_s`."""
+    async def wait_for_change(self, timeout_s: float, settle_s: float) -> None:
+        """Until a file came or went, and `settle_s` more; at most `timeout_s` and `settle_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
         except TimeoutError:
-            pass
+            return
+        await asyncio.sleep(settle_s)
         self._changed.clear()
 
     def _io(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -27,7 +27,7 @@ class PoolFree:
     total_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reservation:
     """Space held for one upload. `unwritten_bytes` of it are not on disk yet, so the disk still shows them as free."""
 

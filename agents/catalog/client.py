@@ -1,0 +1,152 @@
+"""Calls to the catalogue, for the `grid` command, workers and the broker. Everything may be repeated.
+
+`channel` is a secure channel to the catalogue, in the name of the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from gridfabric.catalog.v1 import catalog_pb2 as pb
+from gridfabric.catalog.v1 import catalog_pb2_grpc
+
+from agents.catalog import wire
+from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
+from agents.catalog.names import Lfn, new_guid, parse_file_lfn, parse_guid, parse_lfn
+from fabric.errors import NotFound
+
+__all__ = [
+    "Content",
+    "Entry",
+    "Lfn",
+    "Replica",
+    "add_replica",
+    "list_directory",
+    "list_page",
+    "lookup",
+    "make_directory",
+    "new_guid",
+    "parse_file_lfn",
+    "parse_guid",
+    "parse_lfn",
+    "register",
+    "remove",
+    "remove_replica",
+    "replicas",
+]
+
+
+async def register(
+    channel: Any,
+    lfn: str,
+    guid: str,
+    content: Content,
+    *,
+    surl: str = "",
+    storage_element: str = "",
+    make_parents: bool = True,
+) -> Entry:
+    """Name a file, with its first replica if `surl` is given. Again with the same GUID: succeeds. Raises
+    AlreadyExists with
+    the facts `guid` and `owner` of the file that has the name."""
+    request = pb.RegisterRequest(
+        lfn=lfn,
+        guid=guid,
+        size_bytes=content.size_bytes,
+        adler32=content.adler32,
+        sha256=content.sha256,
+        make_parents=make_parents,
+    )
+    if surl:
+        request.replica.CopyFrom(pb.Replica(surl=surl, storage_element=storage_element))
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).Register(request)
+    return wire.entry_from_wire(answer.file)
+
+
+async def add_replica(
+    channel: Any, name: str, surl: str, size_bytes: int, adler32: str, *, storage_element: str = ""
+) -> None:
+    """List one more copy of the file `name` (LFN, or GUID as `guid:...`). Raises DataCorrupted if it is not a copy
+    of it."""
+    lfn, guid = _name(name)
+    replica = pb.Replica(surl=surl, storage_element=storage_element)
+    await catalog_pb2_grpc.CatalogueStub(channel).AddReplica(
+        pb.AddReplicaRequest(lfn=lfn, guid=guid, replica=replica, size_bytes=size_bytes, adler32=adler32)
+    )
+
+
+async def remove_replica(channel: Any, name: str, surl: str) -> None:
+    """Unlist a copy. Again: succeeds."""
+    lfn, guid = _name(name)
+    await catalog_pb2_grpc.CatalogueStub(channel).RemoveReplica(pb.RemoveReplicaRequest(lfn=lfn, guid=guid, surl=surl))
+
+
+async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[str]]:
+    """Files by LFN (or GUID as `guid:...`), any number, with their replicas; and the names that are unknown."""
+    stub = catalog_pb2_grpc.CatalogueStub(channel)
+    wanted: Sequence[str] = list(dict.fromkeys(names))
+    found: list[Entry] = []
+    unknown: list[str] = []
+    for start in range(0, len(wanted), MAX_LOOKUP):
+        part = wanted[start : start + MAX_LOOKUP]
+        answer = await stub.Lookup(
+            pb.LookupRequest(
+                lfns=[name for name in part if not name.startswith("guid:")],
+                guids=[name for name in part if name.startswith("guid:")],
+            )
+        )
+        found += [wire.entry_from_wire(file) for file in answer.files]
+        unknown += answer.unknown
+    return found, unknown
+
+
+async def replicas(channel: Any, name: str) -> Entry:
+    """One file with its replicas. Raises NotFound."""
+    found, _ = await lookup(channel, [name])
+    if not found:
+        raise NotFound(
+            "LFN_NOT_FOUND", f"the catalogue has no file {name}; list its directory to see what is there", key=name
+        )
+    return found[0]
+
+
+async def list_page(channel: Any, directory: str, after: str = "", page_size: int = 0) -> tuple[list[Entry], str]:
+    """One page of a directory in name order, and where the next one begins (empty: this was the last)."""
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).List(
+        pb.ListRequest(directory=directory, page_token=after, page_size=page_size)
+    )
+    return [wire.entry_from_wire(file) for file in answer.files], answer.next_page_token
+
+
+async def list_directory(channel: Any, directory: str, page_size: int = 0) -> AsyncIterator[Entry]:
+    """Every entry of a directory, page by page."""
+    token = ""
+    while True:
+        entries, token = await list_page(channel, directory, token, page_size)
+        for entry in entries:
+            yield entry
+        if not token:
+            return
+
+
+async def make_directory(channel: Any, directory: str, *, make_parents: bool = False) -> None:
+    """Make a directory. Again: succeeds."""
+    await catalog_pb2_grpc.CatalogueStub(channel).MakeDirectory(
+        pb.MakeDirectoryRequest(directory=directory, make_parents=make_parents)
+    )
+
+
+async def remove(channel: Any, lfn: str, *, force: bool = False, missing_ok: bool = False) -> None:
+    """Take a name away: an empty directory, or a file without replicas (`force`: forget them). Raises NotFound unless
+    `missing_ok`, Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY)."""
+    try:
+        await catalog_pb2_grpc.CatalogueStub(channel).Remove(pb.RemoveRequest(lfn=lfn, force=force))
+    except NotFound:
+        if not missing_ok:
+            raise
+
+
+def _name(name: str) -> tuple[str, str]:
+    """(LFN, GUID), one of them empty."""
+    return ("", name) if name.startswith("guid:") else (name, "")

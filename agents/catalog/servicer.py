@@ -1,0 +1,162 @@
+"""The methods of gridfabric.catalog.v1.Catalogue: who asks, for which VO, then one function on the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gridfabric.catalog.v1 import catalog_pb2 as pb
+from gridfabric.catalog.v1 import catalog_pb2_grpc
+
+from agents.catalog import wire
+from agents.catalog.config import CatalogConfig
+from agents.catalog.model import (
+    DEFAULT_PAGE,
+    MAX_LOOKUP,
+    MAX_PAGE,
+    Content,
+    NewFile,
+    check_content,
+    check_replica,
+)
+from agents.catalog.names import ROOT, Lfn, parse_file_lfn, parse_guid, parse_lfn
+from agents.catalog.store import CatalogStore
+from fabric.clock import Clock, to_us
+from fabric.errors import Conflict, InvalidRequest, Refused
+from fabric.logs import Logger
+from fabric.rpc.peer import Peer, current_peer
+from fabric.rpc.rules import Rule, any_of, services, user
+
+RULES: dict[str, Rule] = {
+    "Register": user,
+    "AddReplica": user,
+    "RemoveReplica": user,
+    "Lookup": any_of(user, services("broker")),
+    "List": user,
+    "MakeDirectory": user,
+    "Remove": user,
+}
+"""The broker may ask in its own name where the input data of jobs lies; names and places are not data."""
+
+
+class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
+    """The catalogue of every VO of the grid."""
+
+    def __init__(self, store: CatalogStore, config: CatalogConfig, *, clock: Clock, log: Logger) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._log = log
+        self.registered = 0
+        """Registrations since the start."""
+
+    async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        lfn = _own(peer, parse_file_lfn(request.lfn))
+        now_us = to_us(self._clock.now())
+        replica = None
+        if request.HasField("replica"):
+            replica = check_replica(request.replica.surl, request.replica.storage_element, now_us)
+        new = NewFile(
+            lfn=lfn,
+            guid=parse_guid(request.guid),
+            content=check_content(request.size_bytes, request.adler32, request.sha256),
+            replica=replica,
+            owner=peer.subject,
+            make_parents=request.make_parents,
+            now_us=now_us,
+        )
+        entry = await self._store.register(new)
+        self.registered += 1
+        self._log.info("catalog.registered", peer=peer.subject, lfn=lfn.path, guid=new.guid)
+        return pb.RegisterResponse(file=wire.entry_to_wire(entry))
+
+    async def AddReplica(self, request: pb.AddReplicaRequest, context: Any) -> pb.AddReplicaResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        key = _key(peer, request.lfn, request.guid)
+        replica = check_replica(request.replica.surl, request.replica.storage_element, to_us(self._clock.now()))
+        found = Content(request.size_bytes, request.adler32.lower())
+        await self._store.add_replica(key, peer.vo, found, replica)
+        self._log.info("catalog.replica_added", peer=peer.subject, file=str(key), surl=replica.surl)
+        return pb.AddReplicaResponse()
+
+    async def RemoveReplica(self, request: pb.RemoveReplicaRequest, context: Any) -> pb.RemoveReplicaResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        key = _key(peer, request.lfn, request.guid)
+        await self._store.remove_replica(key, peer.vo, request.surl, self._only_owner(peer))
+        self._log.info("catalog.replica_removed", peer=peer.subject, file=str(key), surl=request.surl)
+        return pb.RemoveReplicaResponse()
+
+    async def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        if len(request.lfns) + len(request.guids) > MAX_LOOKUP:
+            raise InvalidRequest(
+                "TOO_MANY_NAMES",
+                f"{len(request.lfns) + len(request.guids)} names in one look-up; ask for at most {MAX_LOOKUP} at once",
+                limit=MAX_LOOKUP,
+            )
+        is_service = bool(peer.agent_kind)
+        lfns = {text: lfn if is_service else _own(peer, lfn) for text in request.lfns for lfn in [parse_lfn(text)]}
+        guids = {text: parse_guid(text) for text in request.guids}
+        found = await self._store.lookup(
+            list(dict.fromkeys(lfns.values())), list(dict.fromkeys(guids.values())), None if is_service else peer.vo
+        )
+        names, ids = {entry.lfn for entry in found}, {entry.guid for entry in found}
+        unknown = [text for text, lfn in lfns.items() if lfn.path not in names]
+        unknown += [text for text, guid in guids.items() if guid not in ids]
+        return pb.LookupResponse(files=[wire.entry_to_wire(entry) for entry in found], unknown=unknown)
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
+        """See the proto. A page token is the last name of the page before."""
+        peer = current_peer(context)
+        directory = parse_lfn(request.directory)
+        if directory.path != ROOT:
+            _own(peer, directory)
+        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
+        entries = await self._store.page(directory, request.page_token, limit)
+        token = entries[-1].lfn.rpartition("/")[2] if len(entries) == limit else ""
+        return pb.ListResponse(files=[wire.entry_to_wire(entry) for entry in entries], next_page_token=token)
+
+    async def MakeDirectory(self, request: pb.MakeDirectoryRequest, context: Any) -> pb.MakeDirectoryResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        lfn = _own(peer, parse_lfn(request.directory))
+        await self._store.make_directory(lfn, peer.subject, request.make_parents, to_us(self._clock.now()))
+        self._log.info("catalog.directory_made", peer=peer.subject, lfn=lfn.path)
+        return pb.MakeDirectoryResponse()
+
+    async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        lfn = _own(peer, parse_lfn(request.lfn))
+        if lfn.is_vo_root:
+            raise Conflict("DIRECTORY_KEPT", f"{lfn} belongs to the grid and stays; remove what is below it", lfn=lfn)
+        await self._store.remove(lfn, request.force, self._only_owner(peer))
+        self._log.info("catalog.removed", peer=peer.subject, lfn=lfn.path)
+        return pb.RemoveResponse()
+
+    def _only_owner(self, peer: Peer) -> str | None:
+        return peer.subject if self._config.removal == "owner" else None
+
+
+def _own(peer: Peer, lfn: Lfn) -> Lfn:
+    """The name, if it belongs to the caller's VO."""
+    if not peer.vo or lfn.vo != peer.vo:
+        raise Refused(
+            "OTHER_VO",
+            f"{peer.subject} is of VO {peer.vo or '(none)'} and may not use {lfn}; names of that VO begin with "
+            f"{ROOT}/{peer.vo or '<vo>'}/",
+            subject=peer.subject,
+            vo=lfn.vo,
+        )
+    return lfn
+
+
+def _key(peer: Peer, lfn: str, guid: str) -> Lfn | str:
+    """A file by its name or by its GUID, whichever was given."""
+    if bool(lfn) == bool(guid):
+        raise InvalidRequest("NAME_MISSING", "say which file: by its LFN or by its GUID, one of the two")
+    return _own(peer, parse_file_lfn(lfn)) if lfn else parse_guid(guid)

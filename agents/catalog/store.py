@@ -1,0 +1,427 @@
+"""The catalogue's rows.
+
+A directory is one row with its whole path, so resolving a name of any depth is one look-up; its entries are ordered by
+name below its number, so a page of a directory costs the same wherever it lies and however large the directory is.
+
+Every change is one function for the store's writer: registrations that arrive together share one transaction and one
+sync.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
+from agents.catalog.names import ROOT, Lfn
+from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, NotFound, Refused
+from fabric.store import Store
+
+metadata = sa.MetaData()
+
+directories = sa.Table(
+    "directories",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("path", sa.Text, nullable=False, unique=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+)
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("guid", sa.Text, nullable=False, unique=True),
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("adler32", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+)
+entries = sa.Table(
+    "entries",
+    metadata,
+    sa.Column("parent_id", sa.Integer, sa.ForeignKey("directories.id"), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("directory_id", sa.Integer, sa.ForeignKey("directories.id")),
+    sa.Column("file_id", sa.Integer, sa.ForeignKey("files.id")),
+    sa.CheckConstraint("(directory_id IS NULL) <> (file_id IS NULL)", name="ck_entries_one_kind"),
+    sa.Index("ix_entries_directory", "directory_id", sqlite_where=sa.text("directory_id IS NOT NULL")),
+    sa.Index("ix_entries_file", "file_id", sqlite_where=sa.text("file_id IS NOT NULL")),
+    sqlite_with_rowid=False,
+)
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("file_id", sa.Integer, sa.ForeignKey("files.id"), primary_key=True),
+    sa.Column("surl", sa.Text, primary_key=True),
+    sa.Column("storage_element", sa.Text, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.Index("ix_replicas_surl", "surl", unique=True),
+    sqlite_with_rowid=False,
+)
+
+_FILE = "f.id, f.guid, f.vo, f.size_bytes, f.adler32, f.sha256, f.owner, f.created_at_us"
+_BY_NAME = (
+    f"SELECT {_FILE}, d.path || '/' || e.name FROM directories d JOIN entries e ON e.parent_id = d.id "
+    "JOIN files f ON f.id = e.file_id "
+)
+_BY_GUID = (
+    f"SELECT {_FILE}, d.path || '/' || e.name FROM files f JOIN entries e ON e.file_id = f.id "
+    "JOIN directories d ON d.id = e.parent_id "
+)
+
+Row = Sequence[Any]
+
+
+class CatalogStore:
+    """The rows, as model values. What a changing method returned from is durable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def register(self, new: NewFile) -> Entry:
+        """See `register`."""
+        return await self._store.write(lambda connection: register(connection, new))
+
+    async def add_replica(self, key: Lfn | str, vo: str, found: Content, replica: Replica) -> None:
+        """See `add_replica`."""
+        await self._store.write(lambda connection: add_replica(connection, key, vo, found, replica))
+
+    async def remove_replica(self, key: Lfn | str, vo: str, surl: str, only_owner: str | None) -> None:
+        """See `remove_replica`."""
+        await self._store.write(lambda connection: remove_replica(connection, key, vo, surl, only_owner))
+
+    async def make_directory(self, lfn: Lfn, owner: str, make_parents: bool, now_us: int) -> None:
+        """See `make_directory`."""
+        await self._store.write(lambda connection: make_directory(connection, lfn, owner, make_parents, now_us))
+
+    async def remove(self, lfn: Lfn, force: bool, only_owner: str | None) -> None:
+        """See `remove`."""
+        await self._store.write(lambda connection: remove(connection, lfn, force, only_owner))
+
+    async def lookup(self, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None) -> list[Entry]:
+        """Files found, names first, each in the order asked. With `vo`: a GUID of another VO is not found."""
+        return await self._store.read(lambda connection: lookup(connection, lfns, guids, vo))
+
+    async def page(self, directory: Lfn, after: str, limit: int) -> list[Entry]:
+        """See `page`."""
+        return await self._store.read(lambda connection: page(connection, directory, after, limit))
+
+    async def counts(self) -> dict[str, int]:
+        """How many files and replicas there are, from the indices' ends: cheap and nearly exact."""
+
+        def read(connection: sa.Connection) -> dict[str, int]:
+            found = connection.exec_driver_sql("SELECT COALESCE(MAX(id), 0) FROM files").scalar_one()
+            return {"files_registered": int(found)}
+
+        return await self._store.read(read)
+
+
+# -- changes: each runs in the writer's transaction ------------------------------------------------------------------
+
+
+def register(connection: sa.Connection, new: NewFile) -> Entry:
+    """Name, GUID and first replica in one step. Repeating it with the same GUID succeeds and changes nothing but the
+    replica.
+
+    Raises AlreadyExists(LFN_TAKEN | GUID_TAKEN | SURL_TAKEN), NotFound(DIRECTORY_NOT_FOUND),
+    DataCorrupted(CONTENT_DIFFERS).
+    """
+    parent_id = _directory(connection, new.lfn.parent, new.owner, new.make_parents, new.now_us)
+    done = connection.exec_driver_sql(
+        "INSERT INTO files (guid, vo, size_bytes, adler32, sha256, owner, created_at_us) VALUES (?,?,?,?,?,?,?) "
+        "ON CONFLICT (guid) DO NOTHING",
+        (
+            new.guid, new.lfn.vo, new.content.size_bytes, new.content.adler32, new.content.sha256, new.owner,
+            new.now_us,
+        ),
+    )  # fmt: skip
+    if not done.rowcount:
+        return _register_again(connection, new)
+    file_id = done.lastrowid
+    done = connection.exec_driver_sql(
+        "INSERT INTO entries (parent_id, name, file_id) VALUES (?,?,?) ON CONFLICT DO NOTHING",
+        (parent_id, new.lfn.name, file_id),
+    )
+    if not done.rowcount:
+        raise _taken(connection, new.lfn, parent_id)
+    if new.replica is not None:
+        _insert_replica(connection, file_id, str(new.lfn), new.replica)
+    kept = (new.replica,) if new.replica is not None else ()
+    return Entry(str(new.lfn), new.owner, new.now_us, new.guid, new.content, kept)
+
+
+def _register_again(connection: sa.Connection, new: NewFile) -> Entry:
+    row = connection.exec_driver_sql(_BY_GUID + "WHERE f.guid = ?", (new.guid,)).first()
+    if row is None or row[8] != new.lfn.path:
+        where = f"as {row[8]}" if row is not None and row[2] == new.lfn.vo else "under another name"
+        raise AlreadyExists(
+            "GUID_TAKEN",
+            f"{new.lfn} cannot be registered: GUID {new.guid} is there already {where}; make a new GUID for a new file",
+            guid=new.guid,
+        )
+    _require_content(str(new.lfn), _content(row), new.content)
+    if new.replica is not None:
+        _insert_replica(connection, int(row[0]), str(new.lfn), new.replica)
+    return _with_replicas(connection, [row])[0]
+
+
+def _taken(connection: sa.Connection, lfn: Lfn, parent_id: int) -> AlreadyExists:
+    row = connection.exec_driver_sql(
+        "SELECT f.guid, f.owner FROM entries e LEFT JOIN files f ON f.id = e.file_id WHERE e.parent_id = ? AND "
+        "e.name = ?",
+        (parent_id, lfn.name),
+    ).first()
+    if row is None or row[0] is None:
+        return AlreadyExists("LFN_TAKEN", f"{lfn} is there already: it is a directory; choose another name", lfn=lfn)
+    return AlreadyExists(
+        "LFN_TAKEN",
+        f"{lfn} is there already: it names file {row[0]} of {row[1]}; choose another name, or remove that one first",
+        lfn=lfn,
+        guid=row[0],
+        owner=row[1],
+    )
+
+
+def add_replica(connection: sa.Connection, key: Lfn | str, vo: str, found: Content, replica: Replica) -> None:
+    """List one more copy. Again: succeeds. Raises NotFound, DataCorrupted(CONTENT_DIFFERS),
+    AlreadyExists(SURL_TAKEN)."""
+    row = _file(connection, key, vo)
+    _require_content(str(key), _content(row), found)
+    _insert_replica(connection, int(row[0]), row[8], replica)
+
+
+def remove_replica(connection: sa.Connection, key: Lfn | str, vo: str, surl: str, only_owner: str | None) -> None:
+    """Unlist a copy. Again: succeeds. Raises NotFound for an unknown file, Refused(NOT_OWNER)."""
+    row = _file(connection, key, vo)
+    _require_owner(row[8], row[6], only_owner)
+    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (row[0], surl))
+
+
+def make_directory(connection: sa.Connection, lfn: Lfn, owner: str, make_parents: bool, now_us: int) -> None:
+    """Make a directory. One that is there is fine. Raises NotFound(DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN)."""
+    if lfn.is_vo_root:
+        _directory(connection, lfn.path, owner, True, now_us)
+        return
+    parent_id = _directory(connection, lfn.parent, owner, make_parents, now_us)
+    _make_one(connection, lfn, parent_id, owner, now_us)
+
+
+def remove(connection: sa.Connection, lfn: Lfn, force: bool, only_owner: str | None) -> None:
+    """Take a name away: an empty directory, or a file without replicas (with `force` also one with).
+
+    Raises NotFound(LFN_NOT_FOUND), Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY), Refused(NOT_OWNER).
+    """
+    row = connection.exec_driver_sql(
+        "SELECT e.parent_id, e.directory_id, e.file_id FROM directories d JOIN entries e ON e.parent_id = d.id "
+        "WHERE d.path = ? AND e.name = ?",
+        (lfn.parent, lfn.name),
+    ).first()
+    if row is None:
+        raise _unknown(lfn)
+    parent_id, directory_id, file_id = row
+    if file_id is not None:
+        _remove_file(connection, lfn, file_id, force, only_owner)
+    else:
+        _remove_directory(connection, lfn, directory_id, only_owner)
+    connection.exec_driver_sql("DELETE FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
+    if file_id is not None:
+        connection.exec_driver_sql("DELETE FROM files WHERE id = ?", (file_id,))
+    else:
+        connection.exec_driver_sql("DELETE FROM directories WHERE id = ?", (directory_id,))
+
+
+def _remove_file(connection: sa.Connection, lfn: Lfn, file_id: int, force: bool, only_owner: str | None) -> None:
+    owner = connection.exec_driver_sql("SELECT owner FROM files WHERE id = ?", (file_id,)).scalar_one()
+    _require_owner(lfn.path, owner, only_owner)
+    count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
+    if count and not force:
+        raise Conflict(
+            "HAS_REPLICAS",
+            f"{lfn} still has {count} replica{'s' if count > 1 else ''}; remove them first, or force to forget them",
+            lfn=lfn,
+            replicas=count,
+        )
+    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ?", (file_id,))
+
+
+def _remove_directory(connection: sa.Connection, lfn: Lfn, directory_id: int, only_owner: str | None) -> None:
+    owner = connection.exec_driver_sql("SELECT owner FROM directories WHERE id = ?", (directory_id,)).scalar_one()
+    _require_owner(lfn.path, owner, only_owner)
+    if connection.exec_driver_sql("SELECT 1 FROM entries WHERE parent_id = ? LIMIT 1", (directory_id,)).first():
+        raise Conflict("DIRECTORY_NOT_EMPTY", f"{lfn} is a directory with entries; remove those first", lfn=lfn)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def lookup(connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None) -> list[Entry]:
+    """Files by name and by GUID, each in the order asked; unknown ones are left out."""
+    rows: list[Row] = []
+    if lfns:
+        wanted = json.dumps([[lfn.parent, lfn.name] for lfn in lfns])
+        rows += connection.exec_driver_sql(
+            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j "
+            "CROSS JOIN directories d ON d.path = json_extract(j.value, '$[0]') "
+            "CROSS JOIN entries e ON e.parent_id = d.id AND e.name = json_extract(j.value, '$[1]') "
+            "CROSS JOIN files f ON f.id = e.file_id ORDER BY j.key",
+            (wanted,),
+        ).fetchall()
+    if guids:
+        rows += connection.exec_driver_sql(
+            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j CROSS JOIN files f ON f.guid = j.value "
+            "CROSS JOIN entries e ON e.file_id = f.id CROSS JOIN directories d ON d.id = e.parent_id "
+            "WHERE ? IS NULL OR f.vo = ? ORDER BY j.key",
+            (json.dumps(list(guids)), vo, vo),
+        ).fetchall()
+    return _with_replicas(connection, rows)
+
+
+def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> list[Entry]:
+    """Up to `limit` entries with names above `after`, in order of their UTF-8 bytes, files without their replicas.
+
+    Raises NotFound(DIRECTORY_NOT_FOUND), Conflict(NOT_A_DIRECTORY).
+    """
+    found = connection.exec_driver_sql("SELECT id FROM directories WHERE path = ?", (directory.path,)).first()
+    if found is None:
+        if directory.is_vo_root:
+            return []
+        if lookup(connection, [directory], [], None):
+            raise Conflict("NOT_A_DIRECTORY", f"{directory} is a file; ask for its replicas instead", lfn=directory)
+        raise NotFound(
+            "DIRECTORY_NOT_FOUND", f"there is no directory {directory}; look at the one above", lfn=directory
+        )
+    rows = connection.exec_driver_sql(
+        "SELECT e.name, f.guid, f.size_bytes, f.adler32, f.sha256, COALESCE(f.owner, s.owner), "
+        "COALESCE(f.created_at_us, s.created_at_us) FROM (SELECT * FROM entries WHERE parent_id = ? AND name > ? "
+        "ORDER BY name LIMIT ?) e LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = "
+        "e.directory_id "
+        "ORDER BY e.name",
+        (found[0], after, limit),
+    )
+    return [
+        Entry(
+            lfn=f"{directory.path}/{name}",
+            owner=owner,
+            created_at_us=created,
+            guid=guid or "",
+            content=None if guid is None else Content(size, adler32, sha256),
+        )
+        for name, guid, size, adler32, sha256, owner, created in rows
+    ]
+
+
+def _with_replicas(connection: sa.Connection, rows: Sequence[Row]) -> list[Entry]:
+    by_file: dict[int, list[Replica]] = {int(row[0]): [] for row in rows}
+    if by_file:
+        found = connection.exec_driver_sql(
+            "SELECT r.file_id, r.surl, r.storage_element, r.created_at_us FROM json_each(?) j "
+            "CROSS JOIN replicas r ON r.file_id = j.value ORDER BY r.file_id, r.created_at_us, r.surl",
+            (json.dumps(sorted(by_file)),),
+        )
+        for file_id, surl, storage_element, created in found:
+            by_file[file_id].append(Replica(surl, storage_element, created))
+    return [Entry(row[8], row[6], int(row[7]), row[1], _content(row), tuple(by_file[int(row[0])])) for row in rows]
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _file(connection: sa.Connection, key: Lfn | str, vo: str) -> Row:
+    """The row of a file by name or GUID; of another VO it does not exist."""
+    if isinstance(key, Lfn):
+        row = connection.exec_driver_sql(_BY_NAME + "WHERE d.path = ? AND e.name = ?", (key.parent, key.name)).first()
+    else:
+        row = connection.exec_driver_sql(_BY_GUID + "WHERE f.guid = ? AND f.vo = ?", (key, vo)).first()
+    if row is None:
+        raise _unknown(key)
+    return row
+
+
+def _directory(connection: sa.Connection, path: str, owner: str, make: bool, now_us: int) -> int:
+    """The number of a directory; a VO's own one is made when first needed, others if `make`."""
+    row = connection.exec_driver_sql("SELECT id FROM directories WHERE path = ?", (path,)).first()
+    if row is not None:
+        return int(row[0])
+    lfn = Lfn(path)
+    if path == ROOT:
+        done = connection.exec_driver_sql(
+            "INSERT INTO directories (path, owner, created_at_us) VALUES (?, '', ?)", (ROOT, now_us)
+        )
+        return int(done.lastrowid)
+    if not make and not lfn.is_vo_root:
+        raise NotFound(
+            "DIRECTORY_NOT_FOUND",
+            f"there is no directory {path}; make it first, or ask for parents to be made",
+            lfn=path,
+        )
+    return _make_one(connection, lfn, _directory(connection, lfn.parent, owner, make, now_us), owner, now_us)
+
+
+def _make_one(connection: sa.Connection, lfn: Lfn, parent_id: int, owner: str, now_us: int) -> int:
+    row = connection.exec_driver_sql(
+        "SELECT directory_id FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name)
+    ).first()
+    if row is not None:
+        if row[0] is None:
+            raise _taken(connection, lfn, parent_id)
+        return int(row[0])
+    done = connection.exec_driver_sql(
+        "INSERT INTO directories (path, owner, created_at_us) VALUES (?,?,?)",
+        (lfn.path, "" if lfn.is_vo_root else owner, now_us),
+    )
+    made = int(done.lastrowid)
+    connection.exec_driver_sql(
+        "INSERT INTO entries (parent_id, name, directory_id) VALUES (?,?,?)", (parent_id, lfn.name, made)
+    )
+    return made
+
+
+def _insert_replica(connection: sa.Connection, file_id: int, lfn: str, replica: Replica) -> None:
+    done = connection.exec_driver_sql(
+        "INSERT INTO replicas (file_id, surl, storage_element, created_at_us) VALUES (?,?,?,?) ON CONFLICT DO NOTHING",
+        (file_id, replica.surl, replica.storage_element, replica.created_at_us),
+    )
+    if not done.rowcount:
+        holder = connection.exec_driver_sql("SELECT file_id FROM replicas WHERE surl = ?", (replica.surl,)).scalar_one()
+        if holder != file_id:
+            raise AlreadyExists(
+                "SURL_TAKEN", f"{replica.surl} is listed as a replica of another file than {lfn}; give the right SURL"
+            )
+        return
+    count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
+    if count > MAX_REPLICAS:
+        raise Exhausted("TOO_MANY_REPLICAS", f"{lfn} has {MAX_REPLICAS} replicas already; remove some first", lfn=lfn)
+
+
+def _content(row: Row) -> Content:
+    return Content(int(row[3]), row[4], row[5])
+
+
+def _require_content(what: str, known: Content, found: Content) -> None:
+    same_sha256 = not found.sha256 or not known.sha256 or found.sha256 == known.sha256
+    if found.size_bytes == known.size_bytes and found.adler32 == known.adler32 and same_sha256:
+        return
+    raise DataCorrupted(
+        "CONTENT_DIFFERS",
+        f"{what} has {known.size_bytes} bytes with adler32 {known.adler32}, and this has {found.size_bytes} bytes with "
+        f"adler32 {found.adler32}; it is not a copy of that file",
+        known_size_bytes=known.size_bytes,
+        known_adler32=known.adler32,
+        found_size_bytes=found.size_bytes,
+        found_adler32=found.adler32,
+    )
+
+
+def _require_owner(what: str, owner: str, only_owner: str | None) -> None:
+    if only_owner is not None and owner != only_owner:
+        raise Refused("NOT_OWNER", f"{what} belongs to {owner}; only its owner may remove it here", owner=owner)
+
+
+def _unknown(key: Lfn | str) -> NotFound:
+    return NotFound("LFN_NOT_FOUND", f"the catalogue has no {key}; list its directory to see what is there", key=key)

@@ -1,0 +1,38 @@
+"""Model to protobuf: the only file of the catalogue that knows both."""
+
+from __future__ import annotations
+
+from gridfabric.catalog.v1 import catalog_pb2 as pb
+
+from agents.catalog.model import Content, Entry, Replica
+
+
+def entry_to_wire(entry: Entry) -> pb.File:
+    """A directory or a file."""
+    content = entry.content or Content(0, "")
+    return pb.File(
+        lfn=entry.lfn,
+        guid=entry.guid,
+        size_bytes=content.size_bytes,
+        adler32=content.adler32,
+        sha256=content.sha256,
+        owner=entry.owner,
+        created_at_us=entry.created_at_us,
+        replicas=[
+            pb.Replica(surl=r.surl, storage_element=r.storage_element, created_at_us=r.created_at_us)
+            for r in entry.replicas
+        ],
+        is_directory=entry.is_directory,
+    )
+
+
+def entry_from_wire(file: pb.File) -> Entry:
+    """As `entry_to_wire` made it."""
+    return Entry(
+        lfn=file.lfn,
+        owner=file.owner,
+        created_at_us=file.created_at_us,
+        guid=file.guid,
+        content=None if file.is_directory else Content(file.size_bytes, file.adler32, file.sha256),
+        replicas=tuple(Replica(r.surl, r.storage_element, r.created_at_us) for r in file.replicas),
+    )

@@ -1,0 +1,152 @@
+"""Composition root of the storage element."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from gridfabric.storage.v1 import storage_pb2_grpc
+
+from agents.storage.config import parse_config
+from agents.storage.element import StorageElement
+from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
+from agents.storage.servicer import RULES, StorageServicer
+from agents.storage.space import SpaceReport
+from agents.storage.store import FileStore, metadata
+from fabric import glue13
+from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.clock import utc_text
+from fabric.errors import GridError
+from fabric.information_publisher import InformationPublisher
+from fabric.ldap import Entry
+from fabric.rpc.server import RpcService
+
+MEASURE_S = 5.0
+"""How often the disks are looked at without a reason; a file that came or went is one."""
+SETTLE_S = 0.2
+"""Several changes this close together are one measurement."""
+GLUE_TYPE = "org.gridfabric.storage"
+PROTOCOL = "gridfabric"
+
+
+class StorageAgent(Agent):
+    """One storage element."""
+
+    def __init__(self, context: AgentContext) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self._config = parse_config(settings.options, settings.state_dir)
+        files = FileStore(context.store("storage", metadata))
+        self.element = StorageElement(
+            self._config,
+            files,
+            log=context.log,
+            clock=context.clock,
+            failpoints=Failpoints(os.environ.get(FAILPOINT_VARIABLE, "")),
+        )
+        self.servicer = StorageServicer(
+            self.element,
+            host=settings.advertise,
+            port=settings.rpc_port,
+            channels=context.channels,
+            delegations=context.delegations,
+            log=context.log,
+            vos=settings.vos,
+        )
+        add: Any = storage_pb2_grpc.add_StorageServicer_to_server
+        self.services = [RpcService(self.servicer, add, RULES)]
+        self._space = SpaceReport(0, 0, ())
+        self._started_at = ""
+        self._publisher: InformationPublisher | None = None
+
+    async def start(self) -> None:
+        """Recover, then measure, so that the first thing published is true."""
+        await self.element.start()
+        await self._measure()
+        self.context.spawn(self._keep_measuring(), "measure space")
+        self.context.spawn(self.element.keep_collecting(), "collect garbage")
+
+    async def started(self) -> None:
+        """Publish."""
+        if self.context.rpc is not None:
+            self.servicer.port = self.context.rpc.port
+        self._started_at = utc_text(self.context.clock.now())
+        self._publisher = InformationPublisher(self.context, self.entries)
+        await self._publisher.start()
+
+    async def stop(self) -> None:
+        """Withdraw; end what is not complete, keep what is."""
+        if self._publisher is not None:
+            await self._publisher.stop()
+        await self.element.stop()
+
+    def health(self) -> AgentHealth:
+        """Green also when full: a full disk is the users' matter, and its refusals say so."""
+        element = self.element
+        numbers = {
+            "transfers": float(element.admission.running),
+            "bytes_in": float(element.bytes_in),
+            "bytes_out": float(element.bytes_out),
+            "files": float(sum(use.files for use, _ in self._space.vos)),
+            "used_bytes": float(sum(use.used_bytes for use, _ in self._space.vos)),
+            "free_bytes": float(self._space.free_bytes),
+        }
+        return AgentHealth(AgentState.GREEN, numbers=numbers)
+
+    def entries(self) -> Iterable[Entry]:
+        """GlueSE with one GlueSA for each VO, and GlueService. GlueSEUniqueID is the `host:port` of the SURLs."""
+        settings, space = self.context.settings, self._space
+        unique_id = f"{self.servicer.host}:{self.servicer.port}"
+        areas = tuple(
+            glue13.StorageArea(
+                local_id=use.vo,
+                path=f"/{use.vo}",
+                vos=(use.vo,),
+                total_bytes=use.used_bytes + available,
+                used_bytes=use.used_bytes,
+            )
+            for use, available in space.vos
+        )
+        yield from glue13.se_entries(
+            glue13.StorageElement(
+                unique_id=unique_id,
+                site=settings.site,
+                name=settings.name,
+                port=self.servicer.port,
+                areas=areas,
+                protocols=(glue13.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", self.servicer.port),),
+            )
+        )
+        yield from glue13.service_entries(
+            glue13.Service(
+                unique_id=f"{GLUE_TYPE}:{unique_id}",
+                kind=GLUE_TYPE,
+                endpoint=f"grpc://{unique_id}",
+                site=settings.site,
+                name=settings.name,
+                vos=settings.vos,
+                started=self._started_at,
+            )
+        )
+
+    async def _keep_measuring(self) -> None:
+        while True:
+            await self.element.wait_for_change(MEASURE_S, SETTLE_S)
+            try:
+                await self._measure()
+            except GridError as error:
+                self.context.log.warning("storage.measure_failed", reason=error.reason, sentence=error.sentence)
+
+    async def _measure(self) -> None:
+        self._space = await self.element.space(self.context.settings.vos)
+        missing = self.element.missing_pools()
+        if missing:
+            self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")
+        else:
+            self.context.solved("pools")
+
+
+def build(context: AgentContext) -> StorageAgent:
+    """See docs/architecture.md, section 3."""
+    return StorageAgent(context)

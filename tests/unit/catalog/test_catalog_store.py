@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from agents.catalog import store as rows
+from agents.catalog.model import Content, NewFile, Replica
+from agents.catalog.names import Lfn, new_guid, parse_lfn
+from agents.catalog.store import CatalogStore, metadata
+from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, NotFound, Refused
+from fabric.store import Store
+
+ANN, BOB = "/O=EDG/OU=Users/CN=ann", "/O=EDG/OU=Users/CN=bob"
+CONTENT = Content(10, "0a0b0c0d", "ab" * 32)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[CatalogStore]:
+    opened = Store(tmp_path / "catalog.db", metadata)
+    yield CatalogStore(opened)
+    await opened.close()
+
+
+def new(path: str, guid: str = "", **more: Any) -> NewFile:
+    values: dict[str, Any] = {
+        "content": CONTENT,
+        "replica": Replica(f"srm://h:1/cms/{abs(hash(path)):032x}", "h:1", 5),
+        "owner": ANN,
+        "make_parents": True,
+        "now_us": 5,
+    }
+    return NewFile(lfn=Lfn(path), guid=guid or new_guid(), **{**values, **more})
+
+
+def expect(kind: type[GridError], reason: str) -> Any:
+    class Expect:
+        def __enter__(self) -> Any:
+            self.raises = pytest.raises(kind)
+            self.caught = self.raises.__enter__()
+            return self.caught
+
+        def __exit__(self, *args: Any) -> Any:
+            result = self.raises.__exit__(*args)
+            assert self.caught.value.reason == reason
+            return result
+
+    return Expect()
+
+
+async def names(store: CatalogStore, directory: str) -> list[str]:
+    return [entry.lfn.rpartition("/")[2] for entry in await store.page(Lfn(directory), "", 1000)]
+
+
+async def test_register_and_look_up_by_both_names(store: CatalogStore) -> None:
+    file = new("/grid/cms/a/b/c.root")
+    made = await store.register(file)
+    assert await store.lookup([file.lfn], [], "cms") == [made]
+    assert await store.lookup([], [file.guid], "cms") == [made]
+    assert await store.lookup([], [file.guid], "atlas") == []
+    assert await store.lookup([Lfn("/grid/cms/a/b")], [], "cms") == []
+    assert (made.lfn, made.owner, made.content, [r.surl for r in made.replicas]) == (
+        "/grid/cms/a/b/c.root", ANN, CONTENT, [file.replica.surl] if file.replica else [],
+    )  # fmt: skip
+    assert await names(store, "/grid") == ["cms"]
+    assert await names(store, "/grid/cms/a") == ["b"]
+
+
+async def test_repeating_a_registration_succeeds_and_adds_nothing(store: CatalogStore) -> None:
+    file = new("/grid/cms/x")
+    first = await store.register(file)
+    assert await store.register(file) == first
+    with expect(DataCorrupted, "CONTENT_DIFFERS"):
+        await store.register(new("/grid/cms/x", file.guid, content=Content(11, "0a0b0c0d", "ab" * 32)))
+
+
+async def test_a_name_belongs_to_one_file_and_the_refusal_says_whose(store: CatalogStore) -> None:
+    first = await store.register(new("/grid/cms/x"))
+    with expect(AlreadyExists, "LFN_TAKEN") as caught:
+        await store.register(new("/grid/cms/x", owner=BOB))
+    assert (caught.value.facts["guid"], caught.value.facts["owner"]) == (first.guid, ANN)
+    assert first.guid in caught.value.sentence and ANN in caught.value.sentence
+    with expect(AlreadyExists, "GUID_TAKEN"):
+        await store.register(new("/grid/cms/y", first.guid))
+    with expect(AlreadyExists, "LFN_TAKEN"):
+        await store.register(new("/grid/cms/x/below"))
+    await store.make_directory(Lfn("/grid/cms/dir"), ANN, False, 5)
+    with expect(AlreadyExists, "LFN_TAKEN"):
+        await store.register(new("/grid/cms/dir"))
+    assert await names(store, "/grid/cms") == ["dir", "x"]
+
+
+async def test_a_refused_registration_leaves_nothing(store: CatalogStore) -> None:
+    first = await store.register(new("/grid/cms/x"))
+    with expect(AlreadyExists, "SURL_TAKEN"):
+        await store.register(new("/grid/cms/deep/er/y", replica=first.replicas[0]))
+    assert await names(store, "/grid/cms") == ["x"]
+
+
+async def test_parents_only_when_asked(store: CatalogStore) -> None:
+    with expect(NotFound, "DIRECTORY_NOT_FOUND"):
+        await store.register(new("/grid/cms/a/b", make_parents=False))
+    await store.register(new("/grid/cms/b", make_parents=False))
+    with expect(NotFound, "DIRECTORY_NOT_FOUND"):
+        await store.make_directory(Lfn("/grid/cms/p/q"), ANN, False, 5)
+    await store.make_directory(Lfn("/grid/cms/p/q"), ANN, True, 5)
+    await store.make_directory(Lfn("/grid/cms/p/q"), BOB, False, 6)
+    await store.make_directory(Lfn("/grid/atlas"), ANN, False, 5)
+    assert await names(store, "/grid") == ["atlas", "cms"]
+    with expect(AlreadyExists, "LFN_TAKEN"):
+        await store.make_directory(Lfn("/grid/cms/b"), ANN, False, 5)
+
+
+async def test_replicas_must_be_copies(store: CatalogStore) -> None:
+    file = await store.register(new("/grid/cms/x"))
+    second = Replica("srm://other:2/cms/" + "1" * 32, "other:2", 9)
+    for key in (Lfn("/grid/cms/x"), file.guid):
+        await store.add_replica(key, "cms", Content(10, "0a0b0c0d"), second)
+    (found,) = await store.lookup([Lfn("/grid/cms/x")], [], "cms")
+    assert found.replicas == (*file.replicas, second)
+    for wrong in (Content(11, "0a0b0c0d"), Content(10, "00000000"), Content(10, "0a0b0c0d", "cd" * 32)):
+        with expect(DataCorrupted, "CONTENT_DIFFERS"):
+            await store.add_replica(file.guid, "cms", wrong, Replica("srm://x:1/cms/" + "2" * 32, "x:1"))
+    with expect(NotFound, "LFN_NOT_FOUND"):
+        await store.add_replica(file.guid, "atlas", CONTENT, second)
+    for _ in range(2):
+        await store.remove_replica(file.guid, "cms", second.surl, None)
+    (found,) = await store.lookup([], [file.guid], "cms")
+    assert found.replicas == file.replicas
+
+
+async def test_removal(store: CatalogStore) -> None:
+    file = await store.register(new("/grid/cms/d/x"))
+    x, d = Lfn("/grid/cms/d/x"), Lfn("/grid/cms/d")
+    with expect(Conflict, "HAS_REPLICAS"):
+        await store.remove(x, False, None)
+    with expect(Conflict, "DIRECTORY_NOT_EMPTY"):
+        await store.remove(d, True, None)
+    with expect(Refused, "NOT_OWNER"):
+        await store.remove(x, True, BOB)
+    with expect(Refused, "NOT_OWNER"):
+        await store.remove_replica(x, "cms", file.replicas[0].surl, BOB)
+    await store.remove(x, True, ANN)
+    with expect(NotFound, "LFN_NOT_FOUND"):
+        await store.remove(x, False, None)
+    await store.remove(d, False, None)
+    assert await names(store, "/grid/cms") == []
+    with expect(NotFound, "DIRECTORY_NOT_FOUND"):
+        await store.page(d, "", 10)
+    await store.register(new("/grid/cms/d/x", file.guid))
+
+
+async def test_pages_of_awkward_names(store: CatalogStore) -> None:
+    made = ["a", "B", "ä", "漢" * 255, "z" * 255, "with space", "%", "_", "'; DROP TABLE files; --", "𝕏", "10", "9"]
+    for name in made:
+        await store.register(new(str(parse_lfn(f"/grid/cms/{name}"))))
+    seen: list[str] = []
+    while page := await store.page(Lfn("/grid/cms"), seen[-1] if seen else "", 5):
+        seen += [entry.lfn.rpartition("/")[2] for entry in page]
+    assert seen == sorted(made, key=lambda name: name.encode())
+    with expect(Conflict, "NOT_A_DIRECTORY"):
+        await store.page(Lfn("/grid/cms/a"), "", 5)
+    assert await store.page(Lfn("/grid/atlas"), "", 5) == []
+
+
+async def test_look_up_in_bulk_keeps_the_order_asked(store: CatalogStore) -> None:
+    made = await asyncio.gather(*(store.register(new(f"/grid/cms/d{n % 7}/{n}")) for n in range(300)))
+    wanted = [Lfn(entry.lfn) for entry in reversed(made)]
+    wanted.insert(150, Lfn("/grid/cms/none/there"))
+    assert await store.lookup(wanted, [], "cms") == list(reversed(made))
+    assert await store.lookup([], [entry.guid for entry in made[::-1]], "cms") == list(reversed(made))
+
+
+async def test_one_of_two_registrations_of_a_name_at_once_wins(store: CatalogStore) -> None:
+    results = await asyncio.gather(
+        *(store.register(new("/grid/cms/x", replica=None)) for _ in range(20)), return_exceptions=True
+    )
+    assert sum(not isinstance(r, AlreadyExists) for r in results) == 1
+
+
+PATHS = [f"/grid/cms/{a}{b}" for a in ("a", "b") for b in ("", "/x", "/x/y", "/z")]
+
+
+class CatalogueMachine(RuleBasedStateMachine):
+    """Any order of changes, compared with two dictionaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = Store(Path(self.folder.name) / "c.db", metadata)
+        self.files: dict[str, str] = {}
+        self.directories: set[str] = {"/grid/cms"}
+        self.store.write_sync(lambda c: rows.make_directory(c, Lfn("/grid/cms"), ANN, True, 1))
+
+    def teardown(self) -> None:
+        self.store.close_sync()
+        self.folder.cleanup()
+
+    def attempt(self, function: Any) -> bool:
+        try:
+            self.store.write_sync(function)
+        except GridError:
+            return False
+        return True
+
+    @rule(path=st.sampled_from(PATHS), guid=st.sampled_from([f"{n:08x}-0000-4000-8000-000000000000" for n in range(4)]))
+    def register(self, path: str, guid: str) -> None:
+        parent = path.rpartition("/")[0]
+        expected = self.files.get(path) == guid or (
+            path not in self.files and path not in self.directories and guid not in self.files.values()
+            and parent in self.directories
+        )  # fmt: skip
+        file = new(path, guid, make_parents=False, replica=None)
+        assert self.attempt(lambda c: rows.register(c, file)) == expected
+        if expected:
+            self.files[path] = guid
+
+    @rule(path=st.sampled_from(PATHS))
+    def make_directory(self, path: str) -> None:
+        expected = path in self.directories or (path not in self.files and path.rpartition("/")[0] in self.directories)
+        assert self.attempt(lambda c: rows.make_directory(c, Lfn(path), ANN, False, 1)) == expected
+        if expected:
+            self.directories.add(path)
+
+    @rule(path=st.sampled_from(PATHS))
+    def remove(self, path: str) -> None:
+        below = any(other.startswith(path + "/") for other in [*self.files, *self.directories])
+        expected = path in self.files or (path in self.directories and not below)
+        assert self.attempt(lambda c: rows.remove(c, Lfn(path), False, None)) == expected
+        if expected:
+            self.files.pop(path, None)
+            self.directories.discard(path)
+
+    @invariant()
+    def agrees(self) -> None:
+        for directory in self.directories:
+            page = self.store.read_sync(lambda c, d=directory: rows.page(c, Lfn(d), "", 100))
+            found = {(entry.lfn, entry.guid) for entry in page}
+            expected = {(p, g) for p, g in self.files.items() if p.rpartition("/")[0] == directory}
+            expected |= {(p, "") for p in self.directories if p.rpartition("/")[0] == directory}
+            assert found == expected
+
+
+CatalogueMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestCatalogue = CatalogueMachine.TestCase
