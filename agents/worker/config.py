@@ -1,0 +1,64 @@
+"""The options of a worker node, with their defaults; unknown keys and wrong units are refused at start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Section `options` of a worker."""
+
+    slots: int = field(default=0, metadata={"minimum": 0, "maximum": 10_000})
+    """Payload processes at a time; 0: one per processor."""
+    gatekeeper: str = ""
+    """Name of the gatekeeper to serve; empty: the first one of this site."""
+    scratch_dir: str = ""
+    """Where jobs have their directories. Empty: <state_dir>/scratch, or a folder below /var/tmp where pool accounts could
+    not reach that (a folder on its path is closed to others)."""
+    run_as_root: bool = False
+    """Allow payloads to run as root when this agent is root and the gatekeeper maps to the caller. For containers only."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set for every job by the site, for instance VO_CMS_SW_DIR."""
+    path: str = "/usr/local/bin:/usr/bin:/bin"
+    software: tuple[str, ...] = ()
+    """Published run time environment tags of this node."""
+
+    term_grace_s: float = field(default=5.0, metadata={"minimum": 0.0})
+    """Between SIGTERM and SIGKILL."""
+    open_files: int = field(default=4096, metadata={"minimum": 64})
+    processes: int = field(default=4096, metadata={"minimum": 16})
+    """RLIMIT_NPROC of a pool account, over all its jobs on this host."""
+    orphan_timeout_s: float = field(default=120.0, metadata={"minimum": 1.0})
+    """The starter ends when it has had neither agent nor job for so long."""
+    stop_policy: str = field(default="kill", metadata={"choices": ("kill", "leave")})
+    """At a clean stop, running jobs are killed and reported as WORKER_STOPPED, or left to the next start."""
+
+    min_free_bytes: int = field(default=100 * MIB, metadata={"minimum": 0})
+    """Below this much free disk (or `min_free_inodes`) the worker takes no jobs until there is room again."""
+    min_free_inodes: int = field(default=1000, metadata={"minimum": 0})
+    max_scratch_inodes: int = field(default=50_000, metadata={"minimum": 10})
+    """Files and folders of one job."""
+    disk_check_s: float = field(default=2.0, metadata={"minimum": 0.05})
+    cache_bytes: int = field(default=1024 * MIB, metadata={"minimum": MIB})
+    """Input sandbox files kept for the next job."""
+    cache_files: int = field(default=5000, metadata={"minimum": 1})
+    max_output_file_bytes: int = field(default=200 * MIB, metadata={"minimum": 1})
+
+    max_staging: int = field(default=8, metadata={"minimum": 1, "maximum": 256})
+    """Jobs that move files at a time."""
+    staging_retry_s: float = 30.0
+    """How long staging keeps trying while a service is away: it may be restarting."""
+    max_unacknowledged: int = field(default=2000, metadata={"minimum": 1})
+    """Ended jobs whose report the gatekeeper has not confirmed; more stop new work."""
+    reconnect_max_s: float = field(default=2.0, metadata={"minimum": 0.05})
+    prefetch: bool = True
+    """Hold a few more jobs than slots when jobs last less than a second, so that no slot waits for the next order."""
+
+    def slot_count(self) -> int:
+        """Slots, with the default resolved."""
+        return self.slots or os.cpu_count() or 1
