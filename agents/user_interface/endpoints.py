@@ -19,7 +19,6 @@ from agents.user_interface.exits import UsageProblem
 from fabric.errors import NotFound
 from fabric.settings import Endpoint
 
-DEFAULT_STATE = Path(".grid")
 ENDPOINTS_FILE = "endpoints.json"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 """A grid of 200 sites has below 200 kB of endpoints."""
@@ -80,8 +79,27 @@ def parse_address(text: str, variable: str) -> tuple[str, int]:
 
 
 def state_folder(state: Path | None, environ: Mapping[str, str]) -> Path:
-    """The state folder meant by the option, the environment, or the default."""
-    return (state or Path(environ.get("GRIDFABRIC_STATE") or DEFAULT_STATE)).absolute()
+    """The state folder meant by the option, GRIDFABRIC_STATE, or the one grid of this user. Raises NotFound, UsageProblem."""
+    if state is not None or environ.get("GRIDFABRIC_STATE"):
+        return (state or Path(environ["GRIDFABRIC_STATE"])).absolute()
+    known = known_states()
+    if not known:
+        raise NotFound(
+            "GRID_UNKNOWN", "no grid of yours is known on this machine; start one with `grid up lab`, or give --state"
+        )
+    running = [folder for folder in known if (folder / "run.json").exists()]
+    if len(running or known) > 1:
+        names = ", ".join(map(str, running or known))
+        raise UsageProblem(f"which grid? there are {names}; choose with --state or GRIDFABRIC_STATE")
+    return (running or known)[0]
+
+
+def known_states() -> list[Path]:
+    """State folders in this user's default place."""
+    from clusters.paths import default_state
+
+    base = default_state("any", {}, os.getuid()).parent
+    return sorted(path.parent for path in base.glob(f"*/{ENDPOINTS_FILE}"))
 
 
 def read_file(path: Path) -> Endpoints:
@@ -111,14 +129,16 @@ def find(environ: Mapping[str, str], state: Path | None = None) -> Endpoints:
     """Everything known: variables go before the endpoints file, the file before the state folder."""
     base = Endpoints({})
     named = environ.get("GRIDFABRIC_ENDPOINTS")
-    if state is None and named:
-        base = read_file(Path(named))
-    else:
-        candidate = state_folder(state, environ) / ENDPOINTS_FILE
-        if candidate.is_file():
-            base = read_file(candidate)
-        elif state is not None:
+    if state is not None:
+        if not (state / ENDPOINTS_FILE).is_file():
             raise NotFound("GRID_UNKNOWN", f"no grid was started with the state folder {state}", state=state)
+        base = read_file(state / ENDPOINTS_FILE)
+    elif named:
+        base = read_file(Path(named))
+    elif not any(environ.get(variable) for variable in VARIABLES):
+        base = read_file(state_folder(None, environ) / ENDPOINTS_FILE)
+    elif environ.get("GRIDFABRIC_STATE") and (Path(environ["GRIDFABRIC_STATE"]) / ENDPOINTS_FILE).is_file():
+        base = read_file(Path(environ["GRIDFABRIC_STATE"]) / ENDPOINTS_FILE)
     services = dict(base.services)
     for variable, (kind, port) in VARIABLES.items():
         value = environ.get(variable) if state is None else None

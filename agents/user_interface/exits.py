@@ -38,7 +38,7 @@ _CODE_OF_CLASS: Mapping[str, ExitCode] = {
 _NOT_FOUND_REASONS = frozenset({"CREDENTIAL_NOT_FOUND"})
 
 
-class UsageProblem(Exception):  # noqa: N818
+class UsageProblem(Exception):
     """The command line or the environment does not make sense; found after parsing."""
 
     def __init__(self, sentence: str, reason: str = "USAGE", **facts: object) -> None:
@@ -48,7 +48,7 @@ class UsageProblem(Exception):  # noqa: N818
         self.facts = {name: str(value) for name, value in facts.items()}
 
 
-class Ended(Exception):  # noqa: N818
+class Ended(Exception):
     """Everything was printed already; only the exit code is left to say."""
 
     def __init__(self, code: ExitCode) -> None:

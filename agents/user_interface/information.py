@@ -118,12 +118,8 @@ def vos_of(entry: Entry, *names: str) -> tuple[str, ...]:
 
 
 def freshness(entry: Entry) -> str:
-    """What the entry says about its own age; see docs of agents/information."""
-    for name in ("GridfabricState", "GlueGridfabricState", "gridfabricProducerState", "producerState"):
-        text = entry.first(name)
-        if text:
-            return text
-    return "fresh"
+    """How the information servers stand with who published it: current, unreachable, withdrawn, awaited."""
+    return entry.first("GridFabricState") or "current"
 
 
 ATTRIBUTES = ("*", "+")
@@ -163,7 +159,8 @@ async def storage_elements(server: tuple[str, int]) -> list[StorageElement]:
     entries = await search(server, wanted, ATTRIBUTES)
     areas: dict[str, list[Entry]] = {}
     doors: dict[str, tuple[str, int]] = {}
-    for entry in entries:
+    # An element's own protocol goes before others that it may speak.
+    for entry in sorted(entries, key=lambda entry: entry.first("GlueSEAccessProtocolType") != "grpc"):
         for key in entry.get("gluechunkkey") or ():
             name, _, value = key.partition("=")
             if name == "GlueSEUniqueID" and (entry.first("GlueSALocalID") or entry.first("GlueSARoot")):
@@ -180,7 +177,7 @@ async def storage_elements(server: tuple[str, int]) -> list[StorageElement]:
         host, port = doors.get(name) or (name.rpartition(":")[0] or name, number(entry, "GlueSEPort"))
         free = sum(_area_bytes(area, "Free") for area in parts)
         used = sum(_area_bytes(area, "Used") for area in parts)
-        total = sum(_area_bytes(area, "Total") for area in parts) or number(entry, "GlueSETotalOnlineSize") * 10**9
+        total = free + used or number(entry, "GlueSETotalOnlineSize") * 10**9
         vos = tuple(dict.fromkeys(vo for area in parts for vo in vos_of(area, "GlueSAAccessControlBaseRule")))
         found.append(StorageElement(name, site_of(entry), host, port, total, used, free, vos, freshness(entry)))
     return sorted(found, key=lambda se: (se.site, se.name))
@@ -188,10 +185,8 @@ async def storage_elements(server: tuple[str, int]) -> list[StorageElement]:
 
 def _area_bytes(area: Entry, which: str) -> int:
     """GLUE 1.3: GlueSAStateAvailableSpace and UsedSpace are in KB, the Online sizes in GB (1e9)."""
-    kilobytes = {"Free": "GlueSAStateAvailableSpace", "Used": "GlueSAStateUsedSpace"}.get(which)
-    if kilobytes and area.first(kilobytes):
-        return number(area, kilobytes) * 1024
-    return number(area, f"GlueSA{which}OnlineSize") * 10**9
+    kilobytes = {"Free": "GlueSAStateAvailableSpace", "Used": "GlueSAStateUsedSpace"}[which]
+    return number(area, kilobytes) * 1024 if area.first(kilobytes) else number(area, f"GlueSA{which}OnlineSize") * 10**9
 
 
 def _door(entry: Entry) -> tuple[str, tuple[str, int]] | None:
@@ -231,7 +226,7 @@ async def sites_command(*, as_json: bool) -> None:
                 "waiting": sum(ce.waiting for ce in mine),
                 "ses": len(space),
                 "free_bytes": sum(se.free_bytes for se in space),
-                "information": states.get(name) or next((ce.fresh for ce in mine), "fresh"),
+                "information": states.get(name) or next((ce.fresh for ce in mine), "current"),
             }
         )
     _print(rows, as_json=as_json)
@@ -302,7 +297,10 @@ async def query_command(
     entries = await search(address, filter, attributes, base=base, scope=scope)
     if as_json:
         console.print_json(
-            [{"dn": str(entry.dn), "attributes": {k: list(v) for k, v in entry.attributes.items()}} for entry in entries]
+            [
+                {"dn": str(entry.dn), "attributes": {k: list(v) for k, v in entry.attributes.items()}}
+                for entry in entries
+            ]
         )
         return
     for entry in entries:

@@ -69,9 +69,7 @@ def make(
 
     same = paths[0] == paths[1]
     user = Credential.load(paths[0], None if same else paths[1], passphrase=passphrase)
-    proxy = create_proxy(
-        user, lifetime=lifetime, now=now, key_type=key_type, limited=limited, path_length=path_length
-    )
+    proxy = create_proxy(user, lifetime=lifetime, now=now, key_type=key_type, limited=limited, path_length=path_length)
     target = out or find_proxy_path(environ, os.getuid())
     proxy.save(target)
     return proxy, target
@@ -82,8 +80,10 @@ def summary(proxy: Credential, path: Path, now: datetime) -> dict[str, Any]:
     info = proxy_info(proxy.certificate)
     left = (proxy.not_after - now).total_seconds()
     key: Any = proxy.key
-    algorithm = f"RSA {key.key_size} bits" if hasattr(key, "private_numbers") and not hasattr(key, "curve") else (
-        f"ECDSA {key.curve.name}"
+    algorithm = (
+        f"RSA {key.key_size} bits"
+        if hasattr(key, "private_numbers") and not hasattr(key, "curve")
+        else (f"ECDSA {key.curve.name}")
     )
     kind = "not a proxy, a long-lived credential" if info is None else f"RFC 3820 {info.kind.value} proxy"
     return {
@@ -112,7 +112,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Credential, Pat
     place = path or find_proxy_path(environ, os.getuid())
     if not place.exists():
         raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND, f"there is no proxy at {place}; make one with: grid proxy init", {"path": str(place)}
+            Reason.CREDENTIAL_NOT_FOUND,
+            f"there is no proxy at {place}; make one with: grid proxy init",
+            {"path": str(place)},
         )
     return Credential.load(place), place
 

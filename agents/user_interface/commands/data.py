@@ -57,7 +57,9 @@ def get(
 
 @app.command()
 def ls(
-    directory: Annotated[str, typer.Argument(metavar="LFN", help="A directory (or file) of the catalogue.")] = "lfn:/grid",
+    directory: Annotated[
+        str, typer.Argument(metavar="LFN", help="A directory (or file) of the catalogue.")
+    ] = "lfn:/grid",
     long: Annotated[bool, typer.Option("--long", "-l", help="With size, time, owner and replicas.")] = False,
     as_json: Json = False,
 ) -> None:

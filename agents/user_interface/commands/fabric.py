@@ -15,7 +15,8 @@ user_app = typer.Typer(help="Users of this grid.", no_args_is_help=True, rich_ma
 host_app = typer.Typer(help="Hosts of this grid.", no_args_is_help=True, rich_markup_mode=None)
 
 State = Annotated[
-    Path | None, typer.Option("--state", help="State folder; else $GRIDFABRIC_STATE or .grid here.", envvar="GRIDFABRIC_STATE")
+    Path | None,
+    typer.Option("--state", help="State folder; else $GRIDFABRIC_STATE or your one grid.", envvar="GRIDFABRIC_STATE"),
 ]
 
 
@@ -31,8 +32,12 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Grid description (TOML), or the name of a preset: edg-2003.")],
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when all is up; stop it with: grid down.")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Grid description (TOML), or the name of a preset: edg-2003.")
+    ],
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when all is up; stop it with: grid down.")
+    ] = False,
     site: Annotated[str | None, typer.Option(help="Start only this site.")] = None,
     state: State = None,
     invitation: Annotated[

@@ -72,7 +72,9 @@ def query(
     attributes: Annotated[list[str] | None, typer.Argument(help="Attributes to show; else all.")] = None,
     base: Annotated[str, typer.Option(help="Where to search.")] = "o=grid",
     scope: Annotated[Scope, typer.Option(help="How deep.")] = Scope.sub,
-    server: Annotated[str | None, typer.Option(help="host:port; else the top server.", envvar="GRIDFABRIC_TOP_LDAP")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="host:port; else the top server.", envvar="GRIDFABRIC_TOP_LDAP")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Search with any filter and print LDIF.
@@ -85,5 +87,7 @@ def query(
     from agents.user_interface import information
 
     console.run_async(
-        information.query_command(filter, attributes or [], base=base, scope=scope.value, server=server, as_json=as_json)
+        information.query_command(
+            filter, attributes or [], base=base, scope=scope.value, server=server, as_json=as_json
+        )
     )

@@ -12,7 +12,9 @@ from agents.user_interface.console import Json
 
 app = typer.Typer(help="Submit jobs, follow them, fetch their output.", no_args_is_help=True, rich_markup_mode=None)
 
-Jobs = Annotated[list[str] | None, typer.Argument(metavar="JOB...", help="Job ids; the id of a parametric job means all its jobs.")]
+Jobs = Annotated[
+    list[str] | None, typer.Argument(metavar="JOB...", help="Job ids; the id of a parametric job means all its jobs.")
+]
 IdFile = Annotated[
     Path | None, typer.Option("--input", "-i", help="Read job ids from this file, one a line.", dir_okay=False)
 ]
@@ -44,7 +46,8 @@ def status(
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, e.g. RUNNING.")] = None,
     ce: Annotated[str | None, typer.Option(help="Only jobs at this computing element.")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only jobs submitted in the last ... (2h, 30m).", callback=console.duration_option)
+        str | None,
+        typer.Option(help="Only jobs submitted in the last ... (2h, 30m).", callback=console.duration_option),
     ] = None,
     limit: Annotated[int, typer.Option(help="At most so many jobs.", min=1, max=100_000)] = 1000,
     as_json: Json = False,
@@ -90,7 +93,9 @@ def output(
     job: Jobs = None,
     input: IdFile = None,
     directory: Annotated[Path, typer.Option("--dir", "-d", help="Where to put it; a folder for each job.")] = Path("."),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the output at the site: it can be fetched again.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the output at the site: it can be fetched again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fetch the output sandbox of ended jobs, and clear them.

@@ -13,7 +13,9 @@ from agents.user_interface import console
 from agents.user_interface.console import Json
 from agents.user_interface.exits import Ended, ExitCode
 
-app = typer.Typer(help="Make, show and destroy the proxy that acts for you.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Make, show and destroy the proxy that acts for you.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 class KeyType(enum.StrEnum):
@@ -31,9 +33,15 @@ def init(
     key_type: Annotated[KeyType, typer.Option(help="Kind of the proxy's key.")] = KeyType.ec_p256,
     limited: Annotated[bool, typer.Option("--limited", help="May move data, may not start jobs.")] = False,
     path_length: Annotated[int | None, typer.Option(help="How many proxies may follow this one.", min=0)] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write it; else $X509_USER_PROXY or /tmp/x509up_u<uid>.")] = None,
-    cert: Annotated[Path | None, typer.Option(help="Certificate (PEM or .p12); else $X509_USER_CERT or ~/.globus.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its key; else $X509_USER_KEY or userkey.pem beside the certificate.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it; else $X509_USER_PROXY or /tmp/x509up_u<uid>.")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM or .p12); else $X509_USER_CERT or ~/.globus.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Its key; else $X509_USER_KEY or userkey.pem beside the certificate.")
+    ] = None,
     pwstdin: Annotated[bool, typer.Option("--pwstdin", help="Read the key's pass phrase from standard input.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -66,7 +66,9 @@ def choose_interpreter() -> tuple[Path, bool]:
 def _runs(interpreter: Path, version: str) -> bool:
     code = "import sys, gzip, json; print('%d.%d' % sys.version_info[:2])"
     try:
-        answer = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(
+            [interpreter, "-I", "-c", code], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return answer.stdout.strip() == version

@@ -5,6 +5,7 @@ Writes JSON: charged multiplicity per event, pseudorapidity of charged particles
 
 import argparse
 import array
+import glob
 import gzip
 import json
 import math
@@ -13,7 +14,7 @@ import sys
 
 MAGIC = b"GFEV1\n"
 MAX_HEADER_BYTES = 65536
-ETA_LIMIT, ETA_BINS = 8.0, 64
+ETA_LIMIT, ETA_BINS = 10.0, 80
 
 
 def exactly(file, count):
@@ -61,9 +62,9 @@ def analyse(paths):
             for px, py, pz in zip(momenta[0::4], momenta[1::4], momenta[2::4]):
                 transverse = math.hypot(px, py)
                 if transverse > 0:
-                    position = int((math.asinh(pz / transverse) + ETA_LIMIT) * ETA_BINS / (2 * ETA_LIMIT))
+                    position = (math.asinh(pz / transverse) + ETA_LIMIT) * ETA_BINS / (2 * ETA_LIMIT)
                     if 0 <= position < ETA_BINS:
-                        eta[position] += 1
+                        eta[int(position)] += 1
         if charged != header["charged"]:
             raise SystemExit(f"analyse: {path} holds {charged} charged particles, its header says {header['charged']}")
         files[path] = {"seed": header["seed"], "events": read, "charged": charged}
@@ -82,13 +83,15 @@ def analyse(paths):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True)
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("files", nargs="*", help="event files; without, every *.gfev here")
     options = parser.parse_args()
-    result = analyse(options.files)
+    result = analyse(options.files or sorted(glob.glob("*.gfev")))
     with open(options.out, "w", encoding="utf-8") as file:
         json.dump(result, file)
-    print(f"{result['events']} events of {len(result['files'])} files, "
-          f"mean charged multiplicity {result['mean_charged_multiplicity']:.1f}")
+    print(
+        f"{result['events']} events of {len(result['files'])} files, "
+        f"mean charged multiplicity {result['mean_charged_multiplicity']:.1f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,356 @@
+"""`grid data`: files by logical name, through catalogue and storage elements."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from agents.catalog import client as catalog
+from agents.storage import client as storage
+from agents.user_interface import console, information
+from agents.user_interface.connection import Grid, open_for_user
+from agents.user_interface.endpoints import parse_address
+from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
+from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
+from security.errors import SecurityError
+
+COPIES_AT_ONCE = 8
+"""Replications side by side."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """A storage element and its gRPC door."""
+
+    name: str
+    site: str
+    host: str
+    port: int
+    free_bytes: int | None = None
+
+
+def check_lfn(text: str) -> str:
+    """An LFN as the catalogue wants it. Raises UsageProblem."""
+    lfn = text if text.startswith("lfn:") else f"lfn:{text}" if text.startswith("/") else text
+    if not lfn.startswith("lfn:/"):
+        raise UsageProblem(f"{text[:200]!r} is not a logical file name; it looks like lfn:/grid/cms/file")
+    return lfn
+
+
+async def elements(grid: Grid) -> list[Element]:
+    """Every storage element that is known, from the endpoints or the information system."""
+    known = [Element(e.name, e.site, e.host, e.rpc) for e in grid.services.all("storage") if e.rpc]
+    if known:
+        return known
+    found = await information.storage_elements(grid.services.one("top", "ldap"))
+    return [Element(se.name, se.site, se.host, se.port, se.free_bytes) for se in found if se.port]
+
+
+async def find_element(grid: Grid, wanted: str | None) -> Element:
+    """The storage element meant by a name or a site; without, GRIDFABRIC_SE or the first known. Raises NotFound."""
+    known = await elements(grid)
+    wanted = wanted or os.environ.get("GRIDFABRIC_SE") or None
+    for element in known:
+        if wanted is None or wanted.lower() in (
+            element.name.lower(),
+            element.site.lower(),
+            f"{element.host}:{element.port}",
+        ):
+            return element
+    names = ", ".join(f"{element.name} ({element.site})" for element in known[:20]) or "none"
+    raise NotFound("SE_UNKNOWN", f"no storage element {wanted!r} is known; known are: {names}", wanted=wanted)
+
+
+def door(surl: str) -> tuple[str, int]:
+    """Host and port of the storage element that a SURL names."""
+    return parse_address(surl.partition("://")[2].partition("/")[0], "the SURL's address")
+
+
+def is_at(replica: catalog.Replica, element: Element) -> bool:
+    """True if this replica is on that storage element. By address."""
+    return door(replica.surl) == (element.host, element.port)
+
+
+def checksums_of(file: catalog.Entry) -> storage.Checksums:
+    """What the catalogue says. Raises InvalidRequest for a directory."""
+    content = content_of(file)
+    return storage.Checksums(content.adler32, content.sha256)
+
+
+def lfn_of(entry: catalog.Entry) -> str:
+    """The name as users write it."""
+    return entry.lfn if entry.lfn.startswith("lfn:") else f"lfn:{entry.lfn}"
+
+
+def content_of(entry: catalog.Entry) -> catalog.Content:
+    """Size and checksums of a file. Raises InvalidRequest for a directory."""
+    if entry.content is None:
+        raise InvalidRequest(
+            "IS_DIRECTORY", f"{lfn_of(entry)} is a directory; list it with: grid data ls", lfn=lfn_of(entry)
+        )
+    return entry.content
+
+
+async def lookup(grid: Grid, names: Sequence[str]) -> list[catalog.Entry]:
+    """Files with their replicas, in the order asked. Raises NotFound for a name that is not there."""
+    found, unknown = await catalog.lookup(await grid.channel("catalog"), names)
+    if unknown:
+        raise NotFound("LFN_NOT_FOUND", f"the catalogue has no {unknown[0]}", lfn=unknown[0])
+    by_name = {lfn_of(entry): entry for entry in found}
+    by_name |= {guid if guid.startswith("guid:") else f"guid:{guid}": entry for entry in found if (guid := entry.guid)}
+    return [by_name[name] for name in names]
+
+
+async def put(grid: Grid, path: Path, lfn: str, element: Element) -> catalog.Entry:
+    """Store a local file and register it. A file that cannot be registered does not stay behind. Raises GridError."""
+    names = await grid.channel("catalog")
+    found, _ = await catalog.lookup(names, [lfn])
+    if found:
+        raise AlreadyExists(
+            "LFN_EXISTS", f"{lfn} is already there; choose another name, or remove it: grid data rm {lfn}", lfn=lfn
+        )
+    channel = await grid.channel_to(element.host, element.port)
+    stored = await storage.put_file(channel, path, grid.vo, name_hint=path.name[:200])
+    content = catalog.Content(stored.size_bytes, stored.checksums.adler32, stored.checksums.sha256)
+    try:
+        return await catalog.register(names, lfn, catalog.new_guid(), content, surl=stored.surl)
+    except GridError as error:
+        if not isinstance(error, Unavailable):  # else it may be registered: an orphan is better than a lost file
+            await storage.remove(channel, stored.surl)
+        raise
+
+
+async def replicate(grid: Grid, file: catalog.Entry, target: Element) -> str | None:
+    """A verified copy on `target`, registered; its SURL. None if there is one already. Raises GridError."""
+    if any(is_at(replica, target) for replica in file.replicas):
+        return None
+    if not file.replicas:
+        raise NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica to copy from", lfn=lfn_of(file))
+    channel = await grid.channel_to(target.host, target.port)
+    failure: GridError | None = None
+    for source in file.replicas:
+        try:
+            copied = await storage.copy(channel, source.surl, grid.vo, expected=checksums_of(file))
+            break
+        except (Unavailable, NotFound, DataCorrupted) as error:
+            failure = error  # another replica may be readable
+    else:
+        raise failure or NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica that can be read", lfn=lfn_of(file))
+    await catalog.add_replica(
+        await grid.channel("catalog"), lfn_of(file), copied.surl, copied.size_bytes, copied.checksums.adler32
+    )
+    return copied.surl
+
+
+async def replicate_all(
+    grid: Grid, files: Sequence[catalog.Entry], target: Element, on_copied: Any = None
+) -> list[Exception]:
+    """Replicate many files, some at a time; `on_copied(file, surl)` after each. Returns the failures."""
+    await grid.delegate(await grid.channel_to(target.host, target.port))
+    gate = asyncio.Semaphore(COPIES_AT_ONCE)
+    failures: list[Exception] = []
+
+    async def one(file: catalog.Entry) -> None:
+        try:
+            async with gate:
+                surl = await replicate(grid, file, target)
+        except (GridError, SecurityError) as error:
+            failures.append(error)
+            return
+        if on_copied is not None:
+            on_copied(file, surl)
+
+    async with asyncio.TaskGroup() as group:
+        for file in files:
+            group.create_task(one(file))
+    return failures
+
+
+def file_data(file: catalog.Entry) -> dict[str, Any]:
+    """An entry of the catalogue as plain data."""
+    if file.content is None:
+        return {"lfn": lfn_of(file), "directory": True}
+    return {
+        "lfn": lfn_of(file),
+        "guid": file.guid,
+        "size_bytes": file.content.size_bytes,
+        "adler32": file.content.adler32,
+        "sha256": file.content.sha256,
+        "owner": file.owner,
+        "created_at": console.time_us_text(file.created_at_us),
+        "replicas": [{"surl": r.surl, "storage_element": r.storage_element} for r in file.replicas],
+    }
+
+
+async def put_command(
+    path: Path, lfn: str, se: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data put`."""
+    name = check_lfn(lfn)
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    async with open_for_user(environ) as grid:
+        if not grid.vo:
+            raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+        file = await put(grid, path, name, await find_element(grid, se))
+    if as_json:
+        console.print_json(file_data(file))
+    else:
+        print(f"{lfn_of(file)}  {console.bytes_text(content_of(file).size_bytes)}  {file.replicas[0].surl}")
+
+
+async def get_command(
+    lfn: str, path: Path | None, se: str | None, *, force: bool, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data get`: from the replica asked for, or the first that can be read."""
+    name = lfn if lfn.startswith("guid:") else check_lfn(lfn)
+    async with open_for_user(environ) as grid:
+        file = (await lookup(grid, [name]))[0]
+        content = content_of(file)
+        target = path or Path(PurePosixPath(lfn_of(file)).name)
+        if target.is_dir():
+            target = target / PurePosixPath(lfn_of(file)).name
+        if target.exists() and not force:
+            raise AlreadyExists("FILE_EXISTS", f"{target} exists; use --force to replace it", path=target)
+        replica = await _fetch(grid, file, target, se)
+    if as_json:
+        console.print_json({**file_data(file), "path": str(target), "from": replica.surl})
+    else:
+        print(f"{target}  {console.bytes_text(content.size_bytes)}  from {replica.storage_element}")
+
+
+async def _fetch(grid: Grid, file: catalog.Entry, target: Path, se: str | None) -> catalog.Replica:
+    replicas = list(file.replicas)
+    if se is not None:
+        element = await find_element(grid, se)
+        replicas = [replica for replica in replicas if is_at(replica, element)]
+    failure: GridError | None = None
+    for replica in replicas:
+        try:
+            channel = await grid.channel_to(*door(replica.surl))
+            await storage.get_file(channel, replica.surl, target, expected=checksums_of(file))
+            return replica
+        except (Unavailable, NotFound, DataCorrupted) as error:
+            failure = error
+    where = f" at {se}" if se else ""
+    raise failure or NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica{where}", lfn=lfn_of(file))
+
+
+async def list_command(directory: str, *, long: bool, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid data ls`."""
+    name = check_lfn(directory)
+    async with open_for_user(environ) as grid:
+        channel = await grid.channel("catalog")
+        files = [entry async for entry in catalog.list_directory(channel, name)]
+    if as_json:
+        console.print_json([file_data(file) for file in files])
+        return
+    if not long:
+        for file in files:
+            print(PurePosixPath(lfn_of(file)).name + ("/" if file.is_directory else ""))
+        return
+    rows = [
+        [
+            "d" if file.is_directory else "-",
+            file.content.size_bytes if file.content else "",
+            "" if file.is_directory else len(file.replicas),
+            console.time_us_text(file.created_at_us),
+            file.owner,
+            PurePosixPath(lfn_of(file)).name + ("/" if file.is_directory else ""),
+        ]
+        for file in files
+    ]
+    console.print_table(["", "BYTES", "REPLICAS", "CREATED", "OWNER", "NAME"], rows)
+
+
+async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
+    """Remove the replica at `se`, or every replica and then the name. Returns the SURLs removed. Raises GridError."""
+    names = await grid.channel("catalog")
+    found, _ = await catalog.lookup(names, [lfn])
+    if not found or found[0].is_directory:
+        if se is not None:
+            raise NotFound("LFN_UNKNOWN", f"the catalogue has no file {lfn}", lfn=lfn)
+        await catalog.remove(names, lfn)  # an empty directory; the catalogue says so if it is not there
+        return []
+    file = found[0]
+    element = await find_element(grid, se) if se is not None else None
+    chosen = [r for r in file.replicas if element is None or is_at(r, element)]
+    if element is not None and not chosen:
+        raise NotFound("NO_REPLICA", f"{lfn} has no replica at {element.name}", lfn=lfn)
+    for replica in chosen:
+        await storage.remove(await grid.channel_to(*door(replica.surl)), replica.surl)
+        await catalog.remove_replica(names, lfn, replica.surl)
+    if element is None:
+        await catalog.remove(names, lfn)
+    return [replica.surl for replica in chosen]
+
+
+async def remove_command(
+    lfns: Sequence[str], se: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data rm`."""
+    names = [check_lfn(lfn) for lfn in lfns]
+    rows: list[dict[str, Any]] = []
+    failures: list[Exception] = []
+    async with open_for_user(environ) as grid:
+        for name in names:
+            try:
+                rows.append({"lfn": name, "removed": await remove(grid, name, se)})
+            except (GridError, SecurityError) as error:
+                failures.append(error)
+                rows.append({"lfn": name, "error": describe(error)})
+    _finish(rows, failures, lambda row: f"removed {row['lfn']}", as_json=as_json)
+
+
+async def replicate_command(
+    lfns: Sequence[str], to: str, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data replicate`."""
+    names = [check_lfn(lfn) for lfn in lfns]
+    rows: list[dict[str, Any]] = []
+
+    def copied(file: catalog.Entry, surl: str | None) -> None:
+        rows.append({"lfn": lfn_of(file), "surl": surl, "copied": surl is not None})
+
+    async with open_for_user(environ) as grid:
+        target = await find_element(grid, to)
+        files = await lookup(grid, names)
+        failures = await replicate_all(grid, files, target, copied)
+    rows += [{"lfn": "", "error": describe(error)} for error in failures]
+    _finish(
+        rows,
+        failures,
+        lambda row: f"{row['lfn']}  {row['surl']}" if row["copied"] else f"{row['lfn']}  already at {target.name}",
+        as_json=as_json,
+    )
+
+
+def _finish(rows: list[dict[str, Any]], failures: Sequence[Exception], text: Any, *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(rows)
+    for row in rows:
+        if "error" in row:
+            console.warn(row["error"]["sentence"])
+        elif not as_json:
+            print(text(row))
+    if failures:
+        raise Ended(exit_code(failures[0]))
+
+
+async def locate_command(lfns: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid data locate`."""
+    names = [lfn if lfn.startswith("guid:") else check_lfn(lfn) for lfn in lfns]
+    async with open_for_user(environ) as grid:
+        files = await lookup(grid, names)
+    if as_json:
+        console.print_json([file_data(file) for file in files])
+        return
+    for file in files:
+        content = content_of(file)
+        print(f"{lfn_of(file)}  {content.size_bytes} bytes  adler32 {content.adler32}  {file.guid}")
+        for replica in file.replicas:
+            print(f"  {replica.storage_element:<24} {replica.surl}")

@@ -1,0 +1,421 @@
+"""`grid job`: submit, follow and collect jobs through broker, bookkeeping and gatekeeper."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.broker.client import BrokerClient
+from agents.gatekeeper.client import GatekeeperClient
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
+
+from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name, state_number
+from agents.user_interface import console
+from agents.user_interface.connection import Grid, open_for_user
+from agents.user_interface.endpoints import parse_address
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
+from fabric.errors import GridError, NotFound, Unavailable
+from security.errors import SecurityError
+
+MAX_JDL_BYTES = 1024 * 1024
+POLL_S = 0.5
+"""Pause before the watch of jobs is opened again after bookkeeping went away."""
+FETCHES_AT_ONCE = 8
+"""Output sandboxes fetched side by side."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What the broker answered to one JDL."""
+
+    file: str
+    job_id: str
+    children: tuple[str, ...]
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """The jobs that run: the children, or the job itself."""
+        return self.children or (self.job_id,)
+
+
+def read_jdl(path: Path) -> str:
+    """A job description. Raises OSError, UsageProblem."""
+    data = path.read_bytes()
+    if len(data) > MAX_JDL_BYTES:
+        raise UsageProblem(f"{path} has {len(data)} bytes, a job description has at most {MAX_JDL_BYTES}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageProblem(f"{path} is not a text in UTF-8 (byte {error.start})") from None
+
+
+async def submit(grid: Grid, jdl: str, folder: Path, file: str = "") -> Submitted:
+    """Submit one description; its sandbox files are looked for in `folder`. Raises GridError."""
+    channel = await grid.channel("broker")
+    await grid.delegate(channel)
+    response = await BrokerClient(channel).submit(jdl, folder)
+    return Submitted(file, response.job_id, tuple(response.children))
+
+
+def bookkeeping_address(grid: Grid, job_ids: Sequence[str]) -> tuple[str, int]:
+    """The bookkeeping server: the one configured, else the one that the first job's id names."""
+    try:
+        return grid.services.one("bookkeeping")
+    except NotFound:
+        for job_id in job_ids:
+            rest = job_id.partition("://")[2].partition("/")[0]
+            if rest:
+                return parse_address(rest, "the job id's server")
+        raise
+
+
+async def bookkeeping(grid: Grid, job_ids: Sequence[str] = ()) -> BookkeepingClient:
+    """A client of the bookkeeping server that knows these jobs."""
+    host, port = bookkeeping_address(grid, job_ids)
+    return BookkeepingClient(await grid.channel_to(host, port))
+
+
+def check_ids(job_ids: Iterable[str]) -> None:
+    """Refuse what cannot be a job id, before anything is sent. Raises UsageProblem."""
+    for job_id in job_ids:
+        if not job_id.startswith("https://") or "/" not in job_id[8:].strip("/") or len(job_id) > 400:
+            raise UsageProblem(
+                f"{job_id[:100]!r} is not a job id; it looks like https://host:port/Vx3k0Z2mQ1y8bN7cT5dR9w"
+            )
+
+
+async def summaries(grid: Grid, job_ids: Sequence[str]) -> list[lb.JobSummary]:
+    """The present state of jobs; children stand for their parent. Raises NotFound for an id nobody knows."""
+    found = await (await bookkeeping(grid, job_ids)).query(job_ids=job_ids)
+    known = {job.job_id for job in found} | {job.parent for job in found}
+    missing = [job_id for job_id in job_ids if job_id not in known]
+    if missing:
+        raise NotFound("JOB_UNKNOWN", f"bookkeeping knows no job {missing[0]}", job_id=missing[0], missing=len(missing))
+    return found
+
+
+def succeeded(job: lb.JobSummary) -> bool:
+    """Ended well: DONE (or CLEARED after it) with exit code 0."""
+    return job.state in (lb.JOB_STATE_DONE, lb.JOB_STATE_CLEARED) and job.exit_code in ("0", "")
+
+
+async def follow(
+    grid: Grid,
+    job_ids: Sequence[str],
+    on_change: Callable[[Mapping[str, lb.JobSummary]], Awaitable[None] | None],
+    *,
+    timeout_s: float | None = None,
+) -> dict[str, lb.JobSummary]:
+    """Watch jobs until all have ended; survives restarts of bookkeeping. Raises TimeoutError."""
+    client = await bookkeeping(grid, job_ids)
+    states: dict[str, lb.JobSummary] = {job.job_id: job for job in await summaries(grid, job_ids)}
+    expected = set(states)
+
+    async def watch() -> None:
+        while True:
+            try:
+                async for changed in client.watch(job_ids):
+                    for job in changed:
+                        states[job.job_id] = job
+                    result = on_change(states)
+                    if result is not None:
+                        await result
+                    if all(states[job_id].state in ENDED_STATES for job_id in expected):
+                        return
+            except Unavailable:
+                pass
+            await asyncio.sleep(POLL_S)
+
+    first = on_change(states)
+    if first is not None:
+        await first
+    if not all(job.state in ENDED_STATES for job in states.values()):
+        async with asyncio.timeout(timeout_s):
+            await watch()
+    return states
+
+
+def as_data(job: lb.JobSummary) -> dict[str, Any]:
+    """A summary as plain data."""
+    return {
+        "job_id": job.job_id,
+        "name": job.name,
+        "state": state_name(job.state),
+        "exit_code": int(job.exit_code) if job.exit_code.lstrip("-").isdigit() else None,
+        "reason": job.reason,
+        "ce": job.ce,
+        "worker": job.worker,
+        "attempt": job.attempt,
+        "owner": job.owner,
+        "vo": job.vo,
+        "parent": job.parent,
+        "submitted_at": console.time_us_text(job.submitted_at_us),
+        "changed_at": console.time_us_text(job.changed_at_us),
+        "wall_s": round(job.wall_s, 3),
+        "cpu_s": round(job.cpu_s, 3),
+    }
+
+
+def print_jobs(jobs: Sequence[lb.JobSummary], *, as_json: bool) -> None:
+    """Summaries for a person or a program."""
+    if as_json:
+        console.print_json([as_data(job) for job in jobs])
+        return
+    if not jobs:
+        print("no jobs")
+        return
+    rows = [
+        [
+            job.job_id,
+            state_name(job.state),
+            job.exit_code,
+            job.ce,
+            job.attempt,
+            console.time_us_text(job.changed_at_us),
+            job.reason,
+        ]
+        for job in jobs
+    ]
+    console.print_table(["JOB", "STATE", "EXIT", "CE", "ATTEMPT", "CHANGED", "REASON"], rows)
+
+
+async def submit_command(
+    files: Sequence[Path], ids: Path | None, vo: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job submit`: each file on its own; what was accepted is always printed, even if a later one is refused."""
+    texts = [(path, read_jdl(path)) for path in files]
+    done: list[Submitted] = []
+    failures: list[tuple[Path, Exception]] = []
+    async with open_for_user(environ) as grid:
+        for path, text in texts:
+            try:
+                done.append(await submit(grid, text, path.resolve().parent, str(path)))
+            except (GridError, SecurityError, OSError, UsageProblem) as error:
+                failures.append((path, error))
+    if ids is not None and done:
+        with ids.open("a", encoding="utf-8") as file:
+            file.writelines(f"{submitted.job_id}\n" for submitted in done)
+    if as_json:
+        rows: list[dict[str, Any]] = [{"file": s.file, "job_id": s.job_id, "children": list(s.children)} for s in done]
+        rows += [{"file": str(path), "error": describe(error)} for path, error in failures]
+        console.print_json(rows)
+    else:
+        for submitted in done:
+            print(submitted.job_id)
+    for path, error in failures:
+        console.warn(f"{path}: {describe(error)['sentence']}")
+    if failures:
+        raise Ended(exit_code(failures[0][1]))
+
+
+async def status_command(
+    job_ids: Sequence[str],
+    state: str | None,
+    ce: str | None,
+    since_s: int | None,
+    limit: int,
+    *,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """`grid job status`."""
+    check_ids(job_ids)
+    try:
+        wanted = state_number(state) if state else 0
+    except ValueError:
+        raise UsageProblem(f"{state!r} is no job state; states are SUBMITTED WAITING READY SCHEDULED RUNNING DONE CLEARED "
+                           "ABORTED CANCELLED") from None  # fmt: skip
+    async with open_for_user(environ) as grid:
+        if job_ids:
+            found = await summaries(grid, job_ids)
+            found = [job for job in found if (not wanted or job.state == wanted) and (not ce or job.ce == ce)]
+        else:
+            client = await bookkeeping(grid)
+            since_us = int((time.time() - since_s) * 1e6) if since_s else 0
+            found = await client.query(owner=grid.identity, state=wanted, ce=ce or "", since_us=since_us, limit=limit)
+    print_jobs(found[:limit], as_json=as_json)
+
+
+async def wait_command(
+    job_ids: Sequence[str], timeout_s: float | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job wait`."""
+    check_ids(job_ids)
+    shown = ""
+
+    def show(states: Mapping[str, lb.JobSummary]) -> None:
+        nonlocal shown
+        counts: dict[str, int] = {}
+        for job in states.values():
+            counts[state_name(job.state)] = counts.get(state_name(job.state), 0) + 1
+        text = "  ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        if text != shown and not as_json:
+            print(text, flush=True)
+        shown = text
+
+    async with open_for_user(environ) as grid:
+        try:
+            states = await follow(grid, job_ids, show, timeout_s=timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"not all jobs have ended after {timeout_s:g} s ({shown}); they go on running") from None
+    if as_json:
+        print_jobs(list(states.values()), as_json=True)
+    bad = [job for job in states.values() if not succeeded(job)]
+    if bad:
+        first = bad[0]
+        code = f" with exit code {first.exit_code}" if first.exit_code else ""
+        why = f": {first.reason}" if first.reason else ""
+        console.warn(
+            f"{len(bad)} of {len(states)} jobs did not succeed; {first.job_id} is {state_name(first.state)}{code}{why}"
+        )
+        raise Ended(ExitCode.JOB_FAILED)
+
+
+async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) -> list[dict[str, Any]]:
+    """Fetch one job's output sandbox into `folder`. Returns name, size and sha256 of each file. Raises GridError."""
+    broker = BrokerClient(await grid.channel("broker"))
+    locations = await broker.locate([job_id])
+    location = next((place for place in locations if place.job_id == job_id), None)
+    if location is None:
+        raise NotFound("JOB_UNKNOWN", f"the broker knows no job {job_id}", job_id=job_id)
+    if not location.gatekeeper:
+        raise NotFound(
+            "NO_OUTPUT", f"{job_id} is {location.state.upper()} and has no output at any site (yet)", job_id=job_id
+        )
+    host, port = parse_address(location.gatekeeper, "the gatekeeper's address")
+    gatekeeper = GatekeeperClient(await grid.channel_to(host, port))
+    folder.mkdir(parents=True, exist_ok=True)
+    files = await gatekeeper.get_output(job_id, folder)
+    if clear:
+        await broker.clear([job_id])
+    return [{"name": f.name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
+
+
+async def output_command(
+    job_ids: Sequence[str], directory: Path, *, keep: bool, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job output`: a folder for each job; every job is tried, the first failure decides the exit code."""
+    check_ids(job_ids)
+    results: dict[str, dict[str, Any]] = {}
+    failures: list[Exception] = []
+    async with open_for_user(environ) as grid:
+        ids = [job.job_id for job in await summaries(grid, job_ids)]
+        gate = asyncio.Semaphore(FETCHES_AT_ONCE)
+
+        async def one(job_id: str) -> None:
+            folder = directory / job_id.rpartition("/")[2]
+            try:
+                async with gate:
+                    files = await fetch_output(grid, job_id, folder, clear=not keep)
+                results[job_id] = {"job_id": job_id, "directory": str(folder), "files": files}
+            except (GridError, SecurityError, OSError) as error:
+                failures.append(error)
+                results[job_id] = {"job_id": job_id, "error": describe(error)}
+
+        async with asyncio.TaskGroup() as group:
+            for job_id in ids:
+                group.create_task(one(job_id))
+    ordered = [results[job_id] for job_id in ids]
+    if as_json:
+        console.print_json(ordered)
+    for row in ordered:
+        if "error" in row:
+            console.warn(f"{row['job_id']}: {row['error']['sentence']}")
+        elif not as_json:
+            print(f"{row['directory']}: {', '.join(file['name'] for file in row['files']) or 'no files'}")
+    if failures:
+        raise Ended(exit_code(failures[0]))
+
+
+async def cancel_command(job_ids: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid job cancel`."""
+    check_ids(job_ids)
+    async with open_for_user(environ) as grid:
+        outcomes = await BrokerClient(await grid.channel("broker")).cancel(list(job_ids))
+    rows = [{"job_id": outcome.job_id, "outcome": outcome.outcome} for outcome in outcomes]
+    if as_json:
+        console.print_json(rows)
+    else:
+        for row in rows:
+            print(f"{row['job_id']}: {row['outcome']}")
+    unknown = [row["job_id"] for row in rows if row["outcome"] == "unknown"]
+    if unknown:
+        raise NotFound("JOB_UNKNOWN", f"the broker knows no job {unknown[0]} of yours", job_id=unknown[0])
+
+
+async def history_command(job_id: str, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid job history`."""
+    check_ids([job_id])
+    async with open_for_user(environ) as grid:
+        answer = await (await bookkeeping(grid, [job_id])).history(job_id)
+    data = history_data(answer)
+    if as_json:
+        console.print_json(data)
+        return
+    print(f"{job_id}  {data['job']['state']}")
+    rows = [
+        [event["at"], event["event"], event["attempt"], event["source"], _fields_text(event["fields"])]
+        for event in data["events"]
+    ]
+    console.print_table(["TIME", "EVENT", "ATTEMPT", "SOURCE", "FIELDS"], rows)
+
+
+def history_data(answer: lb.HistoryResponse) -> dict[str, Any]:
+    """A job's history as plain data."""
+    return {
+        "job": as_data(answer.job),
+        "events": [
+            {
+                "at": console.time_us_text(event.at_us),
+                "event": event_name(event.type),
+                "attempt": event.attempt,
+                "source": event.source,
+                "sequence": event.sequence,
+                "fields": dict(event.fields),
+            }
+            for event in answer.events
+        ],
+    }
+
+
+def _fields_text(fields: Mapping[str, str]) -> str:
+    return "  ".join(
+        f"{name}={value}" for name, value in sorted(fields.items()) if name not in ("owner", "vo") and value
+    )
+
+
+async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid job list-match`."""
+    text = read_jdl(file)
+    async with open_for_user(environ) as grid:
+        matches = list(await BrokerClient(await grid.channel("broker")).list_match(text))
+    matches.sort(key=lambda match: (not match.matches, -match.rank, match.ce))
+    if as_json:
+        console.print_json(
+            [
+                {
+                    "ce": m.ce,
+                    "matches": m.matches,
+                    "rank": m.rank,
+                    "failing_term": m.failing_term,
+                    "explanation": m.explanation,
+                }
+                for m in matches
+            ]
+        )
+    else:
+        rows = [
+            [m.ce, "yes" if m.matches else "no", f"{m.rank:g}" if m.matches else "",
+             " : ".join(filter(None, (m.failing_term, m.explanation)))]
+            for m in matches
+        ]  # fmt: skip
+        console.print_table(["CE", "SUITS", "RANK", "WHY NOT"], rows)
+    if not any(match.matches for match in matches):
+        raise NotFound(
+            "NO_MATCH", "no computing element suits this job" if matches else "no computing element is known"
+        )

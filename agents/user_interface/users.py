@@ -1,0 +1,122 @@
+"""`grid user add`: a key made here, a certificate from the grid's authority, membership in the VO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
+from gridfabric.authority.v1 import authority_pb2 as ca
+from gridfabric.authority.v1 import authority_pb2_grpc as ca_grpc
+from gridfabric.vo.v1 import vo_pb2 as vo_wire
+from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
+
+from agents.user_interface import console, endpoints
+from agents.user_interface.connection import Grid, open_grid
+from fabric.errors import AlreadyExists, InvalidRequest, NotFound
+from security.certificates import subject_of
+from security.credentials import Credential, PrivateKey, generate_key
+from security.files import write_atomic
+
+MAX_NAME_LENGTH = 64
+"""X.520 ub-common-name."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A new user: certificate with key, and where they were written."""
+
+    credential: Credential
+    certificate: Path
+    key: Path
+    vo: str
+
+    @property
+    def subject(self) -> str:
+        """The user's DN."""
+        return str(self.credential.subject)
+
+
+def administrator(state: Path) -> Credential:
+    """The operator's credential of the grid in this state folder. Raises NotFound, CredentialError."""
+    path = state / "admin.pem"
+    if not path.exists():
+        raise NotFound(
+            "ADMINISTRATOR_MISSING",
+            f"there is no administrator's credential {path}; run this where the grid was started, or give --state",
+            path=path,
+        )
+    return Credential.load(path)
+
+
+def make_request(key: PrivateKey, name: str) -> bytes:
+    """The certificate request of a user's key, PEM."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
+
+
+async def add(grid: Grid, name: str, vo: str, groups: Sequence[str], folder: Path, *, renew: bool = False) -> User:
+    """Make a user with the administrator's `grid`. Refuses to replace files. Raises GridError, OSError."""
+    if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable() or set(name) & set("/=\"'\\"):
+        raise InvalidRequest("NAME_MALFORMED", f"{name[:80]!r} is no common name: letters, digits, spaces, at most 64")
+    certificate, key_file = folder / "usercert.pem", folder / "userkey.pem"
+    for path in (certificate, key_file):
+        if path.exists() and not renew:
+            raise AlreadyExists("FILE_EXISTS", f"{path} exists; choose another folder with --out", path=path)
+    key = generate_key("rsa-2048")
+    authority = ca_grpc.AuthorityStub(await grid.channel("authority"))
+    answer = await authority.IssueUser(
+        ca.IssueUserRequest(common_name=name, request_pem=make_request(key, name), renew=renew)
+    )
+    credential = Credential(x509.load_pem_x509_certificate(answer.certificate_pem), key)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_atomic(key_file, pem, 0o600)
+    write_atomic(certificate, answer.certificate_pem, 0o644)
+    await join(grid, vo, str(subject_of(credential.certificate)), name, groups)
+    return User(credential, certificate, key_file, vo)
+
+
+async def join(grid: Grid, vo: str, subject: str, name: str, groups: Sequence[str]) -> None:
+    """Make a DN a member of a VO. Idempotent. Raises GridError."""
+    servers = grid.services.all("vo")
+    server = next((s for s in servers if s.name in (vo, f"vo.{vo}")), None)
+    if server is None and len(servers) != 1:
+        known = ", ".join(s.name for s in servers) or "none"
+        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; known are: {known}", vo=vo)
+    chosen = server or servers[0]
+    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(chosen.host, chosen.rpc))
+    member = vo_wire.Member(subject=subject, common_name=name, groups=groups)
+    await stub.AddMember(vo_wire.AddMemberRequest(member=member))
+
+
+async def add_command(
+    name: str,
+    vo: str | None,
+    groups: Sequence[str],
+    out: Path | None,
+    state: Path | None,
+    *,
+    renew: bool,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """`grid user add`."""
+    folder = endpoints.state_folder(state, environ)
+    services = endpoints.find(environ, folder)
+    target = out or Path(environ.get("HOME", ".")) / ".globus"
+    credential = administrator(folder)
+    async with open_grid(services, credential, Path(services.certificates)) as grid:
+        chosen = vo or grid.vo
+        user = await add(grid, name, chosen, groups, target, renew=renew)
+    facts = {"subject": user.subject, "vo": user.vo, "certificate": str(user.certificate), "key": str(user.key)}
+    if as_json:
+        console.print_json(facts)
+        return
+    console.print_facts(facts)
+    print(f"\nNext: X509_USER_CERT={user.certificate} X509_USER_KEY={user.key} grid proxy init")
