@@ -135,6 +135,11 @@ class Publisher:
             link.pending[dn.key] = dn
             link.wake.set()
 
+    def break_streams(self) -> None:
+        """Give up the streams of now; new ones are made. For drills, and when the network is known to have changed."""
+        for link in self._links:
+            link.break_stream()
+
     async def run(self) -> None:
         """Keep a stream to every information server until cancelled. Never raises for a server that is not there."""
         async with asyncio.TaskGroup() as group:
@@ -171,6 +176,7 @@ class _PublisherLink:
         self._snapshot_due = True
         self._stopping = False
         self._was_lost = False
+        self._call: Any = None
 
     @property
     def is_current(self) -> bool:
@@ -181,6 +187,11 @@ class _PublisherLink:
         """Send a withdrawal next."""
         self._stopping = True
         self.wake.set()
+
+    def break_stream(self) -> None:
+        """Cancel the stream of now, if there is one."""
+        if self._call is not None:
+            self._call.cancel()
 
     async def run(self) -> None:
         """Connect, publish, and again."""
@@ -193,6 +204,11 @@ class _PublisherLink:
                 reason = "the stream ended"
             except GridError as error:
                 reason = error.sentence
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                reason = "the stream was given up"  # grpc says so when the call was cancelled, not this task
             except Exception as error:  # a plain grpc error, or a defect: this loop must go on either way
                 reason = f"{type(error).__name__}: {error}"
             finally:
@@ -213,7 +229,7 @@ class _PublisherLink:
         self._snapshot_due = True
         self._heard_at = self._owner.clock.monotonic()
         self.is_open = True
-        call = stub.Publish(self._messages())
+        call = self._call = stub.Publish(self._messages())
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())

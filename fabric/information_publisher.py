@@ -1,7 +1,7 @@
 """What an agent needs to be found: its GLUE entries, kept at its own site's information server.
 
-Soft state: a snapshot on every new stream, changes as they happen, a sign of life when nothing does. When the agent dies,
-the server notices by silence; when the server is lost, the publisher comes back by itself, for ever.
+Soft state: a snapshot on every new stream, changes as they happen, a sign of life when nothing does. When the agent
+dies, the server notices by silence; when the server is lost, the publisher comes back by itself, for ever.
 """
 
 from __future__ import annotations

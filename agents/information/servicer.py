@@ -37,10 +37,11 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
     ) -> AsyncIterator[pb.PublishResponse]:
         """A producer's stream."""
         peer = self._peer_of(context)
-        site = self._may_publish(peer)
-        name = site if self._service.machine.level == "top" else peer.agent_name
         stream: int | None = None
         async for request in request_iterator:
+            # Asked for each message: refusing before one is read would race with the client's writing.
+            site = self._may_publish(peer)
+            name = site if self._service.machine.level == "top" else peer.agent_name
             if request.producer != name:
                 raise Refused(
                     "OTHER_PRODUCER",
