@@ -31,7 +31,7 @@ _TRANSLATION: dict[int, tuple[Reason, str, str]] = {
     32: (Reason.KEY_USAGE, "its key usage does not include certificate signing", "use a chain of RFC 3820 proxies"),
     34: (Reason.CHAIN_MALFORMED, "it has a critical extension that is not understood", "use another credential"),
     37: (Reason.KEY_USAGE, "its extensions contradict each other", "use another credential"),
-    38: (Reason.PROXY_PATH_LENGTH_EXCEEDED, "more proxies follow than it allows", "delegate less deep"),
+    38: (Reason.PROXY_PATH_LENGTH_EXCEEDED, "more proxies follow or are claimed than it allows", "delegate less deep"),
     39: (Reason.KEY_USAGE, "its key usage has no digitalSignature, so it can have no proxies", "ask its authority"),
     40: (Reason.PROXY_NOT_ALLOWED, "proxies are not allowed here", "use the end-entity certificate"),
     41: (Reason.CHAIN_MALFORMED, "an extension is invalid or inconsistent", "use another credential"),
@@ -65,6 +65,12 @@ def build_path(
         verified = context.get_verified_chain()
     except crypto.X509StoreContextError as error:
         raise _translate(error, offered, trust, now) from None
+    except crypto.Error as error:
+        raise ValidationError(
+            Reason.CHAIN_MALFORMED,
+            f"OpenSSL cannot read the chain of {certificates.describe(offered[0])} ({error}); use another one",
+            certificates.facts_of(offered[0], "path", now),
+        ) from error
     known = {certificates.der(certificate): certificate for certificate in offered}
     path: list[x509.Certificate] = []
     for entry in verified:

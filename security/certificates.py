@@ -45,7 +45,14 @@ class _View:
 
     def native(self) -> crypto.X509:
         if self._native is None:
-            self._native = crypto.load_certificate(crypto.FILETYPE_ASN1, self.encoded)
+            try:
+                self._native = crypto.load_certificate(crypto.FILETYPE_ASN1, self.encoded)
+            except crypto.Error as error:
+                raise ValidationError(
+                    Reason.CHAIN_MALFORMED,
+                    f"the certificate of {self.subject} cannot be read by OpenSSL; use another credential",
+                    {"check": "parse", "subject": str(self.subject), "issuer": str(self.issuer)},
+                ) from error
         return self._native
 
 

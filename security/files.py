@@ -16,10 +16,13 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises OSError (EFBIG, EISDIR ... included in its
     text)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is not a regular file")
-        data = stream.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            data = stream.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise OSError(f"{path} is larger than {limit} bytes")
     return data
@@ -42,7 +45,7 @@ def read_private(path: Path, limit: int, owner_uid: int) -> bytes:
         raise CredentialError(
             Reason.CREDENTIAL_NOT_FOUND, f"the credential file {path} cannot be opened ({error.strerror})", facts
         ) from error
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise CredentialError(Reason.CREDENTIAL_FILE_UNSAFE, f"{path} is not a regular file", facts)
@@ -59,7 +62,10 @@ def read_private(path: Path, limit: int, owner_uid: int) -> bytes:
                 f"{path} holds a private key but belongs to uid {status.st_uid}, not to uid {owner_uid}",
                 {**facts, "owner": str(status.st_uid)},
             )
-        data = stream.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            data = stream.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise CredentialError(
             Reason.CREDENTIAL_MALFORMED, f"{path} is larger than {limit} bytes: not a credential", facts

@@ -42,8 +42,10 @@ _CANONICAL_TYPE = {name.lower(): name for name in _OID_OF_TYPE} | {
     "commonname": "CN", "streetaddress": "street", "stateorprovincename": "ST",
 }  # fmt: skip
 _OID = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,15})){1,20}\Z")
-_HEX_ESCAPE = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+")
+_HEX_ESCAPE = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+|\\[/+\\]")
 _TYPE_AHEAD = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,40}|[0-2](?:\.[0-9]{1,16}){1,20})=")
+_PROTECTED = ("\\/", "\\+", "\\\\")
+"""Pairs in which newer OpenSSL protects a character of a value (`CN=host\\/ce.example.org`)."""
 _RFC4514_SPECIAL = frozenset(',+"\\<>;=')
 
 
@@ -112,7 +114,10 @@ class DistinguishedName:
         return "".join(out)
 
     def openssl_oneline(self) -> str:
-        """Exactly what X509_NAME_oneline prints (no escape of slashes): for asking other tools, never for decisions."""
+        """What X509_NAME_oneline prints: for giving to other tools, never for decisions.
+
+        As OpenSSL 3.0.17 does; 3.0.19 writes a slash inside a value as `\\/`, which `parse` reads as well.
+        """
         return "".join(f"/{kind}={_printable_bytes(value)}" for rdn in self.rdns for kind, value in rdn)
 
     def rfc4514(self) -> str:
@@ -211,10 +216,12 @@ def _separates(text: str, position: int) -> bool:
 
 
 def _unescape_hex(text: str) -> str:
-    if "\\x" not in text:
+    if "\\" not in text:
         return text
 
     def replace(match: re.Match[str]) -> str:
+        if match.group() in _PROTECTED:
+            return match.group()[1]
         raw = bytes.fromhex(match.group().replace("\\x", ""))
         try:
             return raw.decode("utf-8")
@@ -235,7 +242,8 @@ def _parse_oneline(text: str) -> tuple[Rdn, ...]:
             raise _malformed("a part of the name has no known attribute type", text[position:])
         end = ahead.end()
         while end < len(text) and not (text[end] in "/+" and _separates(text, end + 1)):
-            end += 1
+            end += 2 if text[end : end + 2] in _PROTECTED else 1
+        end = min(end, len(text))
         attribute = (kind, _unescape_hex(text[ahead.end() : end]))
         if separator == "+" and rdns:
             rdns[-1].append(attribute)

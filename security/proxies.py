@@ -217,6 +217,8 @@ def _sign(
         )
     if path_length is not None and path_length < 0:
         raise CredentialError(Reason.PROXY_PATH_LENGTH_EXCEEDED, "a path length cannot be negative", facts)
+    if path_length is not None and rights.remaining_path_length is not None:
+        path_length = min(path_length, rights.remaining_path_length - 1)  # OpenSSL refuses a proxy that claims more
     if rights.limited and independent:
         raise CredentialError(
             Reason.PROXY_RIGHTS_WIDENED, f"{issuer.subject} is limited and cannot have an independent proxy", facts

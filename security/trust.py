@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +109,6 @@ class TrustSnapshot:
     authorities: tuple[Authority, ...]
     problems: tuple[TrustProblem, ...] = ()
     directory: Path | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
     def store(self) -> crypto.X509Store:
