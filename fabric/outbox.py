@@ -138,8 +138,10 @@ class Outbox:
 
     async def drained(self) -> None:
         """Wait until everything was acknowledged. The caller gives the deadline."""
-        while await self._store.read(self._next):
-            self._empty.clear()
+        while True:
+            self._empty.clear()  # before looking: what empties it after this is noticed
+            if not await self._store.read(self._next):
+                return
             await self._empty.wait()
 
     def _next(self, connection: sqlalchemy.Connection) -> list[OutboxItem]:
