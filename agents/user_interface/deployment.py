@@ -271,18 +271,27 @@ def invite_command(
     print(f"  grid up FILE --site {site} --invitation {path.name} --detach")
 
 
-def demo_description(reference: str, software_dir: Path, *, pool_accounts: bool) -> Any:
-    """The grid description with the VO's software area at every worker. Raises GridError."""
+def demo_description(
+    reference: str, environment: Mapping[str, str], tags: Sequence[str], *, pool_accounts: bool
+) -> Any:
+    """The grid description with the VO's software at every worker: variables for jobs, tags for the information system.
+
+    Without usable pool accounts jobs run as the caller, also if that is root. Raises GridError.
+    """
     from clusters import load
 
     description = load.load(reference)
 
     def adapted(agent: Any) -> Any:
+        options = dict(agent.options)
         if agent.kind == "worker":
-            return replace(agent, options={**agent.options, "software_dir": str(software_dir)})
-        if agent.kind == "gatekeeper" and not pool_accounts:
-            return replace(agent, options={**agent.options, "account_mode": "caller"})
-        return agent
+            options["environment"] = {**options.get("environment", {}), **environment}
+            options["software"] = [*options.get("software", []), *tags]
+            if not pool_accounts and os.geteuid() == 0:
+                options["run_as_root"] = True
+        elif agent.kind == "gatekeeper" and not pool_accounts:
+            options["account_mode"] = "caller"
+        return replace(agent, options=options)
 
     sites = tuple(replace(site, agents=tuple(map(adapted, site.agents))) for site in description.sites)
     return replace(description, sites=sites)

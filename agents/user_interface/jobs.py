@@ -228,8 +228,8 @@ async def status_command(
     try:
         wanted = state_number(state) if state else 0
     except ValueError:
-        raise UsageProblem(f"{state!r} is no job state; states are SUBMITTED WAITING READY SCHEDULED RUNNING DONE CLEARED "
-                           "ABORTED CANCELLED") from None  # fmt: skip
+        raise UsageProblem(f"{state!r} is no job state; states are SUBMITTED WAITING READY SCHEDULED RUNNING DONE "
+                           "CLEARED ABORTED CANCELLED") from None  # fmt: skip
     async with open_for_user(environ) as grid:
         if job_ids:
             found = await summaries(grid, job_ids)

@@ -1,4 +1,4 @@
-"""Entry point of the `grid` executable: the command tree, and the one place where errors become sentences and exit codes."""
+"""Entry point of the `grid` executable: the command tree, and where errors become sentences and exit codes."""
 
 from __future__ import annotations
 

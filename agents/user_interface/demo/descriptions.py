@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 ANALYSIS_SITE = "CERN"
+SOFTWARE_TAG = "VO-cms-pythia8"
+"""Published by sites whose worker nodes have the generator (GlueHostApplicationSoftwareRunTimeEnvironment)."""
 
 
 def production(*, vo: str, jobs: int, events: int, folder: str) -> str:
@@ -29,7 +31,7 @@ def production(*, vo: str, jobs: int, events: int, folder: str) -> str:
   // Uploaded to the close storage element of the site that ran the job, and registered in the catalogue.
   OutputData = {{[OutputFile = "events-_PARAM_.gfev"; LogicalFileName = "{folder}/events-_PARAM_.gfev"]}};
 
-  Requirements = other.GlueCEStateStatus == "Production";
+  Requirements = Member("{SOFTWARE_TAG}", other.GlueHostApplicationSoftwareRunTimeEnvironment);
   RetryCount = 3;
   ShallowRetryCount = 3;
 ]
@@ -52,7 +54,8 @@ def analysis(*, vo: str, lfns: Sequence[str]) -> str:
   InputData = {{
     {names}
   }};
-  Requirements = other.GlueSiteUniqueID == "{ANALYSIS_SITE}" && other.GlueCEStateStatus == "Production";
+  Requirements = other.GlueSiteUniqueID == "{ANALYSIS_SITE}"
+    && Member("{SOFTWARE_TAG}", other.GlueHostApplicationSoftwareRunTimeEnvironment);
   RetryCount = 3;
   ShallowRetryCount = 3;
 ]

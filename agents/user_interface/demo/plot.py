@@ -12,7 +12,7 @@ BINS = 30
 
 
 def draw(histogram: Mapping[str, Any], *, title: str, cache: Path) -> bytes:
-    """A PNG of the analysis job's histograms. `cache` is where matplotlib may write its font list (in the state folder)."""
+    """A PNG of the analysis job's histograms. `cache` is where matplotlib may write its font list."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache))
     import matplotlib
 

@@ -160,7 +160,8 @@ def print_report(report: Report) -> None:
     screen.print(phases, soft_wrap=True)
     screen.print(
         f"moved {console.bytes_text(report.bytes_moved)}: {console.bytes_text(report.bytes_produced)} written by jobs, "
-        f"{console.bytes_text(report.bytes_replicated)} replicated, {console.bytes_text(report.bytes_read)} read by the analysis",
+        f"{console.bytes_text(report.bytes_replicated)} replicated, "
+        f"{console.bytes_text(report.bytes_read)} read by the analysis",
         soft_wrap=True,
     )
     for check in report.checks:
@@ -225,7 +226,8 @@ def _states(report: Report) -> list[list[str]]:
 def _job_cells(job: JobRecord) -> list[str]:
     return [
         job.name, job.job_id.rpartition("/")[2], job.state, job.exit_code, job.ce, job.worker, str(job.attempt),
-        f"{job.wall_s:.2f} s", f"{job.cpu_s:.2f} s", f"{job.events:,}" if job.events else "", console.bytes_text(job.bytes),
+        f"{job.wall_s:.2f} s", f"{job.cpu_s:.2f} s", f"{job.events:,}" if job.events else "",
+        console.bytes_text(job.bytes),
     ]  # fmt: skip
 
 
@@ -290,7 +292,8 @@ def _timeline(report: Report) -> str:
         parts.append(f'<line x1="{x:.1f}" y1="18" x2="{x:.1f}" y2="{y}" stroke="#ccc" stroke-width="0.5"/>')
         parts.append(f'<text x="{x:.1f}" y="{y + 12}" text-anchor="middle">{tick:.0f} s</text>')
         tick += step
-    return f'<svg viewBox="0 0 {WIDTH} {y + 18}" role="img" aria-label="timeline of phases and jobs">{"".join(parts)}</svg>'
+    label = "timeline of phases and jobs"
+    return f'<svg viewBox="0 0 {WIDTH} {y + 18}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def _lanes(jobs: list[JobRecord]) -> list[list[JobRecord]]:
@@ -307,7 +310,7 @@ def _lanes(jobs: list[JobRecord]) -> list[list[JobRecord]]:
 
 
 def checks_of(report: Report, locations: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Check]:
-    """The conditions of success. `locations`: LFN -> replicas with storage_element, adler32 and sha256 as each SE has them."""
+    """The conditions of success. `locations`: LFN -> replicas, each with what its storage element says of it now."""
     good = sum(job.good for job in report.jobs)
     expected = report.jobs_wanted * report.events_per_job
     replicated = 0

@@ -1,7 +1,7 @@
 """`grid demo`: from nothing to the plot, through the same clients that every user has.
 
-1 the grid is started; 2 a user gets a certificate and a proxy and submits the production; 3 the event files are replicated
-and analysed at CERN; 4 tables, plot, report, histories; 5 the grid is stopped and its state removed.
+1 the grid is started; 2 a user gets a certificate and a proxy and submits the production; 3 the event files are
+replicated and analysed at CERN; 4 tables, plot, report, histories; 5 the grid is stopped and its state removed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_KEPT_LOG_BYTES = 4 * 1024 * 1024
 
 
 def demo_command(*, jobs: int, events: int, keep: bool, out: Path, grid: str, as_json: bool) -> None:
-    """Run the demo; exit 0 only if every check holds. However it ends, the grid is stopped unless --keep and all is well."""
+    """Run the demo; exit 0 only if every check holds. However it ends, the grid is stopped, unless --keep."""
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     state = make_state_folder()
@@ -141,7 +141,8 @@ class Demo:
     def run(self) -> None:
         """All of it, up to the written report."""
         console.say(
-            f"gridfabric demo: {self.report.jobs_wanted} jobs of {self.report.events_per_job} events on {self.report.grid}"
+            f"gridfabric demo: {self.report.jobs_wanted} jobs of {self.report.events_per_job} events "
+            f"on {self.report.grid}"
         )
         self.work.mkdir(mode=0o700)
         with self.phase("software"):
@@ -154,7 +155,10 @@ class Demo:
         try:
             with self.phase("grid up"):
                 description = deployment.demo_description(
-                    self.grid, self.software.path, pool_accounts=self.software.pool_accounts
+                    self.grid,
+                    {"VO_CMS_SW_DIR": str(self.software.path)},
+                    [descriptions.SOFTWARE_TAG],
+                    pool_accounts=self.software.pool_accounts,
                 )
                 self.report.grid = description.name
                 self.running = deployment.start(description, self.state)
@@ -209,7 +213,7 @@ class Demo:
                 await self._collect(grid, files)
 
     async def _make_user(self, grid: Any) -> Any:
-        """A certificate of the grid's authority, membership in the VO, a proxy: as `grid user add` and `grid proxy init`."""
+        """A certificate, membership in the VO, and a proxy: as `grid user add` and `grid proxy init`."""
         from agents.user_interface import proxy, users
 
         user = await users.add(grid, USER, grid.vo, [], self.work / "globus")
@@ -307,7 +311,7 @@ class Demo:
                 self.report.notes.append(f"{record.name} is {record.state} at {record.ce or 'no CE'}: {reason}")
 
     async def _replicate(self, grid: Any) -> dict[str, Any]:
-        """Every file to CERN; those that are only there, to another site. Returns LFN -> file as the catalogue has it."""
+        """Every file to CERN; those that are only there, to another site. Returns LFN -> entry of the catalogue."""
         from agents.user_interface import data
 
         good = [job for job in self.report.jobs if job.good]
@@ -409,7 +413,7 @@ class Demo:
             job.bytes = files[job.lfn].content.size_bytes if job.lfn in files else 0
         self.report.checks = report.checks_of(self.report, locations)
         if self.report.histogram:
-            title = f"Pythia 8, proton-proton at 13 TeV, produced on {self.report.grid} by {len(self.report.jobs)} grid jobs"
+            title = f"Pythia 8, pp at 13 TeV, produced on {self.report.grid} by {len(self.report.jobs)} grid jobs"
             self.plot = await asyncio.to_thread(
                 report.draw_plot, self.report.histogram, title=title, cache=self.state / "matplotlib"
             )
@@ -458,7 +462,8 @@ class Demo:
             return
         report.print_report(self.report)
         print(
-            f"{'all is well' if self.report.ok else 'NOT all is well'}: {self.report.seconds:.1f} s; see {self.out}/report.html"
+            f"{'all is well' if self.report.ok else 'NOT all is well'}: {self.report.seconds:.1f} s; "
+            f"see {self.out}/report.html"
         )
 
 

@@ -29,7 +29,7 @@ class SoftwareError(Exception):
 
 @dataclass(frozen=True)
 class SoftwareArea:
-    """Where it is and what it offers. `note` is a sentence for the user when pool accounts cannot be used, else empty."""
+    """Where it is and what it offers. `note` is a sentence for the user if pool accounts cannot be used."""
 
     path: Path
     interpreter: Path

@@ -59,7 +59,7 @@ def analyse(paths):
             multiplicity[count] = multiplicity.get(count, 0) + 1
             charged += count
             read += 1
-            for px, py, pz in zip(momenta[0::4], momenta[1::4], momenta[2::4]):
+            for px, py, pz in zip(momenta[0::4], momenta[1::4], momenta[2::4], strict=True):
                 transverse = math.hypot(px, py)
                 if transverse > 0:
                     position = (math.asinh(pz / transverse) + ETA_LIMIT) * ETA_BINS / (2 * ETA_LIMIT)
