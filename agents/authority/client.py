@@ -1,0 +1,81 @@
+"""Calls to the authority, also from a machine that is not yet part of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gridfabric.authority.v1 import authority_pb2 as pb
+from gridfabric.authority.v1 import authority_pb2_grpc as pb_grpc
+
+from fabric.clock import SystemClock
+from fabric.errors import from_security
+from fabric.logs import null_logger
+from fabric.rpc.channel import Channels
+from fabric.rpc.server import default_policy
+from security.credentials import Credential
+from security.errors import SecurityError
+from security.trust import TrustStore
+
+
+class AuthorityClient:
+    """Over one channel. Every method raises GridError subclasses."""
+
+    def __init__(self, channel: Any) -> None:
+        self._stub = pb_grpc.AuthorityStub(channel)
+
+    async def invite(self, site: str) -> tuple[str, bytes]:
+        """Operators: a token for one enrolment of that site, and the authority's certificate (PEM)."""
+        answer = await self._stub.Invite(pb.InviteRequest(site=site))
+        return answer.token, answer.authority_pem
+
+    async def enrol(
+        self, token: str, site: str, agents: Sequence[tuple[str, str, Sequence[str], bytes]]
+    ) -> list[bytes]:
+        """Certificates (PEM) for agents given as kind, name, hosts, request. The same call may be repeated."""
+        rows = [
+            pb.AgentRequest(kind=kind, name=name, hosts=hosts, request_pem=request)
+            for kind, name, hosts, request in agents
+        ]
+        answer = await self._stub.Enrol(pb.EnrolRequest(token=token, site=site, agents=rows))
+        return list(answer.certificate_pem)
+
+    async def issue_user(
+        self, common_name: str, request_pem: bytes, lifetime_s: int = 0, *, renew: bool = False
+    ) -> bytes:
+        """Operators: a user's certificate (PEM)."""
+        request = pb.IssueUserRequest(
+            common_name=common_name, request_pem=request_pem, lifetime_s=lifetime_s, renew=renew
+        )
+        return (await self._stub.IssueUser(request)).certificate_pem
+
+    async def revoke(
+        self, *, serial: str = "", subject: str = "", reason: str = "unspecified"
+    ) -> tuple[list[str], int]:
+        """Operators: the serials that are revoked now and the number of the list that says so."""
+        answer = await self._stub.Revoke(pb.RevokeRequest(serial=serial, subject=subject, reason=reason))
+        return list(answer.serials), answer.crl_number
+
+    async def list_issued(self, prefix: str = "") -> list[pb.Issued]:
+        """Operators: the register."""
+        return list((await self._stub.ListIssued(pb.ListIssuedRequest(subject_prefix=prefix))).issued)
+
+
+@asynccontextmanager
+async def open_client(
+    host: str, port: int, certificates: Path, credential: Credential | None = None
+) -> AsyncIterator[AuthorityClient]:
+    """A client outside of any agent. Without a credential only `enrol` is allowed. Raises GridError."""
+    try:
+        trust = TrustStore(certificates)
+    except SecurityError as error:
+        raise from_security(error) from error
+    channels = Channels(
+        trust=trust, policy=default_policy("require"), clock=SystemClock(), log=null_logger(), credential=credential
+    )
+    try:
+        yield AuthorityClient(await channels.get(host, port))
+    finally:
+        await channels.close()

@@ -1,0 +1,1 @@
+"""The VO server: who belongs to a virtual organisation, by gRPC and as an LDAP tree."""

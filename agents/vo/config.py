@@ -1,0 +1,31 @@
+"""The VO server's section of the grid description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.errors import InvalidRequest
+from fabric.settings import parse_options
+
+
+@dataclass(frozen=True)
+class VoConfig:
+    """Every option with its default."""
+
+    vo: str = ""
+    """The virtual organisation; by default the grid's only one."""
+    max_members: int = field(default=100_000, metadata={"minimum": 1})
+    page_size: int = field(default=1000, metadata={"minimum": 1, "maximum": 10_000})
+    """Members in one answer."""
+
+
+def parse_config(options: Mapping[str, Any], vos: tuple[str, ...]) -> VoConfig:
+    """Checked options with the VO filled in. Raises InvalidRequest SETTINGS_INVALID."""
+    config = parse_options(VoConfig, options, where="options of the VO server")
+    if not config.vo and len(vos) != 1:
+        raise InvalidRequest(
+            "SETTINGS_INVALID", "options of the VO server: 'vo' is missing; name the virtual organisation"
+        )
+    return parse_options(VoConfig, {**options, "vo": config.vo or vos[0]}, where="options of the VO server")

@@ -1,0 +1,462 @@
+"""A grid up, looked at, and down again.
+
+`up` may be called on a state folder where a grid was before: it takes the same ports and goes on with what the agents
+stored. It cleans up after a crash first. Every answer has a deadline; every process that was started can be found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from clusters import enrolment, inventory, processes, ray, trust
+from clusters.inventory import Inventory, Run
+from clusters.model import GridDescription
+from clusters.node.launcher import NodeConfiguration
+from clusters.paths import StatePaths
+from clusters.plan import PlannedAgent, Ports, endpoint, endpoints_for, lab_ports, make_plan, well_known_ports
+from clusters.ports import chooser, is_free
+from clusters.trust import Invitation
+from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from security.files import write_atomic
+
+GREEN_DEADLINE_S = 120.0
+"""All agents green, on a slow machine with everything cold."""
+HEALTH_DEADLINE_S = 6.0
+STOP_DEADLINE_S = 20.0
+"""For each group of agents that are stopped together."""
+PORT_PATIENCE_S = 5.0
+"""A port may be held a moment longer by what is just ending."""
+DEFAULT_RAY_PORT = 6390
+"""Of a site's Ray head in `hosts` mode."""
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """One agent as `grid status` shows it."""
+
+    name: str
+    kind: str
+    site: str
+    host: str
+    state: str
+    """starting, green, degraded, draining, stopped; failed: it ended by itself; silent: no answer in time."""
+    detail: str = ""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    pid: int = 0
+    restarts: int = 0
+    memory_bytes: int = 0
+    """Of this process alone (unique set size); 0 where it is not on this machine."""
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class GridStatus:
+    """A grid as `grid status` shows it."""
+
+    grid: str
+    state: str
+    """The state folder."""
+    running: bool
+    detail: str
+    mode: str
+    trust: str
+    """`shared`: all sites in one Ray on one machine; `separate`: one Ray for each site."""
+    accounts: str
+    """`pool`: payloads run under pool accounts; `caller`: under the user who started the grid."""
+    agents: tuple[AgentStatus, ...]
+
+    @property
+    def green(self) -> bool:
+        """Whether everything is up."""
+        return self.running and all(agent.state == "green" for agent in self.agents)
+
+
+Progress = Callable[[AgentStatus], None]
+
+
+def _silent(_: AgentStatus) -> None:
+    """For callers that want no progress."""
+
+
+@dataclass(frozen=True)
+class RunningGrid:
+    """What `up` started."""
+
+    description: GridDescription
+    paths: StatePaths
+    agents: tuple[AgentStatus, ...]
+    seconds: float
+    """How long it took."""
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return self.paths.root
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs to be told of this grid, besides the endpoints file."""
+        return {"X509_CERT_DIR": str(self.paths.certificates), "GRIDFABRIC_STATE": str(self.paths.root)}
+
+    def down(self) -> None:
+        """Stop it."""
+        down(self.paths.root)
+
+
+def up(
+    description: GridDescription,
+    state: Path,
+    *,
+    site: str | None = None,
+    invitation: Path | None = None,
+    on_progress: Progress = _silent,
+    deadline_s: float = GREEN_DEADLINE_S,
+    fork_server: bool = True,
+) -> RunningGrid:
+    """Start a grid, or one site of it, and wait until all its agents are green.
+
+    Raises GridError with one sentence; then, and when interrupted (Ctrl-C), nothing of this attempt is left running.
+    """
+    began = time.monotonic()
+    state = state.absolute()
+    paths = StatePaths(state)
+    if site is not None and description.site(site) is None:
+        known = ", ".join(s.name for s in description.sites)
+        raise NotFound("SITE_UNKNOWN", f"{description.name} has no site {site!r}; its sites are {known}", site=site)
+    with inventory.changing(paths):
+        _refuse_second(paths)
+        ports = _ports(description, paths, site)
+        agents = make_plan(description, ports, paths, site)
+        _save_inventory(description, paths, site, ports)
+        run = Run(secrets.token_hex(16), f"/tmp/{processes.TEMP_PREFIX}{secrets.token_hex(4)}", site=site)
+        run = replace(run, agents=tuple(a.name for a in agents), started_at=datetime.now(UTC).isoformat())
+        run = replace(run, loopback=description.mode == "lab")
+        inventory.write(paths.run, run, 0o600)
+        try:
+            found = _start(description, paths, agents, run, invitation, on_progress, deadline_s, fork_server)
+        except BaseException:
+            _end(paths)
+            raise
+        return RunningGrid(description, paths, found, time.monotonic() - began)
+
+
+def _refuse_second(paths: StatePaths) -> None:
+    """Clean up what a crash left; refuse while a grid runs."""
+    run = inventory.read_run(paths)
+    if run is None:
+        return
+    launcher = run.processes.get("launcher")
+    if launcher is not None and processes.is_running(launcher):
+        raise Conflict(
+            "GRID_RUNNING",
+            f"a grid already runs from {paths.root}; look at it with: grid status, stop it with: grid down",
+        )
+    _end(paths)
+
+
+def _ports(description: GridDescription, paths: StatePaths, site: str | None) -> Ports:
+    if description.mode != "lab":
+        return well_known_ports(description)
+    if site is not None:
+        raise InvalidRequest(
+            "SITE_IN_LAB",
+            f"{description.source} is a lab: all sites are on one machine; set grid.mode to 'hosts' for --site",
+        )
+    before = inventory.read_inventory(paths)
+    if before is not None and before.grid != description.name:
+        raise Conflict(
+            "STATE_OTHER_GRID",
+            f"{paths.root} belongs to the grid {before.grid}, not to {description.name}; choose another with --state",
+        )
+    ports = lab_ports(description, before.ports if before else {}, chooser("127.0.0.1"))
+    return ports
+
+
+def _await_ports(agents: Sequence[PlannedAgent], local: Callable[[PlannedAgent], bool]) -> None:
+    """Raises Conflict PORT_IN_USE naming the agent, before anything is started."""
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    for agent in agents:
+        if not local(agent):
+            continue
+        address = agent.settings["listen"]
+        for protocol, port in agent.settings["ports"].items():
+            while not is_free(address, port):
+                if time.monotonic() > deadline:
+                    raise Conflict(
+                        "PORT_IN_USE",
+                        f"port {port} ({protocol} of {agent.name}) on {address} is used by another program, or "
+                        "that is no address of this machine; stop that program or set ports in the description",
+                        port=port,
+                    )
+                time.sleep(0.1)
+
+
+def _save_inventory(description: GridDescription, paths: StatePaths, site: str | None, ports: Ports) -> None:
+    hosts = description.hosts()
+    everything = {agent.name: endpoint(agent, hosts[agent.host], ports[agent.name]) for agent in description.agents()}
+    plain_ports = {name: dict(protocols) for name, protocols in ports.items()}
+    inventory.write(paths.inventory, Inventory(description.name, site, str(description.source), plain_ports))
+    write_atomic(paths.description, description.text.encode(), 0o644)
+    inventory.write(
+        paths.root / "endpoints.json",
+        {
+            "grid": description.name,
+            "vos": [vo.name for vo in description.vos],
+            "certificates": str(paths.certificates),
+            "endpoints": endpoints_for(description, everything, None),
+        },
+    )
+
+
+def _start(
+    description: GridDescription,
+    paths: StatePaths,
+    agents: Sequence[PlannedAgent],
+    run: Run,
+    invitation: Path | None,
+    on_progress: Progress,
+    deadline_s: float,
+    fork_server: bool,
+) -> tuple[AgentStatus, ...]:
+    """Ray and the certificates at the same time; then the actors; then wait."""
+    head = _head_host(description, run.site)
+    _await_ports(agents, lambda agent: agent.host == head)
+    ray.make_token(paths.token)
+    env = ray.environment(os.environ, paths.token, run.run, loopback=run.loopback)
+    configuration = NodeConfiguration(
+        address=description.hosts()[head].address,
+        temp_dir=run.temp_dir,
+        status_file=str(paths.root / "ray-status.json"),
+        labels={"host": head},
+        slots=max(4, len(agents)),
+        port=0 if run.loopback else DEFAULT_RAY_PORT,
+        fork_server=fork_server,
+    )
+    launcher = ray.launch(configuration, env, paths.root, paths.log)
+    identity = processes.identify(launcher.pid)
+    run = replace(run, processes={"launcher": identity} if identity else {})
+    inventory.write(paths.run, run, 0o600)
+    for agent in agents:
+        on_progress(_status_of(agent, {"state": "starting"}))
+    with ThreadPoolExecutor(1) as worker:
+        prepared = worker.submit(_prepare, description, paths, agents, run, invitation, head)
+        status = _both(prepared, lambda: ray.wait_ready(launcher, Path(configuration.status_file), paths.log))
+    known = {name: processes.identify(pid) for name, pid in status.processes.items()}
+    run = replace(run, address=status.address, processes={n: i for n, i in known.items() if i is not None})
+    inventory.write(paths.run, run, 0o600)
+    client = ray.RayClient(env, paths.log)
+    try:
+        client.connect(status.address)
+        rows = [{"name": a.name, "host": a.host, "settings": dict(a.settings)} for a in agents]
+        list(client.call("create", 30.0, agents=rows))
+        return _wait_green(client, agents, paths, on_progress, deadline_s)
+    finally:
+        client.close()
+
+
+def _both(first: Future[None], second: Callable[[], Any]) -> Any:
+    result = second()
+    first.result()
+    return result
+
+
+def _head_host(description: GridDescription, site: str | None) -> str:
+    """The host on which this command runs: a site's first."""
+    where = description.site(site) if site is not None else None
+    return (where or description.sites[0]).hosts[0].name
+
+
+def _prepare(
+    description: GridDescription,
+    paths: StatePaths,
+    agents: Sequence[PlannedAgent],
+    run: Run,
+    invitation: Path | None,
+    head: str,
+) -> None:
+    """Folders, settings, trust and credentials of the agents on this host."""
+    now = datetime.now(UTC)
+    mine = [agent for agent in agents if agent.host == head]
+    _write_settings(paths, mine)
+    if trust.has_authority(description, run.site):
+        trust.prepare_here(description, paths, mine, now)
+    else:
+        enrolment.prepare_elsewhere(paths, mine, invitation, now)
+
+
+def _write_settings(paths: StatePaths, agents: Sequence[PlannedAgent]) -> None:
+    """Folders of the agents, and their settings for who wants to run one by hand."""
+    (paths.root / "settings").mkdir(mode=0o755, exist_ok=True)
+    for agent in agents:
+        folder = Path(agent.settings["state_dir"])
+        folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        inventory.write(paths.settings(agent.name), dict(agent.settings))
+
+
+def _wait_green(
+    client: ray.RayClient, agents: Sequence[PlannedAgent], paths: StatePaths, on_progress: Progress, deadline_s: float
+) -> tuple[AgentStatus, ...]:
+    by_name = {agent.name: agent for agent in agents}
+    last = {agent.name: _status_of(agent, {"state": "starting"}) for agent in agents}
+    for answer in client.call("watch", deadline_s + 15, names=list(by_name), deadline_s=deadline_s):
+        found = _status_of(by_name[answer["agent"]], answer)
+        last[found.name] = found
+        on_progress(found)
+        if found.state == "failed":
+            raise Unavailable(
+                "AGENT_FAILED",
+                f"{found.name} did not start: {found.detail}; its log is in {paths.agent(found.site, found.name)}",
+            )
+    bad = [status for status in last.values() if status.state != "green"]
+    if bad:
+        names = "; ".join(f"{status.name} is {status.state} ({status.detail})" for status in bad[:5])
+        raise Unavailable("GRID_NOT_GREEN", f"not everything came up in {deadline_s:g} s: {names}")
+    return tuple(_with_process(status) for status in last.values())
+
+
+def _status_of(agent: PlannedAgent, answer: Mapping[str, Any]) -> AgentStatus:
+    return AgentStatus(
+        agent.name,
+        agent.description.kind,
+        agent.description.site,
+        agent.host,
+        str(answer.get("state", "unknown")),
+        str(answer.get("detail", "")),
+        dict(agent.settings["ports"]),
+        dict(answer.get("numbers", {})),
+        int(answer.get("pid", 0)),
+        int(answer.get("restarts", 0)),
+    )
+
+
+def _with_process(status: AgentStatus) -> AgentStatus:
+    """With memory and processor time, where the process is on this machine."""
+    try:
+        process = psutil.Process(status.pid)
+        times = process.cpu_times()
+        memory = process.memory_full_info().uss
+    except (psutil.Error, ValueError):
+        return status
+    return replace(status, memory_bytes=int(memory), cpu_s=times.user + times.system)
+
+
+def status(state: Path) -> GridStatus:
+    """How the grid of a state folder is now; answers within seconds also when it is dead. Raises GRID_UNKNOWN."""
+    paths = StatePaths(state.absolute())
+    description = inventory.read_description(paths)
+    known = inventory.read_inventory(paths)
+    run = inventory.read_run(paths)
+    ports = known.ports if known else {}
+    agents = make_plan(description, ports, paths, run.site if run else known.site if known else None)
+    separate = "shared" if description.mode == "lab" else "separate"
+    accounts = "pool" if os.geteuid() == 0 else "caller"
+
+    def answer(running: bool, detail: str, found: Sequence[AgentStatus] = ()) -> GridStatus:
+        shown = {status.name: status for status in found}
+        all_agents = tuple(shown.get(a.name) or _status_of(a, {"state": "stopped"}) for a in agents)
+        return GridStatus(
+            description.name, str(paths.root), running, detail, description.mode, separate, accounts, all_agents
+        )
+
+    if run is None:
+        return answer(False, "the grid is down; start it with: grid up")
+    launcher = run.processes.get("launcher")
+    if launcher is None or not processes.is_running(launcher):
+        return answer(False, "the grid has died; its state is safe. Clean up and start again with: grid up")
+    if not run.address:
+        return answer(False, "the grid is being started, or its start was interrupted; stop it with: grid down")
+    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+    try:
+        client.connect(run.address, HEALTH_DEADLINE_S)
+        names = [agent.name for agent in agents]
+        by_name = {agent.name: agent for agent in agents}
+        found = [
+            _with_process(_status_of(by_name[row["agent"]], row))
+            for row in client.call("health", HEALTH_DEADLINE_S + 5, names=names, deadline_s=HEALTH_DEADLINE_S)
+        ]
+    except Unavailable as error:
+        return answer(False, f"{error.sentence}; stop what is left with: grid down")
+    finally:
+        client.close()
+    bad = [status for status in found if status.state != "green"]
+    return answer(True, f"{len(bad)} of {len(found)} agents are not green" if bad else "all agents are green", found)
+
+
+def down(state: Path, *, purge: bool = False) -> list[int]:
+    """Stop the grid of a state folder: agents gracefully, then Ray, then whatever is left of what was started.
+
+    Works after a crash and on a half-started grid; nothing to do is no error. `purge` removes the folder too.
+    Returns the process ids that had to be killed.
+    """
+    paths = StatePaths(state.absolute())
+    if not paths.root.exists():
+        return []
+    with inventory.changing(paths):
+        run = inventory.read_run(paths)
+        if (
+            run is not None
+            and run.address
+            and (launcher := run.processes.get("launcher"))
+            and processes.is_running(launcher)
+        ):
+            with contextlib.suppress(Unavailable):  # what does not stop by itself is killed below
+                _stop_agents(paths, run)
+        killed = _end(paths)
+    if purge:
+        shutil.rmtree(paths.root, ignore_errors=True)
+    return killed
+
+
+def _stop_agents(paths: StatePaths, run: Run) -> None:
+    description = inventory.read_description(paths)
+    order = {agent.name: agent.about.order for agent in description.agents()}
+    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+    try:
+        client.connect(run.address, HEALTH_DEADLINE_S)
+        for names in _groups(run.agents, order):
+            list(client.call("stop", STOP_DEADLINE_S + 10, names=names, deadline_s=STOP_DEADLINE_S))
+    finally:
+        client.close()
+
+
+def _groups(names: Sequence[str], order: Mapping[str, int]) -> Iterator[list[str]]:
+    """Agents to stop together: givers of work, then those that do it, then those that all others report to."""
+    for lowest, highest in ((9, 99), (7, 8), (4, 6), (0, 3)):
+        group = [name for name in names if lowest <= order.get(name, 0) <= highest]
+        if group:
+            yield group
+
+
+def _end(paths: StatePaths) -> list[int]:
+    """Whatever is left of the run that is recorded; then forget it."""
+    run = inventory.read_run(paths)
+    if run is None:
+        return []
+    killed = ray.end(run.run, run.processes, run.temp_dir)
+    paths.run.unlink(missing_ok=True)
+    (paths.root / "ray-status.json").unlink(missing_ok=True)
+    return killed
+
+
+def invite(state: Path, site: str) -> Invitation:
+    """An invitation for the agents of one site, by the operator's credential. The grid must be up. Raises GridError."""
+    paths = StatePaths(state.absolute())
+    description = inventory.read_description(paths)
+    if description.site(site) is None:
+        known = ", ".join(s.name for s in description.sites)
+        raise NotFound("SITE_UNKNOWN", f"{description.name} has no site {site!r}; its sites are {known}", site=site)
+    return enrolment.invite(description, paths, json.loads((paths.root / "endpoints.json").read_bytes()), site)

@@ -1,0 +1,115 @@
+"""Finding and ending exactly those processes that a run of a grid started, also after a crash.
+
+Every process of a run has the run's random id in its environment; a process id alone is never enough to be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+RUN_VARIABLE = "GRIDFABRIC_RUN"
+TEMP_PREFIX = "gf-"
+"""Of the folders in /tmp that belong to a run."""
+MAX_ENVIRONMENT_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process that cannot be confused with a later one of the same number."""
+
+    pid: int
+    started_at: float
+    """As psutil tells it: seconds since the epoch."""
+
+
+def identify(pid: int) -> Identity | None:
+    """None if there is no such process."""
+    try:
+        return Identity(pid, psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def is_running(identity: Identity) -> bool:
+    """Whether that very process is there and not a zombie."""
+    try:
+        process = psutil.Process(identity.pid)
+        return abs(process.create_time() - identity.started_at) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def of_run(run: str) -> list[Identity]:
+    """Every process with this run's id in its environment, except the caller."""
+    wanted = f"{RUN_VARIABLE}={run}".encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/environ", "rb") as stream:
+                environment = stream.read(MAX_ENVIRONMENT_BYTES)
+        except OSError:
+            continue  # gone, or somebody else's
+        if wanted in environment.split(b"\0") and (identity := identify(int(name))) is not None:
+            found.append(identity)
+    return found
+
+
+def signal_and_wait(identities: Iterable[Identity], grace_s: float) -> list[int]:
+    """SIGTERM, then after `grace_s` SIGKILL. Returns what had to be killed. Reaps our own children."""
+    waiting = [identity for identity in identities if is_running(identity)]
+    _signal(waiting, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while waiting and time.monotonic() < deadline:
+        _reap(waiting)
+        waiting = [identity for identity in waiting if is_running(identity)]
+        if waiting:
+            time.sleep(0.02)
+    _signal(waiting, signal.SIGKILL)
+    killed = [identity.pid for identity in waiting]
+    deadline = time.monotonic() + 5.0
+    while any(is_running(identity) for identity in waiting) and time.monotonic() < deadline:
+        _reap(waiting)
+        time.sleep(0.02)
+    return killed
+
+
+def end_run(run: str, grace_s: float = 3.0) -> list[int]:
+    """End every process of a run, and those that they start meanwhile. Returns what had to be killed."""
+    killed: list[int] = []
+    for _ in range(5):
+        left = of_run(run)
+        if not left:
+            break
+        killed += signal_and_wait(left, grace_s)
+    return killed
+
+
+def remove_folder(path: str) -> None:
+    """Remove a run's temporary folder; refuses anything that does not look like one."""
+    folder = Path(path)
+    if path and folder.name.startswith(TEMP_PREFIX) and folder.parent == Path("/tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _signal(identities: Iterable[Identity], number: signal.Signals) -> None:
+    for identity in identities:
+        with contextlib.suppress(OSError):
+            if is_running(identity):
+                os.kill(identity.pid, number)
+
+
+def _reap(identities: Iterable[Identity]) -> None:
+    for identity in identities:
+        with contextlib.suppress(OSError):
+            os.waitpid(identity.pid, os.WNOHANG)

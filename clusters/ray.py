@@ -1,0 +1,194 @@
+"""A private Ray: started, found again, spoken to, ended. Nothing of Ray is imported in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clusters import processes
+from clusters.node.launcher import NodeConfiguration, NodeStatus
+from clusters.processes import RUN_VARIABLE
+from fabric.errors import DeadlineExceeded, Unavailable
+from security.files import write_atomic
+
+START_DEADLINE_S = 60.0
+CONNECT_DEADLINE_S = 30.0
+LOOPBACK = "127.0.0.1"
+
+
+def python_path() -> list[str]:
+    """Folders from which this package and the generated code come: other processes look there too."""
+    import gridfabric.security.v1
+
+    import clusters
+
+    own = Path(clusters.__file__).resolve().parents[1]
+    generated = Path(gridfabric.security.v1.__path__[0]).resolve().parents[2]
+    return list(dict.fromkeys([str(own), str(generated)]))
+
+
+def make_token(path: Path) -> None:
+    """A new token, only for us, unless there is one."""
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(32).encode(), 0o600)
+
+
+def environment(base: Mapping[str, str], token: Path, run: str, *, loopback: bool) -> dict[str, str]:
+    """The environment of everything that has to do with this Ray."""
+    kept = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+    path = [*python_path(), *filter(None, base.get("PYTHONPATH", "").split(os.pathsep))]
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)),
+        "PYTHONUNBUFFERED": "1",
+        RUN_VARIABLE: run,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        # Agents are few and each is a process that stays: nothing to prepare, nothing to clean up when idle.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_metrics_collection": "0",
+        # Ray's name for "this machine alone": it then keeps to 127.0.0.1, as it does on a Mac.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
+    }
+
+
+def launch(
+    configuration: NodeConfiguration, env: Mapping[str, str], folder: Path, log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a node in the background; `wait_ready` says when it is there."""
+    file = folder / "ray-node.json"
+    write_atomic(file, json.dumps(asdict(configuration)).encode(), 0o600)
+    Path(configuration.status_file).unlink(missing_ok=True)
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "clusters.node.launcher", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=dict(env),
+            start_new_session=True,
+            cwd="/",
+        )
+
+
+def wait_ready(launcher: subprocess.Popen[bytes], status_file: Path, log: Path) -> NodeStatus:
+    """The node's status once it runs. Raises Unavailable RAY_FAILED."""
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline:
+        status = read_status(status_file)
+        if status is not None and status.error:
+            raise Unavailable("RAY_FAILED", f"Ray did not start: {status.error}; see {log}")
+        if status is not None:
+            return status
+        if launcher.poll() is not None:
+            raise Unavailable("RAY_FAILED", f"Ray did not start (exit code {launcher.returncode}); see {log}")
+        time.sleep(0.02)
+    raise Unavailable("RAY_FAILED", f"Ray did not start in {START_DEADLINE_S:g} s; see {log}")
+
+
+def read_status(path: Path) -> NodeStatus | None:
+    """What a launcher wrote; None if nothing yet."""
+    try:
+        return NodeStatus(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class RayClient:
+    """A driver process and the calls to it. Every wait has a deadline, after which the driver is ended."""
+
+    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+        self._log = log
+        self._env = dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def connect(self, address: str, deadline_s: float = CONNECT_DEADLINE_S) -> None:
+        """Raises Unavailable RAY_UNREACHABLE."""
+        with self._log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "clusters.node.driver", address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env=self._env,
+                start_new_session=True,
+                cwd="/",
+            )
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        for _ in self._until_done(time.monotonic() + deadline_s, f"Ray at {address}"):
+            pass
+
+    def call(self, what: str, within_s: float, /, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """One order; yields answers as they come. Raises Unavailable, DeadlineExceeded."""
+        process = self._process
+        if process is None or process.stdin is None or process.poll() is not None:
+            raise Unavailable("RAY_UNREACHABLE", "the connection to Ray is closed; run: grid status")
+        try:
+            process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise Unavailable(
+                "RAY_UNREACHABLE", f"the connection to Ray broke ({error.strerror}); see {self._log}"
+            ) from error
+        yield from self._until_done(time.monotonic() + within_s, f"Ray ({what})")
+
+    def close(self) -> None:
+        """End the driver; the actors stay. May be called twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                self._answers.put(json.loads(line))
+        self._answers.put(None)
+
+    def _until_done(self, deadline: float, what: str) -> Iterator[dict[str, Any]]:
+        while True:
+            try:
+                answer = self._answers.get(timeout=max(0.01, deadline - time.monotonic()))
+            except queue.Empty:
+                if self._process is not None:
+                    self._process.kill()
+                raise DeadlineExceeded("RAY_SILENT", f"{what} did not answer in time; see {self._log}") from None
+            if answer is None:
+                raise Unavailable("RAY_UNREACHABLE", f"{what} cannot be reached; see {self._log}")
+            if "error" in answer:
+                raise Unavailable("RAY_FAILED", f"{what}: {answer['error']}")
+            if answer.get("done"):
+                return
+            yield answer
+
+
+def end(run: str, pids: Mapping[str, processes.Identity], temp_dir: str) -> list[int]:
+    """End a node and everything that belongs to this run; remove its folder. Returns what had to be killed."""
+    launcher = pids.get("launcher")
+    if launcher is not None and processes.is_running(launcher):
+        processes.signal_and_wait([launcher], grace_s=8.0)
+    killed = processes.end_run(run)
+    processes.remove_folder(temp_dir)
+    return killed
