@@ -138,6 +138,12 @@ def validate_host_chain(
     return _identity(path, warnings)
 
 
+def validate_chain(chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime) -> Identity:
+    """As `validate_client_chain`, for a signer that is neither client nor host: no extended key usage is asked for."""
+    now = require_utc(now)
+    return _identity(*_validate(chain, trust, policy, now))
+
+
 def _validate(
     chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
 ) -> tuple[_Path, tuple[str, ...]]:

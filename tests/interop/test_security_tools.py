@@ -37,7 +37,7 @@ class World:
         self.folder = folder
 
     def run(self, *command: str, proxy: Path | None = None, user: tuple[Path, Path] | None = None) -> str:
-        """Output of a tool, with its exit code as the first word. X509_USER_CERT would win over a proxy: one of them."""
+        """Output of a tool, with its exit code as the first word. X509_USER_CERT wins over a proxy: give one."""
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
@@ -240,7 +240,7 @@ def test_we_accept_proxies_of_grid_proxy_init(rsa_world: World, options: tuple[s
 
 @needs_globus
 def test_grid_proxy_init_cannot_sign_with_a_p256_user_key(ec_world: World) -> None:
-    """A limit of Globus, recorded: people who use its tools need RSA certificates; P-256 proxies below them are fine."""
+    """A limit of Globus, recorded: its users need RSA certificates; P-256 proxies below them are fine."""
     user = ec_world.grid.save_user(ec_world.grid.user("alice"), ec_world.folder / "alice")
     told = ec_world.run("grid-proxy-init", "-debug", "-out", str(ec_world.folder / "x.pem"), user=user)
     assert "signing algorithm not supported" in told

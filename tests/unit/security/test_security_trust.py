@@ -250,10 +250,18 @@ def test_a_name_that_only_prints_like_the_namespace_is_outside() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "nonsense", "access_id_CA X509 '/CN=a'", EACL.replace("CA:sign", "other"), EACL + "neg_rights globus
-    CA:sign\n",
-     EACL.replace("X509", "KERBEROS"), EACL.replace("/C=XX/O=Grid/CN=Grid CA", "nobody"), "frobnicate a b\n" + EACL,
-     EACL.replace("""'"/CN=Other/*"'""", "''"), "#" * 70_000],
+    [
+        "",
+        "nonsense",
+        "access_id_CA X509 '/CN=a'",
+        EACL.replace("CA:sign", "other"),
+        EACL + "neg_rights globus CA:sign\n",
+        EACL.replace("X509", "KERBEROS"),
+        EACL.replace("/C=XX/O=Grid/CN=Grid CA", "nobody"),
+        "frobnicate a b\n" + EACL,
+        EACL.replace("""'"/CN=Other/*"'""", "''"),
+        "#" * 70_000,
+    ],
 )  # fmt: skip
 def test_policies_refused(text: str) -> None:
     with pytest.raises(ValidationError) as caught:
