@@ -5,7 +5,7 @@ from __future__ import annotations
 from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
-from fabric.agent import Agent, AgentContext, AgentHealth
+from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.glue13 import Service, service_entries
 from fabric.information_publisher import InformationPublisher
 from fabric.rpc.server import RpcService
@@ -17,7 +17,7 @@ class BookkeepingAgent(Agent):
     """Events in, histories and states out. Everything acknowledged is in ``bookkeeping.db``."""
 
     def __init__(self, context: AgentContext) -> None:
-        self.context = context
+        super().__init__(context)
         options = parse_options(BookkeepingOptions, context.settings.options)
         self.store = context.store("bookkeeping", rows.metadata)
         self.servicer = BookkeepingServicer(self.store, options, context.settings.vos)
@@ -44,7 +44,7 @@ class BookkeepingAgent(Agent):
 
     def health(self) -> AgentHealth:
         return AgentHealth(
-            "green",
+            AgentState.GREEN,
             "",
             {
                 "events": self.servicer.recorded,

@@ -13,14 +13,14 @@ from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Read
 from agents.bookkeeping.watchers import Watchers
 from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import administrator, any_of, services, user
+from fabric.rpc.rules import administrator, any_of, any_service, services, user
 from fabric.store import Store
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
 
 _readers = any_of(
     user,
-    services("broker", "gatekeeper", "worker", "bookkeeping", "information", "storage", "catalog", "authority", "vo"),
+    any_service,
     administrator,
 )
 RULES = {

@@ -1,0 +1,154 @@
+"""The broker agent, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from agents.broker import store as rows
+from agents.broker import wire
+from agents.broker.config import BrokerOptions
+from agents.broker.core import BrokerCore
+from agents.broker.sandbox import SandboxStore
+from agents.broker.servicer import RULES, BrokerServicer
+from agents.broker.store import LogLine
+from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.glue13 import Service, service_entries
+from fabric.information import Subscriber
+from fabric.information_publisher import InformationPublisher, connector
+from fabric.outbox import Outbox, OutboxItem
+from fabric.rpc.server import RpcService
+from fabric.settings import parse_options
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
+from gridfabric.broker.v1 import broker_pb2_grpc
+
+OBJECT_CLASSES = ("GlueCE", "GlueCluster", "GlueSubCluster", "GlueSite", "GlueCESEBindGroup", "GlueSE", "GlueSA")
+"""What matching needs of the tree."""
+
+
+class BrokerAgent(Agent):
+    """Everything acknowledged is in ``broker.db`` and ``sandbox/``; all else is made again at a start."""
+
+    def __init__(self, context: AgentContext) -> None:
+        super().__init__(context)
+        settings = context.settings
+        self.options = parse_options(BrokerOptions, settings.options)
+        self.store = context.store("broker", rows.metadata)
+        self.outbox = Outbox(self.store, settings.name, log=context.log)
+        self._delivered_sequence = 0
+        self._delivered = asyncio.Condition()
+        sandbox = SandboxStore(context.state_dir / "sandbox", self.options.max_file_bytes)
+        self.subscriber = Subscriber(
+            settings.endpoints("top") or settings.endpoints("information"),
+            connector(context),
+            log=context.log,
+            clock=context.clock,
+            object_classes=OBJECT_CLASSES,
+            on_change=lambda changed, removed: self.core.information_changed(),
+        )
+        self.core = BrokerCore(context, self.options, self.store, sandbox, self._log, self.subscriber.view.elements)
+        self.servicer = BrokerServicer(self.core, self._job_id_prefix(), self._registered)
+        self.services = [RpcService(self.servicer, broker_pb2_grpc.add_BrokerServicer_to_server, RULES)]
+        context.delegations  # noqa: B018  offers the Delegation service
+        self.publisher: InformationPublisher | None = None
+
+    def _job_id_prefix(self) -> str:
+        """Job ids name the bookkeeping server that knows the job (L&B job id)."""
+        settings = self.context.settings
+        endpoints = settings.endpoints("bookkeeping")
+        host, port = (endpoints[0].host, endpoints[0].rpc) if endpoints else (settings.advertise, settings.rpc_port)
+        return f"https://{host}:{port}/"
+
+    # -- bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def _log(self, connection: sa.Connection, lines: Sequence[LogLine]) -> None:
+        self.outbox.add(connection, [wire.log_payload(line) for line in lines])
+
+    async def _deliver(self, batch: Sequence[OutboxItem]) -> None:
+        endpoint = self.context.settings.endpoint("bookkeeping")
+        channel = await self.context.channels.get(endpoint.host, endpoint.rpc)
+        events = [wire.event_from_payload(item.source, item.sequence, item.payload) for item in batch]
+        await lb_grpc.BookkeepingStub(channel).Record(lb_pb.RecordRequest(events=events))
+        async with self._delivered:
+            self._delivered_sequence = batch[-1].sequence
+            self._delivered.notify_all()
+
+    async def _registered(self) -> None:
+        """Wait a little for bookkeeping to have what was logged until now."""
+
+        def last(connection: sa.Connection) -> int:
+            return int(connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").scalar_one())
+
+        if self.options.registered_wait_s <= 0 or not self.context.settings.endpoints("bookkeeping"):
+            return
+        sequence = await self.store.read(last)
+        try:
+            async with asyncio.timeout(self.options.registered_wait_s), self._delivered:
+                await self._delivered.wait_for(lambda: self._delivered_sequence >= sequence)
+        except TimeoutError:
+            self.context.log.info("bookkeeping.behind", waiting=self.outbox.waiting)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        await self.core.start()
+        self.context.spawn(self.subscriber.run(), "information")
+        if self.context.settings.endpoints("bookkeeping"):
+            self.context.spawn(self.outbox.run(self._deliver), "events to bookkeeping")
+        settings = self.context.settings
+        entries = service_entries(
+            Service(
+                unique_id=settings.name,
+                kind="org.gridfabric.broker",
+                endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
+                site=settings.site,
+                vos=settings.vos,
+            )
+        )
+        self.publisher = InformationPublisher(self.context, lambda: entries)
+        await self.publisher.start()
+
+    async def stop(self) -> None:
+        await self.core.stop()
+        if self.context.settings.endpoints("bookkeeping"):
+            try:
+                await asyncio.wait_for(self.outbox.drained(), 2.0)
+            except TimeoutError:
+                self.context.log.warning("events.left", detail="bookkeeping did not take all events; they are kept")
+        if self.publisher is not None:
+            await self.publisher.stop()
+
+    def health(self) -> AgentHealth:
+        core = self.core
+        board = core.board
+        numbers = {
+            "waiting": float(sum(board.waiting.values())),
+            "pending": float(sum(load.pending for load in board.loads.values())),
+            "running": float(sum(load.running for load in board.loads.values())),
+            "ended": float(board.ended),
+            "delivered": float(core.delivered),
+            "illegal_events": float(board.refused),
+            "links": float(core.links),
+            "ces": float(len(core.ces)),
+            "ces_usable": float(sum(ce.alive for ce in core.ces.values())),
+            "events_waiting": float(self.outbox.waiting),
+        }
+        problems: list[str] = []
+        if numbers["waiting"] and not numbers["ces_usable"]:
+            problems.append("jobs wait and no computing element is usable")
+        troubles = core.troubles()
+        if troubles:
+            gatekeeper, why = next(iter(troubles.items()))
+            problems.append(f"{len(troubles)} gatekeeper(s) do not take jobs, for instance {gatekeeper}: {why}")
+        if self.outbox.last_error is not None:
+            problems.append(f"{self.outbox.waiting} events wait for bookkeeping: {self.outbox.last_error.sentence}")
+        state = AgentState.DEGRADED if problems else AgentState.GREEN
+        return AgentHealth(state, "; ".join(problems), numbers)
+
+
+def build(context: AgentContext) -> Agent:
+    """The agent for these settings. Raises InvalidRequest SETTINGS_INVALID."""
+    return BrokerAgent(context)

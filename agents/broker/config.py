@@ -1,0 +1,48 @@
+"""Options of the broker agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """The agent's own section of the cluster file."""
+
+    max_file_bytes: int = field(default=10 * 1024 * 1024, metadata={"minimum": 1})
+    """One input sandbox file."""
+    max_sandbox_bytes: int = field(default=50 * 1024 * 1024, metadata={"minimum": 1})
+    """The input sandbox of one job."""
+    max_jobs: int = field(default=1_000_000, metadata={"minimum": 1})
+    """Unfinished jobs of everybody."""
+    max_jobs_per_owner: int = field(default=200_000, metadata={"minimum": 1})
+    """Unfinished jobs of one user."""
+    match_interval_s: float = field(default=0.02, metadata={"minimum": 0.001})
+    """At least this between two matching passes; what comes meanwhile is matched together."""
+    queue_ahead_s: float = field(default=2.0, metadata={"minimum": 0.0})
+    """A CE's queue is kept filled for this long at the speed at which it ends our jobs."""
+    queue_factor: float = field(default=2.0, metadata={"minimum": 0.0})
+    """Jobs queued at a CE per slot, beyond its free slots, whatever its speed."""
+    queue_least: int = field(default=2, metadata={"minimum": 0})
+    """Jobs queued at a CE that has any slot."""
+    deliver_batch: int = field(default=500, metadata={"minimum": 1, "maximum": 500})
+    """Jobs in one call to a gatekeeper."""
+    backoff_first_s: float = field(default=0.2, metadata={"minimum": 0.01})
+    backoff_most_s: float = field(default=10.0, metadata={"minimum": 0.01})
+    """Pauses after a CE did not answer or did not take jobs."""
+    take_back_after_s: float = field(default=5.0, metadata={"minimum": 0.0})
+    """A CE that cannot be connected to for this long loses the jobs that were never sent to it."""
+    repeat_cancel_s: float = field(default=15.0, metadata={"minimum": 0.1})
+    """A cancellation that the CE acknowledged and that shows no effect is repeated after this."""
+    reconcile_after_s: float = field(default=120.0, metadata={"minimum": 1.0})
+    """Jobs at a CE that were not heard of for this long are asked for by name."""
+    proxy_warning_s: float = field(default=1800.0, metadata={"minimum": 0.0})
+    """A note is logged when the owner's delegated proxy ends within this time."""
+    proxy_poll_s: float = field(default=2.0, metadata={"minimum": 0.05})
+    sandbox_keep_s: float = field(default=3600.0, metadata={"minimum": 1.0})
+    """Input sandbox files that no unfinished job needs are kept this long after their last use."""
+    job_keep_s: float = field(default=14 * 86400.0, metadata={"minimum": 1.0})
+    """Ended jobs are known to the broker this long; bookkeeping keeps their history."""
+    janitor_interval_s: float = field(default=60.0, metadata={"minimum": 0.1})
+    registered_wait_s: float = field(default=1.0, metadata={"minimum": 0.0})
+    """Submit waits at most this long for bookkeeping to know the jobs, so that a question right after it is answered."""

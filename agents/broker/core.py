@@ -1,0 +1,458 @@
+"""The broker's heart: matching passes, links to gatekeepers, proxies and clean-up around one store.
+
+Everything that must survive is in the store; this object can be thrown away and made again at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from agents.broker import machine, wire
+from agents.broker import store as rows
+from agents.broker.board import Board
+from agents.broker.config import BrokerOptions
+from agents.broker.link import Link
+from agents.broker.matching import (
+    Candidate,
+    CompiledCe,
+    CompiledCluster,
+    Room,
+    candidates,
+    match_pass,
+    room_of,
+)
+from agents.broker.model import ComputingElement, JobDescription, JobState
+from agents.broker.sandbox import SandboxStore
+from agents.broker.store import Change, LogSink
+from fabric.clock import to_us
+from fabric.errors import GridError
+from fabric.glue13 import CeView
+from fabric.store import Store
+from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
+
+if TYPE_CHECKING:
+    from fabric.agent import AgentContext
+    from security.credentials import Credential
+
+MAX_DESCRIPTIONS = 5000
+"""Decoded descriptions kept in memory."""
+MAX_CLUSTERS = 50_000
+"""Compiled clusters kept in memory."""
+MAX_ASSIGN = 5000
+"""Jobs given to CEs in one transaction."""
+ON_LOOP_MATCHES = 500
+"""Matches made on the event loop; more go to a thread."""
+PROXY_MISSING_GRACE_S = 60.0
+"""An owner without any delegated proxy (destroyed, or not yet read) is waited for this long."""
+PROXY_BATCH = 2000
+REPLICAS_VALID_S = 30.0
+"""Answers of the catalogue are believed this long."""
+
+
+class BrokerCore:
+    """State and loops. Methods are called on the agent's event loop only."""
+
+    def __init__(
+        self,
+        context: AgentContext,
+        options: BrokerOptions,
+        store: Store,
+        sandbox: SandboxStore,
+        sink: LogSink,
+        views: Callable[[], Mapping[str, CeView]],
+    ) -> None:
+        self.context = context
+        self.options = options
+        self.store = store
+        self.sandbox = sandbox
+        self.sink = sink
+        self.log = context.log
+        self.board = Board()
+        self.descriptions: dict[int, JobDescription] = {}
+        self.delivered = 0
+        self.reasons: dict[int, str] = {}
+        """Per cluster: why its jobs wait."""
+        self.ces: dict[str, ComputingElement] = {}
+        self._views = views
+        self._views_seen: Mapping[str, CeView] | None = None
+        self._compiled_ces: dict[str, CompiledCe] = {}
+        self._clusters: dict[int, CompiledCluster] = {}
+        self._found: dict[int, list[Candidate]] = {}
+        self._links: dict[tuple[str, str], Link] = {}
+        self._blocked: dict[str, tuple[float, str]] = {}
+        self._match_wanted = asyncio.Event()
+        self._proxies_wanted = asyncio.Event()
+        self._proxy_missing_since: dict[str, float] = {}
+        self._proxy_warned: dict[str, int] = {}
+        self._commits: set[asyncio.Task[object]] = set()
+        self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
+        self.stopping = False
+
+    # -- time, proxies -------------------------------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> float:
+        return self.context.clock.monotonic()
+
+    @property
+    def now_us(self) -> int:
+        return to_us(self.context.clock.now())
+
+    def credential(self, owner: str) -> Credential:
+        """The user's delegated proxy. Raises NotFound DELEGATION_MISSING, Unauthenticated DELEGATION_EXPIRED."""
+        return self.context.delegations.get(owner)
+
+    @staticmethod
+    def fingerprint(credential: Credential) -> bytes:
+        return credential.certificate.fingerprint(SHA256())
+
+    def look_at_proxies(self) -> None:
+        """Someone's proxy is missing or has expired."""
+        self._proxies_wanted.set()
+
+    def delegation_changed(self, owner: str) -> None:
+        """A user has renewed (or destroyed) the proxy: gatekeepers get the new one."""
+        self._proxy_missing_since.pop(owner, None)
+        for (link_owner, _), link in self._links.items():
+            if link_owner == owner:
+                link.wake()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Count what is unfinished, and begin to do it again."""
+        counts = await self.store.read(rows.counts)
+        self.board = Board(counts)
+        for owner, gatekeeper in counts.links:
+            self.link(owner, gatekeeper).wake()
+        self.context.delegations.on_change(lambda owner, _: self.delegation_changed(owner))
+        self._match_wanted.set()
+        self.context.spawn(self._match_loop(), "match")
+        self.context.spawn(self._proxy_loop(), "proxies")
+        self.context.spawn(self._janitor_loop(), "janitor")
+
+    async def stop(self) -> None:
+        """Take nothing more up; wait for commits that are under way."""
+        self.stopping = True
+        if self._commits:
+            await asyncio.wait(self._commits, timeout=5.0)
+
+    async def commit(self, change: Callable[[sa.Connection], list[Change]]) -> list[Change]:
+        """Write, then count and wake whoever is concerned; also when the caller is cancelled meanwhile."""
+        return await self._shielded(self._commit(change))
+
+    async def submit(self, new: rows.Submission) -> rows.Submitted:
+        """Durable when it returns."""
+
+        async def write() -> rows.Submitted:
+            done = await self.store.write(lambda connection: rows.submit(connection, new, self.sink))
+            self._committed(done.changes)
+            return done
+
+        return await self._shielded(write())
+
+    async def _shielded(self, work):  # type: ignore[no-untyped-def]
+        task = asyncio.get_running_loop().create_task(work)
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return await asyncio.shield(task)
+
+    async def _commit(self, change: Callable[[sa.Connection], list[Change]]) -> list[Change]:
+        changes = await self.store.write(change)
+        self._committed(changes)
+        return changes
+
+    def _committed(self, changes: Sequence[Change]) -> None:
+        if self.board.apply(changes, self.now_s):
+            self._match_wanted.set()
+        touched: set[tuple[str, str]] = set()
+        for change in changes:
+            after = change.after
+            if change.refused:
+                self.log.error("job.illegal_event", job_id=change.job_id, state=after.state.name)
+            if after.gatekeeper and (
+                (after.state is JobState.READY and not after.sent) or after.cancelling
+                or (after.state is JobState.CLEARED and after.purge)
+            ):  # fmt: skip
+                touched.add((change.owner, after.gatekeeper))
+        for owner, gatekeeper in touched:
+            self.link(owner, gatekeeper).wake()
+
+    # -- links ---------------------------------------------------------------------------------------------------------
+
+    def link(self, owner: str, gatekeeper: str) -> Link:
+        """The link of a user to a gatekeeper, made if need be."""
+        key = (owner, gatekeeper)
+        found = self._links.get(key)
+        if found is None:
+            found = self._links[key] = Link(self, owner, gatekeeper)
+            self.context.spawn(found.run(), f"link {gatekeeper} for {owner}")
+        return found
+
+    def forget(self, link: Link) -> None:
+        """A link has ended."""
+        key = (link.owner, link.gatekeeper)
+        if self._links.get(key) is link:
+            del self._links[key]
+
+    @property
+    def links(self) -> int:
+        return len(self._links)
+
+    def troubles(self) -> dict[str, str]:
+        """Gatekeepers that do not get on, and why."""
+        found = {link.gatekeeper: link.trouble for link in self._links.values() if link.trouble}
+        found.update({key: why for key, (until, why) in self._blocked.items() if until > self.now_s})
+        return found
+
+    def trouble_of(self, owner: str, gatekeeper: str) -> str:
+        link = self._links.get((owner, gatekeeper))
+        return link.trouble if link is not None else ""
+
+    def block(self, gatekeeper: str, seconds: float, reason: str) -> None:
+        """Give a CE nothing new for a while."""
+        until = self.now_s + seconds
+        self._blocked[gatekeeper] = (max(until, self._blocked.get(gatekeeper, (0.0, ""))[0]), reason)
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._match_wanted.set)
+
+    def unblock(self, gatekeeper: str) -> None:
+        self._blocked.pop(gatekeeper, None)
+        self._match_wanted.set()
+
+    def remember_descriptions(self, loaded: Mapping[int, JobDescription]) -> None:
+        if len(self.descriptions) + len(loaded) > MAX_DESCRIPTIONS:
+            self.descriptions.clear()
+        self.descriptions.update(loaded)
+
+    # -- matching ------------------------------------------------------------------------------------------------------
+
+    def information_changed(self) -> None:
+        """The tree has changed."""
+        self._match_wanted.set()
+
+    async def _match_loop(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._match_wanted.wait(), 1.0)
+            except TimeoutError:
+                if not self.board.waiting:
+                    continue
+            self._match_wanted.clear()
+            if not self.stopping:
+                await self._match_once()
+            await asyncio.sleep(self.options.match_interval_s)
+
+    async def _match_once(self) -> None:
+        await self._look_at_ces()
+        waiting = dict(self.board.waiting)
+        if not waiting:
+            self.reasons = {}
+            return
+        if not self.ces:
+            self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
+            return
+        await self._compile(waiting)
+        # `waiting` may lack what was committed a moment ago; the next pass sees it.
+        found = {key: self._found[key] for key in waiting if key in self._found}
+        waiting = {key: count for key, count in waiting.items() if key in found}
+        own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
+        outcome = match_pass(waiting, found, own_rank, self._rooms())
+        self.reasons = outcome.reasons
+        given = _bounded(outcome.given, MAX_ASSIGN)
+        if given:
+            gatekeepers = {key: ce.gatekeeper for key, ce in self.ces.items()}
+            await self.commit(lambda connection: rows.assign(connection, given, gatekeepers, self.now_us, self.sink))
+            if given != outcome.given:
+                self._match_wanted.set()
+
+    async def _look_at_ces(self) -> None:
+        views = self._views()
+        if views is self._views_seen:
+            return
+        self._views_seen = views
+        before = self.ces
+        self.ces = {key: wire.computing_element(view) for key, view in views.items()}
+        self.board.reported(self.ces, before)
+        changed = False
+        for key in before.keys() - self.ces.keys():
+            self._compiled_ces.pop(key, None)
+            changed = True
+        for key, ce in self.ces.items():
+            old = before.get(key)
+            if old is None or old.attributes != ce.attributes or old.alive != ce.alive:
+                self._compiled_ces[key] = CompiledCe(ce)
+                changed = True
+        if changed:
+            self._found.clear()
+        for key, old in before.items():
+            ce = self.ces.get(key)
+            if old.alive and (ce is None or not ce.alive):
+                status = "is not in the information tree any more" if ce is None else "does not take jobs any more"
+                self.log.warning("ce.lost", ce=key, detail=status)
+                for owner, gatekeeper in list(self.board.links):
+                    if gatekeeper == old.gatekeeper:
+                        self.context.spawn(
+                            self.link(owner, gatekeeper).take_back(f"CE_LOST: {key} {status}"), f"take back from {key}"
+                        )
+
+    async def _compile(self, waiting: Mapping[int, int]) -> None:
+        """Parse clusters not seen yet, and find candidates for those that have none since the tree changed."""
+        missing = [key for key in waiting if key not in self._clusters]
+        if missing:
+            if len(self._clusters) + len(missing) > MAX_CLUSTERS:
+                self._clusters = {key: value for key, value in self._clusters.items() if key in waiting}
+            loaded = await self.store.read(lambda connection: rows.load_clusters(connection, missing))
+            self._clusters.update({key: CompiledCluster(cluster) for key, cluster in loaded.items()})
+        todo = [self._clusters[key] for key in waiting if key not in self._found and key in self._clusters]
+        if not todo:
+            return
+        ces = list(self._compiled_ces.values())
+        wanted = {lfn for compiled in todo for lfn in compiled.cluster.input_data}
+        replicas = await self._find_replicas(wanted) if wanted else {}
+
+        def find() -> dict[int, list[Candidate]]:
+            return {compiled.cluster.id: candidates(compiled, ces, replicas) for compiled in todo}
+
+        small = len(todo) * len(ces) <= ON_LOOP_MATCHES
+        self._found.update(find() if small else await asyncio.to_thread(find))
+
+    def _rooms(self) -> dict[str, Room]:
+        now_s, options = self.now_s, self.options
+        self._blocked = {key: value for key, value in self._blocked.items() if value[0] > now_s}
+        rooms: dict[str, Room] = {}
+        for key, ce in self.ces.items():
+            if ce.alive and ce.port and ce.gatekeeper not in self._blocked:
+                load = self.board.load(key)
+                load.ended_per_s, kept = self.board.rate(key, now_s), load.ended_per_s
+                rooms[key] = room_of(ce, load, options.queue_ahead_s, options.queue_factor, options.queue_least)
+                load.ended_per_s = kept
+        return rooms
+
+    async def _find_replicas(self, lfns: set[str]) -> dict[str, frozenset[str]]:
+        """Storage elements that have these files, as far as the catalogue can be asked now."""
+        now_s = self.now_s
+        self._replicas = {key: value for key, value in self._replicas.items() if now_s - value[0] < REPLICAS_VALID_S}
+        unknown = sorted(lfns - self._replicas.keys())[:1000]
+        endpoints = self.context.settings.endpoints("catalog")
+        if unknown and endpoints:
+            try:
+                channel = await self.context.channels.get(endpoints[0].host, endpoints[0].rpc)
+                stub = catalog_pb2_grpc.CatalogueStub(channel)
+                names = {lfn.removeprefix("lfn:"): lfn for lfn in unknown if not lfn.startswith("guid:")}
+                guids = [lfn.removeprefix("guid:") for lfn in unknown if lfn.startswith("guid:")]
+                answer = await stub.Lookup(catalog_pb2.LookupRequest(lfns=list(names), guids=guids), timeout=5.0)
+                self._replicas.update({lfn: (now_s, frozenset[str]()) for lfn in unknown})
+                for file in answer.files:
+                    where = (now_s, frozenset(replica.storage_element for replica in file.replicas))
+                    self._replicas[names.get(file.lfn, f"lfn:{file.lfn}")] = where
+                    self._replicas[f"guid:{file.guid}"] = where
+            except GridError as error:
+                self.log.warning("catalogue.not_asked", reason=error.reason, sentence=error.sentence)
+        return {lfn: self._replicas[lfn][1] for lfn in lfns if lfn in self._replicas}
+
+    async def compiled_for_question(self, cluster: CompiledCluster) -> tuple[list[CompiledCe], dict[str, frozenset[str]]]:
+        """What ``list-match`` needs: every CE, and where the input files are."""
+        await self._look_at_ces()
+        wanted = set(cluster.cluster.input_data)
+        return list(self._compiled_ces.values()), await self._find_replicas(wanted) if wanted else {}
+
+    # -- proxies -------------------------------------------------------------------------------------------------------
+
+    async def _proxy_loop(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._proxies_wanted.wait(), self.options.proxy_poll_s)
+            except TimeoutError:
+                pass
+            self._proxies_wanted.clear()
+            for owner in await self.store.read(rows.owners_unfinished):
+                await self._check_proxy(owner)
+            await asyncio.sleep(0.05)
+
+    async def _check_proxy(self, owner: str) -> None:
+        try:
+            credential = self.credential(owner)
+        except GridError as error:
+            if error.reason == "DELEGATION_EXPIRED":
+                await self._abort_all(owner, "PROXY_EXPIRED", error.sentence)
+            elif error.reason == "DELEGATION_MISSING":
+                since = self._proxy_missing_since.setdefault(owner, self.now_s)
+                if self.now_s - since >= PROXY_MISSING_GRACE_S:
+                    await self._abort_all(owner, "PROXY_MISSING", error.sentence)
+            return
+        self._proxy_missing_since.pop(owner, None)
+        ends_us = to_us(credential.not_after)
+        left_s = (ends_us - self.now_us) / 1e6
+        if left_s < self.options.proxy_warning_s and self._proxy_warned.get(owner) != ends_us:
+            self._proxy_warned[owner] = ends_us
+            text = f"the delegated proxy ends at {credential.not_after:%Y-%m-%d %H:%M:%S} UTC; delegate a new one before"
+            self.log.warning("proxy.ends_soon", owner=owner, left_s=round(left_s))
+
+            def note(connection: sa.Connection) -> None:
+                found = rows.unfinished_of(connection, owner, PROXY_BATCH)
+                rows.note(connection, found, text, self.now_us, self.sink)
+
+            await self.store.write(note)
+
+    async def _abort_all(self, owner: str, reason: str, sentence: str) -> None:
+        """Nothing can be done in the owner's name any more."""
+        total = 0
+        while True:
+
+            def change(connection: sa.Connection) -> list[Change]:
+                found = rows.unfinished_of(connection, owner, PROXY_BATCH)
+                rows.note(connection, found, sentence, self.now_us, self.sink)
+                return rows.step_rows(
+                    connection, [(row, (machine.GivenUp(reason, sentence),)) for row in found], self.now_us + 1, self.sink
+                )
+
+            changes = await self.commit(change)
+            total += len(changes)
+            if len(changes) < PROXY_BATCH:
+                break
+        self.log.warning("jobs.aborted", owner=owner, reason=reason, jobs=total)
+
+    # -- clean-up ------------------------------------------------------------------------------------------------------
+
+    async def _janitor_loop(self) -> None:
+        await self._drop_strays()
+        while True:
+            await asyncio.sleep(self.options.janitor_interval_s)
+            await self.clean()
+
+    async def clean(self) -> None:
+        """Drop files and jobs that nobody needs any more."""
+        now_us = self.now_us
+        files_before = now_us - int(self.options.sandbox_keep_s * 1e6)
+        jobs_before = now_us - int(self.options.job_keep_s * 1e6)
+        while await self.store.write(lambda connection: rows.drop_old_submissions(connection, jobs_before)):
+            await asyncio.sleep(0)
+        gone = await self.store.write(lambda connection: rows.drop_unused_files(connection, files_before))
+        for sha256 in gone:
+            self.sandbox.remove(sha256)
+
+    async def _drop_strays(self) -> None:
+        """Files that were adopted but not recorded when the broker was killed."""
+        known = await self.store.read(rows.known_hashes)
+        for sha256 in await asyncio.to_thread(lambda: list(self.sandbox.hashes())):
+            if sha256 not in known and not await self.store.read(
+                lambda connection, sha256=sha256: sha256 in rows.known_hashes(connection)
+            ):
+                self.sandbox.remove(sha256)
+
+
+def _bounded(given: Mapping[int, Mapping[str, int]], most: int) -> dict[int, dict[str, int]]:
+    """The first ``most`` jobs of a pass."""
+    kept: dict[int, dict[str, int]] = {}
+    for cluster, shares in given.items():
+        for ce, count in shares.items():
+            take = min(count, most)
+            if take > 0:
+                kept.setdefault(cluster, {})[ce] = take
+                most -= take
+    return kept

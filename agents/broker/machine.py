@@ -1,0 +1,322 @@
+"""A job's life in the broker: (job, event) to (job, what to log). Pure.
+
+What to *do* follows from the state alone, so a restarted broker does the same again: WAITING is matched, READY is
+delivered to its CE, ``cancelling`` with a CE is cancelled there, CLEARED with ``purge`` is purged there.
+
+Updates of a CE come at least once and carry the attempt they are about; those of an earlier attempt, and those that say
+less than is known already, change nothing. DONE, ABORTED, CANCELLED and CLEARED are never left, but for DONE to CLEARED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agents.broker.model import AT_CE, ENDED, JobState, LogEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What decides about a job's next step."""
+
+    state: JobState = JobState.WAITING
+    attempt: int = 1
+    ce: str = ""
+    gatekeeper: str = ""
+    sent: bool = False
+    """READY only: a Submit with this job may have reached the CE."""
+    cancelling: bool = False
+    purge: bool = False
+    """The CE still has its output or row."""
+    shallow_left: int = 3
+    deep_left: int = 1
+    excluded: tuple[str, ...] = ()
+    """CEs where it has failed, the last first."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A CE was chosen."""
+
+    ce: str
+    gatekeeper: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """From now on a Submit may reach the CE."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """The CE surely never got it (or said that it does not take it now); no retry is spent."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The gatekeeper has it."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The gatekeeper will not take it, and does not have it."""
+
+    attempt: int
+    reason: str
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The gatekeeper says its process runs."""
+
+    attempt: int
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The gatekeeper says its process ended and the output is there."""
+
+    attempt: int
+    exit_code: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The gatekeeper says it could not be run to its end."""
+
+    attempt: int
+    reason: str
+    sentence: str = ""
+    started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CancelledAtCe:
+    """The gatekeeper says it is cancelled, whoever wanted that."""
+
+    attempt: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownAtCe:
+    """Asked to cancel it, the gatekeeper has never heard of it."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelAsked:
+    """Its owner wants it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """It cannot go on, whatever its retry counts: proxy expired, owner banned ..."""
+
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFetched:
+    """Its owner has the output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """The gatekeeper has forgotten it."""
+
+
+Event = (
+    Matched | Sending | TakenBack | Accepted | Rejected | Started | Ended | Failed | CancelledAtCe | UnknownAtCe
+    | CancelAsked | GivenUp | OutputFetched | Purged
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an event makes of a job. ``refused``: the event does not belong to this state, which is worth an alarm."""
+
+    job: Job
+    log: tuple[LogEvent, ...] = ()
+    refused: bool = False
+
+
+def step(job: Job, event: Event) -> Step:
+    """The job after the event. An event that is late, a duplicate or out of place changes nothing."""
+    return _HANDLERS[type(event)](job, event)
+
+
+def _matched(job: Job, event: Matched) -> Step:
+    if job.state is not JobState.WAITING:
+        return Step(job, refused=True)
+    # WAITING -> READY when a pass has chosen a CE.
+    after = replace(job, state=JobState.READY, ce=event.ce, gatekeeper=event.gatekeeper, sent=False, reason="")
+    return Step(after, (LogEvent("MATCHED", job.attempt, {"ce": event.ce}),))
+
+
+def _sending(job: Job, event: Sending) -> Step:
+    if job.state is not JobState.READY:
+        return Step(job)
+    # READY stays READY when the courier is about to call Submit: from here on only the CE can say where it is.
+    return Step(replace(job, sent=True))
+
+
+def _taken_back(job: Job, event: TakenBack) -> Step:
+    if job.state is not JobState.READY:
+        return Step(job)
+    if job.cancelling:
+        return _cancelled(job)
+    # READY -> WAITING when the CE surely does not have it. A new attempt number, as bookkeeping orders by it, but no
+    # retry is spent.
+    after = replace(
+        job, state=JobState.WAITING, attempt=job.attempt + 1, ce="", gatekeeper="", sent=False, reason=event.reason
+    )
+    fields = {"reason": event.reason, "failed_ce": job.ce, "retry": "none"}
+    return Step(after, (LogEvent("RESUBMISSION", after.attempt, fields),))
+
+
+def _accepted(job: Job, event: Accepted) -> Step:
+    if job.state is not JobState.READY or event.attempt != job.attempt:
+        return Step(job)
+    # READY -> SCHEDULED when the gatekeeper has acknowledged it. TRANSFERRED is the gatekeeper's to log.
+    return Step(replace(job, state=JobState.SCHEDULED))
+
+
+def _rejected(job: Job, event: Rejected) -> Step:
+    if job.state is not JobState.READY or event.attempt != job.attempt:
+        return Step(job)
+    return _retry(job, event.reason, event.sentence, started=False)
+
+
+def _started(job: Job, event: Started) -> Step:
+    if job.state not in (JobState.READY, JobState.SCHEDULED) or event.attempt != job.attempt:
+        return Step(job)
+    # SCHEDULED -> RUNNING; from READY when the answer to Submit was lost and the update overtook its repetition.
+    return Step(replace(job, state=JobState.RUNNING))
+
+
+def _at_ce(job: Job, attempt: int) -> bool:
+    return attempt == job.attempt and (job.state in AT_CE or (job.state is JobState.READY and job.sent))
+
+
+def _ended(job: Job, event: Ended) -> Step:
+    if not _at_ce(job, event.attempt):
+        return Step(job)
+    # READY, SCHEDULED, RUNNING -> DONE when the output is at the CE, also if a cancellation came too late.
+    return Step(replace(job, state=JobState.DONE, reason=event.reason, purge=True, cancelling=False))
+
+
+def _failed(job: Job, event: Failed) -> Step:
+    if not _at_ce(job, event.attempt):
+        return Step(job)
+    return _retry(job, event.reason, event.sentence, event.started)
+
+
+def _cancelled_at_ce(job: Job, event: CancelledAtCe) -> Step:
+    if not _at_ce(job, event.attempt):
+        return Step(job)
+    return _cancelled(job, event.reason)
+
+
+def _unknown_at_ce(job: Job, event: UnknownAtCe) -> Step:
+    if not job.cancelling or event.attempt != job.attempt or job.state in ENDED or job.state is JobState.WAITING:
+        return Step(job)
+    # A CE that acknowledged it and forgot it (lost its disk) has nothing left to cancel.
+    return _cancelled(job)
+
+
+def _cancel_asked(job: Job, event: CancelAsked) -> Step:
+    if job.state in ENDED:
+        return Step(job)
+    log = () if job.cancelling else (LogEvent("CANCEL_REQUESTED", job.attempt, {"ce": job.ce} if job.ce else {}),)
+    if job.state is JobState.WAITING or (job.state is JobState.READY and not job.sent):
+        # WAITING, READY -> CANCELLED at once when no CE can have it.
+        after = _cancelled(job)
+        return Step(after.job, log + after.log)
+    # READY (sent), SCHEDULED, RUNNING stay; the CE is asked, and delivered to first if need be.
+    return Step(replace(job, cancelling=True), log)
+
+
+def _cancelled(job: Job, reason: str = "") -> Step:
+    # Any state before the end -> CANCELLED when nothing of the job runs or will run.
+    after = replace(job, state=JobState.CANCELLED, cancelling=False, reason=reason)
+    return Step(after, (LogEvent("CANCELLED", job.attempt, {"reason": reason} if reason else {}),))
+
+
+def _given_up(job: Job, event: GivenUp) -> Step:
+    if job.state in ENDED:
+        return Step(job)
+    return _aborted(job, event.reason, event.sentence)
+
+
+def _aborted(job: Job, reason: str, sentence: str) -> Step:
+    # Any state before the end -> ABORTED when no retry is left or none can help.
+    after = replace(job, state=JobState.ABORTED, reason=reason, cancelling=False)
+    return Step(after, (LogEvent("ABORTED", job.attempt, {"reason": reason, "text": sentence}),))
+
+
+def _output_fetched(job: Job, event: OutputFetched) -> Step:
+    if job.state is JobState.CLEARED:
+        return Step(job)
+    if job.state is not JobState.DONE:
+        return Step(job, refused=True)
+    # DONE -> CLEARED when the owner says so; the CE is told to purge it.
+    return Step(replace(job, state=JobState.CLEARED), (LogEvent("CLEARED", job.attempt, {}),))
+
+
+def _purged(job: Job, event: Purged) -> Step:
+    return Step(replace(job, purge=False))
+
+
+def _retry(job: Job, reason: str, sentence: str, started: bool) -> Step:
+    if job.cancelling:
+        return _cancelled(job, reason)
+    left = job.deep_left if started else job.shallow_left
+    if left <= 0:
+        count = "RetryCount" if started else "ShallowRetryCount"
+        why = f"{sentence or reason}; no retry is left ({count})"
+        return _aborted(job, reason, why)
+    # READY, SCHEDULED, RUNNING -> WAITING with the next attempt when it failed by no fault of its own.
+    after = replace(
+        job,
+        state=JobState.WAITING,
+        attempt=job.attempt + 1,
+        ce="",
+        gatekeeper="",
+        sent=False,
+        shallow_left=job.shallow_left - (0 if started else 1),
+        deep_left=job.deep_left - (1 if started else 0),
+        excluded=(job.ce, *(ce for ce in job.excluded if ce != job.ce))[:8],
+        reason=reason,
+    )
+    kind = "deep" if started else "shallow"
+    fields = {"reason": reason, "text": sentence, "failed_ce": job.ce, "retry": kind, "failed_attempt": str(job.attempt)}
+    return Step(after, (LogEvent("RESUBMISSION", after.attempt, {k: v for k, v in fields.items() if v}),))
+
+
+_HANDLERS: dict[type, Callable[[Job, object], Step]] = {
+    Matched: _matched,
+    Sending: _sending,
+    TakenBack: _taken_back,
+    Accepted: _accepted,
+    Rejected: _rejected,
+    Started: _started,
+    Ended: _ended,
+    Failed: _failed,
+    CancelledAtCe: _cancelled_at_ce,
+    UnknownAtCe: _unknown_at_ce,
+    CancelAsked: _cancel_asked,
+    GivenUp: _given_up,
+    OutputFetched: _output_fetched,
+    Purged: _purged,
+}  # pyright: ignore[reportAssignmentType]

@@ -1,0 +1,312 @@
+"""Which computing element a job goes to. Pure: CE views and clusters of jobs in, choices and explanations out.
+
+Requirements and Rank are ClassAd expressions over ``other``, the GLUE 1.3 attributes of a CE. Jobs that match alike form
+a cluster and are matched once per pass. Slots are counted by what the broker itself knows of its jobs, so that many
+passes between two reports of a CE do not give the same free slot twice.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import classad2
+
+from agents.broker.jdl_syntax import JdlError, conjuncts, parse_expression
+from agents.broker.model import Cluster, ComputingElement, JobDescription, MatchOutcome
+
+DEFAULT_REQUIREMENTS = 'other.GlueCEStateStatus == "Production"'
+DEFAULT_RANK = "-other.GlueCEStateEstimatedResponseTime"
+UNKNOWN_RANK = -1e300
+"""A rank that is no number: behind every other, still a match (gLite WMS guide, "Rank")."""
+CLOSE_STORAGE_BONUS = 1e6
+"""Added to the default rank of a CE per input file that has a replica close to it."""
+
+_REFERENCE = re.compile(r"\bother\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)", re.IGNORECASE)
+
+
+class CompiledCe:
+    """A CE as a ClassAd."""
+
+    def __init__(self, ce: ComputingElement) -> None:
+        self.ce = ce
+        ad = classad2.ClassAd()
+        for name, value in ce.attributes.items():
+            ad[name] = list(value) if isinstance(value, tuple) else value
+        ad["Requirements"] = True
+        self.ad = ad
+        self.lowered = {name.lower(): value for name, value in ce.attributes.items()}
+        self.vos = frozenset(ce.vos)
+
+
+class CompiledCluster:
+    """A cluster's expressions, parsed once."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.text = cluster.requirements or DEFAULT_REQUIREMENTS
+        self.requirements = classad2.ExprTree(self.text)
+        self.rank = classad2.ExprTree(cluster.rank or DEFAULT_RANK)
+        self.has_default_rank = not cluster.rank
+        self.ad = classad2.ClassAd()
+        self.ad["VirtualOrganisation"] = cluster.vo
+        self.ad["Owner"] = cluster.owner
+        for name, text in cluster.extra:
+            self.ad[name] = classad2.ExprTree(text)
+        self.ad["Requirements"] = self.requirements
+
+    def matches(self, ce: CompiledCe) -> bool:
+        """Status, VO and Requirements. A CE that is not heard of matches nothing."""
+        cluster = self.cluster
+        if not ce.ce.alive or (ce.vos and cluster.vo not in ce.vos):
+            return False
+        return self.ad.symmetricMatch(ce.ad)  # five times as fast as evaluating the expression alone
+
+    def rank_of(self, ce: CompiledCe, close_files: int = 0) -> float:
+        """The CE's rank; UNKNOWN_RANK if the expression gives no number for it."""
+        value = self.rank.eval(self.ad, ce.ad)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return UNKNOWN_RANK
+        return float(value) + (CLOSE_STORAGE_BONUS * close_files if self.has_default_rank else 0.0)
+
+
+def close_files(cluster: Cluster, ce: ComputingElement, replicas: Mapping[str, frozenset[str]]) -> int:
+    """How many of the cluster's input files have a replica on a storage element close to this CE."""
+    return sum(1 for lfn in cluster.input_data if not replicas.get(lfn, frozenset()).isdisjoint(ce.close_storage))
+
+
+@dataclass(slots=True)
+class CeLoad:
+    """What this broker knows of its own jobs at a CE, and what it may still put there."""
+
+    pending: int = 0
+    """Ours, chosen for it and not yet running."""
+    running: int = 0
+    """Ours, running."""
+    reported_pending: int = 0
+    """``pending`` at the moment of the CE's last report."""
+    reported_running: int = 0
+    ended_per_s: float = 0.0
+    """How fast our jobs have been ending there lately."""
+    blocked_until: float = 0.0
+    """Monotonic; the CE refused or did not answer."""
+    blocked_reason: str = ""
+
+
+@dataclass(slots=True)
+class Room:
+    """Free slots and queue space of one CE during one pass."""
+
+    free: int
+    queue: int
+    slots: int
+
+
+def room_of(ce: ComputingElement, load: CeLoad, queue_ahead_s: float, queue_factor: float, least: int) -> Room:
+    """How many more jobs a CE takes: its free slots, and a queue that feeds it for ``queue_ahead_s`` at its own speed.
+
+    Others' jobs are what the CE reported beyond ours; ours are counted exactly by their own events.
+    """
+    slots = ce.slots
+    others_running = max(0, ce.running - load.reported_running)
+    others_waiting = max(0, ce.waiting - load.reported_pending)
+    free = slots - others_running - load.running - load.pending - others_waiting
+    queue = max(least, math.ceil(queue_factor * slots), math.ceil(load.ended_per_s * queue_ahead_s)) if slots else 0
+    if free < 0:
+        queue, free = max(0, queue + free), 0
+    return Room(free, queue, slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A CE that matches a cluster."""
+
+    ce: str
+    rank: float
+
+
+def candidates(
+    cluster: CompiledCluster, ces: Iterable[CompiledCe], replicas: Mapping[str, frozenset[str]] | None = None
+) -> list[Candidate]:
+    """Matching CEs, best rank first. CEs where these jobs failed come in only if there are no others."""
+    found: list[Candidate] = []
+    failed: list[Candidate] = []
+    for ce in ces:
+        if cluster.matches(ce):
+            near = close_files(cluster.cluster, ce.ce, replicas) if replicas else 0
+            candidate = Candidate(ce.ce.id, cluster.rank_of(ce, near))
+            (failed if ce.ce.id in cluster.cluster.excluded else found).append(candidate)
+    found = found or failed
+    found.sort(key=lambda item: (-item.rank, item.ce))
+    return found
+
+
+def distribute(wanted: int, found: Sequence[Candidate], rooms: Mapping[str, Room], keeps_rank: bool) -> dict[str, int]:
+    """How many of ``wanted`` jobs go to each candidate; ``rooms`` is debited.
+
+    Free slots first, the best rank first, equal ranks by the share of slots that is still free. What is left goes to
+    queues: with the user's own Rank again best first, else to the shortest queue per slot.
+    """
+    given: dict[str, int] = {}
+    for tier in _tiers(found):
+        wanted = _spread_free(wanted, tier, rooms, given)
+    for tier in _tiers(found) if keeps_rank else [[item.ce for item in found]]:
+        wanted = _spread_queue(wanted, tier, rooms, given)
+    return given
+
+
+def _tiers(found: Sequence[Candidate]) -> list[list[str]]:
+    """Candidates of equal rank together."""
+    tiers: list[list[str]] = []
+    rank: float | None = None
+    for item in found:
+        if rank is None or item.rank != rank:
+            tiers.append([])
+            rank = item.rank
+        tiers[-1].append(item.ce)
+    return tiers
+
+
+def _spread_free(wanted: int, tier: Sequence[str], rooms: Mapping[str, Room], given: dict[str, int]) -> int:
+    """In proportion to free slots; the remainders go to the largest fractions."""
+    free = {ce: rooms[ce].free for ce in tier if ce in rooms and rooms[ce].free > 0}
+    total = sum(free.values())
+    if wanted <= 0 or not total:
+        return wanted
+    take = min(wanted, total)
+    shares = {ce: take * count // total for ce, count in free.items()}
+    rest = take - sum(shares.values())
+    by_fraction = sorted(free, key=lambda ce: (-(take * free[ce] % total), ce))
+    for ce in by_fraction[:rest]:
+        shares[ce] += 1
+    for ce, count in shares.items():
+        if count:
+            rooms[ce].free -= count
+            given[ce] = given.get(ce, 0) + count
+    return wanted - take
+
+
+def _spread_queue(wanted: int, tier: Sequence[str], rooms: Mapping[str, Room], given: dict[str, int]) -> int:
+    """In proportion to the queue space that is left, which is larger where work flows faster."""
+    while wanted > 0:
+        space = {ce: rooms[ce].queue for ce in tier if ce in rooms and rooms[ce].queue > 0}
+        total = sum(space.values())
+        if not total:
+            return wanted
+        take = min(wanted, total)
+        for ce in sorted(space, key=lambda ce: (-space[ce], ce)):
+            count = min(space[ce], wanted, math.ceil(take * space[ce] / total))
+            if count <= 0:
+                continue
+            rooms[ce].queue -= count
+            given[ce] = given.get(ce, 0) + count
+            wanted -= count
+    return wanted
+
+
+def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOutcome:
+    """Whether a CE matches; if not, the first term that fails, in JDL words, with what the CE has."""
+    if not ce.ce.alive:
+        status = ce.lowered.get("gluecestatestatus", "unknown")
+        return MatchOutcome(
+            ce.ce.id, False, 0.0, DEFAULT_REQUIREMENTS, f"the CE is not heard of; its status is {status}"
+        )
+    if ce.vos and cluster.cluster.vo not in ce.vos:
+        term = f'Member("VO:{cluster.cluster.vo}", other.GlueCEAccessControlBaseRule)'
+        return MatchOutcome(ce.ce.id, False, 0.0, term, f"the CE takes {', '.join(sorted(ce.vos)) or 'no VO'}")
+    if cluster.matches(ce):
+        return MatchOutcome(ce.ce.id, True, cluster.rank_of(ce, near))
+    for term in conjuncts(cluster.text):
+        value = classad2.ExprTree(term).eval(cluster.ad, ce.ad)
+        if value is not True:
+            return MatchOutcome(ce.ce.id, False, 0.0, term, _values(term, ce, value))
+    return MatchOutcome(ce.ce.id, False, 0.0, cluster.text, "the whole is not true for this CE")
+
+
+def _values(term: str, ce: CompiledCe, value: object) -> str:
+    parts: list[str] = []
+    for name in dict.fromkeys(_REFERENCE.findall(term)):
+        if name.lower() in ce.lowered:
+            parts.append(f"{name} is {_shown(ce.lowered[name.lower()])}")
+        else:
+            parts.append(f"{name} is not published by the CE")
+    if isinstance(value, classad2.Value) and value == classad2.Value.Error:
+        parts.append("the term is an error (types that do not compare)")
+    return "; ".join(parts) or "the term is not true"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        text = ", ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return "{" + (text if len(text) < 200 else text[:200] + " ...") + "}"
+    return str(value) if not isinstance(value, str) else f'"{value}"'
+
+
+def cluster_of(description: JobDescription, vo: str, owner: str) -> Cluster:
+    """The cluster of a job before its first attempt; id 0 until it is stored."""
+    return Cluster(
+        0, description.requirements, description.rank, vo, owner, description.input_data, description.extra
+    )
+
+
+def check_expressions(description: JobDescription) -> None:
+    """Requirements and Rank can be parsed. Raises JdlError with places inside the expression."""
+    for attribute, text in (("Requirements", description.requirements), ("Rank", description.rank)):
+        if text:
+            parse_expression(text)
+            try:
+                classad2.ExprTree(text)
+            except classad2.ClassAdException:
+                raise JdlError(
+                    "JDL_SYNTAX", "this expression cannot be read; simplify it", line=1, column=1, attribute=attribute
+                ) from None
+
+
+@dataclass(slots=True)
+class Pass:
+    """One round over all clusters that have waiting jobs."""
+
+    rooms: dict[str, Room] = field(default_factory=dict)
+    given: dict[int, dict[str, int]] = field(default_factory=dict)
+    """Per cluster id: how many jobs go to each CE."""
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Per cluster id: why jobs of it stay where they are."""
+
+
+def match_pass(
+    waiting: Mapping[int, int],
+    found: Mapping[int, Sequence[Candidate]],
+    own_rank: frozenset[int] | set[int],
+    rooms: dict[str, Room],
+) -> Pass:
+    """Share out the room of the CEs over the waiting jobs (cluster id: how many).
+
+    ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own. Clusters take turns
+    in two rounds, first each its fair part, then what is left, so that one user's ten thousand jobs do not hold up
+    another's one.
+    """
+    outcome = Pass(rooms)
+    left = {key: count for key, count in waiting.items() if count > 0}
+    available = sum(room.free + room.queue for room in rooms.values())
+    fair = max(1, available // max(1, len(left)))
+    for limit in (fair, None):
+        for key in list(left):
+            if available <= 0:
+                break
+            wanted = left[key] if limit is None else min(left[key], limit)
+            given = distribute(wanted, found[key], rooms, key in own_rank)
+            for ce, count in given.items():
+                mine = outcome.given.setdefault(key, {})
+                mine[ce] = mine.get(ce, 0) + count
+                left[key] -= count
+                available -= count
+            if left[key] <= 0:
+                del left[key]
+    for key in left:
+        if not found[key]:
+            outcome.reasons[key] = "no CE matches; ask list-match why"
+        else:
+            outcome.reasons[key] = f"the {len(found[key])} matching CEs are full or do not answer"
+    return outcome

@@ -1,0 +1,150 @@
+"""Broker model to and from protobuf; the only file with both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from agents.broker import machine
+from agents.broker.jdl import local_name
+from agents.broker.model import ComputingElement, JobDescription, MatchOutcome, SandboxFile
+from agents.broker.store import JobRow, LogLine
+from fabric.errors import InvalidRequest
+from fabric.glue13 import CeView
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
+
+MAX_FIELD_LENGTH = 500
+"""Characters of a field in an event."""
+
+
+def computing_element(view: CeView) -> ComputingElement:
+    """A CE as the information system shows it."""
+    return ComputingElement(
+        id=view.unique_id,
+        host=str(view.attributes.get("GlueCEInfoHostName", "")),
+        port=view.integer("GlueCEInfoGatekeeperPort"),
+        site=view.site,
+        attributes=view.attributes,
+        vos=view.vos,
+        free_slots=view.integer("GlueCEStateFreeJobSlots"),
+        running=view.integer("GlueCEStateRunningJobs"),
+        waiting=view.integer("GlueCEStateWaitingJobs"),
+        alive=view.is_usable,
+        close_storage=view.close_storage,
+    )
+
+
+def log_payload(line: LogLine) -> bytes:
+    """An event as it lies in the outbox, still without source and sequence."""
+    fields = {name: value[:MAX_FIELD_LENGTH] for name, value in line.event.fields.items()}
+    return lb_pb.Event(
+        job_id=line.job_id,
+        at_us=line.at_us,
+        type=lb_pb.EventType.Value(f"EVENT_TYPE_{line.event.type}"),
+        attempt=line.event.attempt,
+        fields=fields,
+    ).SerializeToString()
+
+
+def event_from_payload(source: str, sequence: int, payload: bytes) -> lb_pb.Event:
+    event = lb_pb.Event.FromString(payload)
+    event.source = source
+    event.sequence = sequence
+    return event
+
+
+def sandbox_files(request: pb.SubmitRequest) -> tuple[SandboxFile, ...]:
+    """Raises InvalidRequest SANDBOX_PATH_ESCAPE, SANDBOX_NAME_TWICE."""
+    found: dict[str, SandboxFile] = {}
+    for item in request.input_sandbox:
+        name = item.name
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or len(name.encode()) > 255:
+            raise InvalidRequest(
+                "SANDBOX_PATH_ESCAPE",
+                f"the input sandbox file {name[:200]!r} would leave the job's directory; give a plain file name",
+                name=name,
+            )
+        if name in found:
+            raise InvalidRequest("SANDBOX_NAME_TWICE", f"the input sandbox file {name!r} is given twice", name=name)
+        found[name] = SandboxFile(name, item.sha256, item.size_bytes, item.executable)
+    return tuple(found.values())
+
+
+def gatekeeper_job(
+    row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str
+) -> gk_pb.Job:
+    """A job as its gatekeeper gets it; ``description`` already has the job's parameter."""
+    job = gk_pb.Job(job_id=row.job_id, attempt=row.job.attempt)
+    wire = job.description
+    wire.executable = description.executable
+    wire.arguments.extend(description.arguments)
+    wire.std_input, wire.std_output, wire.std_error = (
+        description.std_input, description.std_output, description.std_error,
+    )  # fmt: skip
+    for name, value in description.environment:
+        wire.environment[name] = value
+    for path in description.input_sandbox:
+        file = files[local_name(path)]
+        wire.input_sandbox.add(
+            name=file.name,
+            sha256=file.sha256,
+            size_bytes=file.size_bytes,
+            executable=file.executable or file.name == description.executable,
+        )
+    wire.output_sandbox.extend(description.output_sandbox)
+    wire.input_data.extend(description.input_data)
+    for item in description.output_data:
+        wire.output_data.add(file=item.file, lfn=item.lfn, storage_element=item.storage_element)
+    limits = description.limits
+    wire.limits.wall_s, wire.limits.cpu_s = limits.wall_s, limits.cpu_s
+    wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
+    wire.vo = vo
+    return job
+
+
+def update_event(update: gk_pb.JobUpdate) -> machine.Event | None:
+    """What a gatekeeper's update means to the machine; None for a state that this version does not know."""
+    state = update.state
+    if state in (gk_pb.JOB_STATE_QUEUED, gk_pb.JOB_STATE_ASSIGNED):
+        return machine.Accepted(update.attempt)
+    if state == gk_pb.JOB_STATE_RUNNING:
+        return machine.Started(update.attempt, update.worker)
+    if state == gk_pb.JOB_STATE_DONE:
+        return machine.Ended(update.attempt, update.exit_code, update.reason)
+    if state == gk_pb.JOB_STATE_FAILED:
+        return machine.Failed(update.attempt, update.reason or "FAILED", update.sentence, update.started)
+    if state == gk_pb.JOB_STATE_CANCELLED:
+        return machine.CancelledAtCe(update.attempt, update.reason)
+    return None
+
+
+def match_to_wire(outcome: MatchOutcome, ce: ComputingElement) -> pb.Match:
+    return pb.Match(
+        ce=outcome.ce,
+        matches=outcome.matches,
+        rank=outcome.rank,
+        failing_term=outcome.failing_term,
+        explanation=outcome.explanation,
+        site=ce.site,
+        free_slots=ce.free_slots,
+    )
+
+
+_SHOWN_STATES = {1: "WAITING", 2: "READY", 3: "SCHEDULED", 4: "RUNNING", 5: "DONE", 6: "ABORTED", 7: "CANCELLED", 8: "CLEARED"}
+
+
+def location_to_wire(row: JobRow, waiting_for: str) -> pb.JobLocation:
+    job = row.job
+    return pb.JobLocation(
+        job_id=row.job_id,
+        ce=job.ce,
+        gatekeeper=job.gatekeeper if int(job.state) not in (1, 2) else "",
+        state=_SHOWN_STATES[int(job.state)],
+        attempt=job.attempt,
+        waiting_for=waiting_for,
+    )
+
+
+def submit_request(jobs: Sequence[gk_pb.Job]) -> gk_pb.SubmitRequest:
+    return gk_pb.SubmitRequest(jobs=jobs)
