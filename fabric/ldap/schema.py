@@ -132,7 +132,7 @@ class AttributeType:
 
     def describe(self) -> str:
         """The AttributeTypeDescription of RFC 4512 section 4.1.2, as the subschema entry publishes it."""
-        names = (self.name, *self.aliases)
+        names = dict.fromkeys((self.name, *self.aliases))
         quoted = f"'{self.name}'" if len(names) == 1 else "( " + " ".join(f"'{name}'" for name in names) + " )"
         parts = [f"( {self.oid or self.name + '-oid'} NAME {quoted} EQUALITY {self.equality.name}"]
         parts.append(f"SYNTAX {self.syntax}")

@@ -235,18 +235,23 @@ class LdapServer:
     def subschema(self) -> Entry:
         """The attribute types and matching rules known here (RFC 4512 section 4.2)."""
         rules = {rule.oid: rule for rule in MATCHING_RULES.values()}
+        listed = {attribute.name.lower(): attribute for attribute in self.schema.attributes}
+        for name in getattr(self.source, "attribute_names", ()):
+            found = self.schema.lookup(name)
+            if found is not None:
+                listed.setdefault(found.name.lower(), found)
+        classes = {"top": "top", **{name.lower(): name for name in getattr(self.source, "class_names", ())}}
+        attributes = tuple(listed.values())
         return make_entry(
             SUBSCHEMA,
             {"objectClass": ("top", "subentry", "subschema", "extensibleObject"), "cn": "Subschema"},
             {
-                "attributeTypes": tuple(attribute.describe() for attribute in self.schema.attributes),
+                "attributeTypes": tuple(attribute.describe() for attribute in attributes),
                 "matchingRules": tuple(
                     f"( {rule.oid} NAME '{rule.name}' SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )" for rule in rules.values()
                 ),
-                "objectClasses": ("( 2.5.6.0 NAME 'top' ABSTRACT MUST objectClass )",),
-                "ldapSyntaxes": tuple(
-                    f"( {oid} )" for oid in sorted({attribute.syntax for attribute in self.schema.attributes})
-                ),
+                "objectClasses": tuple(map(_describe_class, classes.values())),
+                "ldapSyntaxes": tuple(f"( {oid} )" for oid in sorted({attribute.syntax for attribute in attributes})),
             },
         )
 
@@ -266,6 +271,12 @@ class LdapServer:
                     connection.disconnect(ResultCode.PROTOCOL_ERROR, "a message did not arrive whole in time")
                 elif quiet_s > limits.idle_s:
                     connection.disconnect(ResultCode.UNAVAILABLE, f"idle for {quiet_s:.0f} s")
+
+
+def _describe_class(name: str) -> str:
+    if name.lower() == "top":
+        return "( 2.5.6.0 NAME 'top' ABSTRACT MUST objectClass )"
+    return f"( {name}-oid NAME '{name}' SUP top STRUCTURAL MAY objectClass )"
 
 
 __all__ = ["BindFunction", "EventFunction", "LdapLimits", "LdapServer", "LdapStats", "NoSuchEntryError"]

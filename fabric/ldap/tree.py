@@ -21,6 +21,10 @@ ENTRIES_PER_TURN = 256
 """How many entries a search looks at before it lets others run: well under a millisecond."""
 
 
+MAX_LEARNED_NAMES = 10_000
+"""Attribute and class names remembered for the subschema entry."""
+
+
 class Scope(enum.IntEnum):
     """Which entries below the base a search takes (RFC 4511 section 4.5.1.2)."""
 
@@ -88,6 +92,8 @@ class EntryTree:
         names = {schema.canonical(name) for name in ("objectClass", *indexed)}
         self._index: dict[str, dict[Key, dict[tuple[str, ...], None]]] = {name: {} for name in names}
         self._next_serial = 0
+        self._attribute_names: dict[str, str] = {}
+        self._class_names: dict[str, str] = {}
         self.version = 0
         """Counts changes."""
 
@@ -101,6 +107,24 @@ class EntryTree:
 
     def __contains__(self, dn: object) -> bool:
         return isinstance(dn, Dn) and dn.key in self._entries
+
+    @property
+    def attribute_names(self) -> Collection[str]:
+        """The attributes seen so far, as first written. ldap3 refuses what the subschema does not list."""
+        return self._attribute_names.values()
+
+    @property
+    def class_names(self) -> Collection[str]:
+        """The object classes seen so far, as first written."""
+        return self._class_names.values()
+
+    def _learn(self, entry: Entry) -> None:
+        if len(self._attribute_names) < MAX_LEARNED_NAMES and not entry.names.keys() <= self._attribute_names.keys():
+            for key, name in entry.names.items():
+                self._attribute_names.setdefault(key, name)
+        for name in entry.get("objectclass") or ():
+            if len(self._class_names) < MAX_LEARNED_NAMES:
+                self._class_names.setdefault(name.lower(), name)
 
     def get(self, dn: Dn) -> Entry | None:
         """The entry of that name, if any."""
@@ -123,6 +147,7 @@ class EntryTree:
         if key[1:] in self._entries:
             self._children.setdefault(key[1:], {})[key] = None
         self._index_entry(entry, None)
+        self._learn(entry)
         self.version += 1
 
     def replace(self, entry: Entry) -> None:
@@ -133,6 +158,7 @@ class EntryTree:
             return
         self._entries[entry.dn.key] = entry
         self._index_entry(entry, old)
+        self._learn(entry)
         self.version += 1
 
     def remove(self, dn: Dn, *, below: bool = False) -> list[Entry]:
