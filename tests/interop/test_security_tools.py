@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from security import certificates
+from security import certificates, voms
 from security.credentials import Credential
 from security.errors import Reason, ValidationError
 from security.gridmapdir import encode_subject
@@ -295,6 +295,46 @@ def test_voms_proxy_info_reads_our_proxies(world: World) -> None:
     assert told.startswith("0 "), told
     assert str(proxy.subject) in told
     assert "RFC" in told
+
+
+@needs_voms
+@pytest.mark.parametrize("options", [(), ("-newformat",)], ids=["plain", "newformat"])
+def test_we_accept_attribute_certificates_of_voms(rsa_world: World, options: tuple[str, ...]) -> None:
+    grid = rsa_world.grid
+    user = grid.save_user(grid.user("alice"), rsa_world.folder / "alice")
+    server = grid.host("localhost", subject="voms/localhost")
+    host = grid.save_user(server, rsa_world.folder / "host")
+    out = rsa_world.folder / "voms.pem"
+    told = rsa_world.run(
+        "voms-proxy-fake", "-rfc", *options, "-voms", "testvo", "-cert", str(user[0]), "-key", str(user[1]),
+        "-certdir", str(grid.trust_directory), "-hostcert", str(host[0]), "-hostkey", str(host[1]),
+        "-fqan", "/testvo/Role=NULL/Capability=NULL", "-fqan", "/testvo/physics/Role=pilot/Capability=NULL",
+        "-uri", "localhost:15000", "-out", str(out),
+    )  # fmt: skip
+    assert told.startswith("0 "), told
+    now = datetime.now(UTC)
+    identity = validate_client_chain(Credential.load(out).pem_chain(), grid.trust, ValidationPolicy(), now)
+    servers = voms.VomsDirectory({"testvo": ((server.subject, grid.ca.subject),)})
+    (found,) = voms.verify_attributes(identity, servers, grid.trust, ValidationPolicy(), now)
+    assert found.fqans == ("/testvo", "/testvo/physics/Role=pilot")
+
+
+@needs_voms
+def test_voms_proxy_info_reads_our_attribute_certificates(rsa_world: World) -> None:
+    grid = rsa_world.grid
+    alice, server = grid.user("alice"), grid.host("localhost", subject="voms-localhost")
+    encoded = voms.create_attribute_certificate(
+        server, alice.certificate, vo="testvo", uri="localhost:15000", fqans=["/testvo", "/testvo/physics/Role=pilot"],
+        lifetime=timedelta(hours=12), now=grid.now,
+    )  # fmt: skip
+    proxy = create_proxy(
+        alice, lifetime=timedelta(hours=12), now=grid.now, extensions=[voms.proxy_extension([encoded])]
+    )
+    told = rsa_world.run("voms-proxy-info", "-all", "-file", str(rsa_world.save(proxy)))
+    assert told.startswith("0 "), told
+    assert "VO        : testvo" in told
+    assert "attribute : /testvo/physics/Role=pilot/Capability=NULL" in told
+    assert rsa_world.openssl_verify(proxy).startswith("0 ")
 
 
 # Pool accounts

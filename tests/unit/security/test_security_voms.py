@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from security import voms
+from security.credentials import Credential
+from security.errors import Reason, ValidationError
+from security.proxies import create_proxy
+from security.testing import NOW, TestGrid
+from security.validation import validate_client_chain
+
+HOUR = timedelta(hours=1)
+GROUPS = ("/testvo", "/testvo/physics/Role=pilot")
+
+
+def attribute(grid: TestGrid, holder: Credential, signer: Credential | None = None, **changes: object) -> bytes:
+    arguments: dict[str, object] = {
+        "vo": "testvo", "uri": "localhost:15000", "fqans": GROUPS, "lifetime": 12 * HOUR, "now": NOW, **changes
+    }  # fmt: skip
+    server = signer or grid.host("localhost", subject="voms/localhost")
+    return voms.create_attribute_certificate(server, holder.certificate, **arguments)  # type: ignore[arg-type]
+
+
+def servers(grid: TestGrid) -> voms.VomsDirectory:
+    return voms.VomsDirectory({"testvo": ((grid.host(subject="voms/localhost").subject, grid.ca.subject),)})
+
+
+def verify(grid: TestGrid, holder: Credential, *encoded: bytes) -> tuple[voms.VomsAttributes, ...]:
+    extension = voms.proxy_extension(encoded)
+    proxy = create_proxy(holder, lifetime=HOUR, now=NOW, extensions=[extension])
+    below = create_proxy(proxy, lifetime=HOUR, now=NOW)  # a delegated proxy carries them in its issuer
+    identity = validate_client_chain(below.pem_chain(), grid.trust, grid.policy, NOW)
+    return voms.verify_attributes(identity, servers(grid), grid.trust, grid.policy, NOW)
+
+
+def test_membership(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    (found,) = verify(grid, alice, attribute(grid, alice))
+    assert (found.vo, found.fqans, found.uri) == ("testvo", GROUPS, "localhost:15000")
+    assert found.not_after == NOW + 12 * HOUR
+
+
+def test_no_proxy_no_membership(grid: TestGrid) -> None:
+    identity = validate_client_chain(grid.user().pem_chain(), grid.trust, grid.policy, NOW)
+    assert voms.verify_attributes(identity, servers(grid), grid.trust, grid.policy, NOW) == ()
+
+
+def refused(grid: TestGrid, holder: Credential, encoded: bytes, word: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        verify(grid, holder, encoded)
+    assert caught.value.reason == Reason.ATTRIBUTE_INVALID
+    assert word in caught.value.sentence
+
+
+def test_memberships_refused(grid: TestGrid) -> None:
+    alice, bob = grid.user("alice"), grid.user("bob")
+    refused(grid, alice, attribute(grid, bob), "another certificate")
+    refused(grid, alice, attribute(grid, alice, now=NOW - 13 * HOUR), "expired")
+    refused(grid, alice, attribute(grid, alice, now=NOW + HOUR), "valid only from")
+    refused(grid, alice, attribute(grid, alice, lifetime=timedelta(days=30)), "lives longer")
+    refused(grid, alice, attribute(grid, alice, signer=bob), ".lsc")
+    refused(grid, alice, attribute(grid, alice, vo="othervo", fqans=["/othervo"]), ".lsc")
+    good = attribute(grid, alice)
+    changed = good.replace(b"Role=pilot", b"Role=admin", 1)
+    assert len(changed) == len(good)
+    refused(grid, alice, changed, "not signed")
+    refused(grid, alice, good[:-10], "cannot be read")
+
+
+def test_a_revoked_server_speaks_for_nobody(grid: TestGrid) -> None:
+    alice, server = grid.user("alice"), grid.host(subject="voms/localhost")
+    encoded = attribute(grid, alice, signer=server)
+    verify(grid, alice, encoded)
+    grid.revoke(server)
+    with pytest.raises(ValidationError) as caught:
+        verify(grid, alice, encoded)
+    assert caught.value.reason == Reason.CERTIFICATE_REVOKED
+
+
+def test_a_server_of_an_unknown_authority(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    with pytest.raises(ValidationError) as caught:
+        verify(grid, alice, attribute(grid, alice, signer=grid.unknown_ca_user("voms")))
+    assert caught.value.reason == Reason.UNKNOWN_CA
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/testvo", "/testvo"),
+        ("/testvo/Role=NULL/Capability=NULL", "/testvo"),
+        ("/testvo/a/b/Role=x/Capability=NULL", "/testvo/a/b/Role=x"),
+        ("/testvo/Role=x", "/testvo/Role=x"),
+    ],
+)
+def test_group_names(text: str, expected: str) -> None:
+    assert voms.normal_fqan(text, "testvo") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "testvo", "/other", "/testvox", "/testvo/", "/testvo/a b", "/testvo/Role=", "//testvo"]
+)
+def test_group_names_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        voms.normal_fqan(text, "testvo")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_any_damage_is_a_typed_error(shared_grid: TestGrid, data: st.DataObject) -> None:
+    encoded = bytearray(voms.proxy_extension([attribute(shared_grid, shared_grid.user())]).value)
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoded[data.draw(st.integers(0, 700))] = data.draw(st.integers(0, 255))
+    for candidate in (bytes(encoded), data.draw(st.binary(max_size=100))):
+        try:
+            assert voms.parse_extension(candidate)
+        except ValidationError as error:
+            assert error.reason in (Reason.ATTRIBUTE_INVALID, Reason.CHAIN_MALFORMED)
+
+
+def test_vomsdir(tmp_path: Path) -> None:
+    (tmp_path / "testvo").mkdir()
+    (tmp_path / "testvo" / "a.lsc").write_text("/CN=server\n/CN=ca\n------ NEXT CHAIN ------\n/CN=old\n/CN=ca\n")
+    (tmp_path / "testvo" / "b.lsc").write_text("not a name\n")
+    (tmp_path / "testvo" / "c.lsc").write_text("/CN=alone\n")
+    chains = voms.VomsDirectory.load(tmp_path).chains
+    assert [[str(name) for name in chain] for chain in chains["testvo"]] == [
+        ["/CN=server", "/CN=ca"],
+        ["/CN=old", "/CN=ca"],
+    ]
+    with pytest.raises(ValidationError):
+        voms.VomsDirectory.load(tmp_path / "none")
