@@ -1,8 +1,8 @@
 """An agent inside a Ray actor. Ray gives it a process, a host and a restart, and nothing else.
 
-`ray.remote(AgentActor)` is made by `clusters`; the constructor takes one plain dict and starts the agent by itself, so that
-an actor restarted by Ray is an agent restarted. The agent runs on its own event loop in its own thread; the methods here
-only look at it or stop it. Import of this file does not import Ray.
+`ray.remote(AgentActor)` is made by `clusters`; the constructor takes one plain dict and starts the agent by itself,
+so that an actor restarted by Ray is an agent restarted. The agent runs on its own event loop in its own thread; the
+methods here only look at it or stop it. Import of this file does not import Ray.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ STOP_TIMEOUT_S = 30.0
 class AgentActor:
     """One agent. Constructor arguments are settings only: plain data, no secrets, no objects of ours.
 
-    An agent that cannot start does not make the constructor fail (Ray would hide the sentence behind a traceback): `health`
-    and `ready` tell why.
+    An agent that cannot start does not make the constructor fail (Ray would hide the sentence behind a traceback):
+    `health` and `ready` tell why.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -49,7 +49,9 @@ class AgentActor:
         except GridError as error:
             self._fail(error)
         except Exception as error:  # every traceback stays in this process
-            self._fail(Defect("AGENT_CRASHED", f"{self._name} cannot run because of a defect: {type(error).__name__}: {error}"))
+            self._fail(
+                Defect("AGENT_CRASHED", f"{self._name} cannot run because of a defect: {type(error).__name__}: {error}")
+            )
         finally:
             self._ended.set()
             self._loop.close()

@@ -1,7 +1,8 @@
 """The shell of every agent: settings in, one running service out, until it is told to stop.
 
 `run_agent(settings)` is the whole life; `python -m fabric.agent settings.json` is the same in a process of its own, and
-`fabric/actor.py` the same in a Ray actor. What an agent *is* comes from `agents/<kind>/agent.py: build(context) -> Agent`.
+`fabric/actor.py` the same in a Ray actor. What an agent *is* comes from `agents/<kind>/agent.py: build(context) ->
+Agent`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -79,16 +80,16 @@ class Agent(ABC):
     def __init__(self, context: AgentContext) -> None:
         self.context = context
 
-    async def start(self) -> None:
+    async def start(self) -> None:  # noqa: B027 - may be left out
         """Recover from the store, start background tasks with `self.context.spawn`. The port opens when it returns.
 
         It must not wait for other agents: they may be waiting for this one.
         """
 
-    async def started(self) -> None:
+    async def started(self) -> None:  # noqa: B027
         """The port is open: the moment to publish oneself. May be left out."""
 
-    async def stop(self) -> None:
+    async def stop(self) -> None:  # noqa: B027
         """Take no more work, flush, withdraw. The port is still open; `spawn`ed tasks are cancelled afterwards."""
 
     @abstractmethod
@@ -139,7 +140,9 @@ class AgentContext:
         """Run a background task. If it raises, that is logged and the agent is degraded; it is not started again."""
         if len(self._tasks) >= MAX_TASKS:
             coro.close()
-            raise Unavailable("TOO_MANY_TASKS", f"{self.settings.name} runs {MAX_TASKS} background tasks; try again later")
+            raise Unavailable(
+                "TOO_MANY_TASKS", f"{self.settings.name} runs {MAX_TASKS} background tasks; try again later"
+            )
         task = asyncio.get_running_loop().create_task(coro, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -276,13 +279,15 @@ def load_builder(kind: str) -> Builder:
         module = importlib.import_module(f"agents.{kind}.agent")
         return cast("Builder", module.build)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise InvalidRequest("AGENT_UNKNOWN", f"there is no agent of the kind {kind!r} here ({error})", kind=kind) from error
+        raise InvalidRequest(
+            "AGENT_UNKNOWN", f"there is no agent of the kind {kind!r} here ({error})", kind=kind
+        ) from error
 
 
 @contextlib.asynccontextmanager
 async def running(
     settings: Settings, *, clock: Clock | None = None, builder: Builder | None = None
-) -> AsyncIterator[RunningAgent]:
+) -> AsyncGenerator[RunningAgent]:
     """Start an agent, give it while its port is open, stop it in the end.
 
     Raises GridError with one readable sentence when it cannot start; then nothing is left open. `builder` replaces
@@ -299,7 +304,9 @@ async def running(
         )
         stack.callback(log.close)
         try:
-            agent_stack = await stack.enter_async_context(_run(settings, clock, log, builder or load_builder(settings.kind)))
+            agent_stack = await stack.enter_async_context(
+                _run(settings, clock, log, builder or load_builder(settings.kind))
+            )
         except GridError as error:
             log.error("agent.cannot_start", reason=error.reason, sentence=error.sentence)
             raise
@@ -307,7 +314,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) -> AsyncIterator[RunningAgent]:
+async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) -> AsyncGenerator[RunningAgent]:
     from fabric.rpc.delegation import delegation_service
     from fabric.rpc.server import RpcServer, ServerConfig
 
@@ -515,7 +522,9 @@ async def _main(path: str) -> int:
 
     def ready(agent: RunningAgent) -> None:
         logging.getLogger().addHandler(StandardLibraryHandler(agent.context.log))
-        sys.stdout.write(json.dumps({"ready": agent.context.settings.name, "rpc": agent.port, "pid": os.getpid()}) + "\n")
+        sys.stdout.write(
+            json.dumps({"ready": agent.context.settings.name, "rpc": agent.port, "pid": os.getpid()}) + "\n"
+        )
         sys.stdout.flush()
 
     try:

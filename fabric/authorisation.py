@@ -33,8 +33,8 @@ _Stamp = tuple[int, int, int]
 class Judge:
     """An `Authoriser` over a map file, a ban list and, for gatekeepers, a pool account directory.
 
-    `refresh` reads files that changed; a map file that is missing or cannot be read keeps the last one, an unreadable ban
-    list refuses everybody. `generation` grows whenever a judgement may have changed.
+    `refresh` reads files that changed; a map file that is missing or cannot be read keeps the last one, an unreadable
+    ban list refuses everybody. `generation` grows whenever a judgement may have changed.
     """
 
     def __init__(
@@ -88,7 +88,9 @@ class Judge:
             self._log.error("map.unreadable", path=str(self._map_path), sentence=error.sentence)
             return False
         for problem in found.problems[:20]:
-            self._log.warning("map.line_refused", path=str(self._map_path), line=problem.line, sentence=problem.sentence)
+            self._log.warning(
+                "map.line_refused", path=str(self._map_path), line=problem.line, sentence=problem.sentence
+            )
         self._map = found
         return True
 
@@ -100,7 +102,8 @@ class Judge:
             self._log.error("bans.unreadable", path=str(self._ban_path), sentence=error.sentence)
 
     async def admit(self, identity: Identity, *, unmapped: bool) -> Standing:
-        """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted POOL_EXHAUSTED."""
+        """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted
+        POOL_EXHAUSTED."""
         standing = self.judge(identity, unmapped=True)
         if standing != Standing():
             return standing

@@ -1,8 +1,8 @@
 """The small closed tree of errors that cross a connection, and the one table from it to gRPC status codes.
 
-Callers branch on the class and on `reason`, never on text. The sentence is made once, where the failure is known, and is
-the same for the caller, for the server's audit log and after any number of hops: it says what failed, for which subject,
-and what to do next.
+Callers branch on the class and on `reason`, never on text. The sentence is made once, where the failure is known, and
+is the same for the caller, for the server's audit log and after any number of hops: it says what failed, for which
+subject, and what to do next.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _REASON = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 class GridError(Exception):
     """An expected failure that the caller can understand. Use a subclass: each fixes the gRPC status.
 
-    `reason` is UPPER_SNAKE for programs, `sentence` one readable line for people, `facts` short texts for records. Facts
-    are given as keywords; any value is turned into text. Picklable. Never put a secret into any of the three.
+    `reason` is UPPER_SNAKE for programs, `sentence` one readable line for people, `facts` short texts for records.
+    Facts are given as keywords; any value is turned into text. Picklable. Never put a secret into any of the three.
     """
 
     status_name: ClassVar[str] = "UNKNOWN"
@@ -192,7 +192,8 @@ class Status(NamedTuple):
 
 
 def to_status(error: GridError) -> Status:
-    """The gRPC status of an error, with google.rpc.ErrorInfo. Facts that do not fit into 4 KiB are left out, last first."""
+    """The gRPC status of an error, with google.rpc.ErrorInfo. Facts that do not fit into 4 KiB are left out, last
+    first."""
     import grpc
     from google.rpc import error_details_pb2, status_pb2
 
@@ -209,7 +210,8 @@ def to_status(error: GridError) -> Status:
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str) -> GridError:
-    """What a call to `peer` ended with. With ErrorInfo: exactly the error raised there. Without: grpc's own, readable."""
+    """What a call to `peer` ended with. With ErrorInfo: exactly the error raised there. Without: grpc's own,
+    readable."""
     failure: Any = error
     code: Any = failure.code()
     status_name = code.name if code is not None else "UNKNOWN"
@@ -260,7 +262,9 @@ def _from_grpc(status_name: str, message: str, peer: str) -> GridError:
         )
     if status_name == "RESOURCE_EXHAUSTED" and "larger than max" in message:
         return InvalidRequest(
-            "MESSAGE_TOO_LARGE", f"a message to or from {peer} is over the size limit; send it in smaller parts", **facts
+            "MESSAGE_TOO_LARGE",
+            f"a message to or from {peer} is over the size limit; send it in smaller parts",
+            **facts,
         )
     if status_name == "UNIMPLEMENTED":
         return InvalidRequest("METHOD_UNKNOWN", f"{peer} does not offer this service ({_brief(message)})", **facts)

@@ -21,9 +21,16 @@ IDLE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 256
 
 _REASONS = {
-    200: "OK", 304: "Not Modified", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
-}  # fmt: skip
+    200: "OK",
+    304: "Not Modified",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ class HttpServer:
         try:
             self._server = await asyncio.start_server(self._accept, host, port, limit=MAX_REQUEST_BYTES)
         except OSError as error:
-            raise Unavailable("PORT_IN_USE", f"cannot listen on {host}:{port} ({error}); choose another port") from error
+            raise Unavailable(
+                "PORT_IN_USE", f"cannot listen on {host}:{port} ({error}); choose another port"
+            ) from error
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -97,7 +106,9 @@ class HttpServer:
         if len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):
             return await self._refuse(writer, 400)
         method, target, version = parts
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
+        }
         if method not in ("GET", "HEAD"):
             return await self._refuse(writer, 405)
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
@@ -158,7 +169,8 @@ async def http_get(
 ) -> Fetched:
     """GET a file; with `etag`, only if it has changed. Follows no redirects.
 
-    Raises Unavailable HTTP_FAILED (no answer, not HTTP, a status other than 200, too large) and NotFound HTTP_NOT_FOUND.
+    Raises Unavailable HTTP_FAILED (no answer, not HTTP, a status other than 200, too large) and NotFound
+    HTTP_NOT_FOUND.
     """
     url = f"http://{host}:{port}{path}"
     writer: asyncio.StreamWriter | None = None

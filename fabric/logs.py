@@ -1,7 +1,7 @@
 """Logs and audit as JSON lines: UTC with microseconds, an event name, and who and what it was about on every line.
 
-`log.jsonl` tells operators what happened; `audit.jsonl` tells who was let in or refused, is never sampled, and holds the
-same sentence that the peer got. Both rotate by size.
+`log.jsonl` tells operators what happened; `audit.jsonl` tells who was let in or refused, is never sampled, and holds
+the same sentence that the peer got. Both rotate by size.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fabric.clock import Clock, SystemClock, utc_text
 from fabric.ids import unique_id
@@ -28,7 +28,9 @@ KEPT_AUDITS = 10
 MAX_VALUE_LENGTH = 4000
 """Characters of one logged value; tracebacks may take four times as many."""
 
-_SECRET_KEYS = frozenset({"session", "session_token", "token", "proof", "password", "passphrase", "key_pem", "private_key"})
+_SECRET_KEYS = frozenset(
+    {"session", "session_token", "token", "proof", "password", "passphrase", "key_pem", "private_key"}
+)
 _SECRET_MARK = "PRIVATE KEY-----"
 
 trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
@@ -191,10 +193,10 @@ def _safe(name: str, value: object) -> object:
     if isinstance(value, bytes):
         return f"[{len(value)} bytes]"
     if isinstance(value, Mapping):
-        entries: Mapping[Any, Any] = value
+        entries = cast("Mapping[Any, Any]", value)
         return {str(k): _safe(str(k), v) for k, v in list(entries.items())[:100]}
     if isinstance(value, (list, tuple, set, frozenset)):
-        items: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+        items = list(cast("Iterable[Any]", value))
         return [_safe("", v) for v in items[:100]]
     text = value if isinstance(value, str) else str(value)
     if _SECRET_MARK in text:

@@ -41,7 +41,8 @@ class _VoList:
 
 
 class MapFileUpdater:
-    """Asks every VO server each `map_refresh_s`, or at once for a stranger, and writes the file when something changed."""
+    """Asks every VO server each `map_refresh_s`, or at once for a stranger, and writes the file when something
+    changed."""
 
     def __init__(self, context: AgentContext) -> None:
         self._context = context
@@ -93,7 +94,9 @@ class MapFileUpdater:
     async def _update(self) -> bool:
         await asyncio.gather(*(self._ask(vo) for vo in self._vos))
         entries: dict[DistinguishedName, list[str]] = {}
-        for vo in self._vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
+        for (
+            vo
+        ) in self._vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
             for subject in self._lists[vo].members or ():
                 entries.setdefault(subject, []).append(f".{vo}")
         if all(found.members is None for found in self._lists.values()):

@@ -1,7 +1,8 @@
 """Messages to another service that are sent at least once, because they are stored with the change that they tell of.
 
-`add` runs inside the agent's own transaction: either the change and its messages are kept, or neither. A sender delivers in
-order of sequence, batch by batch, and forgets what was acknowledged. Receivers ignore a (source, sequence) seen before.
+`add` runs inside the agent's own transaction: either the change and its messages are kept, or neither. A sender
+delivers in order of sequence, batch by batch, and forgets what was acknowledged. Receivers ignore a (source,
+sequence) seen before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ MAX_BATCH = 1_000
 MAX_BATCH_BYTES = 1024 * 1024
 """Payload in one delivery; one larger message goes alone."""
 MAX_WAITING = 2_000_000
-"""Messages kept while the receiver is away: days of a busy agent. Beyond, `add` refuses and so the change is not made."""
+"""Messages kept while the receiver is away: days of a busy agent. Beyond, `add` refuses and so the change is not
+made."""
 MAX_PAUSE_S = 5.0
 """Longest pause between attempts."""
 FIRST_PAUSE_S = 0.1
@@ -70,7 +72,8 @@ class Outbox:
     def _prepare(self, connection: sqlalchemy.Connection) -> int:
         for table in (self._name, f"{self._name}_refused"):
             connection.exec_driver_sql(
-                f"CREATE TABLE IF NOT EXISTS {table} (sequence INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL)"
+                f"CREATE TABLE IF NOT EXISTS {table} (sequence INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB "
+                f"NOT NULL)"
             )
         known = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = ?", (self._name,)).scalar()
         if known is None:
@@ -146,9 +149,7 @@ class Outbox:
 
     def _next(self, connection: sqlalchemy.Connection) -> list[OutboxItem]:
         limit = 1 if self._poison else MAX_BATCH
-        rows = connection.exec_driver_sql(
-            f"SELECT sequence, payload FROM {self._name} ORDER BY sequence LIMIT {limit}"
-        )
+        rows = connection.exec_driver_sql(f"SELECT sequence, payload FROM {self._name} ORDER BY sequence LIMIT {limit}")
         items: list[OutboxItem] = []
         size = 0
         for sequence, payload in rows:
@@ -177,7 +178,8 @@ class Outbox:
 
         def put_aside(connection: sqlalchemy.Connection) -> None:
             connection.exec_driver_sql(
-                f"INSERT OR REPLACE INTO {self._name}_refused (sequence, payload) VALUES (?, ?)", (item.sequence, item.payload)
+                f"INSERT OR REPLACE INTO {self._name}_refused (sequence, payload) VALUES (?, ?)",
+                (item.sequence, item.payload),
             )
             connection.exec_driver_sql(f"DELETE FROM {self._name} WHERE sequence = ?", (item.sequence,))
 

@@ -1,7 +1,7 @@
 """The settings of one agent: the plain dict that starts it, read once into frozen, checked structures.
 
-Anything wrong (an unknown key, a wrong type, a missing path) is one `InvalidRequest` SETTINGS_INVALID that names the key,
-raised before any port opens.
+Anything wrong (an unknown key, a wrong type, a missing path) is one `InvalidRequest` SETTINGS_INVALID that names the
+key, raised before any port opens.
 """
 
 from __future__ import annotations
@@ -182,10 +182,11 @@ class Settings:
 def parse_options(cls: type[T], raw: Mapping[str, Any], where: str = "options") -> T:
     """A frozen dataclass from a plain dict, every key and type checked.
 
-    Field types: bool, int, float (also from int), str, Path, Enum (by value), tuple[X, ...] (from a list), Mapping[str, X],
-    X | None, and nested dataclasses. Names carry units: `..._s` is a number of seconds and `..._bytes` a whole number, both not
-    negative. `field(metadata={"minimum": 1, "maximum": 9, "choices": (...)})` narrows further. Raises InvalidRequest
-    SETTINGS_INVALID naming the key, with the nearest known key for an unknown one.
+    Field types: bool, int, float (also from int), str, Path, Enum (by value), tuple[X, ...] (from a list),
+    Mapping[str, X], X | None, and nested dataclasses. Names carry units: `..._s` is a number of seconds and
+    `..._bytes` a whole number, both not negative. `field(metadata={"minimum": 1, "maximum": 9, "choices": (...)})`
+    narrows further. Raises InvalidRequest SETTINGS_INVALID naming the key, with the nearest known key for an unknown
+    one.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cast("Any", cls)) if f.init}
@@ -256,7 +257,9 @@ def _convert_plain(hint: Any, value: Any, where: str, key: str) -> Any:
         try:
             return hint(value)
         except ValueError:
-            raise _invalid(where, key, f"must be one of {', '.join(str(m.value) for m in hint)}, not {value!r}") from None
+            raise _invalid(
+                where, key, f"must be one of {', '.join(str(m.value) for m in hint)}, not {value!r}"
+            ) from None
     if hint is Path:
         if not isinstance(value, (str, Path)):
             raise _invalid(where, key, f"must be a path, not {value!r}")

@@ -1,8 +1,9 @@
 """One agent's durable state: SQLite with group commit.
 
-Durable is what `await write(...)` has returned from: the transaction is synced (WAL, synchronous=FULL). All functions that
-wait at one moment share one transaction, so a thousand concurrent writers cost one sync; each runs in its own savepoint, so
-one that raises harms no other. There is one writer thread and a few reader connections; readers see whole transactions.
+Durable is what `await write(...)` has returned from: the transaction is synced (WAL, synchronous=FULL). All functions
+that wait at one moment share one transaction, so a thousand concurrent writers cost one sync; each runs in its own
+savepoint, so one that raises harms no other. There is one writer thread and a few reader connections; readers see
+whole transactions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 import sqlalchemy
 from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from fabric.errors import DataCorrupted, Defect, Exhausted, GridError, Unavailable
@@ -74,9 +76,9 @@ class _Write:
 class Store:
     """An open store. `write` and `read` from any event loop; `write_sync` and `read_sync` for start-up code and tests.
 
-    `migrations[i]` brings a file of version i+1 to version i+2; a new file is made from `metadata` at the newest version.
-    Raises on opening: DataCorrupted STORE_CORRUPT, Unavailable STORE_UNAVAILABLE (cannot be opened), DataCorrupted
-    STORE_NEWER (written by a newer version of the software).
+    `migrations[i]` brings a file of version i+1 to version i+2; a new file is made from `metadata` at the newest
+    version. Raises on opening: DataCorrupted STORE_CORRUPT, Unavailable STORE_UNAVAILABLE (cannot be opened),
+    DataCorrupted STORE_NEWER (written by a newer version of the software).
     """
 
     def __init__(self, path: str | Path, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = ()) -> None:
@@ -103,7 +105,7 @@ class Store:
             connection = self._writer_engine.connect()
             self.path.chmod(0o600)
             self._bring_up_to_date(connection, migrations)
-        except (sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError) as error:
+        except (DatabaseError, sqlite3.DatabaseError) as error:
             raise _readable(error, self.path) from error
         except OSError as error:
             raise Unavailable("STORE_UNAVAILABLE", f"the store {self.path} cannot be opened ({error})") from error
@@ -115,7 +117,8 @@ class Store:
         if found > newest:
             raise DataCorrupted(
                 "STORE_NEWER",
-                f"the store {self.path} has version {found} and this software knows {newest}; install the newer software",
+                f"the store {self.path} has version {found} and this software knows {newest}; install the newer "
+                f"software",
                 path=self.path,
             )
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -133,9 +136,10 @@ class Store:
     async def write(self, function: WriteFunction[T]) -> T:
         """Run `function(connection)` in the writer's transaction; its result arrives after the commit.
 
-        What it raises is raised here and only its own changes are undone. It must be short, must not commit or roll back, and
-        must return plain data, not an open result. If this await is cancelled the function may still run and commit. Raises
-        Exhausted STORE_BUSY (too many waiting), Exhausted STORE_FULL (disk), Unavailable STORE_CLOSED, DataCorrupted.
+        What it raises is raised here and only its own changes are undone. It must be short, must not commit or roll
+        back, and must return plain data, not an open result. If this await is cancelled the function may still run
+        and commit. Raises Exhausted STORE_BUSY (too many waiting), Exhausted STORE_FULL (disk), Unavailable
+        STORE_CLOSED, DataCorrupted.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -189,7 +193,9 @@ class Store:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise Unavailable("STORE_CLOSED", f"the store {self.path} is closed; the service is stopping, try again later")
+            raise Unavailable(
+                "STORE_CLOSED", f"the store {self.path} is closed; the service is stopping, try again later"
+            )
 
     def _put(self, waiting: _Write) -> None:
         self._require_open()
@@ -254,7 +260,7 @@ class Store:
             waiting.result = waiting.function(self._connection)
         except BaseException as error:
             waiting.error = Defect("STORE_MISUSED", str(error)) if isinstance(error, StopIteration) else error
-            if isinstance(error, sqlalchemy.exc.OperationalError):
+            if isinstance(error, OperationalError):
                 waiting.error = _readable(error, self.path)
             if not driver.in_transaction:
                 raise  # SQLite undid everything (disk full, I/O error)
@@ -314,7 +320,7 @@ class Store:
             finally:
                 if driver.in_transaction:
                     driver.execute("COMMIT")
-        except (sqlalchemy.exc.OperationalError, sqlite3.DatabaseError) as error:
+        except (OperationalError, sqlite3.DatabaseError) as error:
             raise _readable(error, self.path) from error
         finally:
             self._idle_readers.append(connection)
@@ -373,7 +379,8 @@ def _check(path: Path) -> None:
 def _corrupt(path: Path, what: str) -> DataCorrupted:
     return DataCorrupted(
         "STORE_CORRUPT",
-        f"the store {path} is damaged ({what[:300]}); stop the service, keep a copy of the file, and restore it from a backup "
+        f"the store {path} is damaged ({what[:300]}); stop the service, keep a copy of the file, and restore it "
+        f"from a backup "
         "or move it away to begin empty",
         path=path,
     )
@@ -383,7 +390,7 @@ def _readable(error: BaseException, path: Path) -> BaseException:
     """A database failure as a GridError; anything else unchanged."""
     if isinstance(error, GridError):
         return error
-    cause = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+    cause: BaseException | None = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, sqlite3.Error):
         return error
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
@@ -396,5 +403,7 @@ def _readable(error: BaseException, path: Path) -> BaseException:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Unavailable("STORE_LOCKED", f"the store {path} is held by another process; close it there and try again")
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return Unavailable("STORE_UNAVAILABLE", f"the store {path} cannot be used ({cause}); look at its disk and owner")
+        return Unavailable(
+            "STORE_UNAVAILABLE", f"the store {path} cannot be used ({cause}); look at its disk and owner"
+        )
     return error

@@ -1,8 +1,8 @@
 """Fresh revocation lists in this host's directory of authorities.
 
-Every authority in the directory is asked for its list by HTTP (`/crl/<HASH>.r0` at each `authority` endpoint). Agents of
-one host share the directory and one fetcher: whoever holds the lock when the last look is old enough does it for all.
-What is fetched is believed only by its signature, and never replaces a newer list.
+Every authority in the directory is asked for its list by HTTP (`/crl/<HASH>.r0` at each `authority` endpoint). Agents
+of one host share the directory and one fetcher: whoever holds the lock when the last look is old enough does it for
+all. What is fetched is believed only by its signature, and never replaces a newer list.
 """
 
 from __future__ import annotations

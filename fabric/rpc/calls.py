@@ -61,6 +61,10 @@ class Caller(Protocol):
         """For deadlines."""
         ...
 
+    def ready_now(self) -> tuple[Opened, Metadata] | None:
+        """As `ready` if that needs no waiting, else None."""
+        ...
+
     async def ready(self) -> tuple[Opened, Metadata]:
         """The connection and this call's metadata."""
         ...
@@ -86,9 +90,10 @@ class UnaryCallable:
     ) -> Any:
         """The response. `timeout` covers everything: connecting, the session, one repetition."""
         limit_s = DEFAULT_DEADLINE_S if timeout is None else timeout
-        until = self._caller.clock.monotonic() + limit_s
-        more = tuple(metadata or ())
-        used, own = await self._ready(limit_s)
+        caller = self._caller
+        until = caller.clock.monotonic() + limit_s
+        more = tuple(metadata) if metadata is not None else ()
+        used, own = caller.ready_now() or await ready_within(caller, limit_s)
         try:
             return await self._callable(used)(
                 request, timeout=limit_s, metadata=own + more, wait_for_ready=wait_for_ready
@@ -99,7 +104,7 @@ class UnaryCallable:
         if failure is not None:
             raise failure from None
         left_s = max(until - self._caller.clock.monotonic(), 0.001)
-        used, own = await self._ready(left_s)
+        used, own = await ready_within(self._caller, left_s)
         left_s = max(until - self._caller.clock.monotonic(), 0.001)
         try:
             return await self._callable(used)(
@@ -113,9 +118,6 @@ class UnaryCallable:
 
     def _callable(self, used: Opened) -> Any:
         return used.callable_of(self._kind, self._serialize, self._parse)
-
-    async def _ready(self, limit_s: float) -> tuple[Opened, Metadata]:
-        return await ready_within(self._caller, limit_s)
 
 
 class StreamCallable:
@@ -180,14 +182,13 @@ class StreamCall:
                         raise from_rpc_error(failure, self._caller.peer)
         except TimeoutError:
             raise DeadlineExceeded(
-                "DEADLINE_EXCEEDED", f"{self._caller.peer} did not accept a stream within {OPENING_DEADLINE_S:g} s; try again"
+                "DEADLINE_EXCEEDED",
+                f"{self._caller.peer} did not accept a stream within {OPENING_DEADLINE_S:g} s; try again",
             ) from None
         self._raw = raw
         return raw
 
-    async def _attempt(
-        self, *, wait_for_ready: bool
-    ) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
+    async def _attempt(self, *, wait_for_ready: bool) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
         used, own = await self._caller.ready()
         start = used.callable_of(self._kind, self._serialize, self._parse)
         accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -217,11 +218,12 @@ class StreamCall:
         if not await accepted:
             return
         try:
-            if isinstance(self._requests, AsyncIterable):
-                async for request in cast("AsyncIterable[Any]", self._requests):
+            requests: Any = self._requests
+            if hasattr(requests, "__aiter__"):
+                async for request in requests:
                     yield request
             else:
-                for request in self._requests:
+                for request in requests:
                     yield request
         except (GeneratorExit, asyncio.CancelledError):
             raise
@@ -340,7 +342,9 @@ async def ready_within(caller: Caller, limit_s: float) -> tuple[Opened, Metadata
             return await caller.ready()
     except TimeoutError:
         raise DeadlineExceeded(
-            "DEADLINE_EXCEEDED", f"no session with {caller.peer} within {limit_s:g} s; the call was not made", peer=caller.peer
+            "DEADLINE_EXCEEDED",
+            f"no session with {caller.peer} within {limit_s:g} s; the call was not made",
+            peer=caller.peer,
         ) from None
 
 
@@ -351,7 +355,9 @@ def refused_session(error: grpc.aio.AioRpcError) -> bool:
 
 def not_connected(error: grpc.aio.AioRpcError) -> bool:
     """True if the call certainly never left: there was no connection."""
-    return error.code() is grpc.StatusCode.UNAVAILABLE and (error.details() or "").startswith("failed to connect to all")
+    return error.code() is grpc.StatusCode.UNAVAILABLE and (error.details() or "").startswith(
+        "failed to connect to all"
+    )
 
 
 async def _failure_of(raw: Any) -> grpc.aio.AioRpcError:

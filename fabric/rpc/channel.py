@@ -1,7 +1,8 @@
 """Channels to other services: the host judged and pinned, a session established, errors typed.
 
-A `Link` is one connection to `host:port` with its pinned leaf; a `SecureChannel` is a credential's session over it and what
-generated stubs are built on. Links are shared by credentials. Everything is lazy: getting a channel never waits for the peer.
+A `Link` is one connection to `host:port` with its pinned leaf; a `SecureChannel` is a credential's session over it
+and what generated stubs are built on. Links are shared by credentials. Everything is lazy: getting a channel never
+waits for the peer.
 """
 
 from __future__ import annotations
@@ -70,13 +71,15 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.enable_http_proxy", 0),
 )
 
+
 class Link:
     """The connection to one `host:port`: looks at the server when needed, pins its leaf, reconnects after a change."""
 
     def __init__(self, owner: Channels, host: str, port: int) -> None:
         self._owner, self.host, self.port = owner, host, port
         self.peer = f"{host}:{port}"
-        self._open: Opened | None = None
+        self.opened: Opened | None = None
+        """The pinned connection, if there is one."""
         self._looking: asyncio.Task[Opened] | None = None
         self._failed_until = 0.0
         self._failure: GridError | None = None
@@ -84,11 +87,12 @@ class Link:
     async def ensure(self) -> Opened:
         """The pinned connection. Raises Unavailable, or Unauthenticated with why the host is not trusted."""
         self.recheck()
-        return self._open or await self._look()
+        return self.opened or await self._look()
 
     def recheck(self) -> None:
-        """Judge the host again if trust has changed: it may have been revoked. Raises Unauthenticated; then it is dropped."""
-        current = self._open
+        """Judge the host again if trust has changed: it may have been revoked. Raises Unauthenticated; then it is
+        dropped."""
+        current = self.opened
         if current is None or current.generation == self._owner.trust.snapshot().generation:
             return
         try:
@@ -99,8 +103,8 @@ class Link:
 
     async def look_again(self, used: Opened) -> Opened:
         """After `used` could not connect: the server as it is now, a new connection if it shows another certificate."""
-        if self._open is not None and self._open is not used:
-            return self._open
+        if self.opened is not None and self.opened is not used:
+            return self.opened
         return await self._look()
 
     async def _look(self) -> Opened:
@@ -120,7 +124,7 @@ class Link:
 
     async def _connect(self) -> Opened:
         encoded = await fetch_server_chain(self.host, self.port)
-        current = self._open
+        current = self.opened
         if current is not None and current.leaf_der == encoded[0]:
             return current
         try:
@@ -128,12 +132,16 @@ class Link:
             generation = self._judge(chain)
         except SecurityError as error:
             self._owner.log.audit(
-                "server.refused", server=self.peer, reason=error.reason.value, sentence=error.sentence, facts=dict(error.facts)
+                "server.refused",
+                server=self.peer,
+                reason=error.reason.value,
+                sentence=error.sentence,
+                facts=dict(error.facts),
             )
             raise from_security(error, peer=self.peer) from error
         self.drop()
         opened = Opened(self._channel_to(chain[0]), chain, encoded[0], generation)
-        self._open = opened
+        self.opened = opened
         return opened
 
     def _judge(self, chain: tuple[x509.Certificate, ...]) -> int:
@@ -151,7 +159,7 @@ class Link:
 
     def drop(self) -> None:
         """Forget the connection; calls on it have a moment to end."""
-        current, self._open = self._open, None
+        current, self.opened = self.opened, None
         if current is not None:
             self._owner.close_later(current.channel)
 
@@ -159,7 +167,7 @@ class Link:
         """Close now; running calls are cancelled."""
         if self._looking is not None:
             self._looking.cancel()
-        current, self._open = self._open, None
+        current, self.opened = self.opened, None
         if current is not None:
             await current.channel.close()
 
@@ -206,10 +214,13 @@ class Channels:
     async def get(self, host: str, port: int, credential: Credential | None = None) -> SecureChannel:
         """The channel to a service in the name of `credential` (default: our own). Does not wait for the peer.
 
-        The same channel is given to everybody with the same credential; never close it. Raises Unavailable after `close`.
+        The same channel is given to everybody with the same credential; never close it. Raises Unavailable after
+        `close`.
         """
         if self._closed:
-            raise Unavailable("CHANNELS_CLOSED", "this service is stopping and makes no more calls; try again when it is up")
+            raise Unavailable(
+                "CHANNELS_CLOSED", "this service is stopping and makes no more calls; try again when it is up"
+            )
         acting = credential or self._credential
         key = (host, port, b"" if acting is None else acting.certificate.fingerprint(_SHA256))
         channel = self._channels.get(key)
@@ -260,8 +271,8 @@ class Channels:
 class SecureChannel(grpc.aio.Channel):
     """What stubs are built on: `BrokerStub(channel)`. Unary calls are awaited; streams are `StreamCall`s.
 
-    Every call raises only GridError subclasses. A call is repeated, once, only if the server certainly did not begin it: its
-    session was unknown or expired there, or no connection was made.
+    Every call raises only GridError subclasses. A call is repeated, once, only if the server certainly did not begin
+    it: its session was unknown or expired there, or no connection was made.
     """
 
     def __init__(self, owner: Channels, link: Link, credential: Credential | None) -> None:
@@ -280,19 +291,43 @@ class SecureChannel(grpc.aio.Channel):
 
     # -- what generated stubs call -----------------------------------------------------------------------------------
 
-    def unary_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, _registered_method: Any = False) -> Any:  # noqa: E501
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,
+    ) -> Any:
         """A method with one request and one response."""
         return UnaryCallable(self, ("unary_unary", method), request_serializer, response_deserializer)
 
-    def unary_stream(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, _registered_method: Any = False) -> Any:  # noqa: E501
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,
+    ) -> Any:
         """A method with one request and a stream of responses."""
         return StreamCallable(self, ("unary_stream", method), request_serializer, response_deserializer)
 
-    def stream_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, _registered_method: Any = False) -> Any:  # noqa: E501
+    def stream_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,
+    ) -> Any:
         """A method with a stream of requests and one response."""
         return StreamCallable(self, ("stream_unary", method), request_serializer, response_deserializer)
 
-    def stream_stream(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, _registered_method: Any = False) -> Any:  # noqa: E501
+    def stream_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        _registered_method: Any = False,
+    ) -> Any:
         """A method with two streams."""
         return StreamCallable(self, ("stream_stream", method), request_serializer, response_deserializer)
 
@@ -323,6 +358,15 @@ class SecureChannel(grpc.aio.Channel):
     def clock(self) -> Clock:
         """The owner's clock."""
         return self._owner.clock
+
+    def ready_now(self) -> tuple[Opened, Metadata] | None:
+        """As `ready` where nothing has to be waited for: the common case, without a switch of tasks."""
+        session = self._session
+        if session is None or session.opened is not self._link.opened or session.renew_at <= self._owner.clock.now():
+            return None
+        if session.opened.generation != self._owner.trust.snapshot().generation:
+            return None
+        return session.opened, ((SESSION_KEY, session.token), (TRACE_KEY, logs.trace_id.get() or unique_id()))
 
     async def ready(self) -> tuple[Opened, Metadata]:
         """The connection and the metadata of one call; establishes the session if there is none. Raises GridError."""
@@ -369,7 +413,9 @@ class SecureChannel(grpc.aio.Channel):
 
     async def _handshake(self, opened: Opened, wait_for_ready: bool = False) -> _Session:
         credential = cast("Credential", self._credential)
-        begin = opened.callable_of(("unary_unary", _BEGIN), pb.BeginRequest.SerializeToString, pb.BeginResponse.FromString)
+        begin = opened.callable_of(
+            ("unary_unary", _BEGIN), pb.BeginRequest.SerializeToString, pb.BeginResponse.FromString
+        )
         establish = opened.callable_of(
             ("unary_unary", _ESTABLISH), pb.EstablishRequest.SerializeToString, pb.EstablishResponse.FromString
         )
@@ -377,7 +423,9 @@ class SecureChannel(grpc.aio.Channel):
         timeout_s = RECONNECT_WAIT_S if wait_for_ready else ESTABLISH_DEADLINE_S
         nonce = (await begin(pb.BeginRequest(), timeout=timeout_s, metadata=trace, wait_for_ready=wait_for_ready)).nonce
         if len(nonce) != 32:
-            raise Unavailable("SERVER_MISBEHAVES", f"{self.peer} gave a nonce of {len(nonce)} bytes; it is not a grid service")
+            raise Unavailable(
+                "SERVER_MISBEHAVES", f"{self.peer} gave a nonce of {len(nonce)} bytes; it is not a grid service"
+            )
         request = pb.EstablishRequest(
             nonce=nonce, chain_pem=credential.pem_chain(), proof=prove(credential, nonce, opened.leaf_der)
         )

@@ -1,4 +1,5 @@
-"""Delegation by certificate request (GridSite delegation, RFC 3820): the receiver makes the key, the delegator signs it.
+"""Delegation by certificate request (GridSite delegation, RFC 3820): the receiver makes the key, the delegator signs
+it.
 
 Server: `DelegationStore` keeps delegated credentials on disk, `Delegation` is the service in front. Client: `delegate`.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
@@ -23,6 +24,7 @@ from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Unauth
 from fabric.logs import Logger
 from fabric.rpc import rules
 from fabric.rpc.peer import current_peer
+from fabric.rpc.rules import Rule
 from fabric.rpc.server import RpcService
 from security import proxies
 from security.certificates import PrivateKey
@@ -74,7 +76,8 @@ class DelegationStore:
             self._load()
         except OSError as error:
             raise Unavailable(
-                "DELEGATIONS_UNAVAILABLE", f"delegated credentials in {directory} cannot be read ({error}); look at its owner"
+                "DELEGATIONS_UNAVAILABLE",
+                f"delegated credentials in {directory} cannot be read ({error}); look at its owner",
             ) from error
 
     def _load(self) -> None:
@@ -103,7 +106,8 @@ class DelegationStore:
         if credential.not_after <= self._clock.now():
             raise Unauthenticated(
                 "DELEGATION_EXPIRED",
-                f"the proxy that {subject} delegated as {delegation_id!r} expired at {credential.not_after:%Y-%m-%dT%H:%M:%SZ}; "
+                f"the proxy that {subject} delegated as {delegation_id!r} expired at "
+                f"{credential.not_after:%Y-%m-%dT%H:%M:%SZ}; "
                 "delegate a new one",
                 subject=subject,
                 delegation_id=delegation_id,
@@ -123,35 +127,40 @@ class DelegationStore:
         if len(own) >= MAX_REQUESTS_PER_SUBJECT:
             del self._waiting[own[0]]
         if len(self._waiting) >= MAX_REQUESTS:
-            raise Exhausted("DELEGATIONS_EXHAUSTED", "too many delegations are open here; try again later", retry_after_s=30)
+            raise Exhausted(
+                "DELEGATIONS_EXHAUSTED", "too many delegations are open here; try again later", retry_after_s=30
+            )
         private, request_pem = proxies.new_request()
         self._waiting[key] = _Waiting(private, self._clock.monotonic())
         return request_pem
 
     def put(self, subject: str, delegation_id: str, chain_pem: bytes) -> Credential:
-        """Store what the delegator signed, after the checks of a session. Raises InvalidRequest, Unauthenticated, Exhausted."""
+        """Store what the delegator signed, after the checks of a session. Raises InvalidRequest, Unauthenticated,
+        Exhausted."""
         self._forget_old_requests()
         key = (subject, delegation_id)
         waiting = self._waiting.get(key)
         if waiting is None:
             raise InvalidRequest(
                 "DELEGATION_NOT_REQUESTED",
-                f"no key of {subject} waits here for {delegation_id!r} (10 minutes, lost by a restart); call Request again",
+                f"no key of {subject} waits here for {delegation_id!r} (10 minutes, lost by a restart); call "
+                f"Request again",
             )
         try:
             credential = proxies.assemble(waiting.key, chain_pem)
         except CredentialError as error:
-            raise InvalidRequest("DELEGATION_WRONG_KEY", f"{error.sentence}; sign the request that was given", **error.facts) from error
+            raise InvalidRequest(
+                "DELEGATION_WRONG_KEY", f"{error.sentence}; sign the request that was given", **error.facts
+            ) from error
         try:
-            identity = validate_client_chain(
-                chain_pem, self._trust.snapshot(), self._policy, now=self._clock.now()
-            )
+            identity = validate_client_chain(chain_pem, self._trust.snapshot(), self._policy, now=self._clock.now())
         except SecurityError as error:
             raise from_security(error) from error
         if str(identity.subject) != subject or not identity.is_proxy:
             raise InvalidRequest(
                 "DELEGATION_WRONG_SUBJECT",
-                f"{subject} may delegate only proxies of its own, not {identity.leaf_subject}; sign with your own credential",
+                f"{subject} may delegate only proxies of its own, not {identity.leaf_subject}; sign with your "
+                f"own credential",
             )
         self._save(key, credential)
         del self._waiting[key]
@@ -178,13 +187,16 @@ class DelegationStore:
             self.destroy(*key)
         if sum(k[0] == subject for k in self._credentials) >= MAX_PER_SUBJECT:
             raise Exhausted(
-                "DELEGATIONS_EXHAUSTED", f"{subject} has {MAX_PER_SUBJECT} delegated credentials here; destroy one first"
+                "DELEGATIONS_EXHAUSTED",
+                f"{subject} has {MAX_PER_SUBJECT} delegated credentials here; destroy one first",
             )
         if len(self._credentials) >= MAX_CREDENTIALS:
             for key in [k for k, c in self._credentials.items() if c.not_after <= now]:
                 self.destroy(*key)
         if len(self._credentials) >= MAX_CREDENTIALS:
-            raise Exhausted("DELEGATIONS_EXHAUSTED", "this service holds too many delegated credentials", retry_after_s=60)
+            raise Exhausted(
+                "DELEGATIONS_EXHAUSTED", "this service holds too many delegated credentials", retry_after_s=60
+            )
 
     def destroy(self, subject: str, delegation_id: str) -> None:
         """Erase a credential and an open request. Idempotent."""
@@ -219,7 +231,9 @@ class Delegation(security_pb2_grpc.DelegationServicer):
     async def Request(self, request: pb.DelegationRequest, context: Any) -> pb.DelegationRequestResponse:
         """A certificate request."""
         peer = current_peer(context)
-        return pb.DelegationRequestResponse(request_pem=self._store.request(peer.subject, checked_id(request.delegation_id)))
+        return pb.DelegationRequestResponse(
+            request_pem=self._store.request(peer.subject, checked_id(request.delegation_id))
+        )
 
     async def Put(self, request: pb.DelegationPutRequest, context: Any) -> pb.DelegationPutResponse:
         """The signed proxy."""
@@ -229,7 +243,10 @@ class Delegation(security_pb2_grpc.DelegationServicer):
             raise InvalidRequest("CHAIN_TOO_LONG", f"the chain is longer than the {MAX_CHAIN_BYTES} bytes accepted")
         credential = self._store.put(peer.subject, name, request.chain_pem)
         self._log.audit(
-            "delegation.stored", peer=peer.subject, delegation_id=name, expires_at=f"{credential.not_after:%Y-%m-%dT%H:%M:%SZ}"
+            "delegation.stored",
+            peer=peer.subject,
+            delegation_id=name,
+            expires_at=f"{credential.not_after:%Y-%m-%dT%H:%M:%SZ}",
         )
         return pb.DelegationPutResponse(expires_at_us=to_us(credential.not_after))
 
@@ -249,8 +266,8 @@ class Delegation(security_pb2_grpc.DelegationServicer):
 
 def delegation_service(store: DelegationStore, log: Logger) -> RpcService:
     """The service with its rules: any session; it only ever touches the caller's own credentials."""
-    methods = dict.fromkeys(("Request", "Put", "Show", "Destroy"), DELEGATORS)
-    add: Any = security_pb2_grpc.add_DelegationServicer_to_server
+    methods: dict[str, Rule] = dict.fromkeys(("Request", "Put", "Show", "Destroy"), DELEGATORS)
+    add = cast("Any", security_pb2_grpc).add_DelegationServicer_to_server
     return RpcService(Delegation(store, log), add, methods)
 
 

@@ -105,7 +105,8 @@ class Authoriser(Protocol):
     """Says what an identity is here. Implemented by `fabric.authorisation.Judge`."""
 
     async def admit(self, identity: Identity, *, unmapped: bool) -> Standing:
-        """For a new session; may ask others once before refusing. Raises Refused BANNED, NOT_MAPPED (unless `unmapped`)."""
+        """For a new session; may ask others once before refusing. Raises Refused BANNED, NOT_MAPPED (unless
+        `unmapped`)."""
         ...
 
     def judge(self, identity: Identity, *, unmapped: bool) -> Standing:

@@ -1,7 +1,7 @@
 """One look at a server's TLS certificate chain, before anything is sent to it.
 
-gRPC's own TLS library knows no revocation lists and no signing policies, and says only that a server is unavailable. So the
-chain is fetched once with Python's `ssl`, judged by `security.validation`, and its leaf pinned.
+gRPC's own TLS library knows no revocation lists and no signing policies, and says only that a server is unavailable.
+So the chain is fetched once with Python's `ssl`, judged by `security.validation`, and its leaf pinned.
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ async def fetch_server_chain(host: str, port: int, timeout_s: float = PROBE_TIME
         ) from None
     except ssl.SSLError as error:
         raise Unavailable(
-            "SERVER_NOT_TLS", f"{peer} does not speak TLS as a grid service does ({error.reason}); look at host and port", peer=peer
+            "SERVER_NOT_TLS",
+            f"{peer} does not speak TLS as a grid service does ({error.reason}); look at host and port",
+            peer=peer,
         ) from error
     except OSError as error:
         raise Unavailable(
-            "SERVER_UNREACHABLE", f"{peer} cannot be reached ({error.strerror or error}); try again when it is up", peer=peer
+            "SERVER_UNREACHABLE",
+            f"{peer} cannot be reached ({error.strerror or error}); try again when it is up",
+            peer=peer,
         ) from error
     finally:
         if writer is not None:

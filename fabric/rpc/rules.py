@@ -56,7 +56,8 @@ class _User(Rule):
         if self.full and peer.is_limited:
             return Refused(
                 "LIMITED_PROXY",
-                f"{peer.subject} came with a limited proxy, and {method} starts something in the user's name; make a full proxy",
+                f"{peer.subject} came with a limited proxy, and {method} starts something in the user's name; "
+                f"make a full proxy",
                 subject=peer.subject,
                 method=method,
             )
@@ -80,7 +81,8 @@ class _Services(Rule):
         if self.same_site and standing.agent_site != site:
             return Refused(
                 "OTHER_SITE",
-                f"{peer.subject} of site {standing.agent_site} may not call {method} of site {site}; use its own site's service",
+                f"{peer.subject} of site {standing.agent_site} may not call {method} of site {site}; use its "
+                f"own site's service",
                 subject=peer.subject,
                 method=method,
             )

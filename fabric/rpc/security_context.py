@@ -64,7 +64,8 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         """Nonce, chain, proof, standing: each checked in this order, then the session."""
         if len(request.chain_pem) > MAX_CHAIN_BYTES:
             raise InvalidRequest(
-                "CHAIN_TOO_LONG", f"the chain has {len(request.chain_pem)} bytes, more than the {MAX_CHAIN_BYTES} accepted"
+                "CHAIN_TOO_LONG",
+                f"the chain has {len(request.chain_pem)} bytes, more than the {MAX_CHAIN_BYTES} accepted",
             )
         self._nonces.check(request.nonce)
         identity = self._verify(request)
@@ -83,7 +84,10 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             warnings=list(identity.warnings) or None,
         )
         return pb.EstablishResponse(
-            session=session.token, expires_at_us=to_us(session.expires_at), subject=peer.subject, account=standing.account
+            session=session.token,
+            expires_at_us=to_us(session.expires_at),
+            subject=peer.subject,
+            account=standing.account,
         )
 
     def _verify(self, request: pb.EstablishRequest) -> Identity:
@@ -97,7 +101,9 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
 
     async def _admit(self, identity: Identity) -> Standing:
         if self._waiting >= MAX_WAITING:
-            raise Exhausted("SESSIONS_EXHAUSTED", "too many sessions are being established here; try again", retry_after_s=1)
+            raise Exhausted(
+                "SESSIONS_EXHAUSTED", "too many sessions are being established here; try again", retry_after_s=1
+            )
         self._waiting += 1
         try:
             return await self._authoriser.admit(identity, unmapped=self._admits_unmapped)

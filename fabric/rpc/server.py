@@ -1,6 +1,8 @@
-"""The gRPC server of an agent: TLS with the host credential, a session and a rule before each call, typed errors after it.
+"""The gRPC server of an agent: TLS with the host credential, a session and a rule before each call, typed errors
+after it.
 
-The check runs when a call's headers arrive and before its message is read: who may not call cannot make us parse anything.
+The check runs when a call's headers arrive and before its message is read: who may not call cannot make us parse
+anything.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ Behaviour = Callable[[Any, Any], Any]
 class RpcService:
     """A servicer with the function that registers it (from the generated code) and a rule for each of its methods.
 
-    Servicer methods are `async def`, or async generators for streamed responses; a streamed request is an async iterator.
+    Servicer methods are `async def`, or async generators for streamed responses; a streamed request is an async
+    iterator.
     """
 
     servicer: Any
@@ -97,7 +100,9 @@ class _Registrar:
         self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._service = ""
 
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
         for name, handler in handlers.items():
             self.handlers[f"{service}/{name}"] = handler
 
@@ -206,24 +211,21 @@ class RpcServer:
             self._methods[name] = method
 
     def _add_standard_services(self) -> None:
-        from grpc_health.v1 import _async as health
-        from grpc_health.v1 import health_pb2_grpc
-        from grpc_reflection.v1alpha import _async as reflection
-        from grpc_reflection.v1alpha import reflection_pb2_grpc
+        from grpc_health.v1 import health, health_pb2_grpc
+        from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-        self._health = health.HealthServicer()
-        for name in ("Check", "Watch"):
-            assert hasattr(self._health, name)
-        add: Any = health_pb2_grpc.add_HealthServicer_to_server
-        methods = {"Check": rules.anyone, "Watch": rules.anyone}
-        if hasattr(health_pb2_grpc.HealthServicer, "List"):
-            methods["List"] = rules.anyone
-        self._add(RpcService(self._health, add, methods))
+        # Neither package says what types it has.
+        registration: Any = health_pb2_grpc
+        self._health: Any = cast("Any", health).aio.HealthServicer()
+        checks = {
+            name: rules.anyone for name in ("Check", "Watch", "List") if hasattr(registration.HealthServicer, name)
+        }
+        self._add(RpcService(self._health, registration.add_HealthServicer_to_server, checks))
         names = sorted({method.name.rpartition("/")[0] for method in self._methods.values()})
         listed = [*names, "grpc.reflection.v1alpha.ServerReflection"]
         self._add(
             RpcService(
-                reflection.ReflectionServicer(listed),
+                cast("Any", reflection).aio.ReflectionServicer(listed),
                 cast("Any", reflection_pb2_grpc).add_ServerReflectionServicer_to_server,
                 {"ServerReflectionInfo": rules.anyone},
             )
@@ -244,7 +246,8 @@ class RpcServer:
         except RuntimeError as error:
             raise Unavailable(
                 "PORT_IN_USE",
-                f"{config.name} cannot listen on {host}:{config.port} ({error}); stop who uses it or choose another port",
+                f"{config.name} cannot listen on {host}:{config.port} ({error}); stop who uses it or choose "
+                f"another port",
             ) from error
         await server.start()
         self._server = server
@@ -287,7 +290,8 @@ class RpcServer:
     # -- one call ----------------------------------------------------------------------------------------------------
 
     def handler_of(self, details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Who calls, may they, and what then runs. None for a method that does not exist (grpc answers UNIMPLEMENTED)."""
+        """Who calls, may they, and what then runs. None for a method that does not exist (grpc answers
+        UNIMPLEMENTED)."""
         method = self._methods.get(details.method)
         if method is None:
             return None
@@ -341,9 +345,7 @@ class RpcServer:
             grpc.unary_unary_rpc_method_handler(cast("Any", call), response_serializer=method.serialize),
         )
 
-    def _stream_handler(
-        self, method: _Method, session: Session | None, peer: Peer
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def _stream_handler(self, method: _Method, session: Session | None, peer: Peer) -> grpc.RpcMethodHandler[Any, Any]:
         """Streams announce themselves by initial metadata at once, so that a client knows its session was accepted."""
 
         async def guarded(request: Any, context: Any, body: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -384,7 +386,11 @@ class RpcServer:
             await guarded(request, context, body)
 
         make: Any = (
-            (grpc.stream_stream_rpc_method_handler if method.response_streaming else grpc.stream_unary_rpc_method_handler)
+            (
+                grpc.stream_stream_rpc_method_handler
+                if method.response_streaming
+                else grpc.stream_unary_rpc_method_handler
+            )
             if method.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
@@ -399,7 +405,8 @@ class RpcServer:
         self._log.exception("rpc.defect", error, method=method.name, peer=peer.subject, incident=incident)
         return Defect(
             "DEFECT",
-            f"{method.name} failed at {self._config.name} because of a defect; give its operators the incident id {incident}",
+            f"{method.name} failed at {self._config.name} because of a defect; give its operators the incident "
+            f"id {incident}",
             incident=incident,
             method=method.name,
         )
@@ -439,7 +446,8 @@ def _parsed(raw: bytes, parse: Callable[[bytes], Any], method: str) -> Any:
     if len(raw) > MAX_MESSAGE_BYTES:
         raise InvalidRequest(
             "MESSAGE_TOO_LARGE",
-            f"a message of {len(raw)} bytes to {method} is over the limit of {MAX_MESSAGE_BYTES}; send it in smaller parts",
+            f"a message of {len(raw)} bytes to {method} is over the limit of {MAX_MESSAGE_BYTES}; send it in "
+            f"smaller parts",
             method=method,
             limit_bytes=MAX_MESSAGE_BYTES,
         )
@@ -447,7 +455,9 @@ def _parsed(raw: bytes, parse: Callable[[bytes], Any], method: str) -> Any:
         return parse(raw)
     except Exception as error:  # DecodeError; its class depends on the protobuf implementation
         raise InvalidRequest(
-            "MESSAGE_MALFORMED", f"a message to {method} is not of its type; client and server do not fit", method=method
+            "MESSAGE_MALFORMED",
+            f"a message to {method} is not of its type; client and server do not fit",
+            method=method,
         ) from error
 
 
@@ -457,6 +467,7 @@ async def _parsed_stream(requests: AsyncIterator[bytes], method: _Method) -> Asy
 
 
 def default_policy(crl_policy: str) -> ValidationPolicy:
-    """The validation policy of a site by its one option: require, warn or ignore missing and expired revocation lists."""
+    """The validation policy of a site by its one option: require, warn or ignore missing and expired revocation
+    lists."""
     kind: Any = crl_policy
     return ValidationPolicy(missing_crl=kind, expired_crl=kind, clock_skew=timedelta(minutes=5))

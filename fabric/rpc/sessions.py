@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -150,7 +150,8 @@ class SessionTable:
         self.close(victim, _expired(f"the session of {victim.peer.subject} gave way to newer ones; establish it again"))
 
     def find(self, token: str) -> Session:
-        """The open session of a token. Raises Unauthenticated SESSION_UNKNOWN, SESSION_EXPIRED, or why it was closed."""
+        """The open session of a token. Raises Unauthenticated SESSION_UNKNOWN, SESSION_EXPIRED, or why it was
+        closed."""
         session = self._sessions.get(token)
         if session is None:
             raise self._tombs.get(token) or Unauthenticated(
@@ -163,7 +164,10 @@ class SessionTable:
 
     def expire(self, session: Session) -> GridError:
         """Close a session whose time is over; returns the reason."""
-        reason = _expired(f"the session of {session.peer.subject} expired at {session.expires_at:%Y-%m-%dT%H:%M:%SZ}; establish it again")
+        reason = _expired(
+            f"the session of {session.peer.subject} expired at {session.expires_at:%Y-%m-%dT%H:%M:%SZ}; "
+            f"establish it again"
+        )
         self.close(session, reason)
         return reason
 
@@ -199,7 +203,7 @@ class SessionTable:
 
 
 @contextmanager
-def streaming(session: Session | None) -> Iterator[OpenStream]:
+def streaming(session: Session | None) -> Generator[OpenStream]:
     """Registers the running task as a stream of the session while the block runs.
 
     Raises the reason if the session is closed already, Exhausted STREAMS_EXHAUSTED if it has too many.

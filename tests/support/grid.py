@@ -1,4 +1,5 @@
-"""A small lab for tests of agents: real agents, real TLS ports, real sessions, in the test's own event loop, without Ray.
+"""A small lab for tests of agents: real agents, real TLS ports, real sessions, in the test's own event loop, without
+Ray.
 
     async with LabGrid(tmp_path) as lab:
         await lab.start("bookkeeping", site="CERN")
@@ -94,9 +95,7 @@ class LabGrid:
         if vo is not None:
             self._members[credential.identity] = vo
             self._write_map()
-        return proxies.create_proxy(
-            credential, lifetime=timedelta(hours=hours), now=self.clock.now(), limited=limited
-        )
+        return proxies.create_proxy(credential, lifetime=timedelta(hours=hours), now=self.clock.now(), limited=limited)
 
     def user_certificate(self, name: str = "alice") -> Credential:
         """A user's long-lived certificate with its key."""
