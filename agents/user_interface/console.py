@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -116,6 +115,8 @@ def _numeric(text: str) -> bool:
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it and is seen as KeyboardInterrupt outside."""
+    import asyncio
+
     return asyncio.run(work)
 
 
@@ -159,12 +160,12 @@ def parse_duration(text: str) -> int:
     try:
         if ":" in value:
             hours, minutes = value.split(":")
-            if not (hours.isdigit() and minutes.isdigit()) or int(minutes) > 59 or len(hours) > 6:
+            if not (value.isascii() and hours.isdigit() and minutes.isdigit()) or int(minutes) > 59 or len(hours) > 6:
                 raise ValueError
             seconds = int(hours) * 3600 + int(minutes) * 60
         else:
             number, unit = value[:-1], value[-1:]
-            if not number.isdigit() or len(number) > 9:
+            if not (value.isascii() and number.isdigit()) or len(number) > 9:
                 raise ValueError
             seconds = int(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
     except (ValueError, KeyError):

@@ -108,8 +108,16 @@ def check_python() -> Finding:
 
 def check_packages() -> Finding:
     """Whether the packages that the grid needs are installed."""
-    needed = {"ray": "ray", "grpc": "grpcio", "cryptography": "cryptography", "OpenSSL": "pyOpenSSL",
-              "classad2": "htcondor",              "sqlalchemy": "sqlalchemy", "psutil": "psutil", "rich": "rich"}  # fmt: skip
+    needed = {
+        "ray": "ray",
+        "grpc": "grpcio",
+        "cryptography": "cryptography",
+        "OpenSSL": "pyOpenSSL",
+        "classad2": "htcondor",
+        "sqlalchemy": "sqlalchemy",
+        "psutil": "psutil",
+        "rich": "rich",
+    }
     demo = {"pythia8mc": "pythia8mc", "matplotlib": "matplotlib"}
     missing = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
     if missing:

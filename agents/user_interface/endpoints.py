@@ -79,7 +79,7 @@ def parse_address(text: str, variable: str) -> tuple[str, int]:
 
 
 def state_folder(state: Path | None, environ: Mapping[str, str]) -> Path:
-    """The state folder meant by the option, by GRIDFABRIC_STATE, or of this user's one grid. Raises NotFound, UsageProblem."""
+    """The state folder of the option, of GRIDFABRIC_STATE, or of the user's one grid. Raises NotFound, UsageProblem."""
     if state is not None or environ.get("GRIDFABRIC_STATE"):
         return (state or Path(environ["GRIDFABRIC_STATE"])).absolute()
     known = known_states()

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.broker.client import BrokerClient
-from agents.gatekeeper.client import GatekeeperClient
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name, state_number
+from agents.broker.client import BrokerClient
 from agents.user_interface import console
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
+from agents.user_interface.output import get_output
 from fabric.errors import GridError, NotFound, Unavailable
 from security.errors import SecurityError
 
@@ -185,7 +185,7 @@ def print_jobs(jobs: Sequence[lb.JobSummary], *, as_json: bool) -> None:
 
 
 async def submit_command(
-    files: Sequence[Path], ids: Path | None, vo: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    files: Sequence[Path], ids: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid job submit`: each file on its own; what was accepted is always printed, even if a later one is refused."""
     texts = [(path, read_jdl(path)) for path in files]
@@ -288,9 +288,8 @@ async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) ->
             "NO_OUTPUT", f"{job_id} is {location.state.upper()} and has no output at any site (yet)", job_id=job_id
         )
     host, port = parse_address(location.gatekeeper, "the gatekeeper's address")
-    gatekeeper = GatekeeperClient(await grid.channel_to(host, port))
     folder.mkdir(parents=True, exist_ok=True)
-    files = await gatekeeper.get_output(job_id, folder)
+    files = await get_output(await grid.channel_to(host, port), job_id, folder)
     if clear:
         await broker.clear([job_id])
     return [{"name": f.name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]

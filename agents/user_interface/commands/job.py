@@ -24,7 +24,6 @@ IdFile = Annotated[
 def submit(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.jdl...", help="Job descriptions.")],
     ids: Annotated[Path | None, typer.Option("--output", "-o", help="Append the job ids to this file.")] = None,
-    vo: Annotated[str | None, typer.Option(help="VO for descriptions that name none.", envvar="GRIDFABRIC_VO")] = None,
     as_json: Json = False,
 ) -> None:
     """Submit job descriptions (JDL) to the broker and print the job ids.
@@ -36,7 +35,7 @@ def submit(
     """
     from agents.user_interface import jobs
 
-    console.run_async(jobs.submit_command(files, ids, vo, as_json=as_json))
+    console.run_async(jobs.submit_command(files, ids, as_json=as_json))
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 Needs only this interpreter and the VO's software area ($VO_CMS_SW_DIR). The same seed gives the same events.
 
-Event file: gzip of b"GFEV1\n" | u32 length | JSON header | events. An event is u16 n | n i32 PDG codes | n times f32 px,
-py, pz, e of the final charged particles; little endian, GeV.
+Event file: gzip of b"GFEV1\n" | u32 length | JSON header | events. An event is u16 n | n i32 PDG codes | n times f32
+px, py, pz, e of the final charged particles; little endian, GeV.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def load_pythia():
 
 
 def make_generator(seed, initialisation):
-    """An initialised generator. The file `initialisation` keeps the table of multiparton interactions, the slow part."""
+    """An initialised generator. The file `initialisation` keeps the table of multiparton interactions: it is slow."""
     generator = load_pythia().Pythia("", False)
     settings = [*BEAMS, *PROCESS, "Print:quiet = on", "Random:setSeed = on", f"Random:seed = {seed}"]
     if initialisation:

@@ -1,0 +1,250 @@
+"""The command line as a whole: help, usage errors, exit codes, JSON, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agents.user_interface import console, exits
+from agents.user_interface.exits import ExitCode, UsageProblem
+from agents.user_interface.main import app, run
+from fabric.errors import DeadlineExceeded, NotFound, Refused, Unavailable
+from security.errors import CredentialError, Reason
+
+ROOT = Path(__file__).parents[3]
+
+
+def commands(command: Any = None, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every command with its words."""
+    command = command or typer.main.get_command(app)
+    below = getattr(command, "commands", None)
+    if below is None:
+        return [(words, command)]
+    return [found for name, child in below.items() for found in commands(child, (*words, name))]
+
+
+ALL = commands()
+PRINTS_NO_DATA = {("proxy", "destroy")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No grid, no credential, no variable of the person who runs the tests."""
+    for name in list(os.environ):
+        if name.startswith(("GRIDFABRIC_", "X509_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("X509_USER_PROXY", str(tmp_path / "no-proxy.pem"))
+    monkeypatch.setenv("GRIDFABRIC_STATE", str(tmp_path / "no-state"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("words", [words for words, _ in ALL], ids=" ".join)
+def test_every_command_has_help_with_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    if words != ("version",):
+        assert "Example" in text and f"grid {' '.join(words)}" in text.partition("Example")[2]
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[" ".join(words) for words, _ in ALL])
+def test_every_command_that_prints_data_can_print_json(words: tuple[str, ...], command: Any) -> None:
+    options = {option for parameter in command.params for option in getattr(parameter, "opts", ())}
+    assert "--json" in options or words in PRINTS_NO_DATA
+
+
+def test_the_commands_are_those_promised() -> None:
+    assert {" ".join(words) for words, _ in ALL} == {
+        "up", "status", "down", "env", "doctor", "demo", "version",
+        "proxy init", "proxy info", "proxy destroy",
+        "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
+        "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
+        "info sites", "info ces", "info ses", "info query",
+        "user add", "host invite",
+    }  # fmt: skip
+
+
+def test_every_command_is_documented() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [words for words, _ in ALL if f"grid {' '.join(words)}" not in text] == []
+    for code in ExitCode:
+        assert f"| {code.value} |" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["nonsense"],
+        ["job", "nonsense"],
+        ["job", "submit"],
+        ["job", "wait"],
+        ["proxy", "init", "--valid", "soon"],
+        ["proxy", "init", "--path-length", "-1"],
+        ["job", "status", "no-job-id"],
+        ["job", "status", "--state", "SLEEPING"],
+        ["data", "ls", "not/an/lfn"],
+        ["demo", "--jobs", "0"],
+        ["info", "query", "--server", "nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_exit_code_2_and_one_sentence(
+    line: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line) == ExitCode.USAGE
+    errors = capsys.readouterr().err
+    assert errors.startswith("grid: ") and errors.count("\n") == 1
+    assert run([*line, "--json"]) == ExitCode.USAGE
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "USAGE"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["status"],
+        ["env"],
+        ["job", "status"],
+        ["data", "ls"],
+        ["info", "sites"],
+        ["proxy", "info"],
+        ["up", "no-such-description"],
+        ["job", "submit", "no-such.jdl"],
+        ["user", "add", "Ada"],
+        ["host", "invite", "CERN"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_exit_code_3(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line) == ExitCode.NOT_FOUND
+    assert capsys.readouterr().err.startswith("grid: ")
+
+
+def test_a_service_that_does_not_answer_is_exit_code_4(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRIDFABRIC_TOP_LDAP", "127.0.0.1:1")
+    monkeypatch.delenv("GRIDFABRIC_STATE")
+    assert run(["info", "ces"]) == ExitCode.UNREACHABLE
+    assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_down_on_nothing_is_no_error() -> None:
+    assert run(["down"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotFound("X", "x"), 3),
+        (Unavailable("X", "x"), 4),
+        (DeadlineExceeded("X", "x"), 5),
+        (TimeoutError("x"), 5),
+        (Refused("X", "x"), 1),
+        (CredentialError(Reason.CREDENTIAL_NOT_FOUND, "x"), 3),
+        (CredentialError(Reason.CREDENTIAL_LOCKED, "x"), 1),
+        (UsageProblem("x"), 2),
+        (FileNotFoundError(2, "x"), 3),
+        (PermissionError(13, "x"), 1),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_exit_codes(error: Exception, code: int) -> None:
+    assert exits.exit_code(error) == code
+
+
+def test_what_is_said_of_an_error() -> None:
+    said = exits.describe(Refused("NOT_MAPPED", "nobody knows you", subject="/CN=x"))
+    assert said == {"reason": "NOT_MAPPED", "sentence": "nobody knows you", "facts": {"subject": "/CN=x"}}
+    said = exits.describe(PermissionError(13, "Permission denied", "/x/y"))
+    assert said == {"reason": "SYSTEM", "sentence": "/x/y: permission denied", "facts": {"path": "/x/y"}}
+    said = exits.describe(ZeroDivisionError("a\nb"))
+    assert said["reason"] == "DEFECT" and "ZeroDivisionError: a b" in said["sentence"]
+
+
+def test_a_defect_is_a_sentence_and_its_traceback_goes_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("agents.user_interface.endpoints.env_command", broken)
+    assert run(["env"]) == 1
+    errors = capsys.readouterr().err
+    assert "a defect in grid itself: ZeroDivisionError: oops" in errors and "Traceback" not in errors
+    monkeypatch.setenv("GRIDFABRIC_TRACEBACK", str(tmp_path / "trace"))
+    assert run(["env"]) == 1
+    assert "Traceback" in (tmp_path / "trace").read_text()
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.user_interface.endpoints.env_command", interrupted)
+    assert run(["env"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+WORDS = st.sampled_from(
+    "proxy job data info env status submit wait ls get query --json --help -i --state --valid 1:00 -- - lfn:/grid/cms "
+    "https://h:1/x (objectClass=*) ((( ../.. --limit -5".split()
+    + ["", "\x00"]
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(line=st.lists(WORDS | st.text(max_size=12), min_size=1, max_size=6))
+def test_garbage_never_makes_a_traceback_or_a_defect(capsys: pytest.CaptureFixture[str], line: list[str]) -> None:
+    if line[0] in ("up", "demo", "down", "doctor"):
+        return
+    code = run(line)
+    output = capsys.readouterr()
+    assert code in set(ExitCode), line
+    assert "Traceback" not in output.err and "a defect" not in output.err, (line, output.err)
+
+
+def test_help_and_proxy_info_load_nothing_heavy() -> None:
+    program = (
+        "import sys; from agents.user_interface.main import run; run(['--help']); run(['proxy', 'info']);"
+        "heavy = {'ray', 'grpc', 'rich', 'matplotlib', 'numpy', 'sqlalchemy', 'asyncio'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "proto" / "gen")))}
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=30, check=True
+    )
+    assert answer.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("12:00", 43200), ("0:30", 1800), ("12h", 43200), ("90m", 5400), ("30s", 30), ("2d", 172800)]
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert console.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "12", "1:60", "-1h", "0s", "h", "1:2:3", "9" * 30 + "h", "1.5h", "١h"])
+def test_durations_that_mean_nothing_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a"):
+        console.parse_duration(text)
+
+
+def test_numbers_for_people() -> None:
+    assert [console.bytes_text(n) for n in (0, 1023, 1536, 5 * 1024**3)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+    assert console.hours_text(3661) == "1:01:01"
+    assert console.time_us_text(1_700_000_000_123_456) == "2023-11-14T22:13:20.123Z"
+    assert console.time_us_text(0) == ""
+
+
+def test_a_table_off_the_terminal_is_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(["SITE", "JOBS"], [["CERN", 3], ["NIKHEF", None]])
+    assert capsys.readouterr().out == "SITE    JOBS\nCERN    3\nNIKHEF  -\n"
