@@ -86,10 +86,14 @@ class Accounts:
             found = _POOL_ACCOUNT.match(name)
             base = self._uid_bases.get(found["prefix"]) if found else None
             if found is None or base is None:
-                raise Refused("ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which is no account of this host", account=name)
+                raise Refused(
+                    "ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which is no account of this host", account=name
+                )
             known = (base + int(found["number"]), base + int(found["number"]))
         if 0 in known:
-            raise Refused("ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which has root's rights: refused", account=name)
+            raise Refused(
+                "ACCOUNT_UNKNOWN", f"{subject} is mapped to {name}, which has root's rights: refused", account=name
+            )
         return Account(name, *known)
 
     def look_soon(self) -> None:

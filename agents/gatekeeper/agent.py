@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2, bookkeeping_pb2_grpc
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 from agents.gatekeeper import publish, wire
 from agents.gatekeeper import store as rows
@@ -31,8 +33,6 @@ from fabric.clock import to_us, utc_text
 from fabric.outbox import Outbox
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2, bookkeeping_pb2_grpc
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 CLEAN_EVERY_S = 10.0
 MAX_RECORD_EVENTS = 1000
@@ -153,7 +153,9 @@ class Gatekeeper(Agent):
             try:
                 await asyncio.wait_for(self._outbox.drained(), 2.0)
             except TimeoutError:
-                self.context.log.warning("events.left", detail="bookkeeping did not take all events; they are kept for the next start")
+                self.context.log.warning(
+                    "events.left", detail="bookkeeping did not take all events; they are kept for the next start"
+                )
 
     async def _owners(self) -> set[str]:
         return await self._store.read(rows.owners)
@@ -217,7 +219,9 @@ class Gatekeeper(Agent):
             if free < options.min_free_disk_bytes:
                 self.context.problem("disk", f"only {free} bytes of disk are free: new jobs are refused")
             elif area.files > 0.9 * area.max_files:
-                self.context.problem("disk", f"the sandbox area holds {area.files} of at most {area.max_files} files (i-nodes)")
+                self.context.problem(
+                    "disk", f"the sandbox area holds {area.files} of at most {area.max_files} files (i-nodes)"
+                )
             else:
                 self.context.solved("disk")
 
@@ -251,7 +255,9 @@ class Gatekeeper(Agent):
                         measured=measured,
                         limits=limits,
                         operating_system=self.options.operating_system,
-                        facts=[self._pool.facts[name] for name in sorted(self.machine.workers) if name in self._pool.facts],
+                        facts=[
+                            self._pool.facts[name] for name in sorted(self.machine.workers) if name in self._pool.facts
+                        ],
                         started=self._started_text,
                     )
                 )
@@ -279,7 +285,11 @@ class Gatekeeper(Agent):
         if self._stopping:
             return AgentHealth(AgentState.DRAINING, "stopping", numbers)
         unfit = [f"{w.name}: {w.unfit}" for w in self.machine.workers.values() if w.stream and w.unfit]
-        mode = "accounts leased, jobs run under them" if self._accounts.mode == "pool" else "jobs run as the caller, leases recorded"
+        mode = (
+            "accounts leased, jobs run under them"
+            if self._accounts.mode == "pool"
+            else "jobs run as the caller, leases recorded"
+        )
         detail = f"{connected} workers, {mode}" + (f"; {'; '.join(unfit)[:200]}" if unfit else "")
         state = AgentState.DEGRADED if unfit and not free else AgentState.GREEN
         return AgentHealth(state, detail, numbers)

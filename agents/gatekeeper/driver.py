@@ -176,7 +176,9 @@ class Driver:
     async def _keep(self, turn: Turn, events: Sequence[Event], payloads: Mapping[int, Any]) -> None:
         accepted_ids = {job.job_id for job in turn.accepted}
         new: dict[int, NewJob] = {
-            id(event.job): payloads[id(event)] for event in events if isinstance(event, Submitted) and id(event) in payloads
+            id(event.job): payloads[id(event)]
+            for event in events
+            if isinstance(event, Submitted) and id(event) in payloads
         }
         inserts = [(job, new[id(job)].description, new[id(job)].inputs) for job in turn.accepted]
         for job, description, _ in inserts:
@@ -216,7 +218,11 @@ class Driver:
 
     def _write_log(self, turn: Turn) -> None:
         for update in turn.updates:
-            fields: dict[str, object] = {"job_id": update.job_id, "attempt": update.attempt, "sequence": update.sequence}
+            fields: dict[str, object] = {
+                "job_id": update.job_id,
+                "attempt": update.attempt,
+                "sequence": update.sequence,
+            }
             if update.worker:
                 fields["worker"] = update.worker
             if update.state in (State.DONE, State.FAILED, State.CANCELLED):

@@ -152,7 +152,9 @@ class GatekeeperMachine:
         seen = self.attempts.get(job.job_id, 0)
         present = self.jobs.get(job.job_id)
         if job.attempt < seen:
-            self._outcome(job, "FENCED", f"attempt {job.attempt} of {job.job_id} is older than attempt {seen} seen here")
+            self._outcome(
+                job, "FENCED", f"attempt {job.attempt} of {job.job_id} is older than attempt {seen} seen here"
+            )
             return
         if job.attempt == seen:  # the same again, after a lost answer
             self._turn.outcomes.append(Outcome(job.job_id, accepted=True))

@@ -194,7 +194,16 @@ class Purged:
 
 
 Event = (
-    Submitted | CancelAsked | WorkerArrived | WorkerLeft | CreditGiven | JobStarted | JobEnded | JobReturned | Ticked | Purged
+    Submitted
+    | CancelAsked
+    | WorkerArrived
+    | WorkerLeft
+    | CreditGiven
+    | JobStarted
+    | JobEnded
+    | JobReturned
+    | Ticked
+    | Purged
 )
 
 # ---- what is to be done, after what changed is durable --------------------------------------------------------------

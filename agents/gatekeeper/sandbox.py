@@ -22,7 +22,9 @@ PIECE_BYTES = 1024 * 1024
 def require_sha256(text: str) -> str:
     """The text, if it is a lower-case hexadecimal SHA-256. Raises InvalidRequest CHECKSUM_MALFORMED."""
     if not _SHA256.match(text):
-        raise InvalidRequest("CHECKSUM_MALFORMED", f"{text[:70]!r} is not a SHA-256 in 64 lower-case hexadecimal digits")
+        raise InvalidRequest(
+            "CHECKSUM_MALFORMED", f"{text[:70]!r} is not a SHA-256 in 64 lower-case hexadecimal digits"
+        )
     return text
 
 
@@ -144,12 +146,14 @@ class Upload:
         try:
             if self._written != self.size_bytes:
                 raise InvalidRequest(
-                    "SIZE_MISMATCH", f"{self.size_bytes} bytes were announced and {self._written} sent; send the file again"
+                    "SIZE_MISMATCH",
+                    f"{self.size_bytes} bytes were announced and {self._written} sent; send the file again",
                 )
             found = self._digest.hexdigest()
             if found != self.sha256:
                 raise InvalidRequest(
-                    "CHECKSUM_MISMATCH", f"the bytes sent have the SHA-256 {found}, not {self.sha256}; send the file again"
+                    "CHECKSUM_MISMATCH",
+                    f"the bytes sent have the SHA-256 {found}, not {self.sha256}; send the file again",
                 )
             target = self._area.path(self.sha256)
             existed = target.exists()
@@ -193,4 +197,6 @@ def _sync_directory(path: Path) -> None:
 
 
 def _disk(error: OSError) -> Exhausted:
-    return Exhausted("DISK_FULL", f"the sandbox area cannot be written ({error.strerror}); try again later", retry_after_s=30)
+    return Exhausted(
+        "DISK_FULL", f"the sandbox area cannot be written ({error.strerror}); try again later", retry_after_s=30
+    )

@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
+
 from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
@@ -20,8 +23,6 @@ from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused
 from fabric.rpc import rules
 from fabric.rpc.peer import current_peer
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 MAX_JOBS_PER_SUBMIT = 500
 MAX_IDS = 10_000
@@ -107,7 +108,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         self._context, self._options, self._driver = context, options, driver
         self._store, self._sandbox, self._accounts = store, sandbox, accounts
 
-    async def MissingSandbox(self, request: pb.MissingSandboxRequest, context: Any) -> pb.MissingSandboxResponse:  # noqa: N802
+    async def MissingSandbox(self, request: pb.MissingSandboxRequest, context: Any) -> pb.MissingSandboxResponse:
         """Which files are not here; the others are kept from the cleaner for a while."""
         if len(request.sha256) > MAX_IDS:
             raise InvalidRequest("TOO_MANY", f"at most {MAX_IDS} files can be asked for at once")
@@ -122,24 +123,30 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         known = await self._store.write(look) if wanted else set()
         return pb.MissingSandboxResponse(sha256=[sha256 for sha256 in dict.fromkeys(wanted) if sha256 not in known])
 
-    async def PutSandbox(self, request_iterator: AsyncIterator[pb.PutSandboxRequest], context: Any) -> pb.PutSandboxResponse:  # noqa: N802
+    async def PutSandbox(
+        self, request_iterator: AsyncIterator[pb.PutSandboxRequest], context: Any
+    ) -> pb.PutSandboxResponse:
         """One file; see Sandbox.receive."""
         self._require_disk()
         header = await _first(request_iterator, "PutSandbox")
         await self._sandbox.receive(header.sha256, header.size_bytes, header.data, request_iterator)
         return pb.PutSandboxResponse()
 
-    async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:  # noqa: N802
+    async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
         """Check, map, keep, then answer per job."""
         peer = current_peer(context)
         if not 1 <= len(request.jobs) <= MAX_JOBS_PER_SUBMIT:
-            raise InvalidRequest("JOB_COUNT", f"a Submit carries 1 to {MAX_JOBS_PER_SUBMIT} jobs, not {len(request.jobs)}")
+            raise InvalidRequest(
+                "JOB_COUNT", f"a Submit carries 1 to {MAX_JOBS_PER_SUBMIT} jobs, not {len(request.jobs)}"
+            )
         self._require_disk()
         if self._driver.blocked:
             raise Exhausted("STORE_FULL", f"new jobs cannot be kept: {self._driver.blocked}", retry_after_s=5)
         if await self._store.read(rows.job_count) >= self._options.max_kept:
             raise Exhausted(
-                "TOO_MANY_KEPT", f"{self._options.max_kept} jobs are kept here; fetch the output of ended ones", retry_after_s=60
+                "TOO_MANY_KEPT",
+                f"{self._options.max_kept} jobs are kept here; fetch the output of ended ones",
+                retry_after_s=60,
             )
         outcomes: dict[int, Outcome] = {}
         wires: list[tuple[int, pb.Job]] = []
@@ -150,7 +157,9 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             except GridError as error:
                 outcomes[position] = Outcome(job.job_id, accepted=False, reason=error.reason, sentence=error.sentence)
         if wires:
-            self._context.delegations.get(peer.subject)  # raises DELEGATION_MISSING or _EXPIRED: its jobs could do nothing
+            self._context.delegations.get(
+                peer.subject
+            )  # raises DELEGATION_MISSING or _EXPIRED: its jobs could do nothing
             self._accounts.submitting[peer.subject] += 1
             try:
                 account = await asyncio.to_thread(self._accounts.map, peer.subject, peer.account)
@@ -181,7 +190,12 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         return set(wanted) - await self._store.write(look)
 
     async def _accept(
-        self, peer: Any, account: Any, wires: Sequence[tuple[int, pb.Job]], missing: set[str], outcomes: dict[int, Outcome]
+        self,
+        peer: Any,
+        account: Any,
+        wires: Sequence[tuple[int, pb.Job]],
+        missing: set[str],
+        outcomes: dict[int, Outcome],
     ) -> None:
         events: list[Event] = []
         payloads: dict[int, NewJob] = {}
@@ -197,7 +211,9 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             payloads[len(events)] = NewJob(job.description.SerializeToString(), inputs)
             vo = job.description.vo
             events.append(
-                Submitted(Job(job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us))
+                Submitted(
+                    Job(job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us)
+                )
             )
             positions.append(position)
         if not events:
@@ -226,7 +242,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         found = await self._store.read(lambda connection: rows.find_jobs(connection, list(dict.fromkeys(job_ids))))
         return {job_id: job for job_id, job in found.items() if job.owner == subject}
 
-    async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:  # noqa: N802
+    async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         """Durable when answered; the state CANCELLED follows when the processes are dead."""
         own = await self._own(request.job_ids)
         live = [job_id for job_id, job in own.items() if not job.ended]
@@ -234,13 +250,13 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             await self._driver.ask([CancelAsked(job_id) for job_id in live])
         return pb.CancelResponse(unknown=[job_id for job_id in request.job_ids if job_id not in own])
 
-    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
         """The newest update of each of the caller's jobs that was named and is here."""
         own = await self._own(request.job_ids)
         jobs = [wire.update_to_wire(rows.update_of(own[job_id])) for job_id in request.job_ids if job_id in own]
         return pb.StatusResponse(jobs=jobs)
 
-    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
         """First what changed since, then what changes."""
         subject = current_peer(context).subject
         watcher = self._driver.watch(subject)
@@ -266,20 +282,26 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             await asyncio.sleep(WATCH_GATHER_S)
             watcher.changed.clear()
             if watcher.overflowed:
-                raise Exhausted("WATCH_TOO_SLOW", "this reader is too slow; watch again from its last sequence", retry_after_s=1)
+                raise Exhausted(
+                    "WATCH_TOO_SLOW", "this reader is too slow; watch again from its last sequence", retry_after_s=1
+                )
             updates, watcher.updates = watcher.updates, []
             # What the read of the store has shown already, or a newer state of the same job, is not told again.
             fresh = [update for update in updates if update.sequence > sent]
             for start in range(0, len(fresh), WATCH_PART):
-                yield pb.WatchResponse(updates=[wire.update_to_wire(update) for update in fresh[start : start + WATCH_PART]])
+                yield pb.WatchResponse(
+                    updates=[wire.update_to_wire(update) for update in fresh[start : start + WATCH_PART]]
+                )
 
-    async def GetOutput(self, request: pb.GetOutputRequest, context: Any) -> AsyncIterator[pb.GetOutputResponse]:  # noqa: N802
+    async def GetOutput(self, request: pb.GetOutputRequest, context: Any) -> AsyncIterator[pb.GetOutputResponse]:
         """File by file; the first message of each file has its name."""
         job = (await self._own([request.job_id])).get(request.job_id)
         if job is None:
             raise NotFound("JOB_UNKNOWN", f"{request.job_id} is not a job of {current_peer(context).subject} here")
         if not job.ended:
-            raise Conflict("JOB_NOT_ENDED", f"{request.job_id} is {job.state.value}; its output is here when it has ended")
+            raise Conflict(
+                "JOB_NOT_ENDED", f"{request.job_id} is {job.state.value}; its output is here when it has ended"
+            )
         files = await self._store.read(lambda connection: rows.output_list(connection, job.job_id))
         for name, size_bytes, sha256, in_area in files:
             response = pb.GetOutputResponse(name=name, size_bytes=size_bytes, sha256=sha256)
@@ -293,12 +315,14 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 yield response
                 response = pb.GetOutputResponse()
 
-    async def Purge(self, request: pb.PurgeRequest, context: Any) -> pb.PurgeResponse:  # noqa: N802
+    async def Purge(self, request: pb.PurgeRequest, context: Any) -> pb.PurgeResponse:
         """Ended jobs go; unknown ids are gone already."""
         own = await self._own(request.job_ids)
         living = next((job for job in own.values() if not job.ended), None)
         if living is not None:
-            raise Conflict("JOB_NOT_ENDED", f"{living.job_id} is {living.state.value}; cancel it first or wait for its end")
+            raise Conflict(
+                "JOB_NOT_ENDED", f"{living.job_id} is {living.state.value}; cancel it first or wait for its end"
+            )
         if own:
             await self._driver.ask([Purged(job_id) for job_id in own])
             self._accounts.look_soon()
@@ -311,7 +335,9 @@ class WorkerPortServicer(gatekeeper_pb2_grpc.WorkerPortServicer):
     def __init__(self, pool: WorkerPool, driver: Driver, sandbox: Sandbox, options: GatekeeperOptions) -> None:
         self._pool, self._driver, self._sandbox, self._options = pool, driver, sandbox, options
 
-    async def Work(self, request_iterator: AsyncIterator[pb.WorkerReport], context: Any) -> AsyncIterator[pb.WorkerOrder]:  # noqa: N802
+    async def Work(
+        self, request_iterator: AsyncIterator[pb.WorkerReport], context: Any
+    ) -> AsyncIterator[pb.WorkerOrder]:
         """See WorkerPool.serve."""
         orders = self._pool.serve(current_peer(context).agent_name, aiter(request_iterator))
         try:
@@ -320,18 +346,24 @@ class WorkerPortServicer(gatekeeper_pb2_grpc.WorkerPortServicer):
         finally:
             await orders.aclose()  # type: ignore[attr-defined]
 
-    async def FetchSandbox(self, request: pb.FetchSandboxRequest, context: Any) -> AsyncIterator[pb.FetchSandboxResponse]:  # noqa: N802
+    async def FetchSandbox(
+        self, request: pb.FetchSandboxRequest, context: Any
+    ) -> AsyncIterator[pb.FetchSandboxResponse]:
         """One file of the area in pieces."""
         async for piece in self._sandbox.pieces(request.sha256):
             yield pb.FetchSandboxResponse(data=piece)
 
-    async def StoreOutput(self, request_iterator: AsyncIterator[pb.StoreOutputRequest], context: Any) -> pb.StoreOutputResponse:  # noqa: N802
+    async def StoreOutput(
+        self, request_iterator: AsyncIterator[pb.StoreOutputRequest], context: Any
+    ) -> pb.StoreOutputResponse:
         """One output file of a job that this worker has; it is tied to the job by the report that follows."""
         header = await _first(request_iterator, "StoreOutput")
         worker = current_peer(context).agent_name
         job = self._driver.machine.jobs.get(header.job_id)
         if job is None or (job.worker, job.attempt, job.run) != (worker, header.attempt, header.run):
-            raise Refused("FENCED", f"{header.job_id} attempt {header.attempt} is not with {worker}; its output is not wanted")
+            raise Refused(
+                "FENCED", f"{header.job_id} attempt {header.attempt} is not with {worker}; its output is not wanted"
+            )
         wire.check_name(header.name, "output sandbox")
         if header.size_bytes > self._options.max_output_sandbox_bytes:
             raise InvalidRequest(
@@ -348,4 +380,3 @@ async def _first(requests: AsyncIterator[Any], method: str) -> Any:
         return await anext(aiter(requests))
     except StopAsyncIteration:
         raise InvalidRequest("EMPTY_STREAM", f"{method} was ended without a message") from None
-

@@ -286,7 +286,9 @@ def sandbox_totals(connection: sa.Connection) -> tuple[int, int]:
 
 def sandbox_put(connection: sa.Connection, sha256: str, size_bytes: int, now_us: int) -> bool:
     """Note a file that is completely on disk; True if it is new."""
-    cursor = connection.exec_driver_sql("INSERT OR IGNORE INTO sandbox_files VALUES (?, ?, ?)", (sha256, size_bytes, now_us))
+    cursor = connection.exec_driver_sql(
+        "INSERT OR IGNORE INTO sandbox_files VALUES (?, ?, ?)", (sha256, size_bytes, now_us)
+    )
     if cursor.rowcount:
         return True
     sandbox_touch(connection, [sha256], now_us)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.model import DescriptionInvalidError, Job, JobEnded, Outcome, State, Update, Usage
 from agents.gatekeeper.sandbox import require_sha256
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
 MAX_DESCRIPTION_BYTES = 64 * 1024
 MAX_ARGUMENTS = 1000
@@ -35,14 +36,18 @@ WIRE_STATE = {state: pb.JobState.Value(f"JOB_STATE_{state.value}") for state in 
 def check_job(job: pb.Job, options: GatekeeperOptions, vos: Sequence[str], user_vo: str) -> None:
     """Refuse what cannot be run here and fill in the queue's limits. Raises DescriptionInvalidError."""
     if not 1 <= len(job.job_id) <= MAX_JOB_ID or not _JOB_ID.match(job.job_id):
-        raise DescriptionInvalidError("job_id", f"must be 1 to {MAX_JOB_ID} characters of a URL, not {job.job_id[:80]!r}")
+        raise DescriptionInvalidError(
+            "job_id", f"must be 1 to {MAX_JOB_ID} characters of a URL, not {job.job_id[:80]!r}"
+        )
     if job.attempt < 1:
         raise DescriptionInvalidError("attempt", f"must be at least 1, not {job.attempt}")
     description = job.description
     if description.ByteSize() > MAX_DESCRIPTION_BYTES:
         raise DescriptionInvalidError("size", f"is over {MAX_DESCRIPTION_BYTES} bytes; put lists into a sandbox file")
     if description.vo not in vos:
-        raise DescriptionInvalidError("vo", f"is {description.vo!r}; this computing element serves {', '.join(vos) or 'none'}")
+        raise DescriptionInvalidError(
+            "vo", f"is {description.vo!r}; this computing element serves {', '.join(vos) or 'none'}"
+        )
     if user_vo and user_vo != description.vo:
         raise DescriptionInvalidError("vo", f"is {description.vo!r}, but the owner is mapped here for {user_vo}")
     _check_input(description, options)
@@ -65,7 +70,8 @@ def _check_input(description: pb.JobDescription, options: GatekeeperOptions) -> 
         names.add(file.name)
         if not 0 <= file.size_bytes <= options.max_sandbox_file_bytes:
             raise DescriptionInvalidError(
-                "input sandbox", f"file {file.name!r} of {file.size_bytes} bytes is over {options.max_sandbox_file_bytes}"
+                "input sandbox",
+                f"file {file.name!r} of {file.size_bytes} bytes is over {options.max_sandbox_file_bytes}",
             )
         total += file.size_bytes
     if total > options.max_input_sandbox_bytes:
@@ -84,7 +90,9 @@ def _check_executable(description: pb.JobDescription) -> None:
     if not executable.startswith("/"):
         check_name(executable.removeprefix("./"), "executable", plain=True)
         if executable.removeprefix("./") not in {file.name for file in description.input_sandbox}:
-            raise DescriptionInvalidError("executable", f"{executable!r} is neither an absolute path nor in the input sandbox")
+            raise DescriptionInvalidError(
+                "executable", f"{executable!r} is neither an absolute path nor in the input sandbox"
+            )
     elif ".." in executable.split("/"):
         raise DescriptionInvalidError("executable", f"{executable!r} escapes with '..'")
     if len(description.arguments) > MAX_ARGUMENTS or sum(map(len, description.arguments)) > MAX_ARGUMENT_BYTES:
@@ -96,7 +104,9 @@ def _check_executable(description: pb.JobDescription) -> None:
         raise DescriptionInvalidError("environment", f"has more than {MAX_ENVIRONMENT} variables")
     for name, value in description.environment.items():
         if not _ENVIRONMENT_NAME.match(name) or "\0" in value:
-            raise DescriptionInvalidError("environment", f"variable {name[:80]!r} is not a name, or its value has a NUL")
+            raise DescriptionInvalidError(
+                "environment", f"variable {name[:80]!r} is not a name, or its value has a NUL"
+            )
 
 
 def _check_streams(description: pb.JobDescription) -> None:
@@ -147,7 +157,9 @@ def check_name(name: str, field: str, *, plain: bool = False) -> None:
 
 def _check_text(text: str, field: str, limit: int) -> None:
     if not text or len(text.encode()) > limit or not text.isprintable():
-        raise DescriptionInvalidError(field, f"value {text[:80]!r} is empty, longer than {limit} bytes or not printable")
+        raise DescriptionInvalidError(
+            field, f"value {text[:80]!r} is empty, longer than {limit} bytes or not printable"
+        )
 
 
 # ---- out
@@ -227,7 +239,12 @@ def events_to_wire(updates: Iterable[Update], source: str, ce: str, accepted: se
             fields["text"] = f"failed at {ce}: {update.reason} {update.sentence}"[:500]
         events.append(
             bookkeeping_pb2.Event(
-                job_id=update.job_id, source=source, at_us=update.at_us, type=kind, attempt=update.attempt, fields=fields
+                job_id=update.job_id,
+                source=source,
+                at_us=update.at_us,
+                type=kind,
+                attempt=update.attempt,
+                fields=fields,
             )
         )
     return events

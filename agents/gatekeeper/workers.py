@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+
 from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.driver import Driver, Output
@@ -29,7 +31,6 @@ from agents.gatekeeper.model import (
 )
 from fabric.clock import from_us, to_us
 from fabric.errors import GridError, InvalidRequest, from_security
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from security.errors import SecurityError
 from security.proxies import sign_request
 
@@ -98,7 +99,9 @@ class WorkerPool:
         """The Work stream of the worker with this certificate."""
         hello = await asyncio.wait_for(anext(reports), 4 * self._heartbeat_s + 5)
         if not hello.HasField("hello") or len(hello.hello.held) > MAX_HELD or not 0 <= hello.hello.slots <= 100_000:
-            raise InvalidRequest("HELLO_EXPECTED", f"the first report of {name} is not a hello with at most {MAX_HELD} jobs")
+            raise InvalidRequest(
+                "HELLO_EXPECTED", f"the first report of {name} is not a hello with at most {MAX_HELD} jobs"
+            )
         if name not in self._links and len(self._links) >= MAX_WORKERS:
             raise InvalidRequest("TOO_MANY_WORKERS", f"this gatekeeper serves at most {MAX_WORKERS} workers")
         link = _Link(name, next(self._streams))
@@ -114,7 +117,9 @@ class WorkerPool:
         reader = asyncio.ensure_future(self._read(link, reports))
         try:
             yield pb.WorkerOrder(
-                welcome=pb.Welcome(heartbeat_ms=int(self._heartbeat_s * 1000), computing_element=self._computing_element())
+                welcome=pb.Welcome(
+                    heartbeat_ms=int(self._heartbeat_s * 1000), computing_element=self._computing_element()
+                )
             )
             async for order in self._orders(link):
                 yield order
@@ -195,9 +200,7 @@ class WorkerPool:
         events: list[Event] = []
         payloads: dict[int, list[Output]] = {}
         for started in report.started:
-            events.append(
-                JobStarted(name, started.job_id, started.attempt, started.run, started.at_us, started.pid)
-            )
+            events.append(JobStarted(name, started.job_id, started.attempt, started.run, started.at_us, started.pid))
         for finished in report.finished:
             payloads[len(events)] = await self._outputs(name, finished)
             events.append(wire.ended_from_wire(name, finished))
@@ -205,7 +208,9 @@ class WorkerPool:
             events.append(JobReturned(name, back.job_id, back.attempt, back.run))
         if report.HasField("credit"):
             credit = report.credit
-            events.append(CreditGiven(name, link.stream, max(0, credit.slots), credit.seen, report.unfit[:500], credit.busy))
+            events.append(
+                CreditGiven(name, link.stream, max(0, credit.slots), credit.seen, report.unfit[:500], credit.busy)
+            )
         if events:
             self.driver.feed(events, payloads)
         if report.HasField("proxy_wanted"):
@@ -220,7 +225,9 @@ class WorkerPool:
             if file.data or not file.size_bytes:
                 inline += len(file.data)
                 if inline > MAX_INLINE_OUTPUT_BYTES or len(file.data) != file.size_bytes:
-                    raise InvalidRequest("OUTPUT_TOO_LARGE", f"{worker} sent too much output inline for {finished.job_id}")
+                    raise InvalidRequest(
+                        "OUTPUT_TOO_LARGE", f"{worker} sent too much output inline for {finished.job_id}"
+                    )
                 outputs.append(Output(file.name, file.size_bytes, file.sha256, file.data))
             else:
                 outputs.append(Output(file.name, file.size_bytes, file.sha256, None))

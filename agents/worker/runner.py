@@ -1,0 +1,821 @@
+"""Carries out what the worker's machine decides: rows, directories, proxies, processes, output, reports.
+
+Cheap steps of many jobs go to one thread call; steps that move files are a task per job, at most `max_staging` at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
+
+from agents.worker import scratch, starter
+from agents.worker import store as rows
+from agents.worker.config import WorkerOptions
+from agents.worker.data import DataMover
+from agents.worker.link import Link
+from agents.worker.machine import WorkerMachine
+from agents.worker.model import (
+    IN_SLOT,
+    AcknowledgedByGatekeeper,
+    Collected,
+    Commands,
+    Event,
+    Job,
+    KillAsked,
+    LinkOpened,
+    Looked,
+    Name,
+    NotRunning,
+    Ordered,
+    OutputFile,
+    Phase,
+    Prepared,
+    PrepareFailed,
+    ProcessEnded,
+    ProcessLost,
+    ProcessStarted,
+    Result,
+    StartRefused,
+)
+from agents.worker.proxies import OwnerProxies
+from agents.worker.sandbox_cache import SandboxCache, is_passing
+from agents.worker.starter_client import StarterClient
+from fabric.clock import to_us
+from fabric.errors import GridError
+from security.credentials import Credential
+
+MAX_INLINE_BYTES = 64 * 1024
+"""Output of one job that travels inside its report."""
+PIECE_BYTES = 1024 * 1024
+GATHER_S = 0.001
+_LIMIT_REASONS = frozenset({"WALL_TIME", "CPU_TIME", "MEMORY", "DISK", "FILE_SIZE"})
+
+
+class Runner:
+    """Everything between the gatekeeper's orders and the starter's processes."""
+
+    def __init__(self, context: Any, options: WorkerOptions, store: Any, root: Path, endpoint: Any) -> None:
+        self.context, self.options, self._store, self.root = context, options, store, root
+        self.state_dir: Path = context.state_dir
+        self._jobs_dir = self.state_dir / "jobs"
+        self._log = context.log
+        self._endpoint = endpoint
+        self.machine = WorkerMachine(
+            options.slot_count(), max_unacknowledged=options.max_unacknowledged, prefetch=options.prefetch
+        )
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.starter = StarterClient(
+            self.state_dir, options.orphan_timeout_s, on_message=self._from_starter, log=context.log
+        )
+        self.link = Link(
+            context,
+            endpoint,
+            hello=self._hello,
+            opened=self._link_opened,
+            credit=lambda: (self.machine.credit, self.machine.unfit, self.machine.in_slots),
+            intake=self._intake,
+            reconnect_max_s=options.reconnect_max_s,
+        )
+        self.proxies = OwnerProxies(ask=self.link.want_proxy, clock=context.clock, renewed=self._proxy_renewed)
+        self._cache = SandboxCache(
+            self.state_dir / "sandbox", max_bytes=options.cache_bytes, max_files=options.cache_files, fetch=self._fetch
+        )
+        self._data = DataMover(context.settings, context.channels, retry_s=options.staging_retry_s, log=context.log)
+        self._staging = asyncio.Semaphore(options.max_staging)
+        self._events: list[Event] = []
+        self._wake = asyncio.Event()
+        self.finished = self.failed = 0
+        self.stopping = False
+        self.facts: dict[str, str] = {}
+
+    # ---- life
+
+    async def recover(self) -> None:
+        """Find out what became of every order held, and remove what belongs to none."""
+        await asyncio.to_thread(scratch.make_root, self.root, for_others=os.geteuid() == 0)
+        await asyncio.to_thread(self._cache.open)
+        held = await self._store.read(rows.load)
+        for key, boot_id, order in held:
+            run = pb.RunJob.FromString(order)
+            job = Job(key, Name(run.job_id, run.attempt, run.run), run.owner, run, phase=Phase.STARTING)
+            if boot_id != self.boot_id and not (self._jobs_dir / key / "exit.json").exists():
+                # Nothing of before the reboot says whether it ran: it may have, so it is not started again here.
+                job.exit_record = {"lost": "WORKER_REBOOTED", "text": "the node was rebooted while it had the job"}
+            self.machine.adopt(job)
+        listing = await self.starter.connect()
+        await self._reconcile(listing, fresh=True)
+        keys = {key for key, _, _ in held}
+        removed = await asyncio.to_thread(self._remove_orphans, keys)
+        self._log.info("worker.recovered", held=len(held), running=len(listing["running"]), orphans_removed=removed)
+
+    def _remove_orphans(self, keys: set[str]) -> int:
+        """Directories and processes of jobs that have no row."""
+        self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
+        strange = (
+            set(scratch.keys(self.root)) | {name for name in os.listdir(self._jobs_dir) if len(name) == 32}
+        ) - keys
+        if strange:
+            starter.kill_leftovers(strange, set())
+        for key in strange:
+            scratch.remove(self.root, key)
+            scratch.remove(self._jobs_dir, key)
+        return len(strange)
+
+    async def run(self) -> None:
+        """For ever: events in batches through the machine."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
+            self._wake.clear()
+            events, self._events = self._events, []
+            if events:
+                await self._perform(self.machine.handle(events, to_us(self.context.clock.now())))
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Something happened."""
+        self._events.extend(events)
+        self._wake.set()
+
+    async def keep_starter(self) -> None:
+        """For ever: when the starter's connection is lost, connect (or start it) again and compare notes."""
+        while True:
+            await self.starter.lost.wait()
+            if self.stopping:
+                return
+            self._log.warning("starter.lost")
+            listing = await self.starter.connect()
+            await self._reconcile(listing, fresh=False)
+
+    async def _reconcile(self, listing: dict[str, Any], *, fresh: bool) -> None:
+        """What each job that should be with the starter really is."""
+        running = {key: (pid, at_us) for key, pid, at_us in listing["running"]}
+        waiting = set(listing["waiting"])
+        mine = {job.key: job for job in self.machine.jobs.values() if job.phase in IN_SLOT}
+        events: list[Event] = []
+        lost: list[Job] = []
+        for key, job in mine.items():
+            record = read_exit(self._jobs_dir / key)
+            if record is not None:
+                events.append(ProcessEnded(key, record))
+            elif key in running:
+                events.append(ProcessStarted(key, *running[key]))
+            elif job.exit_record is not None and "lost" in job.exit_record:
+                events.append(ProcessLost(key, job.exit_record["lost"], job.exit_record["text"]))
+                lost.append(job)
+            elif (self._jobs_dir / key).is_dir():
+                lost.append(job)
+                events.append(ProcessLost(key, "STARTER_LOST", "the process that watched over it was killed"))
+            elif key not in waiting:
+                if fresh:
+                    self._again(job)
+                else:
+                    events.append(NotRunning(key))
+        if lost:
+            sessions = {pid for job in lost if (pid := read_pid(self._jobs_dir / job.key)) > 0}
+            keys = {job.key for job in lost}
+            killed = await asyncio.to_thread(starter.kill_leftovers, keys, sessions)
+            self._log.warning("starter.jobs_lost", jobs=len(lost), processes_killed=killed)
+        strange = [key for key in running if key not in mine]
+        if strange:
+            self.starter.kill(strange, "FORGOTTEN")
+        self.feed(events)
+
+    def _again(self, job: Job) -> None:
+        """At start: it was never started; prepare it anew."""
+        self.machine.jobs.pop(job.key)
+        self.machine.in_slots -= 1
+        job.phase = Phase.PREPARING
+        self.feed([Ordered(job)])
+
+    async def stop(self, timeout_s: float) -> None:
+        """Take nothing more; kill and report what runs (policy `kill`), or leave it to the starter (`leave`)."""
+        self.stopping = True
+        self.machine.unfit = "this worker is stopping"
+        self.link.poke()
+        if self.options.stop_policy == "kill":
+            for job in list(self.machine.jobs.values()):
+                self.feed([KillAsked(job.name, "WORKER_STOPPED")])
+            until = time.monotonic() + timeout_s
+            while time.monotonic() < until and self.machine.jobs:
+                if not self.link.connected and not self.machine.in_slots:
+                    break  # nobody to report to: rows and results stay for the next start
+                await asyncio.sleep(0.02)
+            self.starter.shutdown()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.starter.lost.wait(), 5)
+        self.starter.close()
+        if self.root.parent == Path("/var/tmp"):
+            with contextlib.suppress(OSError):
+                self.root.rmdir()
+
+    # ---- commands
+
+    async def _perform(self, todo: Commands) -> None:
+        if todo.prepare:
+            self._prepare(todo.prepare)
+        if todo.start:
+            self.starter.run([self._start_order(job) for job in todo.start])
+        for key, reason in todo.kill:
+            self.starter.kill([key], reason)
+        if todo.report_started:
+            self.link.started(todo.report_started)
+            for job in todo.report_started:
+                self._log.info("job.running", job_id=job.name.job_id, attempt=job.name.attempt, pid=job.pid)
+        if todo.collect:
+            self._collect(todo.collect)
+        if todo.report:
+            self._report(todo.report)
+        for name, reason in todo.unknown:
+            self.link.report(
+                name, Result(self.machine.now_us, reason=reason, sentence="the worker did not have the job")
+            )
+        gone = [*todo.forget, *todo.give_back]
+        if gone:
+            keys = [job.key for job in gone]
+            # The row first: should we die in between, files without a row are rubbish, a row without files a second run.
+            await self._retrying(lambda: self._store.write(lambda connection: rows.delete(connection, keys)))
+            if todo.give_back:
+                self.link.give_back([job.name for job in todo.give_back])
+            self.starter.forget(keys)
+            await asyncio.to_thread(self._remove_scratch, keys)
+        self.link.poke()
+
+    def _remove_scratch(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            scratch.remove(self.root, key)
+
+    async def _retrying(self, write: Callable[[], Awaitable[Any]]) -> None:
+        while True:
+            try:
+                await write()
+                self.context.solved("store")
+                return
+            except GridError as error:
+                if error.reason == "STORE_CLOSED":
+                    raise
+                self.context.problem("store", error.sentence)
+                await asyncio.sleep(1.0)
+
+    def _report(self, jobs: Sequence[Job]) -> None:
+        self.link.finished(jobs)
+        for job in jobs:
+            result = job.result
+            assert result is not None
+            self.finished += 1
+            self.failed += result.failed
+            self._log.info(
+                "job.ended",
+                job_id=job.name.job_id,
+                attempt=job.name.attempt,
+                exit_code=result.exit_code,
+                reason=result.reason,
+                sentence=result.sentence or None,
+                wall_s=result.wall_s,
+            )
+
+    def _spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
+        self.context.spawn(coro, name)
+
+    # ---- orders in
+
+    async def _intake(self, order: pb.WorkerOrder) -> None:
+        events: list[Event] = []
+        if order.run:
+            events += await self._keep_orders(list(order.run))
+        for kill in order.cancel:
+            events.append(KillAsked(Name(kill.job_id, kill.attempt, kill.run), kill.reason or "CANCELLED"))
+        for done in order.acknowledged:
+            events.append(AcknowledgedByGatekeeper(Name(done.job_id, done.attempt, done.run)))
+        if order.HasField("proxy"):
+            proxy = order.proxy
+            self.proxies.granted(proxy.owner, proxy.chain_pem, proxy.reason, proxy.sentence)
+        if events:
+            # At once, not by way of the queue: the hello of a next stream must know of them.
+            await self._perform(self.machine.handle(events, to_us(self.context.clock.now())))
+        if order.run:
+            self.link.count_seen(len(order.run))
+
+    async def _keep_orders(self, runs: list[pb.RunJob]) -> list[Event]:
+        now_us = to_us(self.context.clock.now())
+        jobs = []
+        for run in runs:
+            name = Name(run.job_id, run.attempt, run.run)
+            jobs.append(Job(name.key, name, run.owner, run))
+        new = [(job.key, self.boot_id, now_us, job.order.SerializeToString()) for job in jobs]
+        if self.machine.unfit:
+            self.link.give_back([job.name for job in jobs])
+            return []
+        try:
+            await self._store.write(lambda connection: rows.insert(connection, new))
+        except GridError as error:
+            self._log.error("orders.not_kept", jobs=len(jobs), reason=error.reason, sentence=error.sentence)
+            self.link.give_back([job.name for job in jobs])
+            return []
+        return [Ordered(job) for job in jobs]
+
+    def _hello(self) -> pb.Hello:
+        hello = pb.Hello(worker=self.context.settings.name, slots=self.machine.slots, facts=self.facts)
+        for job in self.machine.jobs.values():
+            hello.held.add(job_id=job.name.job_id, attempt=job.name.attempt, run=job.name.run)
+        return hello
+
+    def _link_opened(self) -> None:
+        self.proxies.reconnected({job.owner for job in self.machine.jobs.values()})
+        self.feed([LinkOpened()])
+
+    # ---- prepare
+
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        simple: list[tuple[Job, Credential]] = []
+        for job in jobs:
+            credential = self.proxies.cached(job.owner)
+            files = job.order.description.input_sandbox
+            ready = credential is not None and not job.order.description.input_data
+            if ready and credential is not None and all(self._cache.cached(file.sha256) for file in files):
+                simple.append((job, credential))
+            else:
+                self._spawn(self._prepare_slowly(job), f"prepare {job.key}")
+        if simple:
+            self._spawn(self._prepare_quickly(simple), "prepare")
+
+    async def _prepare_quickly(self, jobs: list[tuple[Job, Credential]]) -> None:
+        self.feed(await asyncio.to_thread(self._make_many, jobs))
+
+    def _make_many(self, jobs: list[tuple[Job, Credential]]) -> list[Event]:
+        return [self._make_directory(job, credential) for job, credential in jobs]
+
+    async def _prepare_slowly(self, job: Job) -> None:
+        description = job.order.description
+        try:
+            credential = await self.proxies.get(job.owner)
+            async with self._staging:
+                for file in description.input_sandbox:
+                    await self._patient(lambda f=file: self._cache.get(f.sha256, f.size_bytes))
+                event = await asyncio.to_thread(self._make_directory, job, credential)
+                if isinstance(event, Prepared) and description.input_data:
+                    if job.phase is not Phase.PREPARING:
+                        raise GridError("CANCELLED", "killed while its input was staged")
+                    await self._data.bring(
+                        description.input_data, self.root / job.key, credential, job.order.uid, job.order.gid
+                    )
+        except GridError as error:
+            reason = error.reason
+            if description.input_data and reason not in ("CANCELLED", "SANDBOX_FILE_UNKNOWN"):
+                reason = "INPUT_DATA_UNAVAILABLE" if "INPUT" not in reason and "PROXY" not in reason else reason
+            event = PrepareFailed(job.key, reason, error.sentence)
+        except OSError as error:
+            event = _disk_failure(job.key, error)
+        except Exception as error:
+            self._log.exception("prepare.defect", error, job_id=job.name.job_id)
+            event = PrepareFailed(job.key, "WORKER_DEFECT", f"preparing failed on this node: {type(error).__name__}")
+        self.feed([event])
+
+    async def _patient(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Keep trying for `staging_retry_s` while the gatekeeper is away."""
+        until, pause_s = time.monotonic() + self.options.staging_retry_s, 0.1
+        while True:
+            try:
+                return await attempt()
+            except GridError as error:
+                if not is_passing(error) or time.monotonic() + pause_s > until:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)
+
+    def _make_directory(self, job: Job, credential: Credential) -> Event:
+        order = job.order
+        problem = self._account_problem(order.uid)
+        if problem:
+            return PrepareFailed(job.key, "ACCOUNT_UNUSABLE", problem)
+        executable = order.description.executable.removeprefix("./")
+        inputs = []
+        for file in order.description.input_sandbox:
+            path = self._cache.cached(file.sha256)
+            if path is None:
+                return PrepareFailed(
+                    job.key, "SANDBOX_EVICTED", f"{file.name} left this node's cache too early; try again"
+                )
+            inputs.append(scratch.Input(file.name, path, file.executable or file.name == executable))
+        files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: self._broker_info(job)}
+        try:
+            scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
+        except OSError as error:
+            return _disk_failure(job.key, error)
+        return Prepared(job.key)
+
+    def _account_problem(self, uid: int) -> str:
+        own = os.geteuid()
+        if uid > 0 and own not in (0, uid):
+            return f"the gatekeeper wants uid {uid}, and this worker runs as uid {own} and cannot change it"
+        if uid <= 0 and own == 0 and not self.options.run_as_root:
+            return "the gatekeeper maps to the worker's own user, which is root here: refused (option run_as_root)"
+        return ""
+
+    async def _fetch(self, sha256: str) -> Any:
+        channel = await self.context.channels.get(self._endpoint.host, self._endpoint.rpc)
+        stub = gatekeeper_pb2_grpc.WorkerPortStub(channel)
+        async for message in stub.FetchSandbox(pb.FetchSandboxRequest(sha256=sha256), timeout=600):
+            yield message.data
+
+    def _proxy_renewed(self, owner: str, credential: Credential) -> None:
+        running = [job for job in self.machine.jobs.values() if job.owner == owner and job.phase in IN_SLOT]
+        if running:
+            self._spawn(self._rewrite_proxies(running, credential.dumps()), "renew proxies")
+
+    async def _rewrite_proxies(self, jobs: Sequence[Job], data: bytes) -> None:
+        def rewrite() -> None:
+            for job in jobs:
+                with contextlib.suppress(OSError):
+                    scratch.replace_file(
+                        self.root, job.key, scratch.PROXY_NAME, data, uid=job.order.uid, gid=job.order.gid
+                    )
+
+        await asyncio.to_thread(rewrite)
+        self._log.info("proxy.renewed", jobs=len(jobs), owner=jobs[0].owner)
+
+    # ---- start
+
+    def _start_order(self, job: Job) -> dict[str, Any]:
+        order, description = job.order, job.order.description
+        path = str(self.root / job.key)
+        executable = description.executable
+        if not executable.startswith("/"):
+            executable = f"{path}/{executable.removeprefix('./')}"
+        limits = description.limits
+        return {
+            "key": job.key,
+            "cwd": path,
+            "executable": executable,
+            "argv": [executable, *description.arguments],
+            "env": self._environment(job, path),
+            "stdin": description.std_input or None,
+            "stdout": description.std_output or None,
+            "stderr": description.std_error or None,
+            "uid": order.uid,
+            "gid": order.gid,
+            "wall_s": limits.wall_s,
+            "cpu_s": limits.cpu_s,
+            "memory_bytes": limits.memory_bytes,
+            "file_bytes": limits.disk_bytes,
+            "open_files": self.options.open_files,
+            "processes": self.options.processes,
+            "grace_s": self.options.term_grace_s,
+        }
+
+    def _environment(self, job: Job, path: str) -> dict[str, str]:
+        order, description, settings = job.order, job.order.description, self.context.settings
+        close = self._data.close_storage
+        vo = "".join(c if c.isalnum() else "_" for c in description.vo).upper()
+        environment = {
+            "PATH": self.options.path,
+            "LANG": "C.UTF-8",
+            f"VO_{vo}_SW_DIR": f"/opt/exp_soft/{description.vo}",
+            **self.options.environment,
+            **description.environment,
+            "HOME": path,
+            "TMPDIR": path,
+            "USER": order.account,
+            "LOGNAME": order.account,
+            "X509_USER_PROXY": f"{path}/{scratch.PROXY_NAME}",
+            "X509_CERT_DIR": str(settings.certificates),
+            "GRIDFABRIC_JOB_ID": job.name.job_id,
+            "GRIDFABRIC_ATTEMPT": str(job.name.attempt),
+            "GRIDFABRIC_SITE": settings.site,
+            "GRIDFABRIC_WORKER": settings.name,
+            "GRIDFABRIC_CLOSE_SE": close.address if close is not None else "",
+            "GLITE_WMS_JOBID": job.name.job_id,
+            "EDG_WL_JOBID": job.name.job_id,
+            "GLITE_WMS_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
+            starter.MARKER: job.key,
+        }
+        for catalogue in settings.endpoints("catalog")[:1]:
+            environment["GRIDFABRIC_CATALOG"] = catalogue.address
+        return environment
+
+    def _broker_info(self, job: Job) -> bytes:
+        close = self._data.close_storage
+        lines = [
+            "[",
+            f"  ComputingElement = [ CEId = {json.dumps(self.context.settings.site)} ];",
+            f"  CloseStorageElements = {{ {json.dumps(close.address) if close else ''} }};",
+            f"  InputData = {{ {', '.join(json.dumps(name) for name in job.order.description.input_data)} }};",
+            f"  VirtualOrganisation = {json.dumps(job.order.description.vo)};",
+            "]\n",
+        ]
+        return "\n".join(lines).encode()
+
+    def _from_starter(self, message: dict[str, Any]) -> None:
+        kind = message["event"]
+        if kind == "started":
+            self.feed([ProcessStarted(key, pid, at_us) for key, pid, at_us in message["jobs"]])
+        elif kind == "ended":
+            self.feed([ProcessEnded(record["key"], record) for record in message["jobs"]])
+        elif kind == "refused":
+            self.feed([StartRefused(key, why) for key, why in message["jobs"]])
+        elif kind == "gone":
+            self.feed([NotRunning(key) for key in message["keys"]])
+
+    # ---- collect
+
+    def _collect(self, jobs: Sequence[Job]) -> None:
+        simple = []
+        for job in jobs:
+            record = job.exit_record or {}
+            if record.get("error") or job.kill_reason or not _wants_data(job, record):
+                simple.append(job)
+            else:
+                self._spawn(self._collect_slowly(job), f"collect {job.key}")
+        if simple:
+            self._spawn(self._collect_quickly(simple), "collect")
+
+    async def _collect_quickly(self, jobs: list[Job]) -> None:
+        """Jobs whose output most likely fits into the report; those where it does not are done singly."""
+        gathered = await asyncio.to_thread(lambda: [self._gather(job) for job in jobs])
+        events: list[Event] = []
+        for job, result in zip(jobs, gathered, strict=True):
+            if result is None:
+                self._spawn(self._collect_slowly(job), f"collect {job.key}")
+            else:
+                events.append(Collected(job.key, result))
+        self.feed(events)
+
+    def _gather(self, job: Job) -> Result | None:
+        """The result with its output inline; None if it does not fit."""
+        record = job.exit_record or {}
+        result = _result_of(record, job)
+        if result.failed or (job.kill_reason and job.kill_reason not in _LIMIT_REASONS):
+            return result
+        outputs: list[OutputFile] = []
+        missing: list[str] = []
+        total = 0
+        for name in _output_names(job):
+            try:
+                descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
+            except FileNotFoundError:
+                missing.append(name)
+                continue
+            except scratch.OutputError as error:
+                missing.append(str(error))
+                continue
+            try:
+                total += os.fstat(descriptor).st_size
+                if total > MAX_INLINE_BYTES:
+                    return None
+                data = os.read(descriptor, MAX_INLINE_BYTES + 1)
+                outputs.append(OutputFile(name, len(data), hashlib.sha256(data).hexdigest(), data))
+            finally:
+                os.close(descriptor)
+        return _with_outputs(result, outputs, missing)
+
+    async def _collect_slowly(self, job: Job) -> None:
+        record = job.exit_record or {}
+        result = _result_of(record, job)
+        try:
+            async with self._staging:
+                if _wants_data(job, record):
+                    await self._keep_data(job)
+                outputs, missing = await self._store_outputs(job)
+                result = _with_outputs(result, outputs, missing)
+        except _DataError as error:
+            outputs, missing = await self._outputs_anyway(job)
+            result = _with_outputs(_failed(result, error.reason, error.sentence), outputs, missing)
+        except GridError as error:
+            result = _failed(result, "OUTPUT_FAILED" if error.reason != "FENCED" else "FENCED", error.sentence)
+        except OSError as error:
+            result = _failed(result, "OUTPUT_FAILED", f"output cannot be read on this node ({error.strerror})")
+        except Exception as error:
+            self._log.exception("collect.defect", error, job_id=job.name.job_id)
+            result = _failed(result, "WORKER_DEFECT", f"collecting output failed on this node: {type(error).__name__}")
+        self.feed([Collected(job.key, result)])
+
+    async def _outputs_anyway(self, job: Job) -> tuple[list[OutputFile], list[str]]:
+        """Standard output helps to see what went wrong, but is not worth another failure."""
+        try:
+            return await self._store_outputs(job)
+        except (GridError, OSError):
+            return [], []
+
+    async def _keep_data(self, job: Job) -> None:
+        description = job.order.description
+        try:
+            credential = await self.proxies.get(job.owner)
+        except GridError as error:
+            raise _DataError("OUTPUT_DATA_FAILED", error.sentence) from error
+        for output in description.output_data:
+            try:
+                descriptor = scratch.open_output(self.root, job.key, output.file, job.order.uid)
+            except FileNotFoundError:
+                raise _DataError("OUTPUT_DATA_MISSING", f"the job ended well but did not write {output.file}") from None
+            except scratch.OutputError as error:
+                raise _DataError("OUTPUT_DATA_FAILED", str(error)) from error
+            try:
+                kept = await self._data.keep(
+                    descriptor,
+                    file=output.file,
+                    lfn=output.lfn,
+                    wanted=output.storage_element,
+                    vo=description.vo,
+                    job_id=job.name.job_id,
+                    attempt=job.name.attempt,
+                    credential=credential,
+                )
+            except GridError as error:
+                raise _DataError("OUTPUT_DATA_FAILED", f"{output.file}: {error.sentence}") from error
+            finally:
+                os.close(descriptor)
+            self._log.info(
+                "data.kept", job_id=job.name.job_id, lfn=kept.lfn, surl=kept.surl, guid=kept.guid, bytes=kept.size_bytes
+            )
+
+    async def _store_outputs(self, job: Job) -> tuple[list[OutputFile], list[str]]:
+        outputs: list[OutputFile] = []
+        missing: list[str] = []
+        room = MAX_INLINE_BYTES
+        for name in _output_names(job):
+            try:
+                descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
+            except FileNotFoundError:
+                missing.append(name)
+                continue
+            except scratch.OutputError as error:
+                missing.append(str(error))
+                continue
+            try:
+                size_bytes = os.fstat(descriptor).st_size
+                if size_bytes <= room:
+                    data = os.read(descriptor, size_bytes + 1)[:size_bytes]
+                    room -= len(data)
+                    outputs.append(OutputFile(name, len(data), hashlib.sha256(data).hexdigest(), data))
+                elif size_bytes > self.options.max_output_file_bytes:
+                    missing.append(
+                        f"{name} (of {size_bytes} bytes, over the limit of {self.options.max_output_file_bytes})"
+                    )
+                else:
+                    sha256 = await asyncio.to_thread(_digest, descriptor, size_bytes)
+                    await self._patient(
+                        lambda d=descriptor, n=name, s=size_bytes, h=sha256: self._send(job, d, n, s, h)
+                    )
+                    outputs.append(OutputFile(name, size_bytes, sha256, None))
+            finally:
+                os.close(descriptor)
+        return outputs, missing
+
+    async def _send(self, job: Job, descriptor: int, name: str, size_bytes: int, sha256: str) -> None:
+        async def messages() -> Any:
+            yield pb.StoreOutputRequest(
+                job_id=job.name.job_id,
+                attempt=job.name.attempt,
+                run=job.name.run,
+                name=name,
+                size_bytes=size_bytes,
+                sha256=sha256,
+            )
+            offset = 0
+            while offset < size_bytes:
+                piece = await asyncio.to_thread(os.pread, descriptor, min(PIECE_BYTES, size_bytes - offset), offset)
+                if not piece:
+                    return
+                offset += len(piece)
+                yield pb.StoreOutputRequest(data=piece)
+
+        channel = await self.context.channels.get(self._endpoint.host, self._endpoint.rpc)
+        await gatekeeper_pb2_grpc.WorkerPortStub(channel).StoreOutput(messages(), timeout=600)
+
+    # ---- watching
+
+    async def watch(self) -> None:
+        """For ever: room on the disk, and what each job takes of it."""
+        while True:
+            await asyncio.sleep(self.options.disk_check_s)
+            try:
+                await self._look_at_disk()
+            except OSError as error:
+                self._log.warning("disk.unreadable", detail=str(error))
+            self.feed([Looked(time.monotonic())])
+
+    async def _look_at_disk(self) -> None:
+        free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
+        state_bytes, _ = await asyncio.to_thread(scratch.free, self.state_dir)
+        unfit = ""
+        if min(free_bytes, state_bytes) < self.options.min_free_bytes:
+            unfit = (
+                f"DISK_FULL: {min(free_bytes, state_bytes)} bytes are free, {self.options.min_free_bytes} are needed"
+            )
+        elif 0 <= free_inodes < self.options.min_free_inodes:
+            unfit = f"DISK_FULL: {free_inodes} i-nodes are free, {self.options.min_free_inodes} are needed"
+        if self.stopping:
+            return
+        if unfit != self.machine.unfit:
+            if not unfit or not self.machine.unfit:
+                self._log.warning("worker.unfit" if unfit else "worker.fit_again", sentence=unfit)
+            self.machine.unfit = unfit
+            self.link.poke()
+        events: list[Event] = []
+        for job in [job for job in self.machine.jobs.values() if job.phase is Phase.RUNNING]:
+            limit = job.order.description.limits.disk_bytes
+            size, inodes = await asyncio.to_thread(scratch.usage, self.root / job.key, self.options.max_scratch_inodes)
+            if (limit and size > limit) or inodes > self.options.max_scratch_inodes:
+                self._log.warning("job.over_disk", job_id=job.name.job_id, bytes=size, inodes=inodes)
+                events.append(KillAsked(job.name, "DISK"))
+        if events:
+            self.feed(events)
+
+
+class _DataError(Exception):
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(reason, sentence)
+        self.reason, self.sentence = reason, sentence
+
+
+def _disk_failure(key: str, error: OSError) -> PrepareFailed:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return PrepareFailed(
+        key, "DISK_FULL" if full else "SCRATCH_FAILED", f"no scratch directory on this node ({error.strerror})"
+    )
+
+
+def _wants_data(job: Job, record: dict[str, Any]) -> bool:
+    """Output data is moved only for a payload that says that it went well: half a file would be registered for good."""
+    ended_well = record.get("exit_code") == 0 and not record.get("reason") and not job.kill_reason
+    return bool(job.order.description.output_data) and ended_well
+
+
+def _output_names(job: Job) -> list[str]:
+    """The output sandbox; the standard streams are in it only if it names them."""
+    return list(job.order.description.output_sandbox)
+
+
+def _result_of(record: dict[str, Any], job: Job) -> Result:
+    error = record.get("error")
+    common = {
+        "at_us": int(record.get("ended_at_us", 0)),
+        "wall_s": float(record.get("wall_s", 0.0)),
+        "user_s": float(record.get("user_s", 0.0)),
+        "system_s": float(record.get("system_s", 0.0)),
+        "max_rss_bytes": int(record.get("max_rss_bytes", 0)),
+    }
+    if error:
+        sentence = f"{job.order.description.executable} could not be started: {error['stage']}: {error['text']}"
+        return Result(**common, exit_code=127, reason="EXEC_FAILED", sentence=sentence, failed=True)
+    reason = record.get("reason") or ""
+    if reason == "WORKER_STOPPED":
+        return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)
+    sentence = f"the job was stopped at its limit: {reason}" if reason in _LIMIT_REASONS else ""
+    return Result(**common, exit_code=int(record["exit_code"]), reason=reason, sentence=sentence, started=True)
+
+
+def _failed(result: Result, reason: str, sentence: str) -> Result:
+    return Result(
+        result.at_us, result.exit_code, reason, sentence[:900], True, True, result.wall_s, result.user_s, result.system_s,
+        result.max_rss_bytes,
+    )  # fmt: skip
+
+
+def _with_outputs(result: Result, outputs: list[OutputFile], missing: list[str]) -> Result:
+    sentence = result.sentence
+    if missing:
+        note = f"output sandbox files not found: {', '.join(missing)}"[:500]
+        sentence = f"{sentence}; {note}" if sentence else note
+    return Result(
+        result.at_us, result.exit_code, result.reason, sentence, result.failed, result.started, result.wall_s, result.user_s,
+        result.system_s, result.max_rss_bytes, tuple(outputs),
+    )  # fmt: skip
+
+
+def _digest(descriptor: int, size_bytes: int) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while offset < size_bytes:
+        piece = os.pread(descriptor, min(PIECE_BYTES, size_bytes - offset), offset)
+        if not piece:
+            break
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+def read_exit(folder: Path) -> dict[str, Any] | None:
+    """The exit record of a job, None if there is none."""
+    try:
+        record = json.loads((folder / "exit.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_pid(folder: Path) -> int:
+    """The process id of a job's first process, 0 if unknown."""
+    try:
+        return int((folder / "pid").read_text())
+    except (OSError, ValueError):
+        return 0

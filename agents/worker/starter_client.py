@@ -1,0 +1,139 @@
+"""The agent's end of the starter: starts it when there is none, finds it when there is, and notices when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.worker import starter
+from fabric.errors import Unavailable
+
+START_TIMEOUT_S = 10.0
+LISTING_TIMEOUT_S = 15.0
+_SCRIPT = Path(starter.__file__)
+
+
+class StarterClient:
+    """A connection to the starter of one state directory. Messages out are batched per turn of the event loop."""
+
+    def __init__(
+        self, state_dir: Path, orphan_timeout_s: float, *, on_message: Callable[[dict[str, Any]], None], log: Any
+    ) -> None:
+        self._state_dir, self._orphan_timeout_s, self._log = state_dir, orphan_timeout_s, log
+        self._on_message = on_message
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._listing: asyncio.Future[dict[str, Any]] | None = None
+        self.lost = asyncio.Event()
+        """Set when the connection ended; connect again."""
+
+    async def connect(self) -> dict[str, Any]:
+        """Connect, starting a starter if needed, and return its listing. Later messages go to `on_message`.
+
+        Raises Unavailable STARTER_UNAVAILABLE.
+        """
+        self.close()
+        for attempt in range(20):
+            if not await self._open():
+                await self._spawn()
+                if not await self._open():
+                    await asyncio.sleep(min(0.05 * (attempt + 1), 0.5))  # another one is just ending
+                    continue
+            self.lost.clear()
+            self._listing = asyncio.get_running_loop().create_future()
+            reading = asyncio.ensure_future(self._read())
+            self.send({"op": "list"})
+            try:
+                return await asyncio.wait_for(asyncio.shield(self._listing), LISTING_TIMEOUT_S)
+            except (TimeoutError, Unavailable):
+                reading.cancel()
+                self.close()
+        raise Unavailable(
+            "STARTER_UNAVAILABLE", f"the starter in {self._state_dir} cannot be started; see its starter.log"
+        )
+
+    async def _open(self) -> bool:
+        # Through a descriptor: the path of a unix socket may have 107 bytes only, a state directory more.
+        directory = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            path = f"/proc/self/fd/{directory}/starter.sock"
+            self._reader, self._writer = await asyncio.open_unix_connection(path, limit=starter.MAX_LINE_BYTES)
+        except OSError:
+            return False
+        finally:
+            os.close(directory)
+        return True
+
+    async def _spawn(self) -> None:
+        command = [sys.executable, "-I", "-S", str(_SCRIPT), str(self._state_dir), str(self._orphan_timeout_s)]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        try:
+            said = await asyncio.wait_for(process.stdout.readline(), START_TIMEOUT_S)
+        except TimeoutError:
+            said = b""
+        await process.wait()  # the starter proper is its child
+        self._log.info("starter.spawned", said=said.decode().strip())
+
+    async def _read(self) -> None:
+        reader, writer, listing = self._reader, self._writer, self._listing
+        assert reader is not None
+        assert listing is not None
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                if message["event"] == "listing":
+                    if not listing.done():
+                        listing.set_result(message)
+                else:
+                    self._on_message(message)
+        except (OSError, ValueError, asyncio.LimitOverrunError) as error:
+            self._log.warning("starter.connection", detail=str(error))
+        finally:
+            if not listing.done():
+                listing.set_exception(Unavailable("STARTER_UNAVAILABLE", "the starter closed the connection"))
+                listing.exception()
+            if self._writer is writer:
+                self.lost.set()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send one message; False if there is no connection (the next listing will tell what is missing)."""
+        if self._writer is None or self._writer.is_closing():
+            return False
+        self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        return True
+
+    def run(self, orders: Sequence[dict[str, Any]]) -> None:
+        """Start these."""
+        for start in range(0, len(orders), 100):
+            self.send({"op": "run", "jobs": orders[start : start + 100]})
+
+    def kill(self, keys: Sequence[str], reason: str) -> None:
+        """Stop these: SIGTERM, grace, SIGKILL to all of the session."""
+        self.send({"op": "kill", "keys": list(keys), "reason": reason})
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Remove their records."""
+        self.send({"op": "forget", "keys": list(keys)})
+
+    def shutdown(self) -> None:
+        """Kill everything and end."""
+        self.send({"op": "shutdown"})
+
+    def close(self) -> None:
+        """Drop the connection; the starter goes on."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
