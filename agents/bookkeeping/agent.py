@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc
+
 from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
@@ -10,7 +12,6 @@ from fabric.glue13 import Service, service_entries
 from fabric.information_publisher import InformationPublisher
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc
 
 
 class BookkeepingAgent(Agent):

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
+
 from agents.bookkeeping import store as rows
 from agents.bookkeeping import wire
 from agents.bookkeeping.config import BookkeepingOptions
@@ -15,8 +18,6 @@ from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import administrator, any_of, any_service, services, user
 from fabric.store import Store
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
 
 _readers = any_of(
     user,

@@ -6,6 +6,8 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
+
 from agents.bookkeeping.machine import parent_state
 from agents.bookkeeping.model import (
     MAX_EVENTS,
@@ -19,7 +21,6 @@ from agents.bookkeeping.model import (
     JobState,
 )
 from fabric.errors import InvalidRequest
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 
 _TYPES = {int(item): item for item in EventType}
 _AT_MOST_US = 1 << 62

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 import sqlalchemy as sa
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
+from gridfabric.broker.v1 import broker_pb2_grpc
 
 from agents.broker import store as rows
 from agents.broker import wire
@@ -21,9 +24,6 @@ from fabric.information_publisher import InformationPublisher, connector
 from fabric.outbox import Outbox, OutboxItem
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
-from gridfabric.broker.v1 import broker_pb2_grpc
 
 OBJECT_CLASSES = ("GlueCE", "GlueCluster", "GlueSubCluster", "GlueSite", "GlueCESEBindGroup", "GlueSE", "GlueSA")
 """What matching needs of the tree."""

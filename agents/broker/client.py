@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
+
 from agents.broker.jdl import JdlError, local_input_sandbox, local_name, normalise
 from fabric.errors import InvalidRequest
 from fabric.ids import unique_id
-from gridfabric.broker.v1 import broker_pb2 as pb
-from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
 __all__ = ["BrokerClient", "JdlError", "local_input_sandbox", "local_name", "normalise", "read_sandbox"]
 

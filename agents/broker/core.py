@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.hashes import SHA256
+from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 
 from agents.broker import machine, wire
 from agents.broker import store as rows
@@ -33,7 +34,6 @@ from fabric.clock import to_us
 from fabric.errors import GridError
 from fabric.glue13 import CeView
 from fabric.store import Store
-from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext

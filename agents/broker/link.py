@@ -16,6 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as pb_grpc
 
 from agents.broker import machine, wire
 from agents.broker import store as rows
@@ -33,8 +35,6 @@ from fabric.errors import (
     Unavailable,
 )
 from fabric.rpc.delegation import delegate
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from agents.broker.core import BrokerCore
@@ -56,7 +56,7 @@ _LATER = frozenset(
 """Outcomes that say *not now*: the job goes back without spending a retry."""
 
 
-class _Unreachable(Exception):  # noqa: N818
+class _Unreachable(Exception):
     """Connecting failed, so nothing was sent."""
 
     def __init__(self, error: GridError) -> None:

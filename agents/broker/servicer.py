@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
 from agents.broker import machine, wire
 from agents.broker import store as rows
@@ -21,8 +23,6 @@ from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused
 from fabric.ids import unique_id
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import full_user, user
-from gridfabric.broker.v1 import broker_pb2 as pb
-from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
 RULES = {
     "PutSandbox": full_user,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
+
 from agents.broker import machine
 from agents.broker.jdl import local_name
 from agents.broker.model import ComputingElement, JobDescription, MatchOutcome, SandboxFile
 from agents.broker.store import JobRow, LogLine
 from fabric.errors import InvalidRequest
 from fabric.glue13 import CeView
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
-from gridfabric.broker.v1 import broker_pb2 as pb
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
 
 MAX_FIELD_LENGTH = 500
 """Characters of a field in an event."""

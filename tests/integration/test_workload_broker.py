@@ -1,0 +1,497 @@
+"""Broker and bookkeeping over real TLS, with gatekeepers that play what real ones do on good and bad days."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as gk_grpc
+from support.grid import LabGrid
+
+from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name
+from agents.broker.client import BrokerClient
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.clock import to_us
+from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused
+from fabric.glue13 import PRODUCTION, ComputingElement, SubCluster, ce_entries, cluster_entries
+from fabric.information_publisher import InformationPublisher
+from fabric.rpc.delegation import delegate
+from fabric.rpc.peer import current_peer
+from fabric.rpc.rules import full_user
+from fabric.rpc.server import RpcService
+
+TRUE = 'Executable = "/bin/true"; '
+OPTIONS = {"proxy_poll_s": 0.1, "take_back_after_s": 0.3, "backoff_most_s": 0.3, "repeat_cancel_s": 0.3}
+
+
+class PlayedCe:
+    """A gatekeeper's durable side and what it is told to do; outlives restarts of the agent in front."""
+
+    def __init__(self, slots: int = 4) -> None:
+        self.slots = slots
+        self.jobs: dict[str, gk.Job] = {}
+        self.states: dict[str, int] = {}
+        self.updates: list[tuple[str, gk.JobUpdate]] = []
+        self.news = asyncio.Event()
+        self.files: dict[str, bytes] = {}
+        self.submits = 0
+        self.purged: list[str] = []
+        self.status = PRODUCTION
+        self.runs = True
+        """Jobs run to DONE at once; else they stay queued."""
+        self.on_submit: Callable[[int, gk.SubmitRequest], Any] | None = None
+        """Called with the number of the call; may raise before or return outcomes."""
+        self.lose_replies = 0
+        self.fails: Callable[[gk.Job], gk.JobUpdate | None] = lambda job: None
+
+    on_update: Callable[[gk.JobUpdate], None] = staticmethod(lambda update: None)
+
+    def update(self, owner: str, job_id: str, attempt: int, state: int, **fields: Any) -> None:
+        self.states[job_id] = state
+        update = gk.JobUpdate(
+            sequence=len(self.updates) + 1, job_id=job_id, attempt=attempt, state=state, at_us=time.time_ns() // 1000, **fields
+        )
+        self.updates.append((owner, update))
+        self.on_update(update)
+        self.news.set()
+
+    def run(self, owner: str, job: gk.Job) -> None:
+        failure = self.fails(job)
+        self.update(owner, job.job_id, job.attempt, gk.JOB_STATE_QUEUED)
+        if failure is not None:
+            failed = gk.JobUpdate(reason=failure.reason, sentence=failure.sentence, started=failure.started)
+            if failed.started:
+                self.update(owner, job.job_id, job.attempt, gk.JOB_STATE_RUNNING, worker="w")
+            self.update(
+                owner, job.job_id, job.attempt, gk.JOB_STATE_FAILED, reason=failed.reason, sentence=failed.sentence,
+                started=failed.started,
+            )  # fmt: skip
+            return
+        if self.runs:
+            self.finish(owner, job)
+
+    def finish(self, owner: str, job: gk.Job) -> None:
+        self.update(owner, job.job_id, job.attempt, gk.JOB_STATE_RUNNING, worker="w")
+        self.update(owner, job.job_id, job.attempt, gk.JOB_STATE_DONE, worker="w")
+
+
+class PlayedGatekeeper(Agent, gk_grpc.GatekeeperServicer):
+    def __init__(self, context: Any, ce: PlayedCe) -> None:
+        super().__init__(context)
+        self.ce = ce
+        names = ("MissingSandbox", "PutSandbox", "Submit", "Cancel", "Watch", "Status", "GetOutput", "Purge")
+        rules = dict.fromkeys(names, full_user)
+        self.services = [RpcService(self, gk_grpc.add_GatekeeperServicer_to_server, rules)]
+        context.delegations  # noqa: B018
+
+    async def start(self) -> None:
+        self.unrecorded: list[gk.JobUpdate] = []
+        self.ce.on_update = self.unrecorded.append
+        self.context.spawn(self.record(), "record")
+        await InformationPublisher(self.context, self.entries, poll_s=0.05).start()
+
+    async def record(self) -> None:
+        """TRANSFERRED, RUNNING and DONE are the gatekeeper's to log."""
+        types = {gk.JOB_STATE_QUEUED: 4, gk.JOB_STATE_RUNNING: 5, gk.JOB_STATE_DONE: 6}
+        channel = await self.context.channels.get("localhost", self.context.settings.endpoint("bookkeeping").rpc)
+        sequence = time.time_ns() // 1000
+        while True:
+            await asyncio.sleep(0.01)
+            updates, self.unrecorded[:] = list(self.unrecorded), []
+            events = []
+            for update in updates:
+                if update.state in types:
+                    sequence += 1
+                    name, fields = self.context.settings.name, {"ce": self.ce_id, "exit_code": "0", "worker": update.worker}
+                    events.append(
+                        lb.Event(
+                            job_id=update.job_id, source=name, sequence=sequence, at_us=update.at_us,
+                            type=types[update.state], attempt=update.attempt, fields=fields,
+                        )
+                    )  # fmt: skip
+            for start in range(0, len(events), 1000):
+                await BookkeepingClient(channel).record(events[start : start + 1000])
+
+    @property
+    def ce_id(self) -> str:
+        return f"localhost:{self.context.settings.rpc_port}/jobmanager-{self.context.settings.name}"
+
+    def entries(self) -> list[Any]:
+        settings, ce = self.context.settings, self.ce
+        running = sum(state == gk.JOB_STATE_RUNNING for state in ce.states.values())
+        element = ComputingElement(
+            self.ce_id, settings.name, "localhost", settings.rpc_port,
+            total_cpus=ce.slots, status=ce.status, free_slots=ce.slots - running, running_jobs=running,
+            estimated_response_s=0, vos=("cms",), max_wall_minutes=60,
+        )  # fmt: skip
+        return ce_entries(element) + cluster_entries(SubCluster(settings.name, settings.site, (element.unique_id,), ram_mb=2048))
+
+    def health(self) -> AgentHealth:
+        return AgentHealth(AgentState.GREEN)
+
+    async def MissingSandbox(self, request: gk.MissingSandboxRequest, context: Any) -> gk.MissingSandboxResponse:
+        return gk.MissingSandboxResponse(sha256=[sha for sha in request.sha256 if sha not in self.ce.files])
+
+    async def PutSandbox(self, requests: AsyncIterator[gk.PutSandboxRequest], context: Any) -> gk.PutSandboxResponse:
+        sha, data = "", b""
+        async for message in requests:
+            sha, data = sha or message.sha256, data + message.data
+        self.ce.files[sha] = data
+        return gk.PutSandboxResponse()
+
+    async def Submit(self, request: gk.SubmitRequest, context: Any) -> gk.SubmitResponse:
+        ce, owner = self.ce, current_peer().subject
+        self.context.delegations.get(owner)
+        ce.submits += 1
+        if ce.on_submit is not None:
+            answer = ce.on_submit(ce.submits, request)
+            if answer is not None:
+                return answer
+        for job in request.jobs:
+            known = ce.jobs.get(job.job_id)
+            if known is None or known.attempt < job.attempt:
+                ce.jobs[job.job_id] = job
+                ce.run(owner, job)
+        if ce.lose_replies > 0:
+            ce.lose_replies -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection broke")
+        return gk.SubmitResponse(outcomes=[gk.SubmitOutcome(job_id=job.job_id, accepted=True) for job in request.jobs])
+
+    async def Cancel(self, request: gk.CancelRequest, context: Any) -> gk.CancelResponse:
+        for job_id in request.job_ids:
+            if job_id in self.ce.jobs:
+                attempt = self.ce.jobs[job_id].attempt
+                self.ce.update(current_peer().subject, job_id, attempt, gk.JOB_STATE_CANCELLED)
+        return gk.CancelResponse(unknown=[job_id for job_id in request.job_ids if job_id not in self.ce.jobs])
+
+    async def Watch(self, request: gk.WatchRequest, context: Any) -> AsyncIterator[gk.WatchResponse]:
+        after, owner = request.after_sequence, current_peer().subject
+        while True:
+            self.ce.news.clear()
+            updates = [update for who, update in self.ce.updates[after:] if who == owner]
+            after = len(self.ce.updates)
+            if updates:
+                yield gk.WatchResponse(updates=updates)
+            await self.ce.news.wait()
+
+    async def Status(self, request: gk.StatusRequest, context: Any) -> gk.StatusResponse:
+        newest = {update.job_id: update for _, update in self.ce.updates}
+        return gk.StatusResponse(jobs=[newest[job_id] for job_id in request.job_ids if job_id in newest])
+
+    async def Purge(self, request: gk.PurgeRequest, context: Any) -> gk.PurgeResponse:
+        self.ce.purged.extend(request.job_ids)
+        return gk.PurgeResponse()
+
+
+class Workload:
+    """A lab with everything that jobs need."""
+
+    def __init__(self, lab: LabGrid) -> None:
+        self.lab = lab
+        self.ces: dict[str, PlayedCe] = {}
+        self.options: dict[str, Any] = dict(OPTIONS)
+
+    async def start(self, *names: str, **options: Any) -> None:
+        self.options.update(options)
+        for member in ("alice", "bob"):
+            self.lab.user(member)
+        for kind in ("information", "bookkeeping", "broker"):
+            self.lab.plan(kind)
+        await self.lab.start("information", options={"heartbeat_s": 0.2})
+        await self.lab.start("bookkeeping")
+        for name in names:
+            await self.start_ce(name)
+        await self.start_broker()
+
+    async def start_broker(self) -> None:
+        await self.lab.start("broker", options=self.options)
+
+    async def start_ce(self, name: str, slots: int = 4) -> PlayedCe:
+        ce = self.ces.setdefault(name, PlayedCe(slots))
+        await self.lab.start("gatekeeper", name=name, builder=lambda context: PlayedGatekeeper(context, ce))
+        return ce
+
+    async def broker(self, name: str = "alice", *, delegated: bool = True, **user: Any) -> BrokerClient:
+        proxy = self.lab.user(name, **user)
+        channel = await self.lab.channel("broker", credential=proxy)
+        if delegated:
+            await delegate(channel, proxy)
+        return BrokerClient(channel)
+
+    async def bookkeeping(self, name: str = "alice") -> BookkeepingClient:
+        return BookkeepingClient(await self.lab.channel("bookkeeping", credential=self.lab.user(name)))
+
+    async def ended(self, job_ids: list[str], count: int = 0, timeout_s: float = 20.0) -> list[Any]:
+        """Wait until all jobs have ended; their summaries."""
+        client = await self.bookkeeping()
+        states: dict[str, Any] = {}
+        async with asyncio.timeout(timeout_s):
+            async for changed in client.watch(job_ids):
+                states.update({job.job_id: job for job in changed})
+                if len(states) >= (count or len(job_ids)) and all(job.state in ENDED_STATES for job in states.values()):
+                    return list(states.values())
+        raise AssertionError("the watch ended")
+
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def located(self, client: BrokerClient, job_id: str, *states: str, timeout_s: float = 10.0) -> Any:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                (found,) = await client.locate([job_id])
+                if found.state in states:
+                    return found
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def workload(tmp_path: Path) -> AsyncIterator[Workload]:
+    async with LabGrid(tmp_path) as lab:
+        yield Workload(lab)
+
+
+def names(events: Any) -> list[str]:
+    return [event_name(event.type) for event in events]
+
+
+async def test_a_job_runs_and_is_cleared(workload: Workload, tmp_path: Path) -> None:
+    await workload.start("ce1")
+    broker = await workload.broker()
+    (tmp_path / "run.sh").write_text("#!/bin/sh\necho hello\n")
+    jdl = 'Executable = "run.sh"; InputSandbox = {"run.sh"}; StdOutput = "o"; OutputSandbox = {"o"}; JobName = "first";'
+    job_id = (await broker.submit(jdl, tmp_path)).job_id
+    (job,) = await workload.ended([job_id])
+    assert (state_name(job.state), job.name, job.vo, job.attempt) == ("DONE", "first", "cms", 1)
+    ce = workload.ces["ce1"]
+    assert list(ce.files.values()) == [b"#!/bin/sh\necho hello\n"]
+    assert ce.jobs[job_id].description.input_sandbox[0].executable
+    await workload.located(broker, job_id, "DONE")
+    await broker.clear([job_id])
+    await workload.until(lambda: ce.purged == [job_id])
+    history = await (await workload.bookkeeping()).history(job_id)
+    assert names(history.events)[:6] == ["REGISTERED", "ENQUEUED", "MATCHED", "TRANSFERRED", "RUNNING", "DONE"]
+    await workload.located(broker, job_id, "CLEARED")
+
+
+async def test_parametric_jobs_spread_over_sites(workload: Workload) -> None:
+    await workload.start(*(f"ce{n}" for n in range(5)))
+    broker = await workload.broker()
+    await workload.until(lambda: len(workload.lab.agents["broker.CERN"].agent.core.ces) == 5)
+    for ce in workload.ces.values():
+        ce.runs = False
+    answer = await broker.submit(TRUE + 'Parameters = 40; Arguments = "_PARAM_"; StdOutput = "o_PARAM_";')
+    assert len(answer.children) == 40
+    await workload.until(lambda: sum(len(ce.jobs) for ce in workload.ces.values()) == 40)
+    assert Counter(len(ce.jobs) for ce in workload.ces.values()) == {8: 5}
+    delivered = {job.description.arguments[0] for ce in workload.ces.values() for job in ce.jobs.values()}
+    assert delivered == {str(n) for n in range(40)}
+
+
+async def test_submission_is_idempotent(workload: Workload) -> None:
+    await workload.start()
+    broker = await workload.broker()
+    first = await broker.submit(TRUE + "Parameters = 3;", submission_id="s1")
+    again = await broker.submit(TRUE + "Parameters = 3;", submission_id="s1")
+    assert (first.job_id, list(first.children)) == (again.job_id, list(again.children))
+    assert len(await (await workload.bookkeeping()).query(job_ids=[first.job_id])) == 3
+
+
+async def test_lost_reply_and_restarts_run_each_job_once(workload: Workload) -> None:
+    await workload.start("ce1")
+    ce = workload.ces["ce1"]
+    ce.lose_replies = 2
+    broker = await workload.broker()
+    answer = await broker.submit(TRUE + "Parameters = 30;")
+    await workload.until(lambda: ce.submits >= 1)
+    await workload.lab.stop("broker.CERN")
+    await workload.start_broker()
+    await workload.lab.stop("ce1")
+    await workload.start_ce("ce1")
+    for job_id in answer.children:
+        await workload.located(broker, job_id, "DONE")
+    assert all(job.attempt == 1 for job in ce.jobs.values())
+    assert Counter(update.state for _, update in ce.updates)[gk.JOB_STATE_DONE] == 30
+
+
+async def test_failure_goes_elsewhere_and_says_why(workload: Workload) -> None:
+    await workload.start("bad", "good")
+    broker = await workload.broker()
+    await workload.until(lambda: len(workload.lab.agents["broker.CERN"].agent.core.ces) == 2)
+    workload.ces["bad"].fails = lambda job: gk.JobUpdate(reason="WORKER_LOST", sentence="the worker is gone")
+    answer = await broker.submit(TRUE + "Parameters = 8;")
+    jobs = await workload.ended(list(answer.children))
+    assert {state_name(job.state) for job in jobs} == {"DONE"}
+    bad = workload.ces["bad"].jobs
+    assert bad
+    assert all(workload.ces["good"].jobs[job_id].attempt == 2 for job_id in bad)
+    history = await (await workload.bookkeeping()).history(next(iter(bad)))
+    (again,) = [event for event in history.events if event_name(event.type) == "RESUBMISSION"]
+    assert (again.fields["reason"], again.fields["retry"], again.attempt) == ("WORKER_LOST", "shallow", 2)
+
+
+async def test_retries_end(workload: Workload) -> None:
+    await workload.start("ce1")
+    workload.ces["ce1"].fails = lambda job: gk.JobUpdate(reason="WORKER_LOST", sentence="gone", started=True)
+    broker = await workload.broker()
+    job_id = (await broker.submit(TRUE + "RetryCount = 2;")).job_id
+    (job,) = await workload.ended([job_id])
+    assert (state_name(job.state), job.reason, job.attempt) == ("ABORTED", "WORKER_LOST", 3)
+
+
+async def test_cancel_in_every_state(workload: Workload) -> None:
+    await workload.start()
+    broker = await workload.broker()
+    waiting = (await broker.submit(TRUE)).job_id
+    assert (await workload.located(broker, waiting, "WAITING")).waiting_for
+    (outcome,) = await broker.cancel([waiting])
+    assert outcome.outcome == "cancelling"
+    await workload.located(broker, waiting, "CANCELLED")
+    ce = await workload.start_ce("ce1")
+    ce.runs = False
+    queued = (await broker.submit(TRUE)).job_id
+    await workload.located(broker, queued, "SCHEDULED")
+    parent = await broker.submit(TRUE + "Parameters = 3;")
+    await broker.cancel([queued, parent.job_id])
+    await workload.ended([queued, *parent.children])
+    again = await broker.cancel([queued, "https://nowhere:1/x"])
+    assert [item.outcome for item in again] == ["already-ended", "unknown"]
+
+
+async def test_a_full_ce_gives_jobs_back_without_a_retry(workload: Workload) -> None:
+    await workload.start("ce1")
+    ce = workload.ces["ce1"]
+
+    def full(number: int, request: gk.SubmitRequest) -> gk.SubmitResponse | None:
+        if number > 2:
+            return None
+        return gk.SubmitResponse(
+            outcomes=[gk.SubmitOutcome(job_id=job.job_id, reason="QUEUE_FULL", sentence="full") for job in request.jobs]
+        )
+
+    ce.on_submit = full
+    broker = await workload.broker()
+    job_id = (await broker.submit(TRUE + "ShallowRetryCount = 0;")).job_id
+    (job,) = await workload.ended([job_id])
+    assert state_name(job.state) == "DONE"
+
+
+async def test_a_ce_that_does_not_answer_loses_undelivered_jobs(workload: Workload) -> None:
+    await workload.start("dead", "alive")
+    broker = await workload.broker()
+    core = workload.lab.agents["broker.CERN"].agent.core
+    await workload.until(lambda: len(core.ces) == 2)
+    # The port of one is closed while the information system still shows it.
+    core._views = lambda views=core._views(): views
+    await workload.lab.stop("dead")
+    answer = await broker.submit(TRUE + "Parameters = 6;")
+    jobs = await workload.ended(list(answer.children))
+    assert {state_name(job.state) for job in jobs} == {"DONE"}
+    assert len(workload.ces["alive"].jobs) == 6
+
+
+async def test_expired_proxy_aborts_with_a_sentence(workload: Workload) -> None:
+    await workload.start()
+    proxy = workload.lab.user("alice")
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(seconds=2))
+    job_id = (await BrokerClient(channel).submit(TRUE)).job_id
+    (job,) = await workload.ended([job_id])
+    assert (state_name(job.state), job.reason) == ("ABORTED", "PROXY_EXPIRED")
+    events = names((await (await workload.bookkeeping()).history(job_id)).events)
+    assert events.index("NOTE") < events.index("ABORTED")
+
+
+async def test_list_match_names_the_failing_term(workload: Workload) -> None:
+    await workload.start("ce1")
+    broker = await workload.broker()
+    await workload.until(lambda: workload.lab.agents["broker.CERN"].agent.core.ces)
+    jdl = TRUE + "Requirements = other.GlueCEInfoTotalCPUs >= 2 && other.GlueCEPolicyMaxWallClockTime >= 720;"
+    (match,) = await broker.list_match(jdl)
+    assert not match.matches
+    assert match.failing_term == "other.GlueCEPolicyMaxWallClockTime >= 720"
+    assert match.explanation == "GlueCEPolicyMaxWallClockTime is 60"
+    (match,) = await broker.list_match(TRUE)
+    assert (match.matches, match.site, match.free_slots) == (True, "CERN", 4)
+
+
+async def refusal(call: Any, kind: type[GridError]) -> GridError:
+    with pytest.raises(kind) as caught:
+        await call
+    return caught.value
+
+
+async def test_refusals(workload: Workload, tmp_path: Path) -> None:
+    await workload.start(max_file_bytes=1000, max_sandbox_bytes=1500)
+    broker = await workload.broker()
+    stub = broker._stub
+    def submit(jdl: str, *files: pb.SandboxFile) -> Any:
+        return stub.Submit(pb.SubmitRequest(submission_id="x", jdl=jdl, input_sandbox=files))
+
+    error = await refusal(submit('Executable = "/bin/true"\nRank = 1;'), InvalidRequest)
+    assert (error.reason, error.facts["line"], error.facts["column"]) == ("JDL_SYNTAX", "2", "1")
+    error = await refusal(submit(TRUE + 'RetryCount = "two";'), InvalidRequest)
+    assert error.reason == "JDL_TYPE"
+    assert "RetryCount must be an integer, is a string" in error.sentence
+    error = await refusal(submit(TRUE + 'OutputSandbox = {"../../etc/passwd"};'), InvalidRequest)
+    assert error.reason == "JDL_PATH_ESCAPE"
+    sha = "0" * 64
+    error = await refusal(submit(TRUE, pb.SandboxFile(name="../x", sha256=sha)), InvalidRequest)
+    assert error.reason == "SANDBOX_PATH_ESCAPE"
+    with_file = TRUE + 'InputSandbox = {"a"};'
+    assert (await refusal(submit(with_file), InvalidRequest)).reason == "SANDBOX_FILE_MISSING"
+    error = await refusal(submit(with_file, pb.SandboxFile(name="a", sha256=sha, size_bytes=3)), Conflict)
+    assert error.reason == "SANDBOX_NOT_UPLOADED"
+    (tmp_path / "a").write_bytes(b"x" * 1001)
+    assert (await refusal(broker.submit(with_file, tmp_path), Exhausted)).reason == "SANDBOX_TOO_LARGE"
+    (tmp_path / "a").write_bytes(b"x" * 900)
+    (tmp_path / "b").write_bytes(b"y" * 900)
+    error = await refusal(broker.submit(TRUE + 'InputSandbox = {"a", "b"};', tmp_path), Exhausted)
+    assert error.reason == "SANDBOX_TOO_LARGE"
+    assert (await refusal(broker.submit(TRUE + 'VirtualOrganisation = "atlas";'), InvalidRequest)).reason == "VO_UNKNOWN"
+    limited = await workload.broker(delegated=False, limited=True)
+    assert (await refusal(limited.submit(TRUE), Refused)).reason == "LIMITED_PROXY"
+    stranger = await workload.broker("bob", delegated=False)
+    assert (await refusal(stranger.submit(TRUE), NotFound)).reason == "DELEGATION_MISSING"
+    job_id = (await broker.submit(TRUE)).job_id
+    assert (await refusal(stranger.cancel([job_id]), Refused)).reason == "JOB_NOT_YOURS"
+    assert (await refusal(broker.clear([job_id]), Conflict)).reason == "JOB_NOT_ENDED"
+    # What the client was told is what the server's audit log says.
+    refused = workload.lab.audit("broker.CERN")
+    assert any("JOB_NOT_YOURS" in str(line) for line in refused)
+
+
+async def test_an_upload_must_be_what_it_says(workload: Workload) -> None:
+    await workload.start()
+    broker = await workload.broker()
+    async def pieces() -> AsyncIterator[pb.PutSandboxRequest]:
+        yield pb.PutSandboxRequest(sha256="0" * 64, size_bytes=3, data=b"abc")
+
+    assert (await refusal(broker._stub.PutSandbox(pieces()), InvalidRequest)).reason == "SANDBOX_CHECKSUM"
+    answer = await broker._stub.MissingSandbox(pb.MissingSandboxRequest(sha256=["0" * 64]))
+    assert list(answer.sha256) == ["0" * 64]
+
+
+async def test_bookkeeping_takes_events_only_from_their_source(workload: Workload) -> None:
+    await workload.start()
+    event = lb.Event(job_id="j", source="broker.CERN", sequence=1, at_us=to_us(workload.lab.clock.now()), type=5)
+    user = await workload.bookkeeping()
+    assert (await refusal(user.record([event]), Refused)).reason == "SERVICE_REQUIRED"
+    other = await workload.lab.channel("bookkeeping", credential=workload.lab.service("gatekeeper", "gk.X"))
+    assert (await refusal(BookkeepingClient(other).record([event]), Refused)).reason == "SOURCE_MISMATCH"
+    event.source, event.type = "gk.X", 1
+    assert (await refusal(BookkeepingClient(other).record([event]), Refused)).reason == "EVENT_NOT_YOURS"
+    event.type = 99
+    assert (await refusal(BookkeepingClient(other).record([event]), InvalidRequest)).reason == "EVENT_INVALID"
+    assert (await refusal(user.history("nothing"), NotFound)).reason == "JOB_UNKNOWN"
