@@ -126,7 +126,7 @@ def up(
     deadline_s: float = GREEN_DEADLINE_S,
     fork_server: bool = True,
 ) -> RunningGrid:
-    """Start a grid, or one site of it, and wait until all its agents are green.
+    """Start a grid, or one site of it, and wait until all its agents are green (or degraded, with their reasons).
 
     Raises GridError with one sentence; then, and when interrupted (Ctrl-C), nothing of this attempt is left running.
     """
@@ -321,7 +321,7 @@ def _wait_green(
                 "AGENT_FAILED",
                 f"{found.name} did not start: {found.detail}; its log is in {paths.agent(found.site, found.name)}",
             )
-    bad = [status for status in last.values() if status.state != "green"]
+    bad = [status for status in last.values() if status.state not in ("green", "degraded")]
     if bad:
         names = "; ".join(f"{status.name} is {status.state} ({status.detail})" for status in bad[:5])
         raise Unavailable("GRID_NOT_GREEN", f"not everything came up in {deadline_s:g} s: {names}")

@@ -28,6 +28,7 @@ from fabric.errors import InvalidRequest, NotFound
 PRESETS = Path(__file__).parent
 """Descriptions that come with the package."""
 MAX_DESCRIPTION_BYTES = 1 << 20
+RESERVED_UNITS = ("Users", "Operators")
 MAX_COUNT = 1000
 """Agents made by one `count`."""
 
@@ -202,6 +203,8 @@ class _Reader:
     def _site(self, table: _Table, mode: str) -> SiteDescription:
         table.known({"name", "location", "latitude", "longitude", "web", "contact", "host", "agent", *_SHORT_FORMS})
         name = table.text("name", form=_SITE_NAME)
+        if name in RESERVED_UNITS:
+            raise table.wrong("name", f"cannot be {name}: that is the name of an organisational unit of people")
         hosts = [self._host(host, name) for host in table.tables("host")]
         if mode == "lab":
             hosts = [HostDescription(LAB_HOST, name, _LAB.address, _LAB.advertise)]

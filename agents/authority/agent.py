@@ -97,13 +97,16 @@ class AuthorityAgent(Agent):
             install_crl(self.context.settings.certificates, crl.pem, self.context.clock.now())
 
     async def _renew(self) -> None:
-        lifetime_s = self._config.crl_lifetime_s
         while True:
-            await asyncio.sleep(min(LOOK_EVERY_S, lifetime_s / 20))
-            crl = self._crl
-            left_s = (crl.next_update - self.context.clock.now()).total_seconds() if crl else 0.0
-            if left_s < lifetime_s / 2:
-                await self.publish()
+            await asyncio.sleep(min(LOOK_EVERY_S, self._config.crl_lifetime_s / 20))
+            await self.renew_if_due()
+
+    async def renew_if_due(self) -> None:
+        """A new revocation list when half of the current one's life is over."""
+        crl = self._crl
+        left_s = (crl.next_update - self.context.clock.now()).total_seconds() if crl else 0.0
+        if left_s < self._config.crl_lifetime_s / 2:
+            await self.publish()
 
     async def stop(self) -> None:
         if self._publisher is not None:

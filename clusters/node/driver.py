@@ -17,8 +17,8 @@ from typing import Any
 
 NAMESPACE = "gridfabric"
 POLL_EVERY_S = 0.1
-HEALTH_DEADLINE_S = 5.0
-"""For one answer: an agent that needs longer counts as silent and is asked again."""
+DEGRADED_PATIENCE_S = 10.0
+"""How long a start waits for degraded agents to become green: most only wait for others."""
 
 Answer = dict[str, Any]
 
@@ -84,29 +84,35 @@ class Driver:
             yield _answer(name, "silent", f"no answer in {deadline_s:g} s", actors)
 
     def watch(self, names: list[str], deadline_s: float) -> Iterator[Answer]:
-        """Every change of health until all are green, one has failed for good, or the time is over."""
-        deadline = time.monotonic() + deadline_s
-        waiting, last, asked = list(names), {}, {}
-        while waiting and time.monotonic() < deadline:
+        """Every change of health until all are green, or the time is over. Ends early after a failure for good, and
+        when for a while nothing but degraded agents was waited for.
+        """
+        began = time.monotonic()
+        settled_at: float | None = None
+        last: dict[str, tuple[str, str]] = {}
+        asked: dict[Any, str] = {}
+        while (now := time.monotonic()) < began + deadline_s:
+            waiting = [name for name in names if last.get(name, ("", ""))[0] != "green"]
+            states = {last.get(name, ("", ""))[0] for name in waiting}
+            if not waiting or "failed" in states:
+                return
+            settled_at = (settled_at or now) if states == {"degraded"} else None
+            if settled_at is not None and now - settled_at > DEGRADED_PATIENCE_S:
+                return
             for name in waiting:
-                if name not in asked.values():
-                    handle = self._handle(name)
-                    if handle is not None:
-                        asked[handle.health.remote()] = name
+                if name not in asked.values() and (handle := self._handle(name)) is not None:
+                    asked[handle.health.remote()] = name
             done, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=POLL_EVERY_S) if asked else ([], [])
             actors = self._actors() if done else {}
             for reference in done:
                 answer = self._result(asked.pop(reference), reference, actors)
-                name = answer["agent"]
-                if last.get(name) != (answer["state"], answer["detail"]):
-                    last[name] = (answer["state"], answer["detail"])
+                if last.get(answer["agent"]) != (answer["state"], answer["detail"]):
+                    last[answer["agent"]] = (answer["state"], answer["detail"])
                     yield answer
-                if answer["state"] in ("green", "failed") and name in waiting:
-                    waiting.remove(name)
-            if done and waiting:
+            if done:
                 time.sleep(POLL_EVERY_S)
         actors = self._actors()
-        for name in waiting:
+        for name in names:
             if name not in last:
                 found = actors.get(name)
                 state = found["State"] if found else "unknown"

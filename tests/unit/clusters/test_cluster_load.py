@@ -1,0 +1,167 @@
+from pathlib import Path
+
+import pytest
+
+from clusters import load
+from clusters.model import KINDS
+from fabric.errors import InvalidRequest, NotFound
+
+SMALL = """
+[grid]
+name = "small"
+[[vo]]
+name = "cms"
+[[site]]
+name = "A"
+information = {}
+gatekeeper = {}
+worker = { slots = 3 }
+"""
+
+HOSTS = """
+[grid]
+name = "wide"
+mode = "hosts"
+[authority]
+site = "A"
+[[vo]]
+name = "cms"
+site = "A"
+[[site]]
+name = "A"
+top = {}
+information = {}
+gatekeeper = {}
+[[site.worker]]
+host = "a2"
+[[site.host]]
+name = "a1"
+address = "10.0.0.1"
+[[site.host]]
+name = "a2"
+address = "10.0.0.2"
+advertise = "a2.example.org"
+[[site]]
+name = "B"
+information = {}
+storage = { ports = { rpc = 9999 } }
+[[site.host]]
+name = "b1"
+address = "10.0.0.3"
+"""
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        load.loads(text, Path("x.toml"))
+    assert caught.value.reason == "DESCRIPTION_INVALID"
+    return caught.value.sentence
+
+
+def test_defaults_fill_a_small_description():
+    grid = load.loads(SMALL)
+    names = [agent.name for agent in grid.agents()]
+    assert names == ["authority.A", "vo.cms", "information.A", "gatekeeper.A", "worker.A"]
+    assert grid.mode == "lab" and {agent.host for agent in grid.agents()} == {"lab"}
+    assert next(a for a in grid.agents() if a.kind == "worker").options == {"slots": 3}
+
+
+def test_edg_2003_is_the_testbed():
+    grid = load.load("edg-2003")
+    assert [site.name for site in grid.sites] == ["CERN", "CNAF", "IN2P3", "RAL", "NIKHEF"]
+    for site in grid.sites:
+        assert {agent.kind for agent in site.agents} >= {"information", "gatekeeper", "worker", "storage"}
+    at_cern = {agent.kind for agent in grid.sites[0].agents}
+    assert at_cern >= {"broker", "bookkeeping", "catalog", "top", "authority", "vo"}
+    assert [vo.name for vo in grid.vos] == ["cms"]
+
+
+@pytest.mark.parametrize("preset", load.presets())
+def test_every_preset_loads_by_name_and_by_path(preset):
+    by_path = load.load(f"clusters/{preset}.toml")
+    assert list(load.load(preset).agents()) == list(by_path.agents())
+
+
+def test_presets_are_found_from_another_folder(tmp_path):
+    assert load.find("edg-2003", tmp_path) == load.find("clusters/edg-2003.toml", tmp_path)
+    with pytest.raises(NotFound, match="did you mean 'edg-2003'"):
+        load.find("edg2003", tmp_path)
+    with pytest.raises(NotFound):
+        load.find("other/edg-2003.toml", tmp_path)
+
+
+def test_a_file_goes_before_a_preset(tmp_path):
+    (tmp_path / "lab").write_text(SMALL)
+    assert load.load("lab", tmp_path).name == "small"
+
+
+def test_hosts_mode_places_agents():
+    grid = load.loads(HOSTS)
+    where = {agent.name: agent.host for agent in grid.agents()}
+    assert where["gatekeeper.A"] == "a1" and where["worker.A"] == "a2" and where["storage.B"] == "b1"
+    assert grid.hosts()["a2"].advertise == "a2.example.org" and grid.hosts()["a1"].advertise == "10.0.0.1"
+
+
+def test_count_names_agents_apart():
+    grid = load.loads(SMALL.replace("worker = { slots = 3 }", "worker = { count = 3 }"))
+    assert [a.name for a in grid.agents() if a.kind == "worker"] == ["worker.A", "worker2.A", "worker3.A"]
+
+
+def test_the_long_form_is_the_short_form():
+    long = SMALL.replace("worker = { slots = 3 }", '[[site.agent]]\nkind = "worker"\noptions = { slots = 3 }\n')
+    assert list(load.loads(long).agents()) == list(load.loads(SMALL).agents())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('name = "small"', 'name = "small"\ncolour = 1', ["grid.colour", "not known", "known keys"]),
+        ("gatekeeper = {}", "gatekeper = {}", ["site.A.gatekeper", "did you mean 'gatekeeper'"]),
+        ('[[vo]]\nname = "cms"', "", ["vo is missing", "[[vo]]"]),
+        ('name = "small"', 'name = "a b"', ["grid.name", "not allowed"]),
+        ('name = "small"', "name = 5", ["grid.name", "text in quotes"]),
+        ('[[vo]]\nname = "cms"', '[[vo]]\nname = "cms"\nsite = "B"', ["vo.cms.site", "its sites are A"]),
+        ('[[vo]]\nname = "cms"', '[[vo]]\nname = "cms"\n[[vo]]\nname = "cms"', ["vo.cms", "2 times"]),
+        ("[[vo]]", '[authority]\nlifetime = 3650\n[[vo]]', ["authority.lifetime", "needs a unit", '"12h"']),
+        ("[[vo]]", '[authority]\nlifetime = "10 parsec"\n[[vo]]', ["authority.lifetime", "not a duration", "365d"]),
+        ("[[vo]]", '[authority]\nsubject = "/O=Other/CN=CA"\n[[vo]]', ["authority.subject", "/O=Grid"]),
+        ('name = "small"', 'name = "small"\nmode = "cloud"', ["grid.mode", "lab, hosts"]),
+        ('name = "small"', 'name = "small"\nmode = "hosts"', ["site.A.host", "is missing", "[[site.host]]"]),
+        ('name = "small"', 'name = "small"\norganisation = "EDG"', ["grid.organisation", "/C=CH"]),
+        ("gatekeeper = {}", "", ["worker", "no gatekeeper"]),
+        ("information = {}", "", ["information", "is missing"]),
+        ("worker = { slots = 3 }", "worker = { count = 0 }", ["worker.1.count", "from 1 to"]),
+        ("worker = { slots = 3 }", 'worker = { ports = { web = 1 } }', ["ports.web", "not known"]),
+        ("worker = { slots = 3 }", 'worker = { ports = { rpc = 70000 } }', ["ports.rpc", "port number"]),
+        ('name = "A"', 'name = "Users"', ["site.Users.name", "organisational unit"]),
+        ("worker = { slots = 3 }", 'worker = { name = "gatekeeper.A" }', ["agent.gatekeeper.A", "2 times"]),
+        ("worker = { slots = 3 }", "broker = {count = 2}\nbookkeeping = {}", ["site.broker", "2 times"]),
+        ("[grid]", "[grid", ["not TOML", "line 2"]),
+    ],
+)  # fmt: skip
+def test_every_mistake_names_file_key_and_cure(old, new, words):
+    assert old in SMALL
+    sentence = refusal(SMALL.replace(old, new))
+    assert sentence.startswith("x.toml: ")
+    for word in words:
+        assert word in sentence
+
+
+def test_hosts_mistakes():
+    assert "its hosts are a1, a2" in refusal(HOSTS.replace('host = "a2"', 'host = "b1"'))
+    assert "IP address" in refusal(HOSTS.replace("10.0.0.3", "b1.example.org"))
+    assert "by which name others reach b1" in refusal(HOSTS.replace("10.0.0.3", "0.0.0.0"))
+    assert "host.a1 is there 2 times" in refusal(HOSTS.replace('"b1"', '"a1"'))
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "big.toml").write_bytes(b"#" * (1 << 21))
+    (tmp_path / "latin.toml").write_bytes(b"# \xe9\n")
+    for name in ("big.toml", "latin.toml"):
+        with pytest.raises(InvalidRequest):
+            load.load(name, tmp_path)
+
+
+def test_every_kind_has_a_folder_and_ports():
+    for kind in KINDS.values():
+        assert kind.ports.get("rpc") and kind.folder.isidentifier()

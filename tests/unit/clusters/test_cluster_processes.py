@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clusters import processes
+from clusters.ports import chooser, is_free
+from clusters.units import parse_duration
+
+
+def sleeper(**environment: str) -> subprocess.Popen:
+    return subprocess.Popen(["sleep", "60"], env={**os.environ, **environment})
+
+
+def test_only_processes_of_the_run_are_found_and_ended():
+    mine, other = sleeper(GRIDFABRIC_RUN="a" * 32), sleeper(GRIDFABRIC_RUN="b" * 32)
+    try:
+        assert [identity.pid for identity in processes.of_run("a" * 32)] == [mine.pid]
+        assert processes.end_run("a" * 32) == []
+        assert processes.of_run("a" * 32) == [] and other.poll() is None
+    finally:
+        mine.kill()
+        other.kill()
+        mine.wait()
+        other.wait()
+
+
+def test_who_ignores_sigterm_is_killed():
+    script = "import signal,sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); signal.pause()"
+    stubborn = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert stubborn.stdout.readline() == b"on\n"
+    identity = processes.identify(stubborn.pid)
+    assert processes.signal_and_wait([identity], grace_s=0.05) == [stubborn.pid]
+    assert not processes.is_running(identity)
+    stubborn.stdout.close()
+
+
+def test_another_process_of_the_same_number_is_left_alone():
+    child = sleeper()
+    try:
+        identity = processes.identify(child.pid)
+        stale = processes.Identity(child.pid, identity.started_at - 100)
+        assert not processes.is_running(stale)
+        assert processes.signal_and_wait([stale], grace_s=0.01) == []
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_only_folders_of_a_run_are_removed(tmp_path):
+    keep = tmp_path / "gf-precious"
+    keep.mkdir()
+    processes.remove_folder(str(keep))
+    processes.remove_folder("")
+    processes.remove_folder("/tmp")
+    assert keep.exists()
+    folder = Path(f"/tmp/gf-test-{os.getpid()}")
+    folder.mkdir()
+    processes.remove_folder(str(folder))
+    assert not folder.exists()
+
+
+def test_ports_are_free_and_below_the_ephemeral_range():
+    import socket
+
+    port = chooser("127.0.0.1")()
+    assert 20_000 <= port < 32_000
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert not is_free("127.0.0.1", port)
+    assert is_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("12 h", 43200), ("1.5min", 90), ("365 days", 31536000)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "5", "h", "5 parsec", "-5s", "0s", "1h30m"])
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match="365d|more than nothing"):
+        parse_duration(text)
