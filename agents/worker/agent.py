@@ -59,7 +59,7 @@ class WorkerNode(Agent):
         machine, link = self.runner.machine, self.runner.link
         numbers = {
             "slots": float(machine.slots),
-            "busy": float(machine.in_slots),
+            "busy": float(machine.busy),
             "held": float(len(machine.jobs)),
             "credit": float(machine.credit),
             "finished": float(self.runner.finished),
@@ -69,7 +69,7 @@ class WorkerNode(Agent):
             return AgentHealth(AgentState.DEGRADED, machine.unfit, numbers)
         if not link.connected:
             return AgentHealth(AgentState.DEGRADED, f"no gatekeeper: {link.last_error}", numbers)
-        return AgentHealth(AgentState.GREEN, f"{machine.in_slots} of {machine.slots} slots busy", numbers)
+        return AgentHealth(AgentState.GREEN, f"{machine.busy} of {machine.slots} slots busy", numbers)
 
 
 def _facts(options: WorkerOptions) -> dict[str, str]:

@@ -36,9 +36,12 @@ from agents.worker.model import (
 
 SHORT_JOB_S = 1.0
 """Jobs shorter than this on average make it worth while to hold a few more than there are slots."""
+PREFETCH_S = 0.5
+"""How much work is held in advance then."""
+MAX_PREFETCH = 256
 GIVE_BACK_AFTER_S = 3.0
 """A prefetched job that waited this long goes back: another worker may have a free slot."""
-_SMOOTHING = 0.1
+_SMOOTHING = 0.15
 _RETRY_REFUSALS = frozenset({"NO_PROCESSES", "DISK", "STARTER_STOPPING", "STATE_DIRECTORY"})
 
 
@@ -51,7 +54,7 @@ class WorkerMachine:
         self.ready: dict[str, None] = {}
         """Keys of READY jobs in order."""
         self.in_slots = 0
-        """Jobs STARTING or RUNNING; never more than `slots`, save for those adopted at a restart with fewer slots."""
+        """Jobs STARTING or RUNNING: with the starter, which keeps the number of processes at `slots`."""
         self.unreported = 0
         """Jobs COLLECTING or REPORTED."""
         self.unfit = ""
@@ -68,7 +71,17 @@ class WorkerMachine:
         """How many jobs beyond the slots are welcome now."""
         if not self.prefetch_allowed or self.mean_wall_s > SHORT_JOB_S:
             return 0
-        return 2 * self.slots + 4
+        return min(MAX_PREFETCH, int(self.slots * PREFETCH_S / max(self.mean_wall_s, 0.001)) + 1)
+
+    @property
+    def ahead(self) -> int:
+        """How many more jobs than slots the starter holds, so that a slot is filled without asking us."""
+        return min(self.prefetch, 4 * self.slots)
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return min(self.in_slots, self.slots)
 
     @property
     def credit(self) -> int:
@@ -156,11 +169,12 @@ class WorkerMachine:
 
     def _fill_slots(self) -> None:
         """READY -> STARTING, oldest first, while there are slots."""
-        while self.ready and self.in_slots < self.slots:
+        limit = self.slots + self.ahead
+        while self.ready and self.in_slots < limit:
             key = next(iter(self.ready))
             del self.ready[key]
             job = self.jobs[key]
-            job.phase = Phase.STARTING
+            job.phase, job.withdrawing = Phase.STARTING, False
             self.in_slots += 1
             self._out.start.append(job)
 
@@ -224,6 +238,9 @@ class WorkerMachine:
         if job.kill_reason:
             # STARTING -> REPORTED: killed before the fork.
             self._report(job, Result(self.now_us, reason=job.kill_reason))
+        elif job.withdrawing:
+            # STARTING -> gone: it waited too long for a slot here.
+            self._give_back(job)
         else:
             # STARTING -> READY: the order died with the old starter, before the fork.
             job.phase, job.ready_since = Phase.READY, self.monotonic
@@ -278,14 +295,22 @@ class WorkerMachine:
         self.monotonic = monotonic
         if self.in_slots < self.slots:
             return
+        long_ago = monotonic - GIVE_BACK_AFTER_S
+        waiting = [job for job in self.jobs.values() if job.phase is Phase.STARTING and not job.withdrawing]
+        for job in waiting:
+            if job.ready_since < long_ago and not job.kill_reason and self.in_slots > self.slots:
+                # Answered by NotRunning, or by ProcessStarted when it was forked just now.
+                job.withdrawing = True
+                self._out.withdraw.append(job.key)
         for key in list(self.ready):
             job = self.jobs[key]
-            if monotonic - job.ready_since < GIVE_BACK_AFTER_S:
+            if job.ready_since >= long_ago:
                 break
             # READY -> gone: the slots are busy with longer jobs than expected.
-            self.mean_wall_s = max(self.mean_wall_s, SHORT_JOB_S * 2)
             del self.ready[key]
             self._give_back(job)
+        if self._out.withdraw or self._out.give_back:
+            self.mean_wall_s = max(self.mean_wall_s, SHORT_JOB_S * 2)
 
     # ---- small steps
 

@@ -16,7 +16,7 @@ class Phase(StrEnum):
     READY = "READY"
     """Prepared, waits for a slot."""
     STARTING = "STARTING"
-    """Handed to the starter, which has not answered."""
+    """Handed to the starter, which forks it as soon as a slot is free."""
     RUNNING = "RUNNING"
     """The starter has forked it."""
     COLLECTING = "COLLECTING"
@@ -91,6 +91,8 @@ class Job:
     exit_record: dict[str, Any] | None = None
     result: Result | None = None
     acknowledged: bool = False
+    withdrawing: bool = False
+    """The starter was asked to give it back unforked."""
 
 
 # ---- what happens
@@ -212,6 +214,8 @@ class Commands:
     start: list[Job] = field(default_factory=list)
     kill: list[tuple[str, str]] = field(default_factory=list)
     collect: list[Job] = field(default_factory=list)
+    withdraw: list[str] = field(default_factory=list)
+    """Take these back from the starter if it has not forked them."""
     report_started: list[Job] = field(default_factory=list)
     report: list[Job] = field(default_factory=list)
     give_back: list[Job] = field(default_factory=list)

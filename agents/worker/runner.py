@@ -76,14 +76,14 @@ class Runner:
         )
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.starter = StarterClient(
-            self.state_dir, options.orphan_timeout_s, on_message=self._from_starter, log=context.log
+            self.state_dir, options.orphan_timeout_s, self.machine.slots, on_message=self._from_starter, log=context.log
         )
         self.link = Link(
             context,
             endpoint,
             hello=self._hello,
             opened=self._link_opened,
-            credit=lambda: (self.machine.credit, self.machine.unfit, self.machine.in_slots),
+            credit=lambda: (self.machine.credit, self.machine.unfit, self.machine.busy),
             intake=self._intake,
             reconnect_max_s=options.reconnect_max_s,
         )
@@ -228,6 +228,8 @@ class Runner:
             self.starter.run([self._start_order(job) for job in todo.start])
         for key, reason in todo.kill:
             self.starter.kill([key], reason)
+        if todo.withdraw:
+            self.starter.withdraw(todo.withdraw)
         if todo.report_started:
             self.link.started(todo.report_started)
             for job in todo.report_started:

@@ -10,7 +10,7 @@ Neither is fsynced: the page cache survives any kill, and after a reboot (anothe
 job that it had handed over, so nothing has to be guessed from these files.
 
 The wire is JSON lines over a unix socket that only the same user (or root) may use. From the agent: `run`, `kill`,
-`list`, `forget`, `shutdown`. To the agent: `started`, `refused`, `ended`, `gone` (killed but not running), `listing`.
+`withdraw` (only if not yet forked), `list`, `forget`, `shutdown`. To the agent: `started`, `refused`, `ended`, `gone` (killed but not running), `listing`.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class Starter:
         self.strays: dict[int, str] = {}
         """Descendants that became our children while their job goes on: pid to job key."""
         self.waiting: list[dict] = []
-        """Orders not yet forked."""
+        """Orders not yet forked: beyond the slots, so that the next one starts without asking the agent."""
+        self.slots = 1_000_000
         self.deadlines: list[tuple[float, str, str, int]] = []
         self.unwritten: dict[str, dict] = {}
         """Exit records that could not be written (disk full); written when there is room."""
@@ -209,8 +210,8 @@ class Starter:
                         os.read(self.wake_read, 4096)
                 elif self.agent is not None and key.fileobj is self.agent:
                     self._read_agent()
-            self._fork_waiting()
             self._reap()
+            self._fork_waiting()
             now = time.monotonic()
             self._pass_deadlines(now)
             if now >= self.next_watch:
@@ -222,7 +223,7 @@ class Starter:
             self._flush()
 
     def _timeout(self) -> float:
-        if self.waiting and not self.stopping:
+        if self.waiting and len(self.jobs) < self.slots and not self.stopping:
             return 0
         now = time.monotonic()
         until = now + (WATCH_EVERY_S if self.jobs else HOUSEKEEPING_EVERY_S)
@@ -299,7 +300,7 @@ class Starter:
             try:
                 self._obey(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
-                print(f"a message was not understood: {error!r}", file=sys.stderr, flush=True)
+                sys.stderr.write(f"a message was not understood: {error!r}\n")
 
     def _obey(self, message: dict) -> None:
         operation = message["op"]
@@ -310,7 +311,14 @@ class Starter:
                 self.waiting.extend(message["jobs"])
         elif operation == "kill":
             self._obey_kill(message["keys"], message["reason"])
+        elif operation == "withdraw":
+            wanted = set(message["keys"])
+            gone = [order["key"] for order in self.waiting if order["key"] in wanted]
+            self.waiting = [order for order in self.waiting if order["key"] not in wanted]
+            if gone:
+                self._tell({"event": "gone", "keys": gone})
         elif operation == "list":
+            self.slots = int(message.get("slots") or self.slots)
             running = [[job.key, job.pid, job.started_at_us] for job in self.jobs.values()]
             waiting = [order["key"] for order in self.waiting]
             self._tell({"event": "listing", "running": running, "waiting": waiting, "boot_id": self.boot_id})
@@ -365,8 +373,11 @@ class Starter:
     # ---- starting
 
     def _fork_waiting(self) -> None:
+        room = min(MAX_FORKS_PER_TURN, self.slots - len(self.jobs))
+        if room <= 0 or not self.waiting:
+            return
         started, refused = [], []
-        for order in self.waiting[:MAX_FORKS_PER_TURN]:
+        for order in self.waiting[:room]:
             key = order["key"]
             try:
                 os.mkdir(f"jobs/{key}", 0o700)
@@ -384,7 +395,7 @@ class Starter:
                 refused.append([key, "NO_PROCESSES"])
                 continue
             started.append([key, job.pid, job.started_at_us])
-        del self.waiting[:MAX_FORKS_PER_TURN]
+        del self.waiting[:room]
         if started:
             self._tell({"event": "started", "jobs": started})
         if refused:
@@ -444,9 +455,8 @@ class Starter:
         stdin, stdout, stderr = order.get("stdin"), order.get("stdout"), order.get("stderr")
         source = os.open(stdin, os.O_RDONLY | os.O_NOFOLLOW) if stdin else self.null_in
         target = os.open(stdout, flags, 0o600) if stdout else self.null_out
-        if stderr and stderr == stdout:
-            errors = target
-        else:
+        errors = target
+        if stderr != stdout or not stderr:
             errors = os.open(stderr, flags, 0o600) if stderr else self.null_out
         os.dup2(source, 0)
         os.dup2(target, 1)

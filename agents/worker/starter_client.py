@@ -22,10 +22,10 @@ class StarterClient:
     """A connection to the starter of one state directory. Messages out are batched per turn of the event loop."""
 
     def __init__(
-        self, state_dir: Path, orphan_timeout_s: float, *, on_message: Callable[[dict[str, Any]], None], log: Any
+        self, state_dir: Path, orphan_timeout_s: float, slots: int, *, on_message: Callable[[dict[str, Any]], None], log: Any
     ) -> None:
         self._state_dir, self._orphan_timeout_s, self._log = state_dir, orphan_timeout_s, log
-        self._on_message = on_message
+        self._on_message, self._slots = on_message, slots
         self._writer: asyncio.StreamWriter | None = None
         self._reader: asyncio.StreamReader | None = None
         self._listing: asyncio.Future[dict[str, Any]] | None = None
@@ -47,7 +47,7 @@ class StarterClient:
             self.lost.clear()
             self._listing = asyncio.get_running_loop().create_future()
             reading = asyncio.ensure_future(self._read())
-            self.send({"op": "list"})
+            self.send({"op": "list", "slots": self._slots})
             try:
                 return await asyncio.wait_for(asyncio.shield(self._listing), LISTING_TIMEOUT_S)
             except (TimeoutError, Unavailable):
@@ -123,6 +123,10 @@ class StarterClient:
     def kill(self, keys: Sequence[str], reason: str) -> None:
         """Stop these: SIGTERM, grace, SIGKILL to all of the session."""
         self.send({"op": "kill", "keys": list(keys), "reason": reason})
+
+    def withdraw(self, keys: Sequence[str]) -> None:
+        """Take back those of these that are not forked yet; it answers `gone` for them."""
+        self.send({"op": "withdraw", "keys": list(keys)})
 
     def forget(self, keys: Sequence[str]) -> None:
         """Remove their records."""
