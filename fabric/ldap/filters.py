@@ -126,7 +126,9 @@ def compile_filter(node: Filter, schema: Schema = OPEN_SCHEMA) -> Predicate:
             return lambda entry: entry.get(name) is not None
         case Equality(description, value) | Approx(description, value):
             attribute = schema.lookup(description)
-            return _undefined if attribute is None else _equal(schema.canonical(description), attribute, value)
+            if attribute is None or not schema.recognises(attribute, value):
+                return _undefined
+            return _equal(schema.canonical(description), attribute, value)
         case GreaterOrEqual(description, value):
             return _ordered(schema, description, value, 1)
         case LessOrEqual(description, value):
@@ -278,7 +280,7 @@ def _extensible(schema: Schema, node: Extensible) -> Predicate:
         attribute = schema.lookup(node.attribute)
         if attribute is None:
             return _undefined
-    if rule is None and attribute is None:
+    if rule is None and (attribute is None or not schema.recognises(attribute, node.value)):
         return _undefined
     chosen = rule or (attribute.equality if attribute is not None else None)
     key = chosen.normalise(node.value) if chosen is not None and is_text(node.value) else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fabric.ldap.dn import DnError, canonical_attribute, fold, parse_dn
 
 _DESCRIPTION = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)+)(?:;[A-Za-z0-9-]+)*\Z")
-_INTEGER = re.compile(r"\A *(-?[0-9]{1,100}) *\Z")
+_INTEGER = re.compile(r"\A-?[0-9]{1,100}\Z")
 _TIME = re.compile(
     r"\A(\d{4})(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])(?:([0-5]\d)([0-5]\d|60)?)?(?:[.,](\d{1,9}))?Z\Z"
 )
@@ -32,14 +32,24 @@ Key = str | int
 
 def _integer(value: str) -> int | None:
     match = _INTEGER.match(value)
-    return int(match.group(1)) if match else None
+    return int(match.group()) if match else None
 
 
-def _exact(value: str) -> str:
-    return _SPACES.sub(" ", value).strip(" ")
+def _text(value: str) -> str | None:
+    return fold(value) if value else None  # a DirectoryString has at least one character (RFC 4517 section 3.3.6)
+
+
+def _exact(value: str) -> str | None:
+    return _SPACES.sub(" ", value).strip(" ") if value else None
+
+
+def _identifier(value: str) -> str | None:
+    return value.lower() if value and " " not in value else None
 
 
 def _name(value: str) -> str | None:
+    if value.isspace():
+        return None
     try:
         return ",".join(parse_dn(value).key)
     except DnError:
@@ -70,13 +80,13 @@ class MatchingRule:
     """True for the ordering rules: in an extensible filter they mean *less than*."""
 
 
-CASE_IGNORE = MatchingRule("caseIgnoreMatch", "2.5.13.2", fold)
+CASE_IGNORE = MatchingRule("caseIgnoreMatch", "2.5.13.2", _text)
 CASE_EXACT = MatchingRule("caseExactMatch", "2.5.13.5", _exact)
 INTEGER = MatchingRule("integerMatch", "2.5.13.14", _integer)
 DISTINGUISHED_NAME = MatchingRule("distinguishedNameMatch", "2.5.13.1", _name)
 BOOLEAN = MatchingRule("booleanMatch", "2.5.13.13", _boolean)
 GENERALIZED_TIME = MatchingRule("generalizedTimeMatch", "2.5.13.27", _time)
-OBJECT_IDENTIFIER = MatchingRule("objectIdentifierMatch", "2.5.13.0", fold)
+OBJECT_IDENTIFIER = MatchingRule("objectIdentifierMatch", "2.5.13.0", _identifier)
 
 MATCHING_RULES: Mapping[str, MatchingRule] = {
     name.lower(): rule
@@ -88,9 +98,9 @@ MATCHING_RULES: Mapping[str, MatchingRule] = {
         BOOLEAN,
         GENERALIZED_TIME,
         OBJECT_IDENTIFIER,
-        MatchingRule("caseIgnoreIA5Match", "1.3.6.1.4.1.1466.109.114.2", fold),
+        MatchingRule("caseIgnoreIA5Match", "1.3.6.1.4.1.1466.109.114.2", _text),
         MatchingRule("caseExactIA5Match", "1.3.6.1.4.1.1466.109.114.1", _exact),
-        MatchingRule("caseIgnoreOrderingMatch", "2.5.13.3", fold, ordering=True),
+        MatchingRule("caseIgnoreOrderingMatch", "2.5.13.3", _text, ordering=True),
         MatchingRule("caseExactOrderingMatch", "2.5.13.6", _exact, ordering=True),
         MatchingRule("integerOrderingMatch", "2.5.13.15", _integer, ordering=True),
         MatchingRule("generalizedTimeOrderingMatch", "2.5.13.28", _time, ordering=True),
@@ -113,13 +123,15 @@ class AttributeType:
     syntax: str = SYNTAX_TEXT
     oid: str = ""
     aliases: tuple[str, ...] = ()
+    numbers_in_text: bool = True
+    """False: text that looks like a number is ordered as text, too."""
     single_value: bool = False
     operational: bool = False
 
     def compare(self, left: str, right: str) -> int | None:
         """Negative, zero or positive as ``left`` is before, at or after ``right``; None if it cannot be said."""
         normalise = self.equality.normalise
-        if self.equality is CASE_IGNORE:
+        if self.equality is CASE_IGNORE and self.numbers_in_text:
             numbers = _integer(left), _integer(right)
             if numbers[0] is not None and numbers[1] is not None:
                 return (numbers[0] > numbers[1]) - (numbers[0] < numbers[1])
@@ -159,11 +171,19 @@ class Schema:
     """The attribute types a server knows.
 
     With ``strict`` an attribute that is not listed is not recognised: filters on it are Undefined,
-    as RFC 4511 section 4.5.1.7 says. Without, it compares as caseIgnore.
+    as RFC 4511 section 4.5.1.7 says. Without, it compares as caseIgnore. Where `object_classes` are listed, an
+    assertion about any other class is Undefined, too.
     """
 
-    def __init__(self, attributes: Iterable[AttributeType] = (), *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        attributes: Iterable[AttributeType] = (),
+        *,
+        strict: bool = False,
+        object_classes: Iterable[str] | None = None,
+    ) -> None:
         self.strict = strict
+        self._classes = None if object_classes is None else frozenset(name.lower() for name in object_classes)
         self._types: dict[str, AttributeType] = {}
         self._guessed: dict[str, AttributeType] = {}
         for attribute in (*STANDARD_ATTRIBUTES, *attributes):
@@ -185,6 +205,12 @@ class Schema:
             if len(self._guessed) < 4096:
                 self._guessed[key] = found
         return found
+
+    def recognises(self, attribute: AttributeType, value: str) -> bool:
+        """False if the value names an object class that is not listed."""
+        if attribute.equality is not OBJECT_IDENTIFIER or self._classes is None:
+            return True
+        return value.lower() in self._classes
 
     def canonical(self, description: str) -> str:
         """The lower-case name under which entries hold this attribute."""

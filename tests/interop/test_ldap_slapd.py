@@ -1,0 +1,241 @@
+"""The same entries in OpenLDAP's slapd and here: generated searches must give equal results and result codes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fabric.ldap import Entry, EntryTree, LdapClient, LdapError, LdapServer, Schema, format_filter, make_entry, parse_dn
+from fabric.ldap import filters as f
+from fabric.ldap import protocol as p
+from fabric.ldap.schema import CASE_EXACT, DISTINGUISHED_NAME, GENERALIZED_TIME, INTEGER, AttributeType
+
+SLAPD = shutil.which("slapd", path="/usr/sbin:/usr/lib/openldap:/usr/libexec:/usr/bin")
+pytestmark = pytest.mark.skipif(SLAPD is None, reason="Debian package slapd is not installed")
+
+SEARCHES = 400
+
+CONFIGURATION = """
+include /etc/ldap/schema/core.schema
+attributetype ( 1.1.1.1 NAME 'tText' EQUALITY caseIgnoreMatch ORDERING caseIgnoreOrderingMatch
+  SUBSTR caseIgnoreSubstringsMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
+attributetype ( 1.1.1.2 NAME 'tInteger' EQUALITY integerMatch ORDERING integerOrderingMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 )
+attributetype ( 1.1.1.3 NAME 'tExact' EQUALITY caseExactMatch SUBSTR caseExactSubstringsMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
+attributetype ( 1.1.1.4 NAME 'tName' EQUALITY distinguishedNameMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.12 )
+attributetype ( 1.1.1.5 NAME 'tTime' EQUALITY generalizedTimeMatch ORDERING generalizedTimeOrderingMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.24 )
+attributetype ( 1.1.1.6 NAME 'tFlat' EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
+objectclass ( 1.1.2.1 NAME 'tThing' SUP top STRUCTURAL MUST cn
+  MAY ( tText $ tInteger $ tExact $ tName $ tTime $ tFlat ) )
+modulepath /usr/lib/ldap
+moduleload back_mdb
+pidfile {directory}/slapd.pid
+database mdb
+suffix "o=grid"
+directory {directory}/db
+access to * by * read
+"""
+
+SCHEMA = Schema(
+    (
+        AttributeType("tText", numbers_in_text=False),
+        AttributeType("tInteger", INTEGER, substrings=False),
+        AttributeType("tExact", CASE_EXACT, ordering=False),
+        AttributeType("tName", DISTINGUISHED_NAME, ordering=False, substrings=False),
+        AttributeType("tTime", GENERALIZED_TIME, substrings=False),
+        AttributeType("tFlat", ordering=False, substrings=False),
+        AttributeType("cn", ordering=False),
+        AttributeType("o", ordering=False),
+    ),
+    strict=True,
+    object_classes=("top", "tThing", "organization"),
+)
+
+TEXTS = [
+    "alpha",
+    "Alpha  Beta",
+    "beta",
+    "a",
+    "b,c",
+    "x=y",
+    "gam(ma)",
+    "a*b",
+    "10",
+    "9",
+    "\u00c5ngstr\u00f6m",
+    "back\\slash",
+    "alpha beta gamma",
+]
+VALUES = {
+    "tText": TEXTS,
+    "tExact": TEXTS,
+    "tFlat": TEXTS,
+    "cn": ["one", "two", "Three Four"],
+    "tInteger": ["0", "7", "-7", "10", "2147483648", "99999999999999999999"],
+    "tName": ["o=grid", "CN=one, O=Grid", "cn=a\\,b,o=grid"],
+    "tTime": ["20260101120000Z", "20251231235959Z", "20260101120000.5Z"],
+}
+NONSENSE = ["", " ", "zzz", "not a number", "1.5", "TRUE", "20261301000000Z"]
+
+
+def make_entries(generator: random.Random) -> list[Entry]:
+    entries = [make_entry("o=grid", {"objectClass": ("top", "organization"), "o": "grid"})]
+    names = [entries[0].dn]
+    for number in range(60):
+        parent = generator.choice(names[:12])
+        attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
+            "objectClass": ("top", "tThing"),
+            "cn": f"{generator.choice(VALUES['cn'])} {number}",
+        }
+        for name, values in VALUES.items():
+            if name != "cn" and generator.random() < 0.5:
+                attributes[name] = tuple(generator.sample(values, generator.randint(1, 2)))
+        dn = parent.child("cn", str(attributes["cn"]))
+        names.append(dn)
+        entries.append(make_entry(dn, attributes))
+    return entries
+
+
+def make_item(generator: random.Random) -> f.Filter:
+    name = generator.choice([*VALUES, "objectClass", "unknownAttribute"])
+    values = VALUES.get(name, ["tThing", "top", "organization", "nothing"])
+    value = generator.choice(values if generator.random() < 0.8 else NONSENSE)
+    if generator.random() < 0.3:
+        value = generator.choice([value.upper(), value.lower(), f" {value} "])
+    kind = generator.choice(["equal", "equal", "present", "sub", "sub", "ge", "le", "extensible"])
+    match kind:
+        case "equal":
+            return f.Equality(name, value)
+        case "present":
+            return f.Present(name)
+        case "ge":
+            return f.GreaterOrEqual(name, value)
+        case "le":
+            return f.LessOrEqual(name, value)
+        case "sub":
+            start, end = sorted((generator.randint(0, len(value)), generator.randint(0, len(value))))
+            pieces = (value[:start].strip() or None, value[start:end].strip(), value[end:].strip() or None)
+            middle = (pieces[1],) if pieces[1] else ()
+            if pieces[0] is None and pieces[2] is None and not middle:
+                return f.Present(name)
+            return f.Substrings(name, pieces[0], middle, pieces[2])
+        case _:
+            rule = (
+                generator.choice([None, "caseIgnoreMatch", "caseExactMatch"])
+                if name in ("tText", "tExact", "tFlat", "cn")
+                else None
+            )
+            return f.Extensible(rule, name, value, generator.random() < 0.3)
+
+
+def make_filter(generator: random.Random, depth: int = 3) -> f.Filter:
+    if depth == 0 or generator.random() < 0.4:
+        return make_item(generator)
+    kind = generator.choice(["and", "or", "not"])
+    if kind == "not":
+        return f.Not(make_filter(generator, depth - 1))
+    parts = tuple(make_filter(generator, depth - 1) for _ in range(generator.randint(1, 3)))
+    return f.And(parts) if kind == "and" else f.Or(parts)
+
+
+def to_ldif(entries: list[Entry]) -> str:
+    lines: list[str] = []
+    for entry in entries:
+        lines.append("dn:: " + base64.b64encode(str(entry.dn).encode()).decode())
+        for name, values in entry.attributes.items():
+            lines += [f"{name}:: " + base64.b64encode(value.encode()).decode() for value in values]
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+async def slapd(tmp_path: Path) -> AsyncIterator[int]:
+    """The port of a slapd that holds the entries."""
+    (tmp_path / "db").mkdir()
+    configuration = tmp_path / "slapd.conf"
+    configuration.write_text(CONFIGURATION.format(directory=tmp_path))
+    ldif = tmp_path / "entries.ldif"
+    ldif.write_text(to_ldif(make_entries(random.Random(1))))
+    loaded = await asyncio.to_thread(
+        subprocess.run,
+        [str(SLAPD), "-T", "add", "-f", str(configuration), "-l", str(ldif)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    process = await asyncio.create_subprocess_exec(
+        str(SLAPD), "-d", "0", "-f", str(configuration), "-h", f"ldap://127.0.0.1:{port}/",
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    for _ in range(200):
+        try:
+            await (await LdapClient.connect("127.0.0.1", port)).close()
+            break
+        except LdapError:
+            await asyncio.sleep(0.02)
+    yield port
+    process.terminate()
+    await process.wait()
+
+
+async def ask(client: LdapClient, request: p.SearchRequest) -> tuple[int, str, dict[str, dict[str, frozenset[bytes]]]]:
+    """Result code, matched name, and the entries with their attributes."""
+    message_id = client.send(request)
+    found: dict[str, dict[str, frozenset[bytes]]] = {}
+    while True:
+        message = await client.receive()
+        assert message.message_id == message_id
+        operation = message.operation
+        if isinstance(operation, p.SearchResultEntry):
+            key = ",".join(parse_dn(operation.dn).key)
+            found[key] = {name.lower(): frozenset(values) for name, values in operation.attributes}
+        elif isinstance(operation, p.Result):
+            return operation.code, operation.matched.lower(), found
+
+
+async def test_generated_searches_agree(slapd: int) -> None:
+    entries = make_entries(random.Random(1))
+    tree = EntryTree(["o=grid"], schema=SCHEMA, indexed=["tText", "tInteger"])
+    for entry in entries:
+        tree.add(entry)
+    server = LdapServer(tree, schema=SCHEMA)
+    await server.start()
+    generator = random.Random(2)
+    ours = await LdapClient.connect("127.0.0.1", server.port)
+    theirs = await LdapClient.connect("127.0.0.1", slapd)
+    differences: list[str] = []
+    answers = 0
+    for _ in range(SEARCHES):
+        node = make_filter(generator)
+        base = str(generator.choice(entries).dn) if generator.random() < 0.5 else "o=grid"
+        if generator.random() < 0.05:
+            base = "cn=missing," + base
+        attributes = generator.choice([(), ("1.1",), ("TTEXT", "cn"), ("*",)])
+        request = p.SearchRequest(
+            base, generator.choice([0, 1, 2, 2, 2, 3]), node, attributes, generator.random() < 0.1
+        )
+        one, other = await ask(ours, request), await ask(theirs, request)
+        answers += len(one[2])
+        if one != other:
+            here, there = set(one[2]), set(other[2])
+            detail = f"codes {one[:2]} {other[:2]}, only here {here - there}, only in slapd {there - here}"
+            differences.append(f"{format_filter(node)} at {base!r} scope {request.scope}: {detail}")
+    await ours.close()
+    await theirs.close()
+    await server.close()
+    assert not differences, f"{len(differences)} of {SEARCHES}:\n" + "\n".join(differences[:15])
+    assert answers > SEARCHES
