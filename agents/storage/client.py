@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat as stat_module
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
+from grpc._cython import cygrpc
 
 from agents.storage import wire
 from agents.storage.model import PIECE_BYTES, Checksums, require_equal
@@ -151,30 +153,54 @@ async def put_file(
 
 async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: str, progress: Progress) -> Stored:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not block us
     except OSError as error:
         raise InvalidRequest(
             "FILE_UNREADABLE", f"{path} cannot be read ({error.strerror}); give a file that you may read"
         ) from error
     try:
-        size_bytes = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        if not stat_module.S_ISREG(found.st_mode):
+            raise InvalidRequest("FILE_UNREADABLE", f"{path} is not a regular file; give a file")
+        size_bytes = found.st_size
         header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
         hasher = Hasher()
         call = storage_pb2_grpc.StorageStub(channel).Put()
         async with call:
-            await call.write(pb.PutRequest(header=header))
-            async for piece in _local_pieces(descriptor, path, size_bytes, hasher):
-                await call.write(pb.PutRequest(data=piece))
-                progress(len(piece))
+            going = await send(call, pb.PutRequest(header=header))
+            async with aclosing(_local_pieces(descriptor, path, size_bytes, hasher)) as pieces:
+                async for piece in pieces:
+                    going = going and await send(call, pb.PutRequest(data=piece))
+                    if not going:
+                        break
+                    progress(len(piece))
             sums = hasher.checksums()
-            await call.write(pb.PutRequest(trailer=pb.PutTrailer(checksums=wire.checksums_to_wire(sums))))
-            await call.done_writing()
+            trailer = pb.PutTrailer(checksums=wire.checksums_to_wire(sums))
+            if going and await send(call, pb.PutRequest(trailer=trailer)):
+                await call.done_writing()
             answer = await call
     finally:
         await asyncio.shield(asyncio.to_thread(os.close, descriptor))
     stored = Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
     require_equal(f"{path} at {stored.surl}", size_bytes, stored.checksums, sums)
     return stored
+
+
+async def send(call: Any, request: pb.PutRequest) -> bool:
+    """Write one message of an upload. False: the storage element has ended the call; awaiting it tells how.
+
+    grpc's own `write` loses the server's answer when the server refuses in the middle of an upload: it sets the status
+    of the call to INTERNAL because a write failed, before it has looked at the status that made it fail. So the message
+    is handed to the core below it, and the status is awaited.
+    """
+    raw = (await call.accepted())._raw
+    if raw.done():
+        return False
+    try:
+        await raw._cython_call.send_serialized_message(request.SerializeToString())
+    except cygrpc.InternalError:
+        return False
+    return True
 
 
 async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Hasher) -> AsyncIterator[bytes]:
@@ -210,12 +236,13 @@ async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Ha
 class OpenFile:
     """A download under way. `size_bytes` and `checksums` are of the whole file, whatever the range."""
 
-    def __init__(self, call: Any, surl: str, size_bytes: int, checksums: Checksums, expected_bytes: int) -> None:
+    def __init__(
+        self, responses: AsyncIterator[Any], surl: str, size_bytes: int, checksums: Checksums, expected_bytes: int
+    ) -> None:
         self.surl = surl
         self.size_bytes = size_bytes
         self.checksums = checksums
-        self._call = call
-        self._responses = aiter(call)
+        self._responses = responses
         self._expected_bytes = expected_bytes
 
     async def pieces(self) -> AsyncIterator[bytes]:
@@ -240,12 +267,13 @@ async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -
     """Begin to read a range (length 0: to the end). Raises GridError as the storage element did."""
     call = storage_pb2_grpc.StorageStub(channel).Get(pb.GetRequest(surl=surl, offset=offset, length=length))
     try:
-        first = await call.read()
-        if not isinstance(first, pb.GetResponse) or not first.HasField("checksums"):
+        responses = aiter(call)
+        first = await anext(responses, None)
+        if first is None or not first.HasField("checksums"):
             raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {surl}; read another replica")
         rest = first.size_bytes - offset
         due = min(length, rest) if length else rest
-        yield OpenFile(call, surl, first.size_bytes, wire.checksums_from_wire(first.checksums), due)
+        yield OpenFile(responses, surl, first.size_bytes, wire.checksums_from_wire(first.checksums), due)
     finally:
         call.cancel()
 

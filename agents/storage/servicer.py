@@ -18,7 +18,7 @@ from agents.storage.surl import Surl, is_file_id, is_vo_name, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import Rule, authenticated, user
+from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 
 DEFAULT_PAGE = 500
 MAX_PAGE = 1000
@@ -31,7 +31,7 @@ RULES: dict[str, Rule] = {
     "Remove": user,
     "List": user,
     "CopyFrom": user,
-    "Space": authenticated,
+    "Space": any_of(user, administrator, any_service),
 }
 """Data belongs to users: an agent reads or writes it only with a proxy that a user delegated to it."""
 

@@ -1,0 +1,379 @@
+"""The storage element over real TLS and sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import zlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gridfabric.storage.v1 import storage_pb2 as pb
+from gridfabric.storage.v1 import storage_pb2_grpc
+from support.grid import LabGrid
+
+from agents.storage import client
+from agents.storage.model import Checksums
+from fabric.errors import (
+    Conflict,
+    DataCorrupted,
+    DeadlineExceeded,
+    Exhausted,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    Unauthenticated,
+)
+from fabric.rpc.delegation import delegate
+
+DATA = random.Random(1).randbytes(3_000_017)
+
+
+def sums(data: bytes) -> Checksums:
+    return Checksums(f"{zlib.adler32(data):08x}", hashlib.sha256(data).hexdigest())
+
+
+def wire_sums(data: bytes) -> pb.Checksums:
+    return pb.Checksums(adler32=sums(data).adler32, sha256=sums(data).sha256)
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[LabGrid]:
+    async with LabGrid(tmp_path, vos=["cms", "atlas"]) as made:
+        yield made
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "events.root"
+    path.write_bytes(DATA)
+    return path
+
+
+async def start(lab: LabGrid, site: str = "CERN", **options: Any) -> Any:
+    proxy = lab.user("alice")
+    await lab.start("storage", site=site, options={"reserve_bytes": 0, **options})
+    return await lab.channel("storage", site=site, credential=proxy)
+
+
+def on_disk(lab: LabGrid, site: str = "CERN") -> list[Path]:
+    return [p for p in (lab.directory / "agents" / f"storage.{site}" / "pool").rglob("*") if p.is_file()]
+
+
+async def raw_put(channel: Any, *messages: pb.PutRequest) -> pb.PutResponse:
+    call = storage_pb2_grpc.StorageStub(channel).Put()
+    async with call:
+        if all([await client.send(call, message) for message in messages]):
+            await call.done_writing()
+        return await call
+
+
+def header(size: int, put_id: str = "p1", vo: str = "cms", **more: Any) -> pb.PutRequest:
+    return pb.PutRequest(header=pb.PutHeader(vo=vo, size_bytes=size, put_id=put_id, **more))
+
+
+def trailer(data: bytes) -> pb.PutRequest:
+    return pb.PutRequest(trailer=pb.PutTrailer(checksums=wire_sums(data)))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that this process is about to do."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not happen")
+
+
+async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:
+    with pytest.raises(kind) as caught:
+        await awaitable
+    assert caught.value.reason == reason, caught.value
+    return caught.value
+
+
+async def test_round_trip_ranges_stat_list_space_and_removal(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    channel = await start(lab, quota_bytes=10_000_000)
+    seen: list[int] = []
+    stored = await client.put_file(channel, source, "cms", name_hint="/grid/cms/events.root", progress=seen.append)
+    assert (stored.size_bytes, stored.checksums, sum(seen)) == (len(DATA), sums(DATA), len(DATA))
+    surl = client.parse_surl(stored.surl)
+    assert (surl.host, surl.port, surl.vo) == ("localhost", lab.port("storage.CERN"), "cms")
+
+    target = tmp_path / "back.root"
+    assert (await client.get_file(channel, stored.surl, target, expected=stored.checksums)).checksums == sums(DATA)
+    assert target.read_bytes() == DATA
+    for offset, length in [(0, 1), (0, 0), (1 << 20, 1 << 20), (len(DATA) - 3, 100), (len(DATA), 0), (5, 2_500_000)]:
+        end = offset + length if length else len(DATA)
+        assert await client.read_range(channel, stored.surl, offset, length) == DATA[offset:end]
+    await refused(InvalidRequest, "RANGE_INVALID", client.read_range(channel, stored.surl, len(DATA) + 1))
+    await refused(InvalidRequest, "RANGE_INVALID", client.read_range(channel, stored.surl, -1))
+
+    info = await client.stat(channel, stored.surl)
+    assert (info.size_bytes, info.checksums, info.vo) == (len(DATA), sums(DATA), "cms")
+    assert (info.name_hint, info.owner.endswith("/CN=alice")) == ("/grid/cms/events.root", True)
+    assert [file.surl async for file in client.list_files(channel, "cms")] == [stored.surl]
+    usage = {vo.vo: vo for vo in (await client.space(channel)).vos}
+    assert (usage["cms"].used_bytes, usage["cms"].files, usage["cms"].quota_bytes) == (len(DATA), 1, 10_000_000)
+    assert usage["cms"].available_bytes == 10_000_000 - len(DATA) and usage["atlas"].files == 0
+
+    await client.remove(channel, stored.surl)
+    await client.remove(channel, stored.surl)
+    await refused(NotFound, "FILE_NOT_FOUND", client.stat(channel, stored.surl))
+    await refused(NotFound, "FILE_NOT_FOUND", client.get_file(channel, stored.surl, tmp_path / "gone"))
+    assert not (tmp_path / "gone").exists()
+
+
+async def test_the_physical_path_has_nothing_of_the_name(lab: LabGrid, source: Path) -> None:
+    channel = await start(lab)
+    hint = "/grid/cms/" + "../" * 3 + "n" * 255
+    stored = await client.put_file(channel, source, "cms", name_hint=hint)
+    (path,) = {p for p in on_disk(lab) if p.parent.name != "incoming"}
+    file_id = client.parse_surl(stored.surl).file_id
+    assert path.parts[-4:] == ("data", file_id[:2], file_id[2:4], file_id)
+
+
+@pytest.mark.parametrize(
+    ("messages", "kind", "reason"),
+    [
+        ([header(5), pb.PutRequest(data=b"123456"), trailer(b"123456")], InvalidRequest, "SIZE_MISMATCH"),
+        ([header(5), pb.PutRequest(data=b"1234"), trailer(b"1234")], InvalidRequest, "SIZE_MISMATCH"),
+        ([header(5), pb.PutRequest(data=b"12345")], InvalidRequest, "CHECKSUM_MISSING"),
+        ([header(5), pb.PutRequest(data=b"12345"), trailer(b"12346")], DataCorrupted, "CHECKSUM_MISMATCH"),
+        ([header(5, checksums=wire_sums(b"x")), pb.PutRequest(data=b"12345"), trailer(b"12345")], DataCorrupted,
+         "CHECKSUM_MISMATCH"),
+        ([header(5), pb.PutRequest(trailer=pb.PutTrailer())], InvalidRequest, "CHECKSUM_INVALID"),
+        ([header(5), header(5)], InvalidRequest, "STREAM_MALFORMED"),
+        ([header(5), pb.PutRequest()], InvalidRequest, "STREAM_MALFORMED"),
+        ([pb.PutRequest(data=b"12345")], InvalidRequest, "STREAM_MALFORMED"),
+        ([], InvalidRequest, "STREAM_MALFORMED"),
+        ([header(-1)], InvalidRequest, "SIZE_INVALID"),
+        ([header(5, put_id="")], InvalidRequest, "PUT_ID_INVALID"),
+        ([header(5, vo="atlas")], Refused, "OTHER_VO"),
+        ([header(5, vo="../etc")], InvalidRequest, "VO_INVALID"),
+    ],
+)  # fmt: skip
+async def test_bad_uploads_leave_nothing(lab: LabGrid, messages: Any, kind: type[GridError], reason: str) -> None:
+    channel = await start(lab)
+    error = await refused(kind, reason, raw_put(channel, *messages))
+    assert on_disk(lab) == []
+    assert lab.agents["storage.CERN"].agent.element.admission.running == 0
+    (line,) = lab.audit("storage.CERN", "call.refused")
+    assert (line["sentence"], line["reason"]) == (error.sentence, reason)
+
+
+async def test_larger_than_quota_or_disk_is_refused_before_the_first_byte(lab: LabGrid) -> None:
+    channel = await start(lab, quota_bytes=1000, vo_quota_bytes={"atlas": 10**18})
+    error = await refused(Exhausted, "QUOTA_EXCEEDED", raw_put(channel, header(1001)))
+    assert (error.facts["quota_bytes"], error.facts["announced_bytes"]) == ("1000", "1001")
+    atlas = await lab.channel("storage", credential=lab.user("bob", vo="atlas"))
+    error = await refused(Exhausted, "DISK_FULL", raw_put(atlas, header(10**17, vo="atlas")))
+    assert 0 < int(error.facts["available_bytes"]) < 10**17
+    assert lab.agents["storage.CERN"].agent.element.bytes_in == 0
+    await raw_put(channel, header(1000), pb.PutRequest(data=b"x" * 1000), trailer(b"x" * 1000))
+
+
+async def test_a_repeat_answers_the_same_surl(lab: LabGrid, source: Path) -> None:
+    channel = await start(lab)
+    first = await client.put_file(channel, source, "cms", put_id="one")
+    assert await client.put_file(channel, source, "cms", put_id="one") == first
+    known = await raw_put(channel, header(len(DATA), "one", checksums=wire_sums(DATA)))
+    assert known.surl == first.surl
+    source.write_bytes(DATA[::-1])
+    await refused(Conflict, "PUT_ID_REUSED", client.put_file(channel, source, "cms", put_id="one"))
+    usage = {vo.vo: vo for vo in (await client.space(channel)).vos}
+    assert usage["cms"].files == 1
+
+
+async def test_who_may_not(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    alice = await start(lab)
+    stored = await client.put_file(alice, source, "cms")
+    other_vo = await lab.channel("storage", credential=lab.user("bob", vo="atlas"))
+    for attempt in (
+        client.stat(other_vo, stored.surl),
+        client.read_range(other_vo, stored.surl),
+        client.remove(other_vo, stored.surl),
+        client.put_file(other_vo, source, "cms"),
+    ):
+        await refused(Refused, "OTHER_VO", attempt)
+    forged = stored.surl.replace("/cms/", "/atlas/")
+    await refused(NotFound, "FILE_NOT_FOUND", client.stat(other_vo, forged))
+    stranger = await lab.channel("storage", credential=lab.user("eve", vo=None))
+    await refused(Refused, "NOT_MAPPED", client.stat(stranger, stored.surl))
+    for kind in ("broker", "gatekeeper", "storage"):
+        agent = await lab.channel("storage", credential=lab.service(kind, site="RAL"))
+        await refused(Refused, "USER_REQUIRED", client.read_range(agent, stored.surl))
+        assert (await client.space(agent)).total_bytes > 0
+    nobody = await lab.channel("storage")
+    await refused(Unauthenticated, "SESSION_MISSING", client.stat(nobody, stored.surl))
+    limited = await lab.channel("storage", credential=lab.user("alice", limited=True))
+    await client.get_file(limited, stored.surl, tmp_path / "limited")
+    assert (tmp_path / "limited").read_bytes() == DATA
+    colleague = await lab.channel("storage", credential=lab.user("carol"))
+    await client.remove(colleague, stored.surl)
+
+
+async def test_removal_by_the_owner_alone_where_the_site_says_so(lab: LabGrid, source: Path) -> None:
+    alice = await start(lab, removal="owner")
+    stored = await client.put_file(alice, source, "cms")
+    carol = await lab.channel("storage", credential=lab.user("carol"))
+    await refused(Refused, "NOT_OWNER", client.remove(carol, stored.surl))
+    await client.remove(alice, stored.surl)
+
+
+async def test_a_surl_of_another_element_is_not_served(lab: LabGrid) -> None:
+    channel = await start(lab)
+    await refused(NotFound, "SURL_ELSEWHERE", client.stat(channel, f"srm://elsewhere:1/cms/{'0' * 32}"))
+    for text in ("/etc/passwd", "srm://localhost:1/cms/../../etc/passwd", "srm://localhost:1/cms/" + "0" * 33):
+        await refused(InvalidRequest, "SURL_INVALID", client.stat(channel, text))
+
+
+async def test_a_damaged_file_is_not_delivered_as_good(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    channel = await start(lab)
+    stored = await client.put_file(channel, source, "cms")
+    (path,) = {p for p in on_disk(lab) if p.parent.name != "incoming"}
+    rotten = bytearray(DATA)
+    rotten[1_500_000] ^= 1
+    path.write_bytes(rotten)
+    target = tmp_path / "out"
+    await refused(DataCorrupted, "CHECKSUM_MISMATCH", client.get_file(channel, stored.surl, target))
+    path.write_bytes(DATA[:-1])
+    await refused(DataCorrupted, "FILE_DAMAGED", client.get_file(channel, stored.surl, target))
+    path.unlink()
+    await refused(DataCorrupted, "FILE_LOST", client.get_file(channel, stored.surl, target))
+    assert {p.name for p in tmp_path.iterdir()} & {"out"} == set() and not list(tmp_path.glob(".out*"))
+
+
+async def test_a_wrong_expectation_is_noticed_before_the_first_byte(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    channel = await start(lab)
+    stored = await client.put_file(channel, source, "cms")
+    wrong = Checksums("00000001", stored.checksums.sha256)
+    await refused(
+        DataCorrupted, "CHECKSUM_MISMATCH", client.get_file(channel, stored.surl, tmp_path / "x", expected=wrong)
+    )
+
+
+async def test_third_party_copy_with_the_users_delegated_proxy(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    stored = await client.put_file(cern, source, "cms")
+    await refused(NotFound, "DELEGATION_MISSING", client.copy(ral, stored.surl, "cms"))
+    await delegate(ral, lab.user("alice"))
+    made = await client.copy(ral, stored.surl, "cms", expected=stored.checksums, put_id="copy")
+    assert made.checksums == stored.checksums and made.surl != stored.surl
+    assert await client.copy(ral, stored.surl, "cms", expected=stored.checksums, put_id="copy") == made
+    await client.get_file(ral, made.surl, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert len([f async for f in client.list_files(ral, "cms")]) == 1
+
+    wrong = Checksums(stored.checksums.adler32, "0" * 64)
+    await refused(DataCorrupted, "SOURCE_DIFFERS", client.copy(ral, stored.surl, "cms", expected=wrong))
+    await refused(InvalidRequest, "SOURCE_IS_HERE", client.copy(cern, stored.surl, "cms"))
+    gone = stored.surl[:-4] + "ffff"
+    await refused(NotFound, "FILE_NOT_FOUND", client.copy(ral, gone, "cms"))
+
+
+async def test_a_copy_of_a_rotten_source_is_refused_and_leaves_nothing(lab: LabGrid, source: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    await delegate(ral, lab.user("alice"))
+    stored = await client.put_file(cern, source, "cms")
+    (path,) = {p for p in on_disk(lab) if p.parent.name != "incoming"}
+    path.write_bytes(DATA[:-1] + b"\0")
+    await refused(DataCorrupted, "CHECKSUM_MISMATCH", client.copy(ral, stored.surl, "cms"))
+    assert on_disk(lab, "RAL") == []
+
+
+async def test_a_copy_from_a_source_that_is_down_says_so(lab: LabGrid, source: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    await delegate(ral, lab.user("alice"))
+    stored = await client.put_file(cern, source, "cms")
+    await lab.stop("storage.CERN")
+    with pytest.raises(GridError) as caught:
+        await client.copy(ral, stored.surl, "cms")
+    assert type(caught.value).status_name == "UNAVAILABLE"
+    assert str(lab.port("storage.CERN")) in caught.value.sentence
+
+
+async def test_a_stalled_upload_frees_its_space(lab: LabGrid) -> None:
+    channel = await start(lab, stall_timeout_s=0.05)
+    call = storage_pb2_grpc.StorageStub(channel).Put()
+    async with call:
+        await call.write(header(1000))
+        await call.write(pb.PutRequest(data=b"x"))
+        await refused(DeadlineExceeded, "TRANSFER_STALLED", call)
+    assert on_disk(lab) == []
+    assert all(vo.reserved_bytes == 0 for vo in (await client.space(channel)).vos)
+
+
+async def test_a_caller_that_goes_away_leaves_nothing(lab: LabGrid) -> None:
+    channel = await start(lab)
+    element = lab.agents["storage.CERN"].agent.element
+    call = storage_pb2_grpc.StorageStub(channel).Put()
+    async with call:
+        await call.write(header(2000))
+        await call.write(pb.PutRequest(data=b"x" * 1000))
+        await until(lambda: [p.stat().st_size for p in on_disk(lab)] == [1000])
+    await until(lambda: element.admission.running == 0)
+    assert on_disk(lab) == []
+    assert all(vo.reserved_bytes == 0 for vo in (await client.space(channel)).vos)
+
+
+async def test_too_many_transfers_wait_their_turn(lab: LabGrid, source: Path) -> None:
+    channel = await start(lab, max_transfers=2)
+    made = await asyncio.gather(*(client.put_file(channel, source, "cms") for _ in range(6)))
+    assert len({stored.surl for stored in made}) == 6
+    call = storage_pb2_grpc.StorageStub(channel)
+    hanging = [call.Put() for _ in range(2)]
+    for number, one in enumerate(hanging):
+        await one.write(header(10, f"h{number}"))
+        await one.write(pb.PutRequest(data=b"x"))
+    element = lab.agents["storage.CERN"].agent.element
+    await until(lambda: element.admission.running == 2)
+    error = await refused(Exhausted, "TOO_MANY_TRANSFERS", client.put_file(channel, source, "cms", patience_s=0))
+    assert error.retry_after_s
+    for one in hanging:
+        one.cancel()
+
+
+async def test_everything_is_there_after_a_restart(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    channel = await start(lab)
+    stored = await client.put_file(channel, source, "cms", put_id="one")
+    await lab.stop("storage.CERN")
+    channel = await start(lab)
+    assert await client.put_file(channel, source, "cms", put_id="one") == stored
+    await client.get_file(channel, stored.surl, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == DATA
+
+
+async def test_local_files_that_cannot_be_used(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    channel = await start(lab)
+    await refused(InvalidRequest, "FILE_UNREADABLE", client.put_file(channel, tmp_path / "none", "cms"))
+    await refused(InvalidRequest, "FILE_UNREADABLE", client.put_file(channel, tmp_path, "cms"))
+    stored = await client.put_file(channel, source, "cms")
+    await refused(InvalidRequest, "FILE_UNWRITABLE", client.get_file(channel, stored.surl, tmp_path / "no" / "dir"))
+    (tmp_path / "dir").mkdir()
+    await refused(InvalidRequest, "FILE_UNWRITABLE", client.get_file(channel, stored.surl, tmp_path / "dir"))
+    os.truncate(source, 0)
+    assert (await client.put_file(channel, source, "cms")).size_bytes == 0
+
+
+async def test_the_element_publishes_itself(lab: LabGrid, source: Path) -> None:
+    channel = await start(lab, quota_bytes=100_000_000)
+    await client.put_file(channel, source, "cms")
+    agent = lab.agents["storage.CERN"].agent
+    await agent._measure()
+    entries = {str(entry.dn): entry.attributes for entry in agent.entries()}
+    unique_id = f"localhost:{lab.port('storage.CERN')}"
+    area = next(e for dn, e in entries.items() if dn.lower().startswith("gluesalocalid=cms"))
+    assert area["GlueSAStateUsedSpace"] == (str(len(DATA) // 1024),)
+    assert area["GlueSAStateAvailableSpace"] == (str((100_000_000 - len(DATA)) // 1024),)
+    assert area["GlueSAAccessControlBaseRule"] == ("VO:cms",)
+    assert any(e.get("GlueSEUniqueID") == (unique_id,) for e in entries.values())
+    assert any(e.get("GlueServiceType") == ("org.gridfabric.storage",) for e in entries.values())
