@@ -23,6 +23,8 @@ MAX_EVENTS_PER_TURN = 4000
 MAX_WAITING_EVENTS = 100_000
 MAX_WATCH_BACKLOG = 50_000
 """Updates that one watcher may lag behind before its stream is ended."""
+GATHER_S = 0.002
+"""Events this close together share a transaction."""
 _RETRY_S = 1.0
 
 
@@ -133,7 +135,7 @@ class Driver:
         """For ever; spawn it."""
         while True:
             await self._wake.wait()
-            await asyncio.sleep(0)  # let what arrived together come in together
+            await asyncio.sleep(GATHER_S)
             groups = self._take()
             if groups:
                 await self._turn(groups)

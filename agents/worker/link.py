@@ -15,7 +15,7 @@ from agents.worker.model import Job, Name, Result
 from fabric.errors import GridError, Unavailable
 from fabric.settings import Endpoint
 
-GATHER_S = 0.003
+GATHER_S = 0.005
 """Reports this close together travel in one message."""
 MAX_REPORT_BYTES = 1024 * 1024
 MAX_REPORTS = 500

@@ -58,7 +58,7 @@ from security.credentials import Credential
 MAX_INLINE_BYTES = 64 * 1024
 """Output of one job that travels inside its report."""
 PIECE_BYTES = 1024 * 1024
-GATHER_S = 0.001
+GATHER_S = 0.002
 _LIMIT_REASONS = frozenset({"WALL_TIME", "CPU_TIME", "MEMORY", "DISK", "FILE_SIZE"})
 
 
