@@ -37,6 +37,8 @@ GREEN_DEADLINE_S = 120.0
 HEALTH_DEADLINE_S = 6.0
 STOP_DEADLINE_S = 20.0
 """For each group of agents that are stopped together."""
+STARTER_GRACE_S = 8.0
+"""A worker's starter ends its payloads first."""
 PORT_PATIENCE_S = 5.0
 """A port may be held a moment longer by what is just ending."""
 DEFAULT_RAY_PORT = 6390
@@ -447,6 +449,7 @@ def _end(paths: StatePaths) -> list[int]:
     if run is None:
         return []
     killed = ray.end(run.run, run.processes, run.temp_dir)
+    killed += processes.signal_and_wait(processes.starters_below(paths.root / "sites"), STARTER_GRACE_S)
     paths.run.unlink(missing_ok=True)
     (paths.root / "ray-status.json").unlink(missing_ok=True)
     return killed

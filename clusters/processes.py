@@ -19,6 +19,7 @@ import psutil
 RUN_VARIABLE = "GRIDFABRIC_RUN"
 TEMP_PREFIX = "gf-"
 """Of the folders in /tmp that belong to a run."""
+STARTER_SCRIPT = "agents/worker/starter.py"
 MAX_ENVIRONMENT_BYTES = 256 * 1024
 
 
@@ -62,6 +63,19 @@ def of_run(run: str) -> list[Identity]:
             continue  # gone, or somebody else's
         if wanted in environment.split(b"\0") and (identity := identify(int(name))) is not None:
             found.append(identity)
+    return found
+
+
+def starters_below(folder: Path) -> list[Identity]:
+    """Starters of workers whose state is below a folder: they outlive their agents and have their own environment."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or []
+        is_starter = any(argument.endswith(STARTER_SCRIPT) for argument in arguments)
+        if is_starter and any(Path(argument).is_relative_to(folder) for argument in arguments):
+            identity = identify(process.pid)
+            if identity is not None:
+                found.append(identity)
     return found
 
 

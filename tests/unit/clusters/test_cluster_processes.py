@@ -82,5 +82,5 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "5", "h", "5 parsec", "-5s", "0s", "1h30m"])
 def test_what_is_no_duration(text):
-    with pytest.raises(ValueError, match="365d|more than nothing"):
+    with pytest.raises(ValueError, match=r"365d|more than nothing"):
         parse_duration(text)
