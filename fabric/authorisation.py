@@ -107,8 +107,9 @@ class Judge:
         standing = self.judge(identity, unmapped=True)
         if standing != Standing():
             return standing
-        if self.update_now is not None and await self.update_now():
-            self.refresh()
+        if self.update_now is not None:
+            await self.update_now()
+        self.refresh()
         return self.judge(identity, unmapped=unmapped)
 
     def judge(self, identity: Identity, *, unmapped: bool) -> Standing:

@@ -23,6 +23,9 @@ OPENING_DEADLINE_S = 30.0
 SESSION_REFUSED_KEY = "gridfabric-session-refused"
 """Trailing metadata on errors that are about the session of this very hop, not of one further on."""
 
+ACCEPTED_KEY = "gridfabric-accepted"
+"""Initial metadata of a stream that the server let in; a refused one has only a status."""
+
 Metadata = tuple[tuple[str, str], ...]
 Requests = AsyncIterable[Any] | Iterable[Any]
 
@@ -202,8 +205,9 @@ class StreamCall:
         else:
             raw = start(**options)
         try:
-            await raw.initial_metadata()
-            if raw.done() and await raw.code() is not grpc.StatusCode.OK:
+            first = await raw.initial_metadata()
+            accepted_there = any(key == ACCEPTED_KEY for key, _ in first or ())
+            if not accepted_there and await raw.code() is not grpc.StatusCode.OK:
                 return None, await _failure_of(raw), used, own
             _settle(accepted, True)
             return raw, None, used, own

@@ -26,7 +26,7 @@ from fabric.errors import Defect, GridError, InvalidRequest, Unavailable, from_s
 from fabric.ids import unique_id
 from fabric.logs import Logger
 from fabric.rpc import rules
-from fabric.rpc.calls import SESSION_REFUSED_KEY
+from fabric.rpc.calls import ACCEPTED_KEY, SESSION_REFUSED_KEY
 from fabric.rpc.peer import ANONYMOUS, Authoriser, Peer, set_current_peer
 from fabric.rpc.rules import Rule
 from fabric.rpc.security_context import SecurityContext
@@ -352,7 +352,7 @@ class RpcServer:
             stream = None
             try:
                 with streaming(session) as stream:
-                    await context.send_initial_metadata(())
+                    await context.send_initial_metadata(((ACCEPTED_KEY, "1"),))
                     if method.request_streaming:
                         return await body(_parsed_stream(request, method))
                     return await body(_parsed(request, method.parse, method.name))

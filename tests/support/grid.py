@@ -126,6 +126,10 @@ class LabGrid:
         """Revoke a certificate; the new list is in the certificates directory at once."""
         self.grid.revoke(credential)
 
+    def refresh_trust(self) -> None:
+        """The test's own channels look at the certificates directory now; agents do so by themselves."""
+        self._trust.refresh()
+
     def _write_map(self) -> None:
         GridMapFile(tuple(MapEntry(subject, (f".{vo}",)) for subject, vo in self._members.items())).write(self.map_file)
 
