@@ -117,11 +117,12 @@ class Accounts:
         submitting = {subject.lower() for subject in self.submitting}
         busy = {owner.lower() for owner in await owners()} | submitting
         for lease in await asyncio.to_thread(self.directory.leases):
-            if lease.subject in busy or (lease.used_at >= before and linger_s > 0):  # taken while we were looking
+            if lease.subject in busy:
                 self._idle_since.pop(lease.subject, None)
                 continue
             since = self._idle_since.setdefault(lease.subject, now)
-            if now - since < linger_s:
+            taken_meanwhile = lease.used_at >= before and linger_s > 0
+            if taken_meanwhile or now - since < linger_s:
                 continue
             try:
                 if self.directory.release(DistinguishedName.parse(lease.subject)):

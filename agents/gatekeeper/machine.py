@@ -215,7 +215,7 @@ class GatekeeperMachine:
             self._unblock(event.job_id, Hold(event.worker, event.attempt, event.run))
             return  # told again, or fenced: acknowledged so that the worker forgets it
         job.usage, job.exit_code = event.usage, event.exit_code
-        job.started = job.started or event.started
+        job.started = event.started  # false also after RUNNING: forked, but its program could not be executed
         job.reason, job.sentence = event.reason, event.sentence
         if job.cancel_reason:
             # ASSIGNED, RUNNING -> CANCELLED: it is over, and a cancellation was promised before.

@@ -129,6 +129,14 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         """One file; see Sandbox.receive."""
         self._require_disk()
         header = await _first(request_iterator, "PutSandbox")
+        if header.size_bytes > self._options.max_sandbox_file_bytes:
+            raise InvalidRequest(
+                "SANDBOX_FILE_TOO_LARGE",
+                f"a sandbox file of {header.size_bytes} bytes is over the limit of "
+                f"{self._options.max_sandbox_file_bytes}; use a storage element",
+                size_bytes=header.size_bytes,
+                limit_bytes=self._options.max_sandbox_file_bytes,
+            )
         await self._sandbox.receive(header.sha256, header.size_bytes, header.data, request_iterator)
         return pb.PutSandboxResponse()
 

@@ -297,9 +297,10 @@ def sandbox_put(connection: sa.Connection, sha256: str, size_bytes: int, now_us:
 
 def sandbox_touch(connection: sa.Connection, hashes: Sequence[str], now_us: int) -> None:
     """These files were wanted now: the cleaner leaves them for a while."""
-    connection.exec_driver_sql(
-        "UPDATE sandbox_files SET used_at_us = ? WHERE sha256 = ?", [(now_us, sha256) for sha256 in hashes]
-    )
+    if hashes:
+        connection.exec_driver_sql(
+            "UPDATE sandbox_files SET used_at_us = ? WHERE sha256 = ?", [(now_us, sha256) for sha256 in hashes]
+        )
 
 
 def sandbox_known(connection: sa.Connection, hashes: Sequence[str]) -> set[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,14 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     async with LabGrid(tmp_path) as lab:
         yield Site(lab)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every account may use: pytest's own is closed to pool accounts."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
 
 
 async def test_a_job_runs_and_its_output_comes_back(site: Site) -> None:
@@ -291,12 +300,9 @@ async def test_a_lost_worker_fails_its_jobs_and_is_fenced_when_it_comes_back(sit
     assert (await site.run(again)).state == pb.JOB_STATE_DONE
 
 
-async def test_a_worker_that_restarts_adopts_what_runs(site: Site) -> None:
+async def test_a_worker_that_restarts_adopts_what_runs(site: Site, shared: Path) -> None:
     await site.start({"stop_policy": "leave"})
-    gate, count = site.lab.directory / "gate", site.lab.directory / "count"
-    os.chmod(site.lab.directory, 0o755)
-    count.touch()
-    os.chmod(count, 0o666)
+    gate, count = shared / "gate", shared / "count"
     one = job("-c", f"echo started >> {count}; while ! test -e {gate}; do sleep 0.05; done; echo done")
     await site.submit(one)
     await site.reaches(one, pb.JOB_STATE_RUNNING)
@@ -306,12 +312,12 @@ async def test_a_worker_that_restarts_adopts_what_runs(site: Site) -> None:
     update = (await site.ended(one))[0]
     assert (update.state, update.exit_code) == (pb.JOB_STATE_DONE, 0)
     assert (await client.output_files(site.channel, one.job_id))["out"] == b"done\n"
+    assert count.read_text() == "started\n"
 
 
-async def test_the_gatekeeper_restarts_under_its_jobs(site: Site) -> None:
+async def test_the_gatekeeper_restarts_under_its_jobs(site: Site, shared: Path) -> None:
     await site.start()
-    gate = site.lab.directory / "gate"
-    os.chmod(site.lab.directory, 0o755)
+    gate = shared / "gate"
     jobs = [job("-c", f"while ! test -e {gate}; do sleep 0.05; done; echo {n}") for n in range(12)]
     await site.submit(*jobs)
     await site.reaches(jobs[0], pb.JOB_STATE_RUNNING)
