@@ -158,7 +158,12 @@ class _Record:
         return self.error("JDL_TYPE", f"{name} must be {wanted}, is {_type_name(value)}", key, node)
 
     def value(self, key: str) -> object:
-        return self._ad.eval(self.written[key].text)
+        """What an attribute evaluates to. classad2 gives *undefined* as a kind of integer: that is refused here."""
+        value = self._ad.eval(self.written[key].text)
+        if isinstance(value, classad2.Value):
+            name = self.written[key].text
+            raise self.error("JDL_TYPE", f"{name} must have a value of its own, is {_type_name(value)}", key)
+        return value
 
     def string(self, key: str, default: str = "") -> str:
         if key not in self:
@@ -522,7 +527,7 @@ def _listed_parameters(record: _Record, node: Node) -> tuple[str, ...]:
             found.append(item.tokens[0].text.strip("'"))
             continue
         value = classad2.ExprTree(item.text()).eval()
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value == "":
+        if isinstance(value, (bool, classad2.Value)) or not isinstance(value, (str, int, float)) or value == "":
             raise record.error(
                 "JDL_TYPE", f"every parameter must be a string or a number, this one is {_type_name(value)}",
                 "parameters", item,

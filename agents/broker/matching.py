@@ -67,7 +67,8 @@ class CompiledCluster:
     def rank_of(self, ce: CompiledCe, close_files: int = 0) -> float:
         """The CE's rank; UNKNOWN_RANK if the expression gives no number for it."""
         value = self.rank.eval(self.ad, ce.ad)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        # classad2 gives *undefined* and *error* as kinds of integers.
+        if isinstance(value, (bool, classad2.Value)) or not isinstance(value, (int, float)) or not math.isfinite(value):
             return UNKNOWN_RANK
         return float(value) + (CLOSE_STORAGE_BONUS * close_files if self.has_default_rank else 0.0)
 

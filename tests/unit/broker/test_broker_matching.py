@@ -1,0 +1,212 @@
+"""Matching, explaining, and sharing out slots."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.broker.board import Board
+from agents.broker.machine import Job
+from agents.broker.matching import (
+    UNKNOWN_RANK,
+    Candidate,
+    CeLoad,
+    CompiledCe,
+    CompiledCluster,
+    Room,
+    candidates,
+    distribute,
+    explain,
+    match_pass,
+    room_of,
+)
+from agents.broker.model import Cluster, ComputingElement, JobState
+from agents.broker.store import Change
+
+
+def ce(name="ce1", *, free=4, running=0, waiting=0, vos=("cms",), alive=True, close=(), **attributes):
+    values = {
+        "GlueCEUniqueID": name, "GlueCEStateStatus": "Production" if alive else "Unknown",
+        "GlueCEStateEstimatedResponseTime": 0, "GlueCEPolicyMaxWallClockTime": 60,
+        "GlueHostApplicationSoftwareRunTimeEnvironment": ("VO-cms-CMSSW_1",), **attributes,
+    }  # fmt: skip
+    return ComputingElement(name, name, 1, name, values, vos, free, running, waiting, alive, close)
+
+
+def compiled(requirements="", rank="", vo="cms", **more):
+    return CompiledCluster(Cluster(1, requirements, rank, vo, "/CN=a", **more))
+
+
+@pytest.mark.parametrize(
+    ("requirements", "matches"),
+    [
+        ("", True),
+        ("other.GlueCEPolicyMaxWallClockTime >= 60", True),
+        ("other.gluecepolicymaxwallclocktime >= 61", False),
+        ('Member("VO-cms-CMSSW_1", other.GlueHostApplicationSoftwareRunTimeEnvironment)', True),
+        ('RegExp("^ce[0-9]$", other.GlueCEUniqueID)', True),
+        ("other.GlueNothing > 3", False),
+        ("isUndefined(other.GlueNothing)", True),
+        ('other.GlueCEPolicyMaxWallClockTime > "a"', False),
+        ("target.GlueCEPolicyMaxWallClockTime == 60", True),
+    ],
+)
+def test_requirements(requirements, matches):
+    cluster, element = compiled(requirements), CompiledCe(ce())
+    assert cluster.matches(element) is matches
+    assert explain(cluster, element).matches is matches
+
+
+def test_vo_and_status_come_before_requirements():
+    assert not compiled("true", vo="atlas").matches(CompiledCe(ce()))
+    assert not compiled("true").matches(CompiledCe(ce(alive=False)))
+    told = explain(compiled(vo="atlas"), CompiledCe(ce()))
+    assert (told.failing_term, told.explanation) == ('Member("VO:atlas", other.GlueCEAccessControlBaseRule)', "the CE takes cms")
+    assert "Unknown" in explain(compiled(), CompiledCe(ce(alive=False))).explanation
+
+
+def test_own_attributes_may_be_used():
+    cluster = CompiledCluster(Cluster(1, "other.GlueCEPolicyMaxWallClockTime >= Wanted", "", "cms", "", (), (("Wanted", "30 * 2"),)))
+    assert cluster.matches(CompiledCe(ce()))
+
+
+@pytest.mark.parametrize(
+    ("requirements", "term", "explanation"),
+    [
+        ("true && other.GlueCEPolicyMaxWallClockTime >= 720", "other.GlueCEPolicyMaxWallClockTime >= 720",
+         "GlueCEPolicyMaxWallClockTime is 60"),
+        ("other.GlueFoo == 1", "other.GlueFoo == 1", "GlueFoo is not published by the CE"),
+        ('other.GlueCEUniqueID == "x" || other.GlueCEPolicyMaxWallClockTime > 99',
+         'other.GlueCEUniqueID == "x" || other.GlueCEPolicyMaxWallClockTime > 99',
+         'GlueCEUniqueID is "ce1"; GlueCEPolicyMaxWallClockTime is 60'),
+        ("1 == 2", "1 == 2", "the term is not true"),
+    ],
+)  # fmt: skip
+def test_the_failing_term_is_named_with_the_value(requirements, term, explanation):
+    told = explain(compiled(requirements), CompiledCe(ce()))
+    assert (told.matches, told.failing_term, told.explanation) == (False, term, explanation)
+
+
+def test_rank():
+    elements = [
+        CompiledCe(ce("slow", GlueCEStateEstimatedResponseTime=100)),
+        CompiledCe(ce("fast")),
+        CompiledCe(ce("odd", GlueCEStateEstimatedResponseTime="?")),
+    ]
+    assert [item.ce for item in candidates(compiled(), elements)] == ["fast", "slow", "odd"]
+    assert candidates(compiled(), elements)[-1].rank == UNKNOWN_RANK
+    assert candidates(compiled(rank="other.Nothing"), elements)[0].rank == UNKNOWN_RANK
+
+
+def test_input_data_draws_jobs_to_close_storage():
+    elements = [CompiledCe(ce("far")), CompiledCe(ce("near", close=("se1",), GlueCEStateEstimatedResponseTime=1000))]
+    found = candidates(compiled(input_data=("lfn:/a",)), elements, {"lfn:/a": frozenset({"se1"})})
+    assert found[0].ce == "near"
+
+
+def test_where_it_failed_comes_in_only_if_nothing_else_matches():
+    elements = [CompiledCe(ce("a")), CompiledCe(ce("b"))]
+    assert [item.ce for item in candidates(compiled(excluded=("a",)), elements)] == ["b"]
+    assert [item.ce for item in candidates(compiled(excluded=("a", "b")), elements)] == ["a", "b"]
+
+
+def rooms(**free):
+    return {name: Room(count, 8, 4) for name, count in free.items()}
+
+
+def ranked(**ranks):
+    return sorted((Candidate(name, rank) for name, rank in ranks.items()), key=lambda item: -item.rank)
+
+
+def test_equal_ranks_spread_by_free_slots():
+    given = distribute(6, ranked(a=0, b=0, c=0), rooms(a=6, b=3, c=3), False)
+    assert given == {"a": 3, "b": 2, "c": 1} or given == {"a": 3, "b": 1, "c": 2}
+
+
+def test_better_rank_first_then_the_rest_then_queues():
+    space = rooms(best=2, other=3)
+    assert distribute(4, ranked(best=1, other=0), space, True) == {"best": 2, "other": 2}
+    assert distribute(6, ranked(best=1, other=0), space, True) == {"other": 1, "best": 5}
+    # With the default rank queues fill evenly.
+    assert distribute(8, ranked(a=1, b=0), {"a": Room(0, 8, 4), "b": Room(0, 8, 4)}, False) == {"a": 4, "b": 4}
+
+
+def test_forty_jobs_spread_over_five_sites():
+    found = ranked(**{f"s{n}": 0 for n in range(5)})
+    given = distribute(40, found, {item.ce: Room(2, 8, 2) for item in found}, False)
+    assert set(given.values()) == {8}
+
+
+counts = st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)
+
+
+@given(st.integers(0, 80), counts, st.booleans(), st.data())
+def test_nothing_is_given_twice_or_withheld(wanted, spaces, keeps_rank, data):
+    found = ranked(**{name: data.draw(st.integers(0, 2)) for name in spaces})
+    space = {name: Room(free, queue, 4) for name, (free, queue) in spaces.items()}
+    total = sum(free + queue for free, queue in spaces.values())
+    given = distribute(wanted, found, space, keeps_rank)
+    assert sum(given.values()) == min(wanted, total)
+    for name, (free, queue) in spaces.items():
+        assert given.get(name, 0) == free + queue - space[name].free - space[name].queue
+        assert space[name].free >= 0
+        assert space[name].queue >= 0
+
+
+def test_room_counts_own_jobs_exactly_and_others_as_reported():
+    # Reported: 2 running, 1 waiting; ours were 1 running then, so one of each is another's.
+    element = ce(free=2, running=2, waiting=1)
+    load = CeLoad(pending=0, running=1, reported_running=1, reported_pending=0)
+    assert room_of(element, load, 2, 2, 2) == Room(4 - 1 - 1 - 1, 8, 4)
+    load.pending = 6  # given since the report
+    assert room_of(element, load, 2, 2, 2) == Room(0, 8 - 5, 4)
+    load.pending = load.running = 0  # ours have ended since
+    assert room_of(element, load, 2, 2, 2).free == 2
+    assert room_of(ce(free=0), CeLoad(), 2, 2, 2) == Room(0, 0, 0)
+    assert room_of(element, CeLoad(ended_per_s=100), 2, 2, 2).queue == 200
+
+
+def test_one_users_many_jobs_do_not_hold_up_anothers_one():
+    found = {1: ranked(a=0), 2: ranked(a=0)}
+    outcome = match_pass({1: 10_000, 2: 1}, found, set(), {"a": Room(4, 4, 4)})
+    assert outcome.given == {1: {"a": 7}, 2: {"a": 1}}
+    assert "full" in outcome.reasons[1]
+    assert "no CE matches" in match_pass({1: 1}, {1: []}, set(), {}).reasons[1]
+
+
+def change(before, after, ce_name="ce1"):
+    def job(state):
+        if state is JobState.WAITING:
+            return Job()
+        return Job(state=state, ce=ce_name, gatekeeper="h:1")
+
+    return Change("/CN=a", "j", job(before) if before else None, 7, job(after), 7)
+
+
+def test_board_follows_changes_in_any_order():
+    board = Board()
+    assert board.apply([change(None, JobState.WAITING)], 0)
+    assert board.waiting == {7: 1}
+    board.apply([change(JobState.READY, JobState.SCHEDULED), change(JobState.WAITING, JobState.READY)], 0)
+    assert board.waiting == {}
+    assert (board.load("ce1").pending, board.links) == (1, {("/CN=a", "h:1"): 1})
+    assert board.apply([change(JobState.SCHEDULED, JobState.RUNNING)], 1)
+    assert (board.load("ce1").pending, board.load("ce1").running) == (0, 1)
+    assert board.apply([change(JobState.RUNNING, JobState.DONE)], 2)
+    assert (board.load("ce1").running, board.links, board.ended) == (0, {}, 1)
+    assert board.rate("ce1", 2) > board.rate("ce1", 3) > 0
+
+
+def test_rate_of_matching():
+    """Generous: a loaded machine may be ten times slower."""
+    elements = [CompiledCe(ce(f"ce{n}", GlueCEStateEstimatedResponseTime=n)) for n in range(192)]
+    clusters = [compiled(f"other.GlueCEPolicyMaxWallClockTime >= {n}") for n in range(50)]
+    start = time.perf_counter()
+    for cluster in clusters:
+        candidates(cluster, elements)
+    per_cluster_s = (time.perf_counter() - start) / 50
+    print(f"{per_cluster_s * 1000:.2f} ms for 192 CEs")
+    assert per_cluster_s < 0.1
