@@ -246,6 +246,8 @@ async def list_command(directory: str, *, long: bool, as_json: bool, environ: Ma
     async with open_for_user(environ) as grid:
         channel = await grid.channel("catalog")
         files = [entry async for entry in catalog.list_directory(channel, name)]
+        if long or as_json:
+            files = await _with_replicas(channel, files)
     if as_json:
         console.print_json([file_data(file) for file in files])
         return
@@ -265,6 +267,13 @@ async def list_command(directory: str, *, long: bool, as_json: bool, environ: Ma
         for file in files
     ]
     console.print_table(["", "BYTES", "REPLICAS", "CREATED", "OWNER", "NAME"], rows)
+
+
+async def _with_replicas(channel: Any, files: list[catalog.Entry]) -> list[catalog.Entry]:
+    """A listing names files only; their replicas are looked up."""
+    found, _ = await catalog.lookup(channel, [lfn_of(file) for file in files if not file.is_directory])
+    complete = {file.lfn: file for file in found}
+    return [complete.get(file.lfn, file) for file in files]
 
 
 async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 
 from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, open_grid
-from fabric.errors import AlreadyExists, InvalidRequest, NotFound
+from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
 from security.certificates import subject_of
 from security.credentials import Credential, PrivateKey, generate_key
 from security.files import write_atomic
@@ -95,6 +96,37 @@ async def join(grid: Grid, vo: str, subject: str, name: str, groups: Sequence[st
     await stub.AddMember(vo_wire.AddMemberRequest(member=member))
 
 
+USER_SERVICES = ("broker", "bookkeeping", "catalog", "storage", "gatekeeper")
+"""Whoever maps users by its own copy of the member list."""
+KNOWN_WITHIN_S = 20.0
+KNOWN_POLL_S = 0.2
+
+
+async def await_known(grid: Grid, within_s: float = KNOWN_WITHIN_S) -> list[str]:
+    """Wait until every service lets the user of `grid` in: each reads the member list on its own every few seconds.
+
+    Returns the services that do not after `within_s`, or that cannot be reached.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+
+    async def known(host: str, port: int) -> bool:
+        while True:
+            try:
+                await (await grid.channel_to(host, port)).ready()
+                return True
+            except Refused as error:
+                if error.reason != "NOT_MAPPED" or loop.time() > deadline:
+                    return False
+            except GridError:
+                return False
+            await asyncio.sleep(KNOWN_POLL_S)
+
+    wanted = [endpoint for kind in USER_SERVICES for endpoint in grid.services.all(kind) if endpoint.rpc]
+    answers = await asyncio.gather(*(known(endpoint.host, endpoint.rpc) for endpoint in wanted))
+    return [endpoint.name or endpoint.address for endpoint, answer in zip(wanted, answers, strict=True) if not answer]
+
+
 async def add_command(
     name: str,
     vo: str | None,
@@ -114,7 +146,11 @@ async def add_command(
     async with open_grid(services, credential, Path(services.certificates)) as grid:
         chosen = vo or grid.vo
         user = await add(grid, name, chosen, groups, target, renew=renew)
+    async with open_grid(services, user.credential, Path(services.certificates)) as grid:
+        unknown = await await_known(grid)
     facts = {"subject": user.subject, "vo": user.vo, "certificate": str(user.certificate), "key": str(user.key)}
+    if unknown:
+        console.warn(f"not yet known to {', '.join(unknown)}; they read the member list every few seconds")
     if as_json:
         console.print_json(facts)
         return

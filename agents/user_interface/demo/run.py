@@ -194,15 +194,18 @@ class Demo:
 
     async def _work(self) -> None:
         from agents.user_interface.connection import open_grid
-        from agents.user_interface.users import administrator
+        from agents.user_interface.users import administrator, await_known
 
         services = endpoints.find({}, self.state)
         certificates = Path(services.certificates)
         with self.phase("user"):
             async with open_grid(services, administrator(self.state), certificates) as grid:
                 proxy = await self._make_user(grid)
-            ces = await self._await_sites(services)
         async with open_grid(services, proxy, certificates) as grid:
+            with self.phase("publishing"):
+                ces, unknown = await asyncio.gather(self._await_sites(services), await_known(grid))
+                if unknown:
+                    self.report.notes.append(f"the user is not yet known to {', '.join(unknown)}")
             with self.phase("production"):
                 await self._produce(grid, ces)
             with self.phase("replication"):
