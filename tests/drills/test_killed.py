@@ -1,0 +1,188 @@
+"""Killed at any moment: with 200 jobs under way each agent process dies by SIGKILL in turn. Ray restarts it, every job
+ends DONE and ran exactly once, no acknowledged event is missing, nothing is left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+JOBS = 200
+GRID = Path(sys.executable).with_name("grid")
+VICTIMS = ("broker", "bookkeeping", "gatekeeper", "worker", "storage", "information", "top", "catalog")
+DESCRIPTION = """
+[grid]
+name = "killed"
+mode = "lab"
+organisation = "/O=Killed"
+[[vo]]
+name = "cms"
+[[site]]
+name = "LAB"
+top = {}
+information = {}
+broker = {}
+bookkeeping = {}
+catalog = {}
+storage = {}
+gatekeeper = { lease_linger_s = 0.5 }
+worker = { slots = 8 }
+"""
+# The payload shows that it ran: one line in a file of its own, outside its scratch directory.
+JDL = """
+JobType = "Parametric";
+Parameters = %d;
+ParameterStart = 0;
+ParameterStep = 1;
+Executable = "/bin/sh";
+Arguments = "payload.sh %s _PARAM_";
+InputSandbox = {"payload.sh"};
+StdOutput = "out.txt";
+OutputSandbox = {"out.txt"};
+OutputData = {[OutputFile = "event.dat"; LogicalFileName = "lfn:/grid/cms/killed/_PARAM_.dat"]};
+"""
+PAYLOAD = 'echo "$GRIDFABRIC_JOB_ID" >> "$1/$2"; echo "event $2" > event.dat; echo "job $2"; sleep 1\n'
+
+
+class Lab:
+    """A grid in its own state folder, used only through the `grid` command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("X509_", "GRIDFABRIC_", "RAY_"))},
+            "GRIDFABRIC_STATE": str(self.state),
+        }
+
+    def grid(self, *arguments: str, deadline_s: float = 120.0, codes: tuple[int, ...] = (0,)) -> str:
+        done = subprocess.run(
+            [str(GRID), *arguments],
+            env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=deadline_s, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode in codes, (arguments, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout
+
+    def json(self, *arguments: str, deadline_s: float = 120.0) -> Any:
+        return json.loads(self.grid(*arguments, "--json", deadline_s=deadline_s))
+
+    def agents(self) -> dict[str, dict[str, Any]]:
+        """By kind. `grid status` exits with 1 while an agent is not green."""
+        status = json.loads(self.grid("status", "--json", codes=(0, 1)))
+        return {agent["kind"]: agent for agent in status["agents"]}
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    # Pool accounts must reach the scratch area: not below pytest's private folder.
+    folder = Path(tempfile.mkdtemp(prefix="gridfabric-killed-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    lab = Lab(folder)
+    (folder / "killed.toml").write_text(DESCRIPTION)
+    try:
+        lab.grid("up", "killed.toml", "--detach", deadline_s=180)
+        lab.grid("user", "add", "alice", "--out", str(folder / "alice"))
+        lab.environment |= {
+            "X509_USER_CERT": str(folder / "alice/usercert.pem"),
+            "X509_USER_KEY": str(folder / "alice/userkey.pem"),
+            "X509_USER_PROXY": str(folder / "proxy.pem"),
+            "X509_CERT_DIR": str(lab.state / "certificates"),
+        }
+        lab.grid("proxy", "init")
+        yield lab
+    finally:
+        subprocess.run([str(GRID), "down"], env=lab.environment, timeout=90, check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.grid
+@pytest.mark.timeout(420)
+def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None:
+    ran = lab.folder / "ran"
+    ran.mkdir()
+    ran.chmod(0o777)
+    (lab.folder / "payload.sh").write_text(PAYLOAD)
+    (lab.folder / "many.jdl").write_text(JDL % (JOBS, ran))
+    submitted = lab.json("job", "submit", "many.jdl")
+    parent, children = submitted[0]["job_id"], submitted[0]["children"]
+    assert len(set(children)) == JOBS
+
+    for kind in VICTIMS:
+        kill_and_wait(lab, kind)
+
+    lab.grid("job", "wait", parent, deadline_s=240)
+    assert_each_ran_exactly_once(lab, children, ran)
+    assert_histories_are_whole(lab, children)
+    files = lab.json("data", "ls", "lfn:/grid/cms/killed")
+    assert len(files) == JOBS
+    lab.grid("job", "output", parent, "--out", str(lab.folder / "output"), deadline_s=180)
+    assert_nothing_is_left(lab)
+
+
+def kill_and_wait(lab: Lab, kind: str) -> None:
+    before = lab.agents()[kind]
+    os.kill(before["pid"], signal.SIGKILL)
+
+    def back() -> bool:
+        now = lab.agents()[kind]
+        return now["pid"] not in (0, before["pid"]) and now["state"] == "green"
+
+    until(back, 60, f"{kind} back after SIGKILL")
+
+
+def assert_each_ran_exactly_once(lab: Lab, children: list[str], ran: Path) -> None:
+    jobs = {job["job_id"]: job for job in lab.json("job", "status", *children)}
+    states = Counter(job["state"] for job in jobs.values())
+    assert states == {"DONE": JOBS}, (states, [j for j in jobs.values() if j["state"] != "DONE"][:3])
+    assert all(job["exit_code"] == 0 for job in jobs.values())
+    lines = {path.name: path.read_text().splitlines() for path in ran.iterdir()}
+    assert len(lines) == JOBS
+    assert not {name: found for name, found in lines.items() if len(found) != 1}
+    assert {found[0] for found in lines.values()} == set(children)
+
+
+def assert_histories_are_whole(lab: Lab, children: list[str]) -> None:
+    for child in children[:: len(children) // 20]:
+        events = lab.json("job", "history", child)["events"]
+        last = [event["event"] for event in events if event["attempt"] == events[-1]["attempt"]]
+        assert {"MATCHED", "TRANSFERRED", "RUNNING", "DONE"} <= set(last), (child, last)
+        assert {"REGISTERED", "ENQUEUED"} <= {event["event"] for event in events}
+
+
+def assert_nothing_is_left(lab: Lab) -> None:
+    site = lab.state / "sites" / "LAB"
+    until(lambda: not list((site / "worker.LAB" / "scratch").iterdir()), 30, "scratch directories removed")
+    until(lambda: not leases(site / "gatekeeper.LAB"), 30, "leases released")
+    payloads = [p.pid for p in psutil.process_iter() if "payload.sh" in " ".join(cmdline(p))]
+    assert not payloads
+
+
+def leases(gatekeeper: Path) -> list[str]:
+    return [path.name for path in (gatekeeper / "gridmapdir").iterdir() if path.name.startswith("%2f")]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def until(condition: Callable[[], object], deadline_s: float, what: str) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
+        time.sleep(0.1)
