@@ -518,14 +518,36 @@ def _key(entry: Entry, name: str, prefix: str) -> str:
     return ""
 
 
-def ce_views(entries: Iterable[Entry]) -> dict[str, CeView]:
+def storage_space(entries: Iterable[Entry]) -> dict[str, int]:
+    """The storage elements that are heard, by GlueSEUniqueID, each with its area's largest free space in kB."""
+    heard: set[str] = set()
+    space: dict[str, int] = defaultdict(int)
+    for entry in entries:
+        classes = entry.attributes.get("objectClass", ())
+        if "GlueSE" in classes:
+            if entry.first("GlueSEStatus", PRODUCTION) != UNKNOWN:
+                heard.add(entry.first("GlueSEUniqueID"))
+        elif "GlueSA" in classes:
+            owner = _key(entry, "gluechunkkey", "GlueSEUniqueID")
+            free = typed_value("GlueSAStateAvailableSpace", entry.attributes.get("GlueSAStateAvailableSpace", ()))
+            space[owner] = max(space[owner], free if isinstance(free, int) else 0)
+    return {name: space[name] for name in heard}
+
+
+def bound_storage(entries: Iterable[Entry]) -> set[str]:
+    """The GlueSEUniqueIDs that computing elements among these entries name as close."""
+    return {se for entry in entries for se in entry.attributes.get("GlueCESEBindGroupSEUniqueID", ())}
+
+
+def ce_views(entries: Iterable[Entry], storage: Mapping[str, int] | None = None) -> dict[str, CeView]:
     """Group entries (of one site or many) into a view per GlueCE, by GlueCEUniqueID.
 
-    Storage elements may be at other sites than their close CE. Views of CEs that do not take jobs are there too.
+    Storage elements may be at other sites than their close CE: give `storage` (see `storage_space`) where `entries` are
+    not the whole grid. Views of CEs that do not take jobs are there too.
     """
+    entries = tuple(entries)
+    known = storage_space(entries) if storage is None else storage
     sites: dict[str, _SiteParts] = defaultdict(_SiteParts)
-    storage: set[str] = set()
-    space: dict[str, int] = defaultdict(int)
     for entry in entries:
         classes = entry.attributes.get("objectClass", ())
         parts = sites[site_of(entry.dn)]
@@ -540,22 +562,15 @@ def ce_views(entries: Iterable[Entry]) -> dict[str, CeView]:
         elif "GlueCESEBindGroup" in classes:
             bound = entry.attributes.get("GlueCESEBindGroupSEUniqueID", ())
             parts.bindings[entry.first("GlueCESEBindGroupCEUniqueID")] = bound
-        elif "GlueSE" in classes:
-            if entry.first("GlueSEStatus", PRODUCTION) != UNKNOWN:
-                storage.add(entry.first("GlueSEUniqueID"))
-        elif "GlueSA" in classes:
-            owner = _key(entry, "gluechunkkey", "GlueSEUniqueID")
-            free = typed_value("GlueSAStateAvailableSpace", entry.attributes.get("GlueSAStateAvailableSpace", ()))
-            space[owner] = max(space[owner], free if isinstance(free, int) else 0)
     views: dict[str, CeView] = {}
     for name, parts in sites.items():
         for element in parts.elements:
-            view = _view(name, element, parts, storage, space)
+            view = _view(name, element, parts, known)
             views[view.unique_id] = view
     return views
 
 
-def _view(site: str, element: Entry, parts: _SiteParts, storage: set[str], space: Mapping[str, int]) -> CeView:
+def _view(site: str, element: Entry, parts: _SiteParts, storage: Mapping[str, int]) -> CeView:
     unique_id = element.first("GlueCEUniqueID")
     cluster = _key(element, "glueforeignkey", "GlueClusterUniqueID") or element.first("GlueCEHostingCluster")
     attributes: dict[str, Value] = {}
@@ -568,6 +583,6 @@ def _view(site: str, element: Entry, parts: _SiteParts, storage: set[str], space
     attributes["GlueCESEBindGroupSEUniqueID"] = close
     attributes["GlueSEUniqueID"] = close
     if close:
-        attributes["GlueSAStateAvailableSpace"] = max(space.get(se, 0) for se in close)
+        attributes["GlueSAStateAvailableSpace"] = max(storage[se] for se in close)
     attributes.setdefault("GlueSiteUniqueID", site)
     return CeView(unique_id, site, attributes, close)

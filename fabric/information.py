@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections import ChainMap
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gridfabric.information.v1 import information_pb2 as pb
 
 from fabric.clock import Clock, to_us
 from fabric.errors import GridError, Unavailable
-from fabric.glue13 import CeView, ce_views
+from fabric.glue13 import CeView, bound_storage, ce_views, site_of, storage_space
 from fabric.ldap import Dn, Entry, parse_dn
 from fabric.ldap.entry import NO_ATTRIBUTES
 from fabric.logs import Logger
@@ -324,12 +325,18 @@ class TreeCopy:
     """
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, ...], Entry] = {}
-        self.changes = 0
-        """Counts messages that changed something."""
+        self.by_site: dict[str, dict[tuple[str, ...], Entry]] = {}
+        """The entries by site (empty for the tree's own top) and name."""
+        self.dirty: set[str] = set()
+        """Sites that changed since somebody emptied this."""
         self.is_complete = False
         """True once a whole snapshot has been seen."""
         self._staged: dict[tuple[str, ...], Entry] | None = None
+
+    @property
+    def entries(self) -> dict[tuple[str, ...], Entry]:
+        """All entries by name; made anew at each call."""
+        return {key: entry for site in self.by_site.values() for key, entry in site.items()}
 
     def apply(self, message: pb.SubscribeResponse) -> tuple[list[Entry], list[Dn]]:
         """Take one message in; returns the entries that are new or different, and the names that are gone."""
@@ -337,21 +344,34 @@ class TreeCopy:
             self._staged = {}
         changed = [_received(wire) for wire in message.changed]
         removed = [parse_dn(text) for text in message.removed_dns]
-        target = self.entries if self._staged is None else self._staged
-        for dn in removed:
-            target.pop(dn.key, None)
-        for entry in changed:
-            target[entry.dn.key] = entry
         if self._staged is None:
-            self.changes += bool(changed or removed)
+            self._take(changed, removed)
             return changed, removed
+        for dn in removed:
+            self._staged.pop(dn.key, None)
+        for entry in changed:
+            self._staged[entry.dn.key] = entry
         if changed or removed or message.snapshot:
             return [], []
-        before, self.entries, self._staged = self.entries, self._staged, None
+        before, staged, self._staged = self.entries, self._staged, None
+        news = [entry for key, entry in staged.items() if key not in before or before[key] != entry]
+        gone = [entry.dn for key, entry in before.items() if key not in staged]
+        self._take(news, gone)
         self.is_complete = True
-        self.changes += 1
-        news = [entry for key, entry in self.entries.items() if key not in before or before[key] != entry]
-        return news, [entry.dn for key, entry in before.items() if key not in self.entries]
+        return news, gone
+
+    def _take(self, changed: Iterable[Entry], removed: Iterable[Dn]) -> None:
+        for dn in removed:
+            site = site_of(dn)
+            self.dirty.add(site)
+            entries = self.by_site.get(site, {})
+            entries.pop(dn.key, None)
+            if not entries:
+                self.by_site.pop(site, None)
+        for entry in changed:
+            site = site_of(entry.dn)
+            self.dirty.add(site)
+            self.by_site.setdefault(site, {})[entry.dn.key] = entry
 
 
 def _received(wire: pb.Entry) -> Entry:
@@ -361,19 +381,46 @@ def _received(wire: pb.Entry) -> Entry:
 
 
 class GridView:
-    """The computing elements of the grid as a broker matches them, kept from a `TreeCopy`."""
+    """The computing elements of the grid as a broker matches them, kept from a `TreeCopy` (one view per copy).
+
+    Only the views of sites that changed are made anew, and those of sites whose CEs are bound to storage elsewhere.
+    """
 
     def __init__(self, copy: TreeCopy) -> None:
         self._copy = copy
-        self._at = -1
         self._views: dict[str, CeView] = {}
+        self._storage: dict[str, dict[str, int]] = {}
+        """By site: its storage elements that are heard, with their free space."""
+        self._borrowers: set[str] = set()
+        """Sites with CEs that name storage of other sites as close."""
 
     def elements(self) -> dict[str, CeView]:
         """Every known GlueCE by its unique id, usable or not. The same dict until something changes."""
-        if self._at != self._copy.changes:
-            self._at = self._copy.changes
-            self._views = ce_views(self._copy.entries.values())
-        return self._views
+        dirty, self._copy.dirty = self._copy.dirty, set()
+        if not dirty:
+            return self._views
+        for site in dirty:
+            self._look_at(site)
+        dirty |= self._borrowers
+        views = {name: view for name, view in self._views.items() if view.site not in dirty}
+        everywhere: Mapping[str, int] = ChainMap(*self._storage.values())
+        for site in dirty:
+            storage = everywhere if site in self._borrowers else self._storage.get(site, {})
+            views.update(ce_views(self._copy.by_site.get(site, {}).values(), storage))
+        self._views = views
+        return views
+
+    def _look_at(self, site: str) -> None:
+        entries = self._copy.by_site.get(site, {}).values()
+        own = storage_space(entries)
+        if own:
+            self._storage[site] = own
+        else:
+            self._storage.pop(site, None)
+        if bound_storage(entries) <= own.keys():
+            self._borrowers.discard(site)
+        else:
+            self._borrowers.add(site)
 
 
 class Subscriber:

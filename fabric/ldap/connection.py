@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import TYPE_CHECKING, Any
 
 from fabric.ldap import protocol as p
-from fabric.ldap.ber import BerError, frame_length
+from fabric.ldap.ber import BerError, encode_integer, encode_length, frame_length
 from fabric.ldap.dn import Dn, DnError, parse_dn
 from fabric.ldap.entry import Entry
 from fabric.ldap.filters import ANY_ENTRY, Equality, compile_filter
@@ -46,6 +46,8 @@ class Search:
         self.ahead: Entry | None = None
         """Already taken from ``items``, belongs to the next page."""
         self.message_id = 0
+        self.head = b""
+        """The message id, encoded."""
         self.page_size = 0
         self.in_page = 0
         self.deadline = 0.0
@@ -56,6 +58,7 @@ class Search:
     def begin(self, message_id: int, page_size: int, deadline: float) -> None:
         """Start answering one request."""
         self.message_id, self.page_size, self.deadline = message_id, page_size, deadline
+        self.head = encode_integer(message_id)
         self.in_page = 0
         self.code = None
         self.has_more = False
@@ -72,7 +75,9 @@ class Search:
             return None
         self.sent += 1
         self.in_page += 1
-        return p.frame(self.message_id, encode_entry(entry, self.selection))
+        operation = encode_entry(entry, self.selection)
+        head = self.head
+        return b"\x30" + encode_length(len(head) + len(operation)) + head + operation
 
 
 class Connection(asyncio.Protocol):

@@ -15,11 +15,11 @@ NO_ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 class EntryCache:
     """What is worked out from an entry once and kept with it: encoded bytes and normalised values."""
 
-    __slots__ = ("encoded", "normalised", "parts")
+    __slots__ = ("encoded", "normalised", "selected")
 
     def __init__(self) -> None:
         self.encoded: bytes | None = None
-        self.parts: dict[str, bytes] = {}
+        self.selected: dict[tuple[tuple[str, ...], bool], bytes] = {}
         self.normalised: dict[str, tuple[AttributeType, tuple[Key, ...]]] = {}
 
 

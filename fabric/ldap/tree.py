@@ -91,6 +91,8 @@ class EntryTree:
         self._children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
         names = {schema.canonical(name) for name in ("objectClass", *indexed)}
         self._index: dict[str, dict[Key, dict[tuple[str, ...], None]]] = {name: {} for name in names}
+        looked_up = ((name, schema.lookup(name), index) for name, index in self._index.items())
+        self._indices = tuple((name, attribute, index) for name, attribute, index in looked_up if attribute is not None)
         self._next_serial = 0
         self._attribute_names: dict[str, str] = {}
         self._class_names: dict[str, str] = {}
@@ -280,9 +282,10 @@ class EntryTree:
                 return None
 
     def _index_entry(self, new: Entry | None, old: Entry | None) -> None:
-        for name, index in self._index.items():
-            attribute = self.schema.lookup(name)
-            if attribute is None:
+        for name, attribute, index in self._indices:
+            if (new is None or name not in new.names) and (old is None or name not in old.names):
+                continue
+            if new is not None and old is not None and new.get(name) == old.get(name):
                 continue
             before = set(old.normalised(name, attribute) or ()) if old is not None else set[Key]()
             after = set(new.normalised(name, attribute) or ()) if new is not None else set[Key]()

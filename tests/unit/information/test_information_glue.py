@@ -110,13 +110,8 @@ def test_a_view_has_what_jdl_may_name() -> None:
 
 def test_a_lost_ce_is_not_usable_and_a_lost_se_is_not_close() -> None:
     entries = placed("CERN", relative_entries())
-    lost = [
-        Entry(
-            entry.dn,
-            {n: (UNKNOWN,) if n in ("GlueCEStateStatus", "GlueSEStatus") else v for n, v in entry.attributes.items()},
-        )
-        for entry in entries
-    ]
+    status = {"GlueCEStateStatus": (UNKNOWN,), "GlueSEStatus": (UNKNOWN,)}
+    lost = [Entry(entry.dn, {name: status.get(name, v) for name, v in entry.attributes.items()}) for entry in entries]
     view = ce_views(lost)[CE_ID]
     assert not view.is_usable
     assert view.close_storage == ()
