@@ -1,0 +1,143 @@
+"""Jobs that read from and write to storage elements and the catalogue, with the owner's limited proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents.catalog import client as catalogue
+from agents.gatekeeper import client
+from agents.storage import client as storage
+from fabric.ids import unique_id
+from fabric.rpc.delegation import delegate
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from support.grid import LabGrid
+
+
+class Site:
+    """A CE with a worker, a close SE, a far SE, the catalogue and bookkeeping."""
+
+    def __init__(self, lab: LabGrid) -> None:
+        self.lab = lab
+        self.alice = lab.user("alice")
+
+    async def start(self, retry_s: float = 10.0) -> None:
+        lab = self.lab
+        for kind, site in (("storage", "CERN"), ("storage", "RAL"), ("catalog", "CERN"), ("bookkeeping", "CERN")):
+            lab.plan(kind, site=site)
+        lab.plan("gatekeeper")
+        lab.plan("worker")
+        await lab.start("storage", site="RAL")
+        await lab.start("storage", site="CERN")
+        await lab.start("catalog")
+        await lab.start("bookkeeping")
+        await lab.start("gatekeeper", options={"heartbeat_s": 0.5})
+        await lab.start("worker", options={"slots": 2, "staging_retry_s": retry_s})
+        self.channel = await lab.channel("gatekeeper", credential=self.alice)
+        await delegate(self.channel, self.alice)
+
+    async def run(self, script: str, **more: Any) -> tuple[str, pb.JobUpdate]:
+        description = pb.JobDescription(
+            executable="/bin/sh", arguments=["-c", script], std_output="out", output_sandbox=["out"], vo="cms", **more
+        )
+        job_id = f"https://localhost:9000/{unique_id()}"
+        (outcome,) = await client.submit(self.channel, [pb.Job(job_id=job_id, attempt=1, description=description)])
+        assert outcome.accepted, outcome
+        async with asyncio.timeout(25):
+            async for update in client.watch(self.channel):
+                if update.job_id == job_id and update.state > pb.JOB_STATE_RUNNING:
+                    return job_id, update
+        raise AssertionError
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with LabGrid(tmp_path) as lab:
+        yield Site(lab)
+
+
+async def test_output_data_is_kept_registered_and_read_by_the_next_job(site: Site) -> None:
+    await site.start()
+    lfn = "/grid/cms/test/events.txt"
+    _, update = await site.run(
+        "seq 1 1000 > events.txt", output_data=[pb.DataOutput(file="events.txt", lfn=f"lfn:{lfn}")]
+    )
+    assert (update.state, update.reason) == (pb.JOB_STATE_DONE, ""), update
+    channel = await site.lab.channel("catalog", credential=site.alice)
+    (entry,), _ = await catalogue.lookup(channel, [lfn])
+    assert entry.replicas[0].storage_element == f"localhost:{site.lab.port('storage.CERN')}"
+    job_id, update = await site.run("wc -l < events.txt; ls", input_data=[f"lfn:{lfn}"])
+    assert update.state == pb.JOB_STATE_DONE, update
+    assert (await client.output_files(site.channel, job_id))["out"].split() == [b"1000", b"events.txt", b"out"]
+
+
+async def test_input_data_comes_from_the_far_replica_when_the_close_one_is_gone(site: Site) -> None:
+    await site.start(retry_s=0.5)
+    local = site.lab.directory / "input.dat"
+    local.write_bytes(b"far away\n" * 200_000)
+    far = await site.lab.channel("storage", site="RAL", credential=site.alice)
+    kept = await storage.put_file(far, local, "cms")
+    channel = await site.lab.channel("catalog", credential=site.alice)
+    content = catalogue.Content(kept.size_bytes, kept.checksums.adler32, kept.checksums.sha256)
+    await catalogue.register(channel, "/grid/cms/far.dat", str(uuid.uuid4()), content, surl=kept.surl)
+    gone = f"srm://localhost:{site.lab.port('storage.CERN')}/cms/{uuid.uuid4().hex}"
+    await catalogue.add_replica(channel, "/grid/cms/far.dat", gone, kept.size_bytes, kept.checksums.adler32)
+    job_id, update = await site.run("sha256sum far.dat", input_data=["/grid/cms/far.dat"])
+    assert update.state == pb.JOB_STATE_DONE, update
+    assert (await client.output_files(site.channel, job_id))["out"].split()[0].decode() == kept.checksums.sha256
+
+
+async def test_failed_staging_has_a_reason_and_a_sentence(site: Site) -> None:
+    await site.start(retry_s=0.3)
+    _, update = await site.run("true", input_data=["lfn:/grid/cms/no/such/file"])
+    assert (update.state, update.reason, update.started) == (pb.JOB_STATE_FAILED, "INPUT_DATA_UNKNOWN", False)
+    assert "/grid/cms/no/such/file" in update.sentence
+    job_id, update = await site.run("echo hi", output_data=[pb.DataOutput(file="x", lfn="/grid/cms/x")])
+    assert (update.state, update.reason, update.started) == (pb.JOB_STATE_FAILED, "OUTPUT_DATA_MISSING", True)
+    assert (await client.output_files(site.channel, job_id))["out"] == b"hi\n"
+    _, update = await site.run("exit 4", output_data=[pb.DataOutput(file="x", lfn="/grid/cms/x")])
+    assert (update.state, update.exit_code) == (pb.JOB_STATE_DONE, 4)
+    await site.lab.stop("storage.CERN")
+    _, update = await site.run("echo hi > x", output_data=[pb.DataOutput(file="x", lfn="/grid/cms/x")])
+    assert (update.state, update.reason) == (pb.JOB_STATE_FAILED, "OUTPUT_DATA_FAILED")
+
+
+async def test_a_storage_element_that_restarts_delays_a_job_only(site: Site) -> None:
+    await site.start(retry_s=20)
+    await site.lab.stop("storage.CERN")
+    running = asyncio.create_task(site.run("echo hi > x", output_data=[pb.DataOutput(file="x", lfn="/grid/cms/y")]))
+    await asyncio.sleep(0.5)  # let it meet the closed port
+    await site.lab.start("storage", site="CERN")
+    _, update = await running
+    assert (update.state, update.reason) == (pb.JOB_STATE_DONE, ""), update
+
+
+async def test_bookkeeping_hears_of_every_step(site: Site) -> None:
+    from gridfabric.bookkeeping.v1 import bookkeeping_pb2, bookkeeping_pb2_grpc
+
+    await site.start()
+    job_id, _ = await site.run("exit 3")
+    credential = site.lab.service("broker")
+    stub = bookkeeping_pb2_grpc.BookkeepingStub(await site.lab.channel("bookkeeping", credential=credential))
+    async with asyncio.timeout(10):
+        while True:
+            history = None
+            try:
+                history = await stub.History(bookkeeping_pb2.HistoryRequest(job_id=job_id))
+            except Exception:
+                await asyncio.sleep(0.05)
+            if history is not None and len(history.events) == 3:
+                break
+            await asyncio.sleep(0.02)
+    assert [event.type for event in history.events] == [
+        bookkeeping_pb2.EVENT_TYPE_TRANSFERRED,
+        bookkeeping_pb2.EVENT_TYPE_RUNNING,
+        bookkeeping_pb2.EVENT_TYPE_DONE,
+    ]
+    fields = history.events[2].fields
+    assert (fields["exit_code"], fields["worker"]) == ("3", "worker.CERN")
+    assert fields["ce"] == f"localhost:{site.lab.port('gatekeeper.CERN')}/jobmanager-fabric-long"
