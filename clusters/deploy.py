@@ -13,13 +13,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from clusters import enrolment, inventory, processes, ray, trust
 from clusters.inventory import Inventory, Run
@@ -28,13 +25,13 @@ from clusters.node.launcher import NodeConfiguration
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent, Ports, endpoint, endpoints_for, lab_ports, make_plan, well_known_ports
 from clusters.ports import chooser, is_free
+from clusters.report import HEALTH_DEADLINE_S, AgentStatus, GridStatus, status, status_of, with_process
 from clusters.trust import Invitation
-from fabric.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from fabric.errors import Conflict, GridError, InvalidRequest, NotFound, Unavailable
 from security.files import write_atomic
 
 GREEN_DEADLINE_S = 120.0
 """All agents green, on a slow machine with everything cold."""
-HEALTH_DEADLINE_S = 6.0
 STOP_DEADLINE_S = 20.0
 """For each group of agents that are stopped together."""
 STARTER_GRACE_S = 8.0
@@ -43,48 +40,6 @@ PORT_PATIENCE_S = 5.0
 """A port may be held a moment longer by what is just ending."""
 DEFAULT_RAY_PORT = 6390
 """Of a site's Ray head in `hosts` mode."""
-
-
-@dataclass(frozen=True)
-class AgentStatus:
-    """One agent as `grid status` shows it."""
-
-    name: str
-    kind: str
-    site: str
-    host: str
-    state: str
-    """starting, green, degraded, draining, stopped; failed: it ended by itself; silent: no answer in time."""
-    detail: str = ""
-    ports: Mapping[str, int] = field(default_factory=dict)
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    pid: int = 0
-    restarts: int = 0
-    memory_bytes: int = 0
-    """Of this process alone (unique set size); 0 where it is not on this machine."""
-    cpu_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class GridStatus:
-    """A grid as `grid status` shows it."""
-
-    grid: str
-    state: str
-    """The state folder."""
-    running: bool
-    detail: str
-    mode: str
-    trust: str
-    """`shared`: all sites in one Ray on one machine; `separate`: one Ray for each site."""
-    accounts: str
-    """`pool`: payloads run under pool accounts; `caller`: under the user who started the grid."""
-    agents: tuple[AgentStatus, ...]
-
-    @property
-    def green(self) -> bool:
-        """Whether everything is up."""
-        return self.running and all(agent.state == "green" for agent in self.agents)
 
 
 Progress = Callable[[AgentStatus], None]
@@ -138,17 +93,16 @@ def up(
     if site is not None and description.site(site) is None:
         known = ", ".join(s.name for s in description.sites)
         raise NotFound("SITE_UNKNOWN", f"{description.name} has no site {site!r}; its sites are {known}", site=site)
+    given = Invitation.load(invitation) if invitation is not None else None
     with inventory.changing(paths):
         _refuse_second(paths)
         ports = _ports(description, paths, site)
         agents = make_plan(description, ports, paths, site)
         _save_inventory(description, paths, site, ports)
-        run = Run(secrets.token_hex(16), f"/tmp/{processes.TEMP_PREFIX}{secrets.token_hex(4)}", site=site)
-        run = replace(run, agents=tuple(a.name for a in agents), started_at=datetime.now(UTC).isoformat())
-        run = replace(run, loopback=description.mode == "lab")
+        run = _new_run(agents, site, loopback=description.mode == "lab")
         inventory.write(paths.run, run, 0o600)
         try:
-            found = _start(description, paths, agents, run, invitation, on_progress, deadline_s, fork_server)
+            found = _start(description, paths, agents, run, given, on_progress, deadline_s, fork_server)
         except BaseException:
             _end(paths)
             raise
@@ -187,12 +141,10 @@ def _ports(description: GridDescription, paths: StatePaths, site: str | None) ->
     return ports
 
 
-def _await_ports(agents: Sequence[PlannedAgent], local: Callable[[PlannedAgent], bool]) -> None:
+def _await_ports(agents: Sequence[PlannedAgent]) -> None:
     """Raises Conflict PORT_IN_USE naming the agent, before anything is started."""
     deadline = time.monotonic() + PORT_PATIENCE_S
     for agent in agents:
-        if not local(agent):
-            continue
         address = agent.settings["listen"]
         for protocol, port in agent.settings["ports"].items():
             while not is_free(address, port):
@@ -228,51 +180,69 @@ def _start(
     paths: StatePaths,
     agents: Sequence[PlannedAgent],
     run: Run,
-    invitation: Path | None,
+    invitation: Invitation | None,
     on_progress: Progress,
     deadline_s: float,
     fork_server: bool,
 ) -> tuple[AgentStatus, ...]:
     """Ray and the certificates at the same time; then the actors; then wait."""
     head = _head_host(description, run.site)
-    _await_ports(agents, lambda agent: agent.host == head)
+    here = [agent for agent in agents if run.loopback or agent.host == head]
     ray.make_token(paths.token)
-    env = ray.environment(os.environ, paths.token, run.run, loopback=run.loopback)
-    configuration = NodeConfiguration(
-        address=description.hosts()[head].address,
-        temp_dir=run.temp_dir,
-        status_file=str(paths.root / "ray-status.json"),
-        labels={"host": head},
-        slots=max(4, len(agents)),
-        port=0 if run.loopback else DEFAULT_RAY_PORT,
-        fork_server=fork_server,
-    )
-    launcher = ray.launch(configuration, env, paths.root, paths.log)
-    identity = processes.identify(launcher.pid)
-    run = replace(run, processes={"launcher": identity} if identity else {})
-    inventory.write(paths.run, run, 0o600)
     for agent in agents:
-        on_progress(_status_of(agent, {"state": "starting"}))
-    with ThreadPoolExecutor(1) as worker:
-        prepared = worker.submit(_prepare, description, paths, agents, run, invitation, head)
-        status = _both(prepared, lambda: ray.wait_ready(launcher, Path(configuration.status_file), paths.log))
-    known = {name: processes.identify(pid) for name, pid in status.processes.items()}
-    run = replace(run, address=status.address, processes={n: i for n, i in known.items() if i is not None})
-    inventory.write(paths.run, run, 0o600)
-    client = ray.RayClient(env, paths.log)
+        elsewhere = {"state": "waiting", "detail": f"host {agent.host} has not joined"}
+        on_progress(status_of(agent, {"state": "starting"} if agent in here else elsewhere))
+    run = _start_node(
+        paths,
+        here,
+        run,
+        NodeConfiguration(
+            address=description.hosts()[head].address,
+            temp_dir=run.temp_dir,
+            status_file=str(paths.node_status),
+            labels={"host": head},
+            slots=max(4, len(agents)),
+            port=0 if run.loopback else DEFAULT_RAY_PORT,
+            fork_server=fork_server,
+        ),
+        lambda: _prepare(description, paths, here, invitation),
+    )
+    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
     try:
-        client.connect(status.address)
+        client.connect(run.address)
         rows = [{"name": a.name, "host": a.host, "settings": dict(a.settings)} for a in agents]
         list(client.call("create", 30.0, agents=rows))
-        return _wait_green(client, agents, paths, on_progress, deadline_s)
+        found = _wait_green(client, here, paths, on_progress, deadline_s)
+        return (*found, *(status_of(agent, {"state": "waiting"}) for agent in agents if agent not in here))
     finally:
         client.close()
 
 
-def _both(first: Future[None], second: Callable[[], Any]) -> Any:
-    result = second()
-    first.result()
-    return result
+def _start_node(
+    paths: StatePaths,
+    here: Sequence[PlannedAgent],
+    run: Run,
+    configuration: NodeConfiguration,
+    prepare: Callable[[], None],
+) -> Run:
+    """A Ray node of ours, with everything prepared meanwhile. Returns the run with its processes, recorded."""
+    _await_ports(here)
+    if configuration.head:  # agents may be placed here as soon as the node has joined
+        prepare()
+    env = ray.environment(os.environ, paths.token, run.run, loopback=run.loopback)
+    launcher = ray.launch(configuration, env, paths.root, paths.log)
+    identity = processes.identify(launcher.pid)
+    run = replace(run, processes={"launcher": identity} if identity else {})
+    inventory.write(paths.run, run, 0o600)
+    with ThreadPoolExecutor(1) as worker:
+        prepared = None if configuration.head else worker.submit(prepare)
+        status = ray.wait_ready(launcher, Path(configuration.status_file), paths.log)
+        if prepared is not None:
+            prepared.result()
+    known = {name: processes.identify(pid) for name, pid in status.processes.items()}
+    run = replace(run, address=status.address, processes={n: i for n, i in known.items() if i is not None})
+    inventory.write(paths.run, run, 0o600)
+    return run
 
 
 def _head_host(description: GridDescription, site: str | None) -> str:
@@ -282,21 +252,15 @@ def _head_host(description: GridDescription, site: str | None) -> str:
 
 
 def _prepare(
-    description: GridDescription,
-    paths: StatePaths,
-    agents: Sequence[PlannedAgent],
-    run: Run,
-    invitation: Path | None,
-    head: str,
+    description: GridDescription, paths: StatePaths, here: Sequence[PlannedAgent], invitation: Invitation | None
 ) -> None:
     """Folders, settings, trust and credentials of the agents on this host."""
     now = datetime.now(UTC)
-    mine = [agent for agent in agents if agent.host == head]
-    _write_settings(paths, mine)
-    if trust.has_authority(description, run.site):
-        trust.prepare_here(description, paths, mine, now)
+    _write_settings(paths, here)
+    if any(agent.description.kind == "authority" for agent in here):
+        trust.prepare_here(description, paths, here, now)
     else:
-        enrolment.prepare_elsewhere(paths, mine, invitation, now)
+        enrolment.prepare_elsewhere(paths, here, invitation, now)
 
 
 def _write_settings(paths: StatePaths, agents: Sequence[PlannedAgent]) -> None:
@@ -313,9 +277,9 @@ def _wait_green(
     client: ray.RayClient, agents: Sequence[PlannedAgent], paths: StatePaths, on_progress: Progress, deadline_s: float
 ) -> tuple[AgentStatus, ...]:
     by_name = {agent.name: agent for agent in agents}
-    last = {agent.name: _status_of(agent, {"state": "starting"}) for agent in agents}
+    last = {agent.name: status_of(agent, {"state": "starting"}) for agent in agents}
     for answer in client.call("watch", deadline_s + 15, names=list(by_name), deadline_s=deadline_s):
-        found = _status_of(by_name[answer["agent"]], answer)
+        found = status_of(by_name[answer["agent"]], answer)
         last[found.name] = found
         on_progress(found)
         if found.state == "failed":
@@ -327,75 +291,7 @@ def _wait_green(
     if bad:
         names = "; ".join(f"{status.name} is {status.state} ({status.detail})" for status in bad[:5])
         raise Unavailable("GRID_NOT_GREEN", f"not everything came up in {deadline_s:g} s: {names}")
-    return tuple(_with_process(status) for status in last.values())
-
-
-def _status_of(agent: PlannedAgent, answer: Mapping[str, Any]) -> AgentStatus:
-    return AgentStatus(
-        agent.name,
-        agent.description.kind,
-        agent.description.site,
-        agent.host,
-        str(answer.get("state", "unknown")),
-        str(answer.get("detail", "")),
-        dict(agent.settings["ports"]),
-        dict(answer.get("numbers", {})),
-        int(answer.get("pid", 0)),
-        int(answer.get("restarts", 0)),
-    )
-
-
-def _with_process(status: AgentStatus) -> AgentStatus:
-    """With memory and processor time, where the process is on this machine."""
-    try:
-        process = psutil.Process(status.pid)
-        times = process.cpu_times()
-        memory = process.memory_full_info().uss
-    except (psutil.Error, ValueError):
-        return status
-    return replace(status, memory_bytes=int(memory), cpu_s=times.user + times.system)
-
-
-def status(state: Path) -> GridStatus:
-    """How the grid of a state folder is now; answers within seconds also when it is dead. Raises GRID_UNKNOWN."""
-    paths = StatePaths(state.absolute())
-    description = inventory.read_description(paths)
-    known = inventory.read_inventory(paths)
-    run = inventory.read_run(paths)
-    ports = known.ports if known else {}
-    agents = make_plan(description, ports, paths, run.site if run else known.site if known else None)
-    separate = "shared" if description.mode == "lab" else "separate"
-    accounts = "pool" if os.geteuid() == 0 else "caller"
-
-    def answer(running: bool, detail: str, found: Sequence[AgentStatus] = ()) -> GridStatus:
-        shown = {status.name: status for status in found}
-        all_agents = tuple(shown.get(a.name) or _status_of(a, {"state": "stopped"}) for a in agents)
-        return GridStatus(
-            description.name, str(paths.root), running, detail, description.mode, separate, accounts, all_agents
-        )
-
-    if run is None:
-        return answer(False, "the grid is down; start it with: grid up")
-    launcher = run.processes.get("launcher")
-    if launcher is None or not processes.is_running(launcher):
-        return answer(False, "the grid has died; its state is safe. Clean up and start again with: grid up")
-    if not run.address:
-        return answer(False, "the grid is being started, or its start was interrupted; stop it with: grid down")
-    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
-    try:
-        client.connect(run.address, HEALTH_DEADLINE_S)
-        names = [agent.name for agent in agents]
-        by_name = {agent.name: agent for agent in agents}
-        found = [
-            _with_process(_status_of(by_name[row["agent"]], row))
-            for row in client.call("health", HEALTH_DEADLINE_S + 5, names=names, deadline_s=HEALTH_DEADLINE_S)
-        ]
-    except Unavailable as error:
-        return answer(False, f"{error.sentence}; stop what is left with: grid down")
-    finally:
-        client.close()
-    bad = [status for status in found if status.state != "green"]
-    return answer(True, f"{len(bad)} of {len(found)} agents are not green" if bad else "all agents are green", found)
+    return tuple(with_process(status) for status in last.values())
 
 
 def down(state: Path, *, purge: bool = False) -> list[int]:
@@ -412,10 +308,11 @@ def down(state: Path, *, purge: bool = False) -> list[int]:
         if (
             run is not None
             and run.address
+            and not run.host
             and (launcher := run.processes.get("launcher"))
             and processes.is_running(launcher)
         ):
-            with contextlib.suppress(Unavailable):  # what does not stop by itself is killed below
+            with contextlib.suppress(GridError):  # what does not stop by itself is killed below
                 _stop_agents(paths, run)
         killed = _end(paths)
     if purge:
@@ -451,15 +348,80 @@ def _end(paths: StatePaths) -> list[int]:
     killed = ray.end(run.run, run.processes, run.temp_dir)
     killed += processes.signal_and_wait(processes.starters_below(paths.root / "sites"), STARTER_GRACE_S)
     paths.run.unlink(missing_ok=True)
-    (paths.root / "ray-status.json").unlink(missing_ok=True)
+    paths.node_status.unlink(missing_ok=True)
     return killed
 
 
-def invite(state: Path, site: str) -> Invitation:
-    """An invitation for the agents of one site, by the operator's credential. The grid must be up. Raises GridError."""
+def host_join(description: GridDescription, state: Path, *, invitation: Path, fork_server: bool = True) -> list[str]:
+    """Make this machine a further host of a site whose first machine is up; the invitation says which.
+
+    Returns the names of the agents that Ray now starts here (`status` tells how they are). `down` leaves again; the
+    agents then wait for this host. Raises GridError; then nothing is left running.
+    """
+    paths = StatePaths(state.absolute())
+    given = Invitation.load(invitation)
+    if not given.host or given.host not in description.hosts():
+        raise InvalidRequest(
+            "INVITATION_FOR_SITE",
+            f"{invitation} is not for one host of {description.name}; make one with: "
+            f"grid host invite {given.site} --host NAME",
+        )
+    with inventory.changing(paths):
+        _refuse_second(paths)
+        ports = well_known_ports(description)
+        here = [agent for agent in make_plan(description, ports, paths, given.site) if agent.host == given.host]
+        _save_inventory(description, paths, given.site, ports)
+        write_atomic(paths.token, given.ray_token.encode(), 0o600)
+        run = replace(_new_run(here, given.site, loopback=False), host=given.host)
+        inventory.write(paths.run, run, 0o600)
+        configuration = NodeConfiguration(
+            address=description.hosts()[given.host].address,
+            temp_dir=run.temp_dir,
+            status_file=str(paths.node_status),
+            labels={"host": given.host},
+            slots=max(4, len(here)),
+            head=given.ray_address,
+            fork_server=fork_server,
+        )
+        try:
+            _start_node(paths, here, run, configuration, lambda: _prepare(description, paths, here, given))
+        except BaseException:
+            _end(paths)
+            raise
+    return [agent.name for agent in here]
+
+
+def _new_run(agents: Sequence[PlannedAgent], site: str | None, *, loopback: bool) -> Run:
+    return Run(
+        secrets.token_hex(16),
+        f"/tmp/{processes.TEMP_PREFIX}{secrets.token_hex(4)}",
+        loopback=loopback,
+        site=site,
+        agents=tuple(agent.name for agent in agents),
+        started_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def invite(state: Path, site: str, host: str | None = None) -> Invitation:
+    """An invitation for the agents of one site, or for one further host of the site that runs here.
+
+    By the operator's credential; the grid must be up. Raises GridError.
+    """
     paths = StatePaths(state.absolute())
     description = inventory.read_description(paths)
     if description.site(site) is None:
         known = ", ".join(s.name for s in description.sites)
         raise NotFound("SITE_UNKNOWN", f"{description.name} has no site {site!r}; its sites are {known}", site=site)
-    return enrolment.invite(description, paths, json.loads((paths.root / "endpoints.json").read_bytes()), site)
+    run = inventory.read_run(paths)
+    if host is not None and (run is None or run.site != site or run.host or host not in description.hosts()):
+        raise InvalidRequest(
+            "HOST_NOT_HERE",
+            f"host {host} can join site {site} only by an invitation from the first machine of {site}, while it is up",
+        )
+    given = enrolment.invite(description, paths, json.loads((paths.root / "endpoints.json").read_bytes()), site)
+    if host is None or run is None:
+        return given
+    return replace(given, host=host, ray_address=run.address, ray_token=paths.token.read_text())
+
+
+__all__ = ["AgentStatus", "GridStatus", "RunningGrid", "down", "host_join", "invite", "status", "up"]

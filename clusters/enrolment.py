@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from agents.authority.client import AuthorityClient, open_client
@@ -23,13 +22,12 @@ from security.errors import SecurityError
 
 
 def prepare_elsewhere(
-    state: StatePaths, agents: Sequence[PlannedAgent], invitation: Path | None, now: datetime
+    state: StatePaths, agents: Sequence[PlannedAgent], given: Invitation | None, now: datetime
 ) -> None:
     """Trust and credentials where the authority is on another machine. Enrols only what has no usable credential yet.
 
     Raises InvalidRequest INVITATION_NEEDED, or what the authority said.
     """
-    given = Invitation.load(invitation) if invitation is not None else None
     if given is not None:
         trust.install_invitation(state, given, now)
     pem = b"".join(path.read_bytes() for path in sorted(state.certificates.glob("*.0")))

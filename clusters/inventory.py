@@ -44,6 +44,8 @@ class Run:
     """Of Ray's head."""
     loopback: bool = True
     site: str | None = None
+    host: str = ""
+    """Not empty: this machine has joined the Ray of its site, and the site's first machine stops the agents."""
     agents: tuple[str, ...] = ()
     """Names, in starting order."""
     processes: Mapping[str, Identity] = field(default_factory=dict)

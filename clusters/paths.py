@@ -48,6 +48,11 @@ class StatePaths:
         return self.root / "ray-token"
 
     @property
+    def node_status(self) -> Path:
+        """What the launcher says of its Ray node."""
+        return self.root / "ray-status.json"
+
+    @property
     def log(self) -> Path:
         """What the Ray launcher and its children write."""
         return self.root / "ray.log"

@@ -36,11 +36,6 @@ def ca_directory(grid: GridDescription, state: StatePaths) -> Path:
     return state.agent(agent.site, agent.name) / "ca"
 
 
-def has_authority(grid: GridDescription, site: str | None) -> bool:
-    """Whether the authority is among the agents that are started."""
-    return site is None or grid.authority.site == site
-
-
 def open_authority(grid: GridDescription, state: StatePaths, now: datetime) -> CertificateAuthority:
     """The grid's authority, made if there is none. Raises GridError."""
     folder = ca_directory(grid, state)
@@ -152,6 +147,12 @@ class Invitation:
     crl: str
     """As of the invitation; the agents keep it fresh by themselves."""
     vos: tuple[str, ...] = ()
+    host: str = ""
+    """For one more machine of a site whose Ray runs already: its name in the description."""
+    ray_address: str = ""
+    """host:port of the site's Ray, where it shall join."""
+    ray_token: str = ""
+    """The secret of that Ray: the machine becomes part of the site's trust domain."""
 
     def save(self, path: Path) -> None:
         """Mode 0600: whoever has the token can enrol agents of the site."""

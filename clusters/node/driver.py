@@ -62,15 +62,18 @@ class Driver:
                 "address": node["NodeManagerAddress"],
             }
 
-    def health(self, names: list[str], deadline_s: float) -> Iterator[Answer]:
-        """Each agent's health, within the deadline for all."""
+    def health(self, agents: dict[str, str], deadline_s: float) -> Iterator[Answer]:
+        """The health of each agent (name to host), within the deadline for all."""
         deadline = time.monotonic() + deadline_s
         actors = self._actors()
+        present = {answer["host"] for answer in self.nodes() if answer["alive"]}
         asked = {}
-        for name in names:
+        for name, host in agents.items():
             handle = self._handle(name)
             if handle is None:
                 yield _answer(name, "stopped", "there is no such agent", actors)
+            elif host not in present:
+                yield _answer(name, "waiting", f"host {host} has not joined, or is lost", actors)
             else:
                 asked[handle.health.remote()] = name
         while asked:
