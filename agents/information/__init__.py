@@ -1,4 +1,4 @@
-"""The information system: agents publish GLUE 1.3 entries to their site, sites to the top, and LDAP shows the same tree.
+"""The information system: agents publish GLUE 1.3 entries to their site, sites to the top, LDAP shows the same tree.
 
 The tree, with the same names at a site's server and at the top, so that one command works at both:
 
@@ -13,8 +13,8 @@ The tree, with the same names at a site's server and at the top, so that one com
 Operational attributes of each published entry (ask for `+`): GridFabricProducer, GridFabricProducedAt,
 GridFabricValidUntil, GridFabricState.
 
-States are `awaited`, `current`, `unreachable`, `withdrawn`. Nothing vanishes silently: when a producer is not heard in time
-its entries stay, with GlueCEStateStatus, GlueSEStatus and GlueServiceStatus set to Unknown; after a grace they are
-removed, except for GlueSite, and the state stays published. Who is heard again is back at once. A site server publishes
-for its own site only, and an agent under its own name only: the session's identity decides.
+States are `awaited`, `current`, `unreachable`, `withdrawn`. Nothing vanishes silently: when a producer is not heard in
+time its entries stay, with GlueCEStateStatus, GlueSEStatus and GlueServiceStatus set to Unknown; after a grace they are
+removed, except for GlueSite, and the state stays published. Who is heard again is back at once. A site server
+publishes for its own site only, and an agent under its own name only: the session's identity decides.
 """
