@@ -55,14 +55,11 @@ class LogFile:
     def __init__(self, path: Path, max_bytes: int, kept: int) -> None:
         self._path, self._max_bytes, self._kept = path, max_bytes, kept
         self._lock = threading.Lock()
-        self._descriptor = -1
-        self._size = 0
-        self._open()
-
-    def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = self._open()
         self._size = os.fstat(self._descriptor).st_size
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, line: bytes) -> None:
         """Append one line (with its newline). A full disk loses the line and never the caller."""
@@ -72,18 +69,22 @@ class LogFile:
             try:
                 if self._size + len(line) > self._max_bytes and self._size:
                     self._rotate()
+            except OSError as error:
+                _last_resort(f"{self._path}: {error}")
+            try:
                 self._size += os.write(self._descriptor, line)
             except OSError as error:
                 _last_resort(f"{self._path}: {error}")
 
     def _rotate(self) -> None:
-        os.close(self._descriptor)
         for number in range(self._kept - 1, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             if older.exists():
                 older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._open()
+        full, self._descriptor = self._descriptor, self._open()  # if it cannot be opened the full one is still in use
+        os.close(full)
+        self._size = 0
 
     def close(self) -> None:
         """Close the file; later lines are dropped."""

@@ -18,6 +18,8 @@ from gridfabric.information.v1 import information_pb2, information_pb2_grpc
 from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
+from support.grid import LabGrid
+from support.toy_agent import ToyAgent, ToyStorage
 
 from fabric.agent import RunningAgent
 from fabric.errors import (
@@ -38,8 +40,6 @@ from fabric.rpc.server import MAX_MESSAGE_BYTES, RpcService
 from security import proxies
 from security.credentials import Credential, generate_key
 from security.session import prove
-from support.grid import LabGrid
-from support.toy_agent import ToyAgent, ToyStorage
 
 NAME = "storage.CERN"
 
@@ -489,7 +489,7 @@ async def test_an_error_in_mid_stream(lab: LabGrid, toy: RunningAgent) -> None:
 
 async def wait_until(condition: Any, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition is somebody else's file or list
             await asyncio.sleep(0.01)
 
 
