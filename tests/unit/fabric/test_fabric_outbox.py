@@ -165,7 +165,7 @@ async def test_big_messages_travel_in_small_batches(store: Store) -> None:
 
 async def test_two_outboxes_of_one_store(store: Store) -> None:
     one, two = Outbox(store, "s"), Outbox(store, "s", name="accounting")
-    await store.write(lambda c: (one.add(c, [b"1"]), two.add(c, [b"2"])) and None)
+    await store.write(lambda c: [one.add(c, [b"1"]), two.add(c, [b"2"])])
     for outbox, payload in ((one, b"1"), (two, b"2")):
         receiver = Receiver()
         await send_all(outbox, receiver)

@@ -110,7 +110,7 @@ async def test_stop_iteration_does_not_hang_the_caller(store: Store) -> None:
 
 
 async def test_readers_cannot_write(store: Store) -> None:
-    with pytest.raises(Exception, match="readonly|cannot be used"):
+    with pytest.raises(Exception, match=r"readonly|cannot be used"):
         await store.read(insert("a"))
     assert await store.read(names) == []
 
@@ -206,7 +206,9 @@ for number in range(100000):
 
 async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    process = subprocess.Popen([sys.executable, "-c", CRASHER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", CRASHER, str(path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     acknowledged = [process.stdout.readline().strip() for _ in range(50)]
     os.kill(process.pid, signal.SIGKILL)
