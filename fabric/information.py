@@ -171,6 +171,7 @@ class _PublisherLink:
         self.wake = asyncio.Event()
         self.gone = asyncio.Event()
         self.is_open = False
+        self._stream = 0
         self._sequence = 0
         self._acknowledged = 0
         self._heard_at = 0.0
@@ -226,11 +227,12 @@ class _PublisherLink:
         self.gone.set()
 
     async def _publish(self, stub: Any) -> None:
+        self._stream += 1
         self._sequence = self._acknowledged = 0
         self._snapshot_due = True
         self._heard_at = self._owner.clock.monotonic()
         self.is_open = True
-        call = self._call = stub.Publish(self._messages())
+        call = self._call = stub.Publish(self._messages(self._stream))
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch())
@@ -263,8 +265,9 @@ class _PublisherLink:
             self._was_lost = False
             self._owner.log.info("publish.restored", server=self._endpoint.address)
 
-    async def _messages(self) -> AsyncIterator[pb.PublishRequest]:
-        while True:
+    async def _messages(self, stream: int) -> AsyncIterator[pb.PublishRequest]:
+        """What to send on one stream. A stream that was replaced must not take changes away from its successor."""
+        while stream == self._stream:
             if self._stopping:
                 yield self._message(withdraw=True)
                 return
@@ -278,13 +281,12 @@ class _PublisherLink:
                     yield message
             else:
                 yield self._message()
-            if not self.pending:
+            if stream == self._stream and not (self.pending or self._stopping or self._snapshot_due):
                 self.wake.clear()
-                if not (self._stopping or self._snapshot_due):
-                    try:
-                        await asyncio.wait_for(self.wake.wait(), self._owner.refresh_s)
-                    except TimeoutError:
-                        continue
+                try:
+                    await asyncio.wait_for(self.wake.wait(), self._owner.refresh_s)
+                except TimeoutError:
+                    continue
             if not self._stopping:
                 await asyncio.sleep(COALESCE_S)
 

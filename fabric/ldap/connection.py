@@ -486,7 +486,7 @@ class Connection(asyncio.Protocol):
         server_limit = self._limits.size_limit
         limit = min(request.size_limit or server_limit, server_limit) if server_limit else request.size_limit
         items = self._server.find(base, scope, request.filter, limit + 1 if limit else None)
-        selection = Selection(request.attributes, self._server.schema, types_only=request.types_only)
+        selection = self._server.selection(request.attributes, request.types_only)
         return Search(items, selection, limit)
 
     def _resume(self, request: p.SearchRequest, cookie: bytes) -> Search | None:

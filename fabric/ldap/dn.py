@@ -11,6 +11,9 @@ from functools import lru_cache
 MAX_DN_CHARACTERS = 16 * 1024
 """Longest name taken from a peer; RDN values of 1 000 characters and more do occur."""
 
+MAX_REMEMBERED_CHARACTERS = 512
+"""Longer names are parsed each time: strangers must not fill memory with them."""
+
 MAX_RDNS = 64
 """Deepest name: a grid tree has five levels."""
 
@@ -120,9 +123,17 @@ ROOT = Dn(())
 """The empty name."""
 
 
-@lru_cache(maxsize=4096)
 def parse_dn(text: str) -> Dn:
     """Read a name. Raises DnError; an empty string is the empty name."""
+    return _remembered(text) if len(text) <= MAX_REMEMBERED_CHARACTERS else _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(text: str) -> Dn:
+    return _parse(text)
+
+
+def _parse(text: str) -> Dn:
     if len(text) > MAX_DN_CHARACTERS:
         raise DnError(f"a name of {len(text)} characters is over the limit of {MAX_DN_CHARACTERS}")
     if not text.strip(" "):

@@ -13,7 +13,7 @@ _EMPTY_SET = ber.encode_element(ber.SET, b"")
 _SHORT = tuple(bytes((ber.OCTET_STRING, length)) for length in range(0x80))
 """Tag and length of a short OCTET STRING: nearly every value is one, and this is the hottest place of all."""
 
-MAX_KEPT_SELECTIONS = 4
+MAX_KEPT_SELECTIONS = 2
 """Attribute selections whose bytes are kept with an entry: brokers and infosites ask the same again and again."""
 
 

@@ -19,6 +19,7 @@ from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry, make_entry
 from fabric.ldap.filters import Filter, matches
 from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START_TLS, OID_WHO_AM_I, ResultCode
+from fabric.ldap.results import Selection
 from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, Schema
 from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
 
@@ -27,6 +28,12 @@ EventFunction = Callable[[str, dict[str, object]], None]
 
 BindFunction = Callable[[str, bytes], Awaitable[bool]]
 """Says whether a name and password are accepted; called over TLS only."""
+
+MAX_KEPT_SELECTIONS = 64
+"""Attribute lists remembered; clients of one kind ask for the same ones."""
+
+MAX_KEPT_NAMES = 64
+"""Longest attribute list that is remembered."""
 
 SUBSCHEMA = parse_dn("cn=Subschema")
 
@@ -116,6 +123,7 @@ class LdapServer:
         self._sweeper: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, int] = {}
+        self._selections: dict[tuple[tuple[str, ...], bool], Selection] = {}
         self._all_gone = asyncio.Event()
 
     @property
@@ -213,6 +221,19 @@ class LdapServer:
 
     def _own(self, entry: Entry, filter: Filter) -> Iterator[Entry]:
         return iter((entry,)) if matches(filter, entry, self.schema) else iter(())
+
+    def selection(self, names: tuple[str, ...], types_only: bool) -> Selection:
+        """Which attributes a request wants; the ones asked for often are kept."""
+        kept = self._selections.get((names, types_only))
+        if kept is None:
+            kept = Selection(names, self.schema, types_only=types_only)
+            if len(names) > MAX_KEPT_NAMES or sum(map(len, names)) > 64 * MAX_KEPT_NAMES:
+                kept.key = None  # an odd list is served, but neither it nor its answers are kept
+                return kept
+            if len(self._selections) >= MAX_KEPT_SELECTIONS:
+                self._selections.clear()
+            self._selections[(names, types_only)] = kept
+        return kept
 
     def root_dse(self) -> Entry:
         """What this server is and can (RFC 4512 section 5.1)."""
