@@ -17,7 +17,7 @@ from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.machine import GatekeeperMachine
-from agents.gatekeeper.model import Purged, State, Ticked, Update
+from agents.gatekeeper.model import CancelAsked, Purged, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
     GATEKEEPER_RULES,
@@ -30,13 +30,17 @@ from agents.gatekeeper.workers import WorkerPool
 from fabric import glue13
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import to_us, utc_text
+from fabric.errors import GridError, from_security
 from fabric.outbox import Outbox
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
+from security.errors import Reason, SecurityError
+from security.validation import validate_client_chain
 
 CLEAN_EVERY_S = 10.0
-MAX_RECORD_EVENTS = 1000
-"""Events in one call to bookkeeping."""
+KILL_REASONS = frozenset(
+    {Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value}
+)
 
 
 class Gatekeeper(Agent):
@@ -68,12 +72,12 @@ class Gatekeeper(Agent):
             perform=self._pool.perform,
             record=self._record,
             changed=self._on_change,
+            reconnect_workers=self._pool.reconnect,
         )
         self._pool.driver = self._driver
         context.delegations.on_change(lambda _subject, _id: self._renew.set())
         self._renew = asyncio.Event()
         self._publish_wanted = asyncio.Event()
-        self._mean_wall_s = 0.0
         self._published: Any = None
         self._started_text = utc_text(context.clock.now())
         self._stopping = False
@@ -135,6 +139,7 @@ class Gatekeeper(Agent):
         spawn(self._tick(), "ticker")
         spawn(self._clean(), "cleaner")
         spawn(self._renew_proxies(), "proxy renewal")
+        spawn(self._judge_owners(), "owners judged again")
         spawn(self._accounts.run(self._owners, self.context.clock.monotonic), "leases")
         if self.context.settings.endpoints("bookkeeping"):
             spawn(self._outbox.run(self._deliver), "events to bookkeeping")
@@ -194,6 +199,37 @@ class Gatekeeper(Agent):
             self._renew.clear()
             await self._pool.renew()
 
+    async def _judge_owners(self) -> None:
+        """When trust, bans or the map change: jobs of people who would be refused now are stopped (option
+        `revoked_jobs`)."""
+        seen: tuple[int, int] | None = None
+        while self.options.revoked_jobs == "kill":
+            now = (self.context.trust.snapshot().generation, self.context.judge.generation)
+            if now != seen:
+                seen = now
+                for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
+                    await self._judge_owner(owner)
+            await asyncio.sleep(self.context.settings.fabric.trust_poll_s)
+
+    async def _judge_owner(self, owner: str) -> None:
+        context = self.context
+        try:
+            chain = context.delegations.get(owner).pem_chain()
+            identity = await asyncio.to_thread(
+                validate_client_chain, chain, context.trust.snapshot(), context.policy, context.clock.now()
+            )
+            context.judge.judge(identity, unmapped=False)
+            return
+        except SecurityError as error:
+            refusal = from_security(error)
+        except GridError as error:
+            refusal = error
+        if refusal.reason not in KILL_REASONS:
+            return  # an expired or missing delegation is no reason: the jobs go on with what they have
+        jobs = [job.job_id for job in self.machine.jobs.values() if job.owner == owner and not job.cancel_reason]
+        context.log.audit("jobs.stopped", owner=owner, jobs=len(jobs), reason=refusal.reason, sentence=refusal.sentence)
+        self._driver.feed([CancelAsked(job_id, refusal.reason) for job_id in jobs])
+
     async def _clean(self) -> None:
         while True:
             await asyncio.sleep(CLEAN_EVERY_S)
@@ -235,7 +271,9 @@ class Gatekeeper(Agent):
         full = self._sandbox.area.free_disk_bytes() < self.options.min_free_disk_bytes or bool(self._driver.blocked)
         closed = self._stopping or self.machine.draining
         status = glue13.DRAINING if closed else glue13.CLOSED if full else glue13.PRODUCTION
-        return publish.Measured(total, 0 if full or closed else free, running, waiting, status, self._mean_wall_s)
+        return publish.Measured(
+            total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1)
+        )
 
     async def _publish(self) -> None:
         settings = self.context.settings

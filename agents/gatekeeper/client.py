@@ -57,7 +57,8 @@ async def status(channel: Any, job_ids: Sequence[str]) -> list[pb.JobUpdate]:
 
 
 async def watch(channel: Any, after_sequence: int = 0) -> AsyncIterator[pb.JobUpdate]:
-    """The caller's updates after a sequence, then live ones, until the caller stops or the stream is lost (GridError)."""
+    """The caller's updates after a sequence, then live ones, until the caller stops or the stream is lost
+    (GridError)."""
     async with _stub(channel).Watch(pb.WatchRequest(after_sequence=after_sequence)) as stream:
         async for response in stream:
             for update in response.updates:

@@ -46,6 +46,8 @@ class GatekeeperOptions:
     max_disk_bytes: int = field(default=4 * GIB, metadata={"minimum": 4096})
     worker_lost_s: float = 60.0
     """A worker that is silent for so long has lost its jobs. A killed worker agent is back in a few seconds."""
+    revoked_jobs: str = field(default="kill", metadata={"choices": ("kill", "keep")})
+    """Jobs of somebody who was revoked, banned or taken off the map: stopped at once, or left to end."""
     heartbeat_s: float = field(default=5.0, metadata={"minimum": 0.05})
     """A worker's stream that is silent for four of these is closed."""
 

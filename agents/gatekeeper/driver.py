@@ -1,7 +1,8 @@
 """Persist, then perform: feeds events to the machine in batches, one transaction per batch, then its commands.
 
 While one batch is being synced the next one gathers, so a busy gatekeeper makes few large transactions and an idle one
-answers at once. If the disk refuses (full), the same batch is tried again until it is kept: nobody has been told anything.
+answers at once. If the disk refuses (full), the same batch is tried again until it is kept: nobody has been told
+anything.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from agents.gatekeeper import store as rows
 from agents.gatekeeper.machine import GatekeeperMachine
 from agents.gatekeeper.model import Command, Event, Outcome, State, Submitted, Turn, Update
 from fabric.clock import to_us
-from fabric.errors import Exhausted, GridError
+from fabric.errors import Exhausted, GridError, Unavailable
 
 MAX_EVENTS_PER_TURN = 4000
 MAX_WAITING_EVENTS = 100_000
@@ -94,9 +95,11 @@ class Driver:
         perform: Callable[[Sequence[Command]], None],
         record: Recorder,
         changed: Callable[[], None],
+        reconnect_workers: Callable[[], None] = lambda: None,
     ) -> None:
         self.machine, self._store, self._clock, self._log = machine, store, clock, log
         self._perform, self._record, self._changed = perform, record, changed
+        self._reconnect_workers = reconnect_workers
         self._groups: list[_Group] = []
         self._waiting = 0
         self._wake = asyncio.Event()
@@ -104,6 +107,8 @@ class Driver:
         self.descriptions: dict[str, bytes] = {}
         """Of jobs not yet handed out; others are read from the store."""
         self.numbers = Numbers()
+        self.mean_wall_s = 0.0
+        """How long payloads took lately."""
         self.blocked = ""
         """Why nothing can be kept now; empty when all is well."""
 
@@ -114,7 +119,8 @@ class Driver:
         self._add(_Group(events, payloads or {}, None))
 
     async def ask(self, events: Sequence[Event], payloads: Mapping[int, Any] | None = None) -> list[Outcome]:
-        """Hand in what is wanted and wait until it is durable; the outcomes are those of its Submitted events, in order.
+        """Hand in what is wanted and wait until it is durable; the outcomes are those of its Submitted events, in
+        order.
 
         Raises Exhausted GATEKEEPER_BUSY.
         """
@@ -137,8 +143,28 @@ class Driver:
             await self._wake.wait()
             await asyncio.sleep(GATHER_S)
             groups = self._take()
-            if groups:
+            if not groups:
+                continue
+            try:
                 await self._turn(groups)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                await self._begin_again(groups, error)
+
+    async def _begin_again(self, groups: list[_Group], error: Exception) -> None:
+        """A defect: memory may not be what the store holds. Forget it and recover, as a restart would."""
+        self._log.exception("driver.defect", error, events=sum(len(group.events) for group in groups))
+        for group in groups:
+            if group.future is not None and not group.future.done():
+                group.future.set_exception(
+                    error if isinstance(error, GridError) else Unavailable("GATEKEEPER_RECOVERS", "a defect; try again")
+                )
+        if isinstance(error, GridError) and error.reason == "STORE_CLOSED":
+            return
+        live, attempts, sequence = await self._store.read(rows.load)
+        self.machine.restart(live, attempts, sequence, to_us(self._clock.now()))
+        self._reconnect_workers()
 
     def _take(self) -> list[_Group]:
         taken: list[_Group] = []
@@ -167,6 +193,8 @@ class Driver:
         self.numbers.events += len(events)
         self.numbers.accepted += len(turn.accepted)
         for job in turn.ended:
+            if job.state is State.DONE:
+                self.mean_wall_s += 0.1 * (job.usage.wall_s - self.mean_wall_s)
             self.numbers.ended[job.state.value] = self.numbers.ended.get(job.state.value, 0) + 1
         self._answer(groups, turn)
         self._tell(turn.updates)

@@ -9,7 +9,8 @@ A job's way (each edge below has its comment in the code):
                     |  ^______|           |
                     |   returned          +-> CANCELLED (also from QUEUED and ASSIGNED)
 
-Fences: (job, attempt) is the broker's; `run` counts hand-outs inside this CE. A report about another attempt or run than
+Fences: (job, attempt) is the broker's; `run` counts hand-outs inside this CE. A report about another attempt or run
+than
 the current one changes nothing: it is acknowledged so that the worker forgets it, and a process of it is killed.
 """
 
@@ -107,6 +108,13 @@ class GatekeeperMachine:
             else:
                 self._away(job.worker, now_us).held.add(job.job_id)
 
+    def restart(self, jobs: Iterable[Job], attempts: dict[str, int], sequence: int, now_us: int) -> None:
+        """Forget everything but the numbers of purged fences and recover."""
+        draining = self.draining
+        self.__init__(worker_lost_us=self.worker_lost_us, max_queued=self.max_queued)  # type: ignore[misc]
+        self.draining = draining
+        self.recover(jobs, attempts, sequence, now_us)
+
     def _away(self, name: str, now_us: int) -> Worker:
         worker = self.workers.get(name)
         if worker is None:
@@ -190,7 +198,8 @@ class GatekeeperMachine:
     # ---- reports about jobs
 
     def _current(self, worker: str, job_id: str, attempt: int, run: int) -> Job | None:
-        """The live job that this worker's hand-out is; None when the report is about something that no longer counts."""
+        """The live job that this worker's hand-out is; None when the report is about something that no longer
+        counts."""
         job = self.jobs.get(job_id)
         if job is None or job.state not in ON_WORKER:
             return None
@@ -252,7 +261,8 @@ class GatekeeperMachine:
             job.sentence = f"{job.returns} times a worker of this site gave the job back unstarted"
             self._end(job, State.FAILED, self._now_us)
         else:
-            # ASSIGNED -> QUEUED: the worker certainly never started this run; it goes to the front, with the next run number.
+            # ASSIGNED -> QUEUED: the worker certainly never started this run; it goes to the front, with the next run
+            # number.
             self._queue_first(job.job_id)
             job.worker = ""
             self._announce(job, State.QUEUED, self._now_us)
@@ -376,7 +386,8 @@ class GatekeeperMachine:
         self._turn.changed[job.job_id] = job
         self._turn.updates.append(
             Update(
-                self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code, job.reason,
+                self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code,
+                job.reason,
                 job.sentence, job.usage, job.started,
             )
         )  # fmt: skip

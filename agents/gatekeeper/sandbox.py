@@ -1,6 +1,7 @@
 """The sandbox area: files by their sha256, complete and verified or not there, within byte and i-node bounds.
 
-`<area>/<2 hex>/<64 hex>`; a file under way is `<area>/incoming/<random>`. The rows say what should be there; at start both
+`<area>/<2 hex>/<64 hex>`; a file under way is `<area>/incoming/<random>`. The rows say what should be there; at
+start both
 are compared, and whatever one side lacks the other forgets.
 """
 
@@ -69,7 +70,8 @@ class SandboxArea:
         if size_bytes < 0 or size_bytes > self.max_file_bytes:
             raise InvalidRequest(
                 "SANDBOX_FILE_TOO_LARGE",
-                f"a sandbox file of {size_bytes} bytes is over the limit of {self.max_file_bytes}; use a storage element",
+                f"a sandbox file of {size_bytes} bytes is over the limit of {self.max_file_bytes}; "
+                "use a storage element",
                 size_bytes=size_bytes,
                 limit_bytes=self.max_file_bytes,
             )
@@ -142,7 +144,8 @@ class Upload:
             raise _disk(error) from error
 
     def finish(self) -> None:
-        """Verify, sync, and put in place. Raises InvalidRequest SIZE_MISMATCH, CHECKSUM_MISMATCH, Exhausted DISK_FULL."""
+        """Verify, sync, and put in place. Raises InvalidRequest SIZE_MISMATCH, CHECKSUM_MISMATCH, Exhausted
+        DISK_FULL."""
         try:
             if self._written != self.size_bytes:
                 raise InvalidRequest(

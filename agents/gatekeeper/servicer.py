@@ -237,7 +237,8 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         if free < self._options.min_free_disk_bytes:
             raise Exhausted(
                 "DISK_FULL",
-                f"only {free} bytes of disk are free here and {self._options.min_free_disk_bytes} are kept for what runs; "
+                f"only {free} bytes of disk are free here and {self._options.min_free_disk_bytes} are kept for what "
+                "runs; "
                 "try another computing element",
                 retry_after_s=30,
             )

@@ -1,6 +1,7 @@
 """The gatekeeper's rows: jobs, their output, sandbox files and the fences of purged jobs.
 
-One row per job id: its newest attempt here. `sequence` of a row is that of its newest update, so `Watch` after a gap needs
+One row per job id: its newest attempt here. `sequence` of a row is that of its newest update, so `Watch` after a gap
+needs
 no table of updates: it is the rows with a greater sequence, in order.
 """
 
@@ -113,12 +114,14 @@ def _values(job: Job) -> dict[str, Any]:
 
 def _job(row: Any) -> Job:
     (
-        job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, state, run, worker, cancel_reason, returns, started,
+        job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, state, run, worker, cancel_reason, returns,
+        started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
         sequence, blocked_worker, blocked_attempt, blocked_run,
     ) = row  # fmt: skip
     return Job(
-        job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason, returns,
+        job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
+        returns,
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
         Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None,
@@ -128,7 +131,8 @@ def _job(row: Any) -> Job:
 def update_of(job: Job) -> Update:
     """The newest update of a job, from its row."""
     return Update(
-        job.sequence, job.job_id, job.attempt, job.owner, job.vo, job.state, job.changed_at_us, job.worker, job.exit_code,
+        job.sequence, job.job_id, job.attempt, job.owner, job.vo, job.state, job.changed_at_us, job.worker,
+        job.exit_code,
         job.reason, job.sentence, job.usage, job.started,
     )  # fmt: skip
 
@@ -322,7 +326,8 @@ def sandbox_take_unused(connection: sa.Connection, before_us: int, limit: int) -
     """Forget files that no job uses and nobody wanted since; returns (sha256, size). The caller unlinks them."""
     rows = connection.exec_driver_sql(
         "SELECT sha256, size_bytes FROM sandbox_files WHERE used_at_us < ? "
-        "AND NOT EXISTS (SELECT 1 FROM sandbox_uses u WHERE u.sha256 = sandbox_files.sha256) ORDER BY used_at_us LIMIT ?",
+        "AND NOT EXISTS (SELECT 1 FROM sandbox_uses u WHERE u.sha256 = sandbox_files.sha256) "
+        "ORDER BY used_at_us LIMIT ?",
         (before_us, limit),
     )
     unused = [(row[0], int(row[1])) for row in rows]

@@ -1,6 +1,7 @@
 """The worker pool: the gatekeeper's end of each worker's stream. The only batch system so far.
 
-A different one (Slurm, PBS) would take the same commands (`RunOnWorker`, `KillOnWorker`, `AcknowledgeWorker`) and feed the
+A different one (Slurm, PBS) would take the same commands (`RunOnWorker`, `KillOnWorker`, `AcknowledgeWorker`) and
+feed the
 same events; the machine knows nothing of streams or wire types.
 """
 
@@ -74,7 +75,8 @@ class WorkerPool:
     # ---- commands
 
     def perform(self, commands: Sequence[Command]) -> None:
-        """Queue orders on the streams that they are meant for; a stream that is gone needs none (its successor says hello)."""
+        """Queue orders on the streams that they are meant for; a stream that is gone needs none (its successor says
+        hello)."""
         for command in commands:
             link = self._links.get(command.worker)
             if link is None or link.stream != command.stream:
@@ -85,6 +87,12 @@ class WorkerPool:
                 link.cancel.append(command)
             else:
                 link.acknowledged.append(command)
+            link.wake.set()
+
+    def reconnect(self) -> None:
+        """End every stream: each worker opens a new one and says what it holds."""
+        for link in self._links.values():
+            link.closed = "the gatekeeper compares notes"
             link.wake.set()
 
     def drain(self) -> None:
@@ -236,7 +244,8 @@ class WorkerPool:
     # ---- proxies
 
     async def _grant(self, link: _Link, owner: str, request_pem: bytes) -> None:
-        """Sign a limited proxy of the owner's delegation for the worker's key, if the worker has a job of this owner."""
+        """Sign a limited proxy of the owner's delegation for the worker's key, if the worker has a job of this
+        owner."""
         granted = pb.ProxyGranted(owner=owner)
         machine = self.driver.machine
         worker = machine.workers.get(link.worker)

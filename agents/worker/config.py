@@ -18,10 +18,12 @@ class WorkerOptions:
     gatekeeper: str = ""
     """Name of the gatekeeper to serve; empty: the first one of this site."""
     scratch_dir: str = ""
-    """Where jobs have their directories. Empty: <state_dir>/scratch, or a folder below /var/tmp where pool accounts could
+    """Where jobs have their directories. Empty: <state_dir>/scratch, or a folder below /var/tmp where pool accounts
+    could
     not reach that (a folder on its path is closed to others)."""
     run_as_root: bool = False
-    """Allow payloads to run as root when this agent is root and the gatekeeper maps to the caller. For containers only."""
+    """Allow payloads to run as root when this agent is root and the gatekeeper maps to the caller. For containers
+    only."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for every job by the site, for instance VO_CMS_SW_DIR."""
     path: str = "/usr/local/bin:/usr/bin:/bin"

@@ -44,6 +44,7 @@ class Link:
         self._refused: deque[Name] = deque()
         self._wanted: deque[tuple[str, bytes]] = deque()
         self._wake = asyncio.Event()
+        self._broken = asyncio.Event()
         self._seen = 0
         self._told: tuple[int, int, str] | None = None
         self.connected = False
@@ -84,7 +85,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep a stream for ever."""
-        asyncio_handler = asyncio.ensure_future(self._handle())
+        handling = asyncio.ensure_future(self._handle())
         pause_s = 0.1
         try:
             while True:
@@ -97,14 +98,12 @@ class Link:
                         self._context.log.warning("gatekeeper.lost", reason=error.reason, sentence=error.sentence)
                     self.last_error = error.sentence
                 self.connected = False
-                if asyncio_handler.done():
-                    asyncio_handler.result()
                 if self._context.clock.monotonic() - began > 5:
                     pause_s = 0.1
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, self._reconnect_max_s)
         finally:
-            asyncio_handler.cancel()
+            handling.cancel()
 
     async def _handle(self) -> None:
         """Orders one by one. Never cancelled in the middle of one by a lost stream."""
@@ -112,6 +111,10 @@ class Link:
             order = await self._orders.get()
             try:
                 await self._intake(order)
+            except Exception as error:
+                # The order is lost: a new hello tells the gatekeeper what is held and what is not.
+                self._context.log.exception("order.defect", error)
+                self._broken.set()
             finally:
                 self._orders.task_done()
 
@@ -122,6 +125,7 @@ class Link:
             # Whatever the last stream brought is either kept or dropped before the hello is made: nothing of it may
             # come to life afterwards.
             await self._orders.join()
+            self._broken.clear()
             self._seen, self._told = 0, None
             self._started.clear()
             self._finished.clear()
@@ -136,15 +140,17 @@ class Link:
             self._opened()
             reading = asyncio.ensure_future(self._read(stream, heartbeat_s))
             writing = asyncio.ensure_future(self._write(stream, heartbeat_s))
+            breaking = asyncio.ensure_future(self._broken.wait())
+            tasks = (reading, writing, breaking)
             try:
-                await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
-                for task in (reading, writing):
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
                     if task.done():
                         task.result()
             finally:
-                for task in (reading, writing):
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(reading, writing, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, stream: Any, heartbeat_s: float) -> None:
         while True:

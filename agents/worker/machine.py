@@ -4,7 +4,8 @@
                    |          |         |           |           |
                    +----------+---------+-----------+-----------+--> REPORTED when killed, failed or lost
 
-An order is durable before the machine hears of it, and its row goes before its files do: so what is on disk without a row
+An order is durable before the machine hears of it, and its row goes before its files do: so what is on disk without
+a row
 is rubbish, and what has a row is known to the gatekeeper by the next hello.
 """
 

@@ -198,7 +198,8 @@ class Looked:
 
 
 Event = (
-    Ordered | Prepared | PrepareFailed | ProcessStarted | StartRefused | ProcessEnded | ProcessLost | NotRunning | Collected
+    Ordered | Prepared | PrepareFailed | ProcessStarted | StartRefused | ProcessEnded | ProcessLost | NotRunning |
+    Collected
     | KillAsked | AcknowledgedByGatekeeper | LinkOpened | Looked
 )  # fmt: skip
 

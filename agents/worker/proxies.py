@@ -1,4 +1,5 @@
-"""Limited proxies of the owners whose jobs are here. Keys are made here and stay here; gatekeepers sign the requests."""
+"""Limited proxies of the owners whose jobs are here. Keys are made here and stay here; gatekeepers sign the
+requests."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Carries out what the worker's machine decides: rows, directories, proxies, processes, output, reports.
 
-Cheap steps of many jobs go to one thread call; steps that move files are a task per job, at most `max_staging` at a time.
+Cheap steps of many jobs go to one thread call; steps that move files are a task per job, at most `max_staging` at a
+time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -98,6 +100,7 @@ class Runner:
         self.finished = self.failed = 0
         self.stopping = False
         self.facts: dict[str, str] = {}
+        self._certificates: Path = context.settings.certificates
 
     # ---- life
 
@@ -105,6 +108,7 @@ class Runner:
         """Find out what became of every order held, and remove what belongs to none."""
         await asyncio.to_thread(scratch.make_root, self.root, for_others=os.geteuid() == 0)
         await asyncio.to_thread(self._cache.open)
+        await asyncio.to_thread(self._mirror_certificates)
         held = await self._store.read(rows.load)
         for key, boot_id, order in held:
             run = pb.RunJob.FromString(order)
@@ -139,8 +143,13 @@ class Runner:
             await asyncio.sleep(GATHER_S)
             self._wake.clear()
             events, self._events = self._events, []
-            if events:
+            if not events:
+                continue
+            try:
                 await self._perform(self.machine.handle(events, to_us(self.context.clock.now())))
+            except Exception as error:  # the other jobs go on; what this batch concerned may wait for the next start
+                self._log.exception("runner.defect", error, events=len(events))
+                self.context.problem("runner", f"a defect stopped some jobs' progress: {type(error).__name__}")
 
     def feed(self, events: Sequence[Event]) -> None:
         """Something happened."""
@@ -214,8 +223,12 @@ class Runner:
             self.starter.shutdown()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.starter.lost.wait(), 5)
+            # What was killed here has no output to keep; its exit record stays for the report of the next start.
+            stopped = [job.key for job in self.machine.jobs.values() if job.kill_reason == "WORKER_STOPPED"]
+            await asyncio.to_thread(self._remove_scratch, stopped)
         self.starter.close()
         if self.root.parent == Path("/var/tmp"):
+            await asyncio.to_thread(shutil.rmtree, self.root / "certificates", True)
             with contextlib.suppress(OSError):
                 self.root.rmdir()
 
@@ -245,7 +258,8 @@ class Runner:
         gone = [*todo.forget, *todo.give_back]
         if gone:
             keys = [job.key for job in gone]
-            # The row first: should we die in between, files without a row are rubbish, a row without files a second run.
+            # The row first: should we die in between, files without a row are rubbish, a row without files a second
+            # run.
             await self._retrying(lambda: self._store.write(lambda connection: rows.delete(connection, keys)))
             if todo.give_back:
                 self.link.give_back([job.name for job in todo.give_back])
@@ -490,7 +504,7 @@ class Runner:
             "USER": order.account,
             "LOGNAME": order.account,
             "X509_USER_PROXY": f"{path}/{scratch.PROXY_NAME}",
-            "X509_CERT_DIR": str(settings.certificates),
+            "X509_CERT_DIR": str(self._certificates),
             "GRIDFABRIC_JOB_ID": job.name.job_id,
             "GRIDFABRIC_ATTEMPT": str(job.name.attempt),
             "GRIDFABRIC_SITE": settings.site,
@@ -706,7 +720,15 @@ class Runner:
                 self._log.warning("disk.unreadable", detail=str(error))
             self.feed([Looked(time.monotonic())])
 
+    def _mirror_certificates(self) -> None:
+        """Pool accounts need the authorities too; where they cannot walk to them they get a copy that is kept fresh."""
+        source = self.context.settings.certificates
+        if os.geteuid() == 0 and not scratch.reachable(source):
+            self._certificates = self.root / "certificates"
+            scratch.mirror(source, self._certificates)
+
     async def _look_at_disk(self) -> None:
+        await asyncio.to_thread(self._mirror_certificates)
         free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
         state_bytes, _ = await asyncio.to_thread(scratch.free, self.state_dir)
         unfit = ""
@@ -779,7 +801,8 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
 
 def _failed(result: Result, reason: str, sentence: str) -> Result:
     return Result(
-        result.at_us, result.exit_code, reason, sentence[:900], True, True, result.wall_s, result.user_s, result.system_s,
+        result.at_us, result.exit_code, reason, sentence[:900], True, True, result.wall_s, result.user_s,
+        result.system_s,
         result.max_rss_bytes,
     )  # fmt: skip
 
@@ -790,7 +813,8 @@ def _with_outputs(result: Result, outputs: list[OutputFile], missing: list[str])
         note = f"output sandbox files not found: {', '.join(missing)}"[:500]
         sentence = f"{sentence}; {note}" if sentence else note
     return Result(
-        result.at_us, result.exit_code, result.reason, sentence, result.failed, result.started, result.wall_s, result.user_s,
+        result.at_us, result.exit_code, result.reason, sentence, result.failed, result.started, result.wall_s,
+        result.user_s,
         result.system_s, result.max_rss_bytes, tuple(outputs),
     )  # fmt: skip
 

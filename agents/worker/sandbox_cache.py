@@ -21,7 +21,8 @@ Fetch = Callable[[str], AsyncIterator[bytes]]
 
 
 class SandboxCache:
-    """The cache. Least recently used files go first when a bound is reached; a file in use may be unlinked (it is copied
+    """The cache. Least recently used files go first when a bound is reached; a file in use may be unlinked (it is
+    copied
     from an open path right after `get`, and a copy that fails for that is tried again)."""
 
     def __init__(self, directory: Path, *, max_bytes: int, max_files: int, fetch: Fetch) -> None:

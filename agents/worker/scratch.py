@@ -1,6 +1,7 @@
 """Scratch directories: made before a job, read after it, removed with everything in it. Blocking; use from threads.
 
-After the payload has run, its directory is hostile: it may hold symbolic links to anything, names of any length, folders
+After the payload has run, its directory is hostile: it may hold symbolic links to anything, names of any length,
+folders
 without permissions. So it is read only through descriptors that follow no link, and only plain files of the job's own
 account count as output.
 """
@@ -67,7 +68,8 @@ def make_root(root: Path, *, for_others: bool) -> None:
 
 
 def create(root: Path, key: str, *, uid: int, gid: int, files: Mapping[str, bytes], inputs: Sequence[Input]) -> Path:
-    """A new directory with the given small files (mode 0600) and copies of the inputs; an older one of this key goes."""
+    """A new directory with the given small files (mode 0600) and copies of the inputs; an older one of this key
+    goes."""
     path = root / key
     try:
         os.mkdir(path, 0o700)
@@ -114,7 +116,8 @@ def replace_file(root: Path, key: str, name: str, data: bytes, *, uid: int, gid:
 
 
 def open_output(root: Path, key: str, name: str, uid: int) -> int:
-    """A descriptor of an output file. Raises FileNotFoundError, or OutputError for anything but a plain file of the job."""
+    """A descriptor of an output file. Raises FileNotFoundError, or OutputError for anything but a plain file of the
+    job."""
     *folders, last = name.split("/")
     directory = os.open(root / key, _DIRECTORY)
     try:
@@ -188,8 +191,44 @@ def usage(path: Path, max_inodes: int) -> tuple[int, int]:
     return size, inodes
 
 
+def mirror(source: Path, target: Path) -> int:
+    """Keep a world-readable copy of a flat folder (authorities' certificates) where payloads can reach it.
+
+    Returns how many files were written or removed. Follows links (hashed names often are some).
+    """
+    target.mkdir(mode=0o755, exist_ok=True)
+    os.chmod(target, 0o755)
+    changed = 0
+    wanted: set[str] = set()
+    for name in os.listdir(source):
+        try:
+            status = os.stat(source / name)
+        except OSError:
+            continue
+        if not stat.S_ISREG(status.st_mode) or name.startswith("."):
+            continue
+        wanted.add(name)
+        try:
+            there = os.stat(target / name)
+            if (there.st_mtime_ns, there.st_size) == (status.st_mtime_ns, status.st_size):
+                continue
+        except FileNotFoundError:
+            pass
+        temporary = target / f".{name}.new"
+        shutil.copyfile(source / name, temporary)
+        os.chmod(temporary, 0o644)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.rename(temporary, target / name)
+        changed += 1
+    for name in set(os.listdir(target)) - wanted:
+        os.unlink(target / name)
+        changed += 1
+    return changed
+
+
 def free(root: Path) -> tuple[int, int]:
-    """(bytes, i-nodes) free on the file system of the scratch space. i-nodes -1: the file system has no fixed number."""
+    """(bytes, i-nodes) free on the file system of the scratch space. i-nodes -1: the file system has no fixed
+    number."""
     status = os.statvfs(root)
     return status.f_bavail * status.f_frsize, status.f_favail if status.f_files else -1
 

@@ -1,7 +1,9 @@
 """The starter: a small single-threaded process that owns the payload processes of one worker.
 
-It outlives the worker agent (which carries gRPC, threads and Ray, and must never fork), so a killed agent finds its jobs
-running when it comes back. It is run as a plain script with nothing but the standard library: `python -I -S starter.py`.
+It outlives the worker agent (which carries gRPC, threads and Ray, and must never fork), so a killed agent finds its
+jobs
+running when it comes back. It is run as a plain script with nothing but the standard library: `python -I -S
+starter.py`.
 
 Promises, each kept before the agent is told:
 * a key is started at most once, ever: its directory `jobs/<key>` is made before the fork;
@@ -10,7 +12,8 @@ Neither is fsynced: the page cache survives any kill, and after a reboot (anothe
 job that it had handed over, so nothing has to be guessed from these files.
 
 The wire is JSON lines over a unix socket that only the same user (or root) may use. From the agent: `run`, `kill`,
-`withdraw` (only if not yet forked), `list`, `forget`, `shutdown`. To the agent: `started`, `refused`, `ended`, `gone` (killed but not running), `listing`.
+`withdraw` (only if not yet forked), `list`, `forget`, `shutdown`. To the agent: `started`, `refused`, `ended`,
+`gone` (killed but not running), `listing`.
 """
 
 from __future__ import annotations

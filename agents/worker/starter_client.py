@@ -22,7 +22,13 @@ class StarterClient:
     """A connection to the starter of one state directory. Messages out are batched per turn of the event loop."""
 
     def __init__(
-        self, state_dir: Path, orphan_timeout_s: float, slots: int, *, on_message: Callable[[dict[str, Any]], None], log: Any
+        self,
+        state_dir: Path,
+        orphan_timeout_s: float,
+        slots: int,
+        *,
+        on_message: Callable[[dict[str, Any]], None],
+        log: Any,
     ) -> None:
         self._state_dir, self._orphan_timeout_s, self._log = state_dir, orphan_timeout_s, log
         self._on_message, self._slots = on_message, slots

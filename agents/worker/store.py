@@ -1,4 +1,5 @@
-"""The worker's rows: one per order that it holds, from before anything is done for it until its report is acknowledged."""
+"""The worker's rows: one per order that it holds, from before anything is done for it until its report is
+acknowledged."""
 
 from __future__ import annotations
 

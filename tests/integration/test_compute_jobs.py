@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
+from support.grid import LabGrid
+
 from agents.gatekeeper import client
 from fabric.errors import GridError
 from fabric.ids import unique_id
 from fabric.rpc.delegation import delegate
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
-from support.grid import LabGrid
 
 FAST: dict[str, Any] = {"heartbeat_s": 0.5}
 ENDED = (pb.JOB_STATE_DONE, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
@@ -359,7 +360,7 @@ def count_processes(command: str) -> int:
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -371,3 +372,23 @@ async def reason_of(call: Any) -> str:
 
 async def collect(stream: Any) -> list[Any]:
     return [message async for message in stream]
+
+
+@pytest.mark.parametrize("how", ["revoke", "ban", "expel"])
+async def test_jobs_of_somebody_who_lost_his_rights_are_stopped(site: Site, how: str) -> None:
+    await site.start({"term_grace_s": 0.2})
+    marker = f"{600 + os.getpid() % 90}.125"
+    one = job("-c", f"sleep {marker}")
+    await site.submit(one)
+    await site.reaches(one, pb.JOB_STATE_RUNNING)
+    if how == "revoke":
+        site.lab.revoke(site.lab.user_certificate("alice"))
+    elif how == "ban":
+        site.lab.ban("alice")
+    else:
+        site.lab.expel("alice")
+    await until(lambda: count_processes(f"sleep {marker}") == 0)
+    lines = site.lab.audit("gatekeeper.CERN", "jobs.stopped")
+    assert [line["reason"] for line in lines] == [
+        {"revoke": "CERTIFICATE_REVOKED", "ban": "BANNED", "expel": "NOT_MAPPED"}[how]
+    ]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from support.grid import LabGrid
+
 from agents.gatekeeper import client
 from fabric.errors import GridError
 from fabric.ids import unique_id
 from fabric.rpc.delegation import delegate
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from support.grid import LabGrid
 
 ROOT = Path(__file__).parents[2]
 ENDED = (pb.JOB_STATE_DONE, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
@@ -73,7 +74,9 @@ class Processes:
         async with asyncio.timeout(seconds):
             while len(found) < len(job_ids):
                 try:
-                    async for update in client.watch(await self.lab.channel("gatekeeper", credential=self.alice), after):
+                    async for update in client.watch(
+                        await self.lab.channel("gatekeeper", credential=self.alice), after
+                    ):
                         after = max(after, update.sequence)
                         if update.state in ENDED:
                             found[update.job_id] = update
@@ -133,7 +136,7 @@ async def test_killed_agents_run_every_job_exactly_once(processes: Processes, sh
     gridmapdir = processes.lab.directory / "agents" / "gatekeeper.CERN" / "gridmapdir"
     worker = processes.lab.directory / "agents" / "worker.CERN"
     async with asyncio.timeout(10):
-        while any(path.name.startswith("%") for path in gridmapdir.iterdir()) or any((worker / "jobs").iterdir()):
+        while any(path.name.startswith("%") for path in gridmapdir.iterdir()) or any((worker / "jobs").iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -143,7 +146,7 @@ async def test_a_killed_starter_accounts_for_its_jobs_and_leaves_no_process(proc
     waiting = [counting_job(shared, number, "true") for number in range(10, 20)]
     assert all(outcome.accepted for outcome in await client.submit(channel, long))
     async with asyncio.timeout(10):
-        while sorted(path.name for path in shared.iterdir()) != ["0", "1"]:
+        while sorted(path.name for path in shared.iterdir()) != ["0", "1"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     worker = processes.lab.directory / "agents" / "worker.CERN"
     os.kill(int((worker / "starter.pid").read_text()), signal.SIGKILL)
