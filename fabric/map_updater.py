@@ -7,8 +7,8 @@ Base `o=<vo>`; members are entries of class `gridMember` with their DN in slash 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fabric.agent import AgentContext, map_path
 from fabric.ldap.client import LdapClient, LdapError
@@ -17,9 +17,6 @@ from fabric.settings import Endpoint
 from security.errors import SecurityError
 from security.mapfile import GridMapFile, MapEntry, emit
 from security.names import DistinguishedName
-
-if TYPE_CHECKING:
-    from fabric.ldap.entry import Entry
 
 ASK_TIMEOUT_S = 10.0
 """For one whole member list."""
@@ -36,6 +33,8 @@ class _VoList:
     """What is known of one VO. `members` None: never heard of."""
 
     members: tuple[DistinguishedName, ...] | None = None
+    texts: tuple[str, ...] = ()
+    """What the server said last; the same again is not read again."""
     good_at: float = field(default=0.0)
     sentence: str = ""
 
@@ -68,7 +67,11 @@ class MapFileUpdater:
     async def run(self) -> None:
         """Update for ever."""
         while True:
-            await self._update_shared()
+            try:
+                await self._update_shared()
+                self._context.solved("map file")
+            except Exception as error:  # logged where it happened; the next round may do better
+                self._context.problem("map file", f"the map file {self._path} cannot be written ({error})")
             self._report()
             await asyncio.sleep(self._context.settings.fabric.map_refresh_s)
 
@@ -76,7 +79,10 @@ class MapFileUpdater:
         """Once for somebody who is not in the file; at most once a second. True if the file was asked for again."""
         if self._updating is None and self._context.clock.monotonic() - self._asked_at < ASK_PAUSE_S:
             return False
-        await self._update_shared()
+        try:
+            await self._update_shared()
+        except Exception:  # logged where it happened; the list in use stays
+            return False
         return True
 
     async def _update_shared(self) -> bool:
@@ -122,11 +128,13 @@ class MapFileUpdater:
         for endpoint in self._servers(vo):
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_S):
-                    members = await self._members(endpoint, vo)
+                    texts = await self._subjects_at(endpoint, vo)
             except (LdapError, TimeoutError, ValueError, OSError) as error:
                 found.sentence = f"the member list of {vo} at {endpoint.host}:{endpoint.ldap} cannot be read ({error})"
                 continue
-            found.members, found.good_at, found.sentence = members, self._context.clock.monotonic(), ""
+            if found.members is None or texts != found.texts:
+                found.members, found.texts = self._names(texts, vo), texts
+            found.good_at, found.sentence = self._context.clock.monotonic(), ""
             return
 
     def _servers(self, vo: str) -> list[Endpoint]:
@@ -134,22 +142,24 @@ class MapFileUpdater:
         servers = [endpoint for endpoint in self._context.settings.endpoints("vo") if endpoint.ldap]
         return sorted(servers, key=lambda endpoint: vo not in endpoint.name)
 
-    async def _members(self, endpoint: Endpoint, vo: str) -> tuple[DistinguishedName, ...]:
+    async def _subjects_at(self, endpoint: Endpoint, vo: str) -> tuple[str, ...]:
         async with await LdapClient.connect(endpoint.host, endpoint.ldap, timeout_s=ASK_TIMEOUT_S) as client:
             entries = await client.search(f"o={vo}", Equality("objectClass", "gridMember"), attributes=("subject",))
         if len(entries) > MAX_MEMBERS:
             raise ValueError(f"more than {MAX_MEMBERS} members")
-        return tuple(dict.fromkeys(self._subjects(entries, vo)))
+        return tuple(dict.fromkeys(entry.first("subject") for entry in entries))
 
-    def _subjects(self, entries: list[Entry], vo: str) -> list[DistinguishedName]:
+    def _names(self, texts: Iterable[str], vo: str) -> tuple[DistinguishedName, ...]:
+        """The names that a map file can hold; the others are logged and left out."""
         subjects: list[DistinguishedName] = []
-        for entry in entries:
-            text = entry.first("subject")
+        for text in texts:
             try:
-                subjects.append(DistinguishedName.parse(text))
+                subject = DistinguishedName.parse(text)
+                emit([MapEntry(subject, (f".{vo}",))])
+                subjects.append(subject)
             except SecurityError as error:
                 self._context.log.warning("map.member_refused", vo=vo, subject=text[:300], sentence=error.sentence)
-        return subjects
+        return tuple(subjects)
 
     def _report(self) -> None:
         now = self._context.clock.monotonic()

@@ -41,7 +41,7 @@ class TrustUpdater:
                 try:
                     await self.fetch_all()
                 finally:
-                    os.utime(descriptor)
+                    os.pwrite(descriptor, b"\n", 0)  # its time tells the others when; a file without it is new
                     os.close(descriptor)
             await asyncio.sleep(every_s)
 
@@ -59,7 +59,7 @@ class TrustUpdater:
             return None
         status = os.fstat(descriptor)
         age_s = self._context.clock.now().timestamp() - status.st_mtime
-        if 0 <= age_s < every_s * 0.9 and status.st_mtime_ns != status.st_ctime_ns:
+        if status.st_size and 0 <= age_s < every_s * 0.9:
             os.close(descriptor)
             return None
         return descriptor
@@ -96,6 +96,11 @@ class TrustUpdater:
 
     def _install(self, crl: bytes, url: str) -> bool:
         """True if this list needs not be fetched again."""
+        try:
+            if (self._directory / Path(url).name).read_bytes() == crl:
+                return True  # written again it would look like news to every agent of this host
+        except OSError:
+            pass
         try:
             path: Path = install_crl(self._directory, crl, self._context.clock.now())
         except SecurityError as error:

@@ -322,8 +322,9 @@ class StreamCall:
         self.cancel()
 
     def __del__(self) -> None:
-        if not self._opening.done() and not self._opening.get_loop().is_closed():
-            self._opening.cancel()
+        opening = getattr(self, "_opening", None)
+        if opening is not None and not opening.done() and not opening.get_loop().is_closed():
+            opening.cancel()
 
     def _as_error(self, error: grpc.aio.AioRpcError) -> BaseException:
         return self._source_failure or from_rpc_error(error, self._caller.peer)

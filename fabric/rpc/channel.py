@@ -11,7 +11,7 @@ import asyncio
 import ssl
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 import grpc
@@ -46,8 +46,8 @@ from security.validation import ValidationPolicy, validate_host_chain
 
 ESTABLISH_DEADLINE_S = 10.0
 """For Begin and for Establish, each."""
-RENEW_BEFORE = timedelta(seconds=30)
-"""A session this near its end is established again, if that would give a later end."""
+RENEW_BEFORE_S = 30.0
+"""A session this near its end (or its last tenth) is established again, if that would give a later end."""
 PROBE_PAUSE_S = 0.2
 """A failed look at a server is not repeated sooner: callers in between get the same answer."""
 MAX_LINKS = 1024
@@ -187,8 +187,9 @@ def _any_name(leaf: x509.Certificate, host: str) -> str:
 class _Session:
     opened: Opened
     token: str
-    expires_at: datetime
-    renew_at: datetime
+    expires_at: float
+    """On our monotonic clock, as all that decides here: the server's clock may differ from ours."""
+    renew_at: float
 
 
 class Channels:
@@ -362,7 +363,11 @@ class SecureChannel(grpc.aio.Channel):
     def ready_now(self) -> tuple[Opened, Metadata] | None:
         """As `ready` where nothing has to be waited for: the common case, without a switch of tasks."""
         session = self._session
-        if session is None or session.opened is not self._link.opened or session.renew_at <= self._owner.clock.now():
+        if (
+            session is None
+            or session.opened is not self._link.opened
+            or session.renew_at <= self._owner.clock.monotonic()
+        ):
             return None
         if session.opened.generation != self._owner.trust.snapshot().generation:
             return None
@@ -375,7 +380,7 @@ class SecureChannel(grpc.aio.Channel):
         if self._credential is None:
             return opened, ((TRACE_KEY, trace),)
         session = self._session
-        if session is None or session.opened is not opened or session.renew_at <= self._owner.clock.now():
+        if session is None or session.opened is not opened or session.renew_at <= self._owner.clock.monotonic():
             session = await self._renewed(session, opened)
         return session.opened, ((SESSION_KEY, session.token), (TRACE_KEY, trace))
 
@@ -383,7 +388,7 @@ class SecureChannel(grpc.aio.Channel):
         try:
             return await self._establish_shared()
         except (Unavailable, Exhausted):
-            if session is not None and session.opened is opened and self._owner.clock.now() < session.expires_at:
+            if session is not None and session.opened is opened and self._owner.clock.monotonic() < session.expires_at:
                 return session  # good for a while: the next call tries again
             raise
 
@@ -430,11 +435,15 @@ class SecureChannel(grpc.aio.Channel):
             nonce=nonce, chain_pem=credential.pem_chain(), proof=prove(credential, nonce, opened.leaf_der)
         )
         answer = await establish(request, timeout=ESTABLISH_DEADLINE_S, metadata=trace)
-        expires_at = from_us(answer.expires_at_us)
+        left = from_us(answer.expires_at_us) - self._owner.clock.now()
+        # With clocks far apart this is nonsense; then the server says SESSION_EXPIRED when it is time.
+        left_s = max(left.total_seconds(), 1.0)
         self.subject, self.account = answer.subject, answer.account
         # A session that ends with its credential cannot be had for longer: use it to its end.
-        last = expires_at >= credential.not_after - RENEW_BEFORE
-        return _Session(opened, answer.session, expires_at, expires_at if last else expires_at - RENEW_BEFORE)
+        last = from_us(answer.expires_at_us) >= credential.not_after - timedelta(seconds=RENEW_BEFORE_S)
+        early_s = 0.0 if last else min(RENEW_BEFORE_S, left_s / 10)
+        began = self._owner.clock.monotonic()
+        return _Session(opened, answer.session, began + left_s, began + left_s - early_s)
 
     async def prepare_retry(self, error: grpc.aio.AioRpcError, used: Opened, metadata: Metadata) -> GridError | None:
         """None if the failed call may be made once more; else what to raise."""
