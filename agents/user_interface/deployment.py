@@ -89,7 +89,7 @@ def board(title: str) -> Iterator[Callable[[Any], None]]:
             printed.add(agent.name)
             if green == total or green % 5 == 0:
                 print(f"  {green} of {total} agents green after {time.monotonic() - began:.1f} s", flush=True)
-        elif agent.state not in ("green", "starting"):
+        elif agent.state in ("failed", "silent"):
             print(f"  {agent.name} is {agent.state}: {agent.detail}", flush=True)
 
     print(title, flush=True)
