@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
-
-from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage.config import parse_config
 from agents.storage.element import StorageElement
 from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
+from agents.storage.framing import add_to_server
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
 from agents.storage.store import FileStore, metadata
@@ -54,8 +52,7 @@ class StorageAgent(Agent):
             log=context.log,
             vos=settings.vos,
         )
-        add: Any = storage_pb2_grpc.add_StorageServicer_to_server
-        self.services = [RpcService(self.servicer, add, RULES)]
+        self.services = [RpcService(self.servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())
         self._started_at = ""
         self._publisher: InformationPublisher | None = None

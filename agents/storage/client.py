@@ -22,6 +22,7 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 from grpc._cython import cygrpc
 
 from agents.storage import wire
+from agents.storage.framing import Piece, get_call, put_data
 from agents.storage.model import PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Hasher, read_pieces
@@ -170,7 +171,7 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
             going = await send(call, pb.PutRequest(header=header))
             async with aclosing(_local_pieces(descriptor, path, size_bytes, hasher)) as pieces:
                 async for piece in pieces:
-                    going = going and await send(call, pb.PutRequest(data=piece))
+                    going = going and await send(call, put_data(piece))
                     if not going:
                         break
                     progress(len(piece))
@@ -186,8 +187,9 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
     return stored
 
 
-async def send(call: Any, request: pb.PutRequest) -> bool:
-    """Write one message of an upload. False: the storage element has ended the call; awaiting it tells how.
+async def send(call: Any, request: pb.PutRequest | bytes) -> bool:
+    """Write one message (or a serialised one) of an upload. False: the storage element has ended the call; awaiting it
+    tells how.
 
     grpc's own `write` loses the server's answer when the server refuses in the middle of an upload: it sets the status
     of the call to INTERNAL because a write failed, before it has looked at the status that made it fail. So the message
@@ -197,7 +199,9 @@ async def send(call: Any, request: pb.PutRequest) -> bool:
     if raw.done():
         return False
     try:
-        await raw._cython_call.send_serialized_message(request.SerializeToString())
+        await raw._cython_call.send_serialized_message(
+            request if isinstance(request, bytes) else request.SerializeToString()
+        )
     except cygrpc.InternalError:
         return False
     return True
@@ -208,15 +212,13 @@ async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Ha
 
     def batch(offset: int) -> list[bytes]:
         try:
-            pieces = read_pieces(descriptor, offset, min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset), PIECE_BYTES)
+            size = min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset)
+            return read_pieces(descriptor, offset, size, PIECE_BYTES, hasher.update)
         except DataCorrupted as error:
             raise InvalidRequest(
                 "FILE_CHANGED",
                 f"{path} became shorter or unreadable while it was sent; send it again when it is complete",
             ) from error
-        for piece in pieces:
-            hasher.update(piece)
-        return pieces
 
     ahead = asyncio.create_task(asyncio.to_thread(batch, 0)) if size_bytes else None
     offset = 0
@@ -245,15 +247,16 @@ class OpenFile:
         self._responses = responses
         self._expected_bytes = expected_bytes
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """The bytes of the range, in order, once. Raises DataCorrupted(STREAM_CUT) if not all come. Not verified
         here."""
         received = 0
         async for response in self._responses:
-            received += len(response.data)
+            piece = response if isinstance(response, memoryview) else response.data
+            received += len(piece)
             if received > self._expected_bytes:
                 break
-            yield response.data
+            yield piece
         if received != self._expected_bytes:
             raise DataCorrupted(
                 "STREAM_CUT",
@@ -265,11 +268,11 @@ class OpenFile:
 @asynccontextmanager
 async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -> AsyncIterator[OpenFile]:
     """Begin to read a range (length 0: to the end). Raises GridError as the storage element did."""
-    call = storage_pb2_grpc.StorageStub(channel).Get(pb.GetRequest(surl=surl, offset=offset, length=length))
+    call = get_call(channel)(pb.GetRequest(surl=surl, offset=offset, length=length))
     try:
         responses = aiter(call)
         first = await anext(responses, None)
-        if first is None or not first.HasField("checksums"):
+        if not isinstance(first, pb.GetResponse) or not first.HasField("checksums"):
             raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {surl}; read another replica")
         rest = first.size_bytes - offset
         due = min(length, rest) if length else rest
@@ -301,19 +304,19 @@ async def get_file(
         raise _unwritable(target, error) from error
     hasher = Hasher()
 
-    def write(pieces: list[bytes]) -> int:
+    def write(pieces: list[Piece]) -> int:
         size_bytes = 0
         for piece in pieces:
-            hasher.update(piece)
             view = memoryview(piece)
             while view:
                 view = view[os.write(descriptor, view) :]
+            hasher.update(piece)
             size_bytes += len(piece)
         return size_bytes
 
     running: list[asyncio.Future[int]] = []
 
-    def consume(pieces: list[bytes]) -> asyncio.Future[int]:
+    def consume(pieces: list[Piece]) -> asyncio.Future[int]:
         running[:] = [asyncio.ensure_future(asyncio.to_thread(write, pieces))]
         return running[0]
 

@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 from agents.storage.admission import Admission
 from agents.storage.config import StorageConfig
 from agents.storage.failpoints import Failpoints
+from agents.storage.framing import Piece
 from agents.storage.model import (
     MAX_NAME_HINT_LENGTH,
     PIECE_BYTES,
@@ -43,7 +44,7 @@ IO_THREADS = 16
 COLLECT_EVERY_S = 30.0
 """How often bytes whose deletion failed (disk away) are tried again."""
 
-Pieces = AsyncIterator[bytes | Checksums]
+Pieces = AsyncIterator[Piece | Checksums]
 """A file as it arrives: data in order, then the sender's checksums."""
 
 
@@ -182,7 +183,7 @@ class StorageElement:
             lambda batch: self._io(incoming.write, batch), lambda size_bytes: self._wrote(reservation, size_bytes)
         )
         try:
-            while isinstance(piece := await self._next(pieces), bytes):
+            while not isinstance(piece := await self._next(pieces), Checksums | None):
                 await overlap.add(piece)
             await overlap.drain()
             return piece
@@ -193,7 +194,7 @@ class StorageElement:
         self._ledger.written(reservation, size_bytes)
         self.bytes_in += size_bytes
 
-    async def _next(self, pieces: Pieces) -> bytes | Checksums | None:
+    async def _next(self, pieces: Pieces) -> Piece | Checksums | None:
         try:
             async with asyncio.timeout(self.config.stall_timeout_s):
                 return await anext(pieces, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from agents.storage.framing import Piece
+
 AHEAD_PIECES = 4
 """Pieces of one transfer handed to a thread at once; twice as many are in memory."""
 
@@ -13,16 +15,16 @@ class Overlap:
     """Feeds a blocking consumer in order, one batch at a time. At most 2 * AHEAD_PIECES pieces are held."""
 
     def __init__(
-        self, consume: Callable[[list[bytes]], asyncio.Future[int]], consumed: Callable[[int], None] = lambda size: None
+        self, consume: Callable[[list[Piece]], asyncio.Future[int]], consumed: Callable[[int], None] = lambda size: None
     ) -> None:
         """`consume` starts the work on a thread and returns its future; `consumed` is told the bytes done, on the
         loop."""
         self._consume = consume
         self._consumed = consumed
-        self._waiting: list[bytes] = []
+        self._waiting: list[Piece] = []
         self._running: asyncio.Future[int] | None = None
 
-    async def add(self, piece: bytes) -> None:
+    async def add(self, piece: Piece) -> None:
         """Take a piece; waits when the consumer is behind. Raises what the consumer raised."""
         self._waiting.append(piece)
         if self._running is not None and (self._running.done() or len(self._waiting) >= AHEAD_PIECES):

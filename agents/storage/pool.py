@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from agents.storage.framing import Piece
 from agents.storage.model import Checksums
 from agents.storage.space import PoolFree
 from agents.storage.surl import is_file_id
@@ -30,7 +31,6 @@ from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, Unavailable
 WRITEBACK_BYTES = 16 << 20
 """The kernel is asked to start writing after this many bytes, so that the final sync finds little left to do."""
 FULL_RETRY_S = 60
-_IOV_MAX = 512
 
 
 class Pool:
@@ -114,9 +114,11 @@ class Pool:
         return gone
 
 
-def read_pieces(descriptor: int, offset: int, size_bytes: int, piece_bytes: int) -> list[bytes]:
-    """`size_bytes` from `offset` on, in pieces. Raises DataCorrupted(FILE_DAMAGED) if the file ends before, or cannot
-    be read."""
+def read_pieces(
+    descriptor: int, offset: int, size_bytes: int, piece_bytes: int, taken: Callable[[bytes], None] | None = None
+) -> list[bytes]:
+    """`size_bytes` from `offset` on, in pieces, each shown to `taken` when it is read. Raises
+    DataCorrupted(FILE_DAMAGED) if the file ends before, or cannot be read."""
     pieces: list[bytes] = []
     end = offset + size_bytes
     while offset < end:
@@ -128,6 +130,8 @@ def read_pieces(descriptor: int, offset: int, size_bytes: int, piece_bytes: int)
             ) from error
         if not piece:
             raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset} already; read another replica")
+        if taken is not None:
+            taken(piece)
         pieces.append(piece)
         offset += len(piece)
     return pieces
@@ -141,7 +145,7 @@ class Hasher:
         self._sha256 = hashlib.sha256()
         self.size_bytes = 0
 
-    def update(self, piece: bytes | memoryview) -> None:
+    def update(self, piece: Piece) -> None:
         """The next bytes."""
         self._adler32 = zlib.adler32(piece, self._adler32)
         self._sha256.update(piece)
@@ -179,7 +183,7 @@ class Incoming:
             except OSError as error:
                 raise _write_error(error, self.pool) from error
 
-    def write(self, pieces: Sequence[bytes]) -> int:
+    def write(self, pieces: Sequence[Piece]) -> int:
         """Append and hash; returns the bytes taken. Raises InvalidRequest(SIZE_MISMATCH) for more than announced,
         Exhausted(DISK_FULL), Unavailable. After `discard` it does nothing."""
         taken = sum(map(len, pieces))
@@ -193,24 +197,20 @@ class Incoming:
                     f"size",
                     announced_bytes=self.size_bytes,
                 )
-            try:
-                self._append(pieces)
-            except OSError as error:
-                raise _write_error(error, self.pool) from error
             for piece in pieces:
-                self.hasher.update(piece)
+                try:
+                    self._append(piece)
+                except OSError as error:
+                    raise _write_error(error, self.pool) from error
+                self.hasher.update(piece)  # at once, while the processor has the piece at hand
         return taken
 
-    def _append(self, pieces: Sequence[bytes]) -> None:
-        for start in range(0, len(pieces), _IOV_MAX):
-            rest = [memoryview(piece) for piece in pieces[start : start + _IOV_MAX] if piece]
-            while rest:
-                done = os.writev(self._descriptor, rest)
-                self._unflushed += done
-                while rest and done >= len(rest[0]):
-                    done -= len(rest.pop(0))
-                if done:
-                    rest[0] = rest[0][done:]
+    def _append(self, piece: Piece) -> None:
+        rest = memoryview(piece)
+        while rest:
+            done = os.write(self._descriptor, rest)
+            self._unflushed += done
+            rest = rest[done:]
         if self._unflushed >= WRITEBACK_BYTES:
             # For dirty pages this only starts the writing, without waiting for it.
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

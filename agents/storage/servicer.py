@@ -13,6 +13,7 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 from agents.storage import wire
 from agents.storage.client import open_file
 from agents.storage.element import Pieces, StorageElement
+from agents.storage.framing import get_data
 from agents.storage.model import Announced, StoredFile, byte_range
 from agents.storage.surl import Surl, is_file_id, is_vo_name, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Refused
@@ -74,12 +75,12 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         self._log = log
         self._vos = vos
 
-    async def Put(self, requests: AsyncIterator[pb.PutRequest], context: Any) -> pb.PutResponse:
+    async def Put(self, requests: AsyncIterator[pb.PutRequest | memoryview], context: Any) -> pb.PutResponse:
         """See the proto."""
         peer = current_peer(context)
         async with asyncio.timeout(self._element.config.stall_timeout_s):
             first = await anext(requests, None)
-        if first is None or not first.HasField("header"):
+        if not isinstance(first, pb.PutRequest) or not first.HasField("header"):
             raise InvalidRequest("STREAM_MALFORMED", "an upload begins with a header; none came")
         announced = wire.header_from_wire(first.header, peer.subject)
         self._own_vo(peer, announced.vo)
@@ -102,7 +103,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 await context.write(header)
                 async for piece in pieces:
                     async with asyncio.timeout(stall_s):
-                        await context.write(pb.GetResponse(data=piece))
+                        await context.write(get_data(piece))
             except TimeoutError:
                 raise DeadlineExceeded(
                     "TRANSFER_STALLED",
@@ -218,17 +219,22 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         return surl
 
 
-async def _pieces(first: pb.PutRequest, requests: AsyncIterator[pb.PutRequest]) -> Pieces:
+async def _pieces(first: pb.PutRequest, requests: AsyncIterator[pb.PutRequest | memoryview]) -> Pieces:
     """Data and trailer of an upload. A message may hold data and the trailer; a second header is refused."""
-    request: pb.PutRequest | None = first
+    request: pb.PutRequest | memoryview | None = first
     while request is not None:
-        if request is not first and request.HasField("header"):
-            raise InvalidRequest("STREAM_MALFORMED", "a second header came in the middle of an upload; begin a new one")
-        if request.data:
-            yield request.data
-        elif request is not first and not request.HasField("trailer"):
-            raise InvalidRequest("STREAM_MALFORMED", "a message without data, header or trailer came; send data")
-        if request.HasField("trailer"):
-            yield wire.checksums_from_wire(request.trailer.checksums)
-            return
+        if isinstance(request, memoryview):
+            yield request
+        else:
+            if request is not first and request.HasField("header"):
+                raise InvalidRequest(
+                    "STREAM_MALFORMED", "a second header came in the middle of an upload; begin a new one"
+                )
+            if request.data:
+                yield request.data
+            elif request is not first and not request.HasField("trailer"):
+                raise InvalidRequest("STREAM_MALFORMED", "a message without data, header or trailer came; send data")
+            if request.HasField("trailer"):
+                yield wire.checksums_from_wire(request.trailer.checksums)
+                return
         request = await anext(requests, None)

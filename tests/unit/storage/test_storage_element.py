@@ -315,7 +315,7 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_recovers(
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "writev", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(Exhausted) as caught:
         await upload(element, DATA, "p2")
     assert caught.value.reason == "DISK_FULL"
