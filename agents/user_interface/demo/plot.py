@@ -11,12 +11,18 @@ from typing import Any
 BINS = 30
 
 
-def draw(histogram: Mapping[str, Any], *, title: str, cache: Path) -> bytes:
-    """A PNG of the analysis job's histograms. `cache` is where matplotlib may write its font list."""
+def preload(cache: Path) -> None:
+    """Load matplotlib, which takes a second, while nothing else is to do."""
     os.environ.setdefault("MPLCONFIGDIR", str(cache))
     import matplotlib
 
     matplotlib.use("Agg")
+    import matplotlib.figure  # noqa: F401
+
+
+def draw(histogram: Mapping[str, Any], *, title: str, cache: Path) -> bytes:
+    """A PNG of the analysis job's histograms. `cache` is where matplotlib may write its font list."""
+    preload(cache)
     from matplotlib.figure import Figure
 
     counts = {int(n): c for n, c in histogram["charged_multiplicity"].items()}

@@ -336,6 +336,13 @@ def checks_of(report: Report, locations: Mapping[str, Sequence[Mapping[str, str]
     ]  # fmt: skip
 
 
+def preload_plot(cache: Path) -> None:
+    """Get ready for `draw_plot`."""
+    from agents.user_interface.demo import plot
+
+    plot.preload(cache)
+
+
 def draw_plot(histogram: Mapping[str, Any], *, title: str, cache: Path) -> bytes:
     """The plot as PNG; matplotlib is loaded only here."""
     from agents.user_interface.demo import plot

@@ -211,7 +211,9 @@ class Demo:
             with self.phase("replication"):
                 files = await self._replicate(grid)
             with self.phase("analysis"):
+                ready = asyncio.create_task(asyncio.to_thread(report.preload_plot, self.state / "matplotlib"))
                 await self._analyse(grid, files, ces)
+                await ready
             with self.phase("report"):
                 await self._collect(grid, files)
 
