@@ -8,9 +8,7 @@ from typing import Any
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
 
-ENDED_STATES = frozenset(
-    {pb.JOB_STATE_DONE, pb.JOB_STATE_CLEARED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_CANCELLED}
-)
+ENDED_STATES = frozenset({pb.JOB_STATE_DONE, pb.JOB_STATE_CLEARED, pb.JOB_STATE_ABORTED, pb.JOB_STATE_CANCELLED})
 MAX_IDS = 2000
 """Job ids in one Query of ``query``; more are asked in turn."""
 

@@ -207,8 +207,8 @@ def get(connection: sa.Connection, job_id: str) -> JobRecord | None:
 def history(connection: sa.Connection, job_id: str) -> list[Event]:
     """Every event of a job, oldest first by the time it happened."""
     rows = connection.exec_driver_sql(
-        "SELECT s.name, e.sequence, e.at_us, e.type, e.attempt, e.fields FROM events e JOIN sources s ON s.id = e.source "
-        "WHERE e.job = (SELECT id FROM jobs WHERE job_id = ?)",
+        "SELECT s.name, e.sequence, e.at_us, e.type, e.attempt, e.fields "
+        "FROM events e JOIN sources s ON s.id = e.source WHERE e.job = (SELECT id FROM jobs WHERE job_id = ?)",
         (job_id,),
     )
     found = [
@@ -233,9 +233,7 @@ def query(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> tuple[
             condition, values = [*condition, "id < ?"], [*values, wanted.after]
         where = f" WHERE {' AND '.join(condition)}" if condition else ""
         rows = list(
-            connection.exec_driver_sql(
-                f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1)
-            )
+            connection.exec_driver_sql(f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1))
         )
     page = rows[: wanted.page_size]
     more = int(page[-1][-1]) if len(rows) > wanted.page_size else 0

@@ -49,16 +49,19 @@ def events_from_wire(request: pb.RecordRequest) -> list[Event]:
                 f"event {item.sequence} of {item.source[:80]!r} about job {item.job_id[:80]!r} cannot be read: "
                 + _problem(item, kind),
             )
-        found.append(
-            Event(item.job_id, item.source, item.sequence, item.at_us, kind, item.attempt, dict(item.fields))
-        )
+        found.append(Event(item.job_id, item.source, item.sequence, item.at_us, kind, item.attempt, dict(item.fields)))
     return found
 
 
 def _problem(item: pb.Event, kind: EventType | None) -> str:
     if kind is None:
         return f"type {item.type} is unknown"
-    if not item.job_id or not item.source or len(item.job_id) > MAX_JOB_ID_LENGTH or len(item.source) > MAX_JOB_ID_LENGTH:
+    if (
+        not item.job_id
+        or not item.source
+        or len(item.job_id) > MAX_JOB_ID_LENGTH
+        or len(item.source) > MAX_JOB_ID_LENGTH
+    ):
         return "it needs a job id and a source, both short"
     if item.sequence < 1:
         return "its sequence must be 1 or more"

@@ -49,7 +49,8 @@ def read_sandbox(jdl: str, folder: Path | str = ".") -> list[LocalFile]:
         name = local_name(text)
         if not path.is_file():
             raise InvalidRequest(
-                "SANDBOX_FILE_MISSING", f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL"
+                "SANDBOX_FILE_MISSING",
+                f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL",
             )
         try:
             with path.open("rb") as file:

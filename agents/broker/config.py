@@ -43,6 +43,8 @@ class BrokerOptions:
     """Input sandbox files that no unfinished job needs are kept this long after their last use."""
     job_keep_s: float = field(default=14 * 86400.0, metadata={"minimum": 1.0})
     """Ended jobs are known to the broker this long; bookkeeping keeps their history."""
+    match_expiry_s: float = field(default=86_400.0, metadata={"minimum": 1.0})
+    """A job that has found no CE for this long is aborted."""
     janitor_interval_s: float = field(default=60.0, metadata={"minimum": 0.1})
     registered_wait_s: float = field(default=1.0, metadata={"minimum": 0.0})
-    """Submit waits at most this long for bookkeeping to know the jobs, so that a question right after it is answered."""
+    """Submit waits at most this long for bookkeeping to know the jobs, so that the next question is answered."""

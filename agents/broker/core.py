@@ -6,7 +6,7 @@ Everything that must survive is in the store; this object can be thrown away and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -244,8 +244,22 @@ class BrokerCore:
                     continue
             self._match_wanted.clear()
             if not self.stopping:
-                await self._match_once()
+                await self._guarded("matching", self._match_once())
             await asyncio.sleep(self.options.match_interval_s)
+
+    async def _guarded(self, name: str, work: Coroutine[None, None, None]) -> None:
+        """One turn of a loop that must go on: what goes wrong is logged, degrades the agent, and is tried again."""
+        try:
+            await work
+            self.context.solved(name)
+        except GridError as error:
+            self.log.warning("loop.failed", loop=name, reason=error.reason, sentence=error.sentence)
+            self.context.problem(name, f"{name} does not get on: {error.sentence}")
+            await asyncio.sleep(0.5)
+        except Exception as error:
+            self.log.exception("loop.defect", error, loop=name)
+            self.context.problem(name, f"{name} does not get on (a defect; see the log): {error}")
+            await asyncio.sleep(1.0)
 
     async def _match_once(self) -> None:
         await self._look_at_ces()
@@ -355,7 +369,9 @@ class BrokerCore:
                 self.log.warning("catalogue.not_asked", reason=error.reason, sentence=error.sentence)
         return {lfn: self._replicas[lfn][1] for lfn in lfns if lfn in self._replicas}
 
-    async def compiled_for_question(self, cluster: CompiledCluster) -> tuple[list[CompiledCe], dict[str, frozenset[str]]]:
+    async def compiled_for_question(
+        self, cluster: CompiledCluster
+    ) -> tuple[list[CompiledCe], dict[str, frozenset[str]]]:
         """What ``list-match`` needs: every CE, and where the input files are."""
         await self._look_at_ces()
         wanted = set(cluster.cluster.input_data)
@@ -370,9 +386,12 @@ class BrokerCore:
             except TimeoutError:
                 pass
             self._proxies_wanted.clear()
-            for owner in await self.store.read(rows.owners_unfinished):
-                await self._check_proxy(owner)
+            await self._guarded("proxies", self._check_proxies())
             await asyncio.sleep(0.05)
+
+    async def _check_proxies(self) -> None:
+        for owner in await self.store.read(rows.owners_unfinished):
+            await self._check_proxy(owner)
 
     async def _check_proxy(self, owner: str) -> None:
         try:
@@ -390,7 +409,9 @@ class BrokerCore:
         left_s = (ends_us - self.now_us) / 1e6
         if left_s < self.options.proxy_warning_s and self._proxy_warned.get(owner) != ends_us:
             self._proxy_warned[owner] = ends_us
-            text = f"the delegated proxy ends at {credential.not_after:%Y-%m-%d %H:%M:%S} UTC; delegate a new one before"
+            text = (
+                f"the delegated proxy ends at {credential.not_after:%Y-%m-%d %H:%M:%S} UTC; delegate a new one before"
+            )
             self.log.warning("proxy.ends_soon", owner=owner, left_s=round(left_s))
 
             def note(connection: sa.Connection) -> None:
@@ -408,7 +429,10 @@ class BrokerCore:
                 found = rows.unfinished_of(connection, owner, PROXY_BATCH)
                 rows.note(connection, found, sentence, self.now_us, self.sink)
                 return rows.step_rows(
-                    connection, [(row, (machine.GivenUp(reason, sentence),)) for row in found], self.now_us + 1, self.sink
+                    connection,
+                    [(row, (machine.GivenUp(reason, sentence),)) for row in found],
+                    self.now_us + 1,
+                    self.sink,
                 )
 
             changes = await self.commit(change)
@@ -420,18 +444,28 @@ class BrokerCore:
     # -- clean-up ------------------------------------------------------------------------------------------------------
 
     async def _janitor_loop(self) -> None:
-        await self._drop_strays()
+        await self._guarded("clean-up", self._drop_strays())
         while True:
             await asyncio.sleep(self.options.janitor_interval_s)
-            await self.clean()
+            await self._guarded("clean-up", self.clean())
 
     async def clean(self) -> None:
         """Drop files and jobs that nobody needs any more."""
         now_us = self.now_us
         files_before = now_us - int(self.options.sandbox_keep_s * 1e6)
         jobs_before = now_us - int(self.options.job_keep_s * 1e6)
+        expired_before = now_us - int(self.options.match_expiry_s * 1e6)
+
+        def expire(connection: sa.Connection) -> list[Change]:
+            found = rows.waiting_since(connection, expired_before, PROXY_BATCH)
+            sentence = f"no computing element was found within {self.options.match_expiry_s / 3600:g} hours"
+            given_up = (machine.GivenUp("NO_COMPATIBLE_RESOURCES", sentence),)
+            return rows.step_rows(connection, [(row, given_up) for row in found], now_us, self.sink)
+
+        while await self.commit(expire):
+            pass
         while await self.store.write(lambda connection: rows.drop_old_submissions(connection, jobs_before)):
-            await asyncio.sleep(0)
+            pass
         gone = await self.store.write(lambda connection: rows.drop_unused_files(connection, files_before))
         for sha256 in gone:
             self.sandbox.remove(sha256)

@@ -70,7 +70,10 @@ _NOT_INHERITED = frozenset({"type", "jobtype", "nodes", "parameters", "parameter
 
 
 def normalise(text: str) -> JobTemplate:
-    """The jobs that a JDL describes. Raises JdlError: JDL_SYNTAX, JDL_TYPE, JDL_VALUE, JDL_PATH_ESCAPE, JDL_TOO_LARGE."""
+    """The jobs that a JDL describes.
+
+    Raises JdlError: JDL_SYNTAX, JDL_TYPE, JDL_VALUE, JDL_PATH_ESCAPE, JDL_TOO_LARGE.
+    """
     record = _Record(parse_jdl(text))
     kind = _job_type(record)
     if kind is JobType.COLLECTION:
@@ -299,7 +302,9 @@ def _job_type(record: _Record) -> JobType:
     names = record.strings("jobtype")
     if len(names) != 1 or names[0].lower() not in _JOB_TYPES:
         raise record.error(
-            "JDL_VALUE", f'{", ".join(names)!r} is not a job type; write "Normal", "Parametric" or "Collection"', "jobtype"
+            "JDL_VALUE",
+            f'{", ".join(names)!r} is not a job type; write "Normal", "Parametric" or "Collection"',
+            "jobtype",
         )
     found = _JOB_TYPES[names[0].lower()]
     if kind == "collection" and found is JobType.NORMAL:
@@ -309,7 +314,7 @@ def _job_type(record: _Record) -> JobType:
 
 def _description(record: _Record) -> JobDescription:
     if "executable" not in record:
-        raise record.missing("Executable", "Executable is missing; name a program, for instance \"/bin/hostname\"")
+        raise record.missing("Executable", 'Executable is missing; name a program, for instance "/bin/hostname"')
     inputs = _input_sandbox(record)
     description = JobDescription(
         executable=_executable(record, inputs),
@@ -408,7 +413,9 @@ def _input_sandbox(record: _Record) -> tuple[str, ...]:
         scheme = urlsplit(path).scheme if "://" in path else ""
         if scheme not in ("", "file"):
             raise record.error(
-                "JDL_VALUE", f"{path!r}: {scheme} URLs are not taken here; name a local file, or use InputData", "inputsandbox"
+                "JDL_VALUE",
+                f"{path!r}: {scheme} URLs are not taken here; name a local file, or use InputData",
+                "inputsandbox",
             )
         if any(mark in path for mark in "*?"):
             raise record.error("JDL_VALUE", f"{path!r}: patterns are not expanded; name each file", "inputsandbox")

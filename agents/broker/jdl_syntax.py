@@ -412,9 +412,7 @@ def parse_expression(text: str) -> Node:
     node = parser._expression()  # pyright: ignore[reportPrivateUsage]
     rest = parser._peek()  # pyright: ignore[reportPrivateUsage]
     if rest.kind is not TokenKind.END:
-        raise JdlError(
-            "JDL_SYNTAX", f"{rest.shown()} stands after the expression", line=rest.line, column=rest.column
-        )
+        raise JdlError("JDL_SYNTAX", f"{rest.shown()} stands after the expression", line=rest.line, column=rest.column)
     return node
 
 

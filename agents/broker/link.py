@@ -50,9 +50,7 @@ CE_FULL_PAUSE_S = 1.0
 
 _DEFINITE = (InvalidRequest, Refused, Unauthenticated, Exhausted, Conflict, NotFound)
 """Errors with which a gatekeeper says that it took nothing of this call."""
-_LATER = frozenset(
-    {"QUEUE_FULL", "TOO_MANY_QUEUED", "DRAINING", "CE_DRAINING", "STORE_FULL", "DISK_FULL", "TOO_MANY_JOBS", "OWNER_LIMIT"}
-)
+_LATER = frozenset({"QUEUE_FULL", "DRAINING", "STORE_FULL", "DISK_FULL", "TOO_MANY_KEPT", "TOO_MANY_JOBS"})
 """Outcomes that say *not now*: the job goes back without spending a retry."""
 
 
@@ -78,6 +76,8 @@ class Link:
         """Sandbox files that the gatekeeper has had."""
         self._delegated = b""
         """Fingerprint of the proxy that was last delegated to it."""
+        self._acknowledged: set[tuple[str, int]] = set()
+        """(job id, attempt) that Submit has acknowledged: an update which says no more need not touch the store."""
         self._cancel_sent: dict[tuple[str, int], float] = {}
         self._failures = 0
         self._failing_since: float | None = None
@@ -104,6 +104,12 @@ class Link:
                     pause_s = await self._failed(failure.error, nothing_sent=True)
                 except GridError as error:
                     pause_s = await self._failed(error, nothing_sent=False)
+                except Exception as error:  # a defect must not strand this user's jobs here
+                    core.log.exception("link.defect", error, owner=self.owner, gatekeeper=self.gatekeeper)
+                    core.context.problem(
+                        f"link {self.gatekeeper}", f"a defect in the link to {self.gatekeeper}: {error}"
+                    )
+                    pause_s = core.options.backoff_most_s
                 self._keep_watching()
                 if pause_s != IDLE_S:
                     await asyncio.sleep(pause_s)
@@ -115,7 +121,9 @@ class Link:
                 try:
                     await asyncio.wait_for(self._wake.wait(), pause_s)
                 except TimeoutError:
-                    if not self.has_jobs and not self._wake.is_set() and not await self._owes_anything():
+                    if self.has_jobs or await self._owes_anything():
+                        continue
+                    if not self.has_jobs and not self._wake.is_set():  # no await between this look and the end
                         return
         finally:
             core.forget(self)
@@ -255,7 +263,21 @@ class Link:
             for path in description.input_sandbox:
                 file = own[local_name(path)]
                 wanted[file.sha256] = file
-        await self._send_files(stub, wanted)
+        try:
+            await self._send_files(stub, wanted)
+        except _Unreachable as failure:
+            if failure.error.reason == "SANDBOX_LOST":  # a damaged disk of ours: no CE can be blamed, no retry can help
+                lost = {sha256 for sha256 in wanted if not core.sandbox.has(sha256)}
+                gone = machine.GivenUp("SANDBOX_LOST", failure.error.sentence)
+                await self._apply(
+                    [
+                        (job.job_id, gone)
+                        for job in jobs
+                        if any(file.sha256 in lost for file in job.description.input_sandbox)
+                    ]
+                )
+                return True
+            raise
         first_time = not found[0].job.sent
         if first_time:
             ids = [row.id for row in found[: len(jobs)]]
@@ -274,6 +296,8 @@ class Link:
             answer = await stub.MissingSandbox(pb.MissingSandboxRequest(sha256=ask))
             for sha256 in answer.sha256:
                 if sha256 in wanted:
+                    if not self._core.sandbox.has(sha256):
+                        raise Unavailable("SANDBOX_LOST", f"the file {wanted[sha256].name} (sha256 {sha256}) is lost")
                     await stub.PutSandbox(self._pieces(wanted[sha256]))
         except GridError as error:
             raise _Unreachable(error) from error  # no job was named yet
@@ -283,9 +307,6 @@ class Link:
 
     async def _pieces(self, file: SandboxFile) -> Any:
         first = True
-        path = self._core.sandbox.path(file.sha256)
-        if not path.is_file():
-            raise Unavailable("SANDBOX_LOST", f"the input sandbox file {file.name} is not at the broker any more")
         for piece in self._core.sandbox.pieces(file.sha256):
             if first:
                 yield pb.PutSandboxRequest(sha256=file.sha256, size_bytes=file.size_bytes, data=piece)
@@ -309,7 +330,12 @@ class Link:
             # The whole call was refused and nothing of it was ever sent before: it is surely not there.
             later = isinstance(error, Exhausted)
             events = [
-                (job_id, machine.TakenBack(error.sentence) if later else machine.Rejected(attempt, error.reason, error.sentence))
+                (
+                    job_id,
+                    machine.TakenBack(error.sentence)
+                    if later
+                    else machine.Rejected(attempt, error.reason, error.sentence),
+                )
                 for job_id, attempt in attempts.items()
             ]
             await self._apply(events)
@@ -334,12 +360,21 @@ class Link:
                 events.append((outcome.job_id, machine.TakenBack(f"{outcome.reason}: {outcome.sentence}")))
                 core.block(self.gatekeeper, CE_FULL_PAUSE_S, outcome.sentence or outcome.reason)
             else:
-                events.append((outcome.job_id, machine.Rejected(attempt, outcome.reason or "REFUSED", outcome.sentence)))
+                events.append(
+                    (outcome.job_id, machine.Rejected(attempt, outcome.reason or "REFUSED", outcome.sentence))
+                )
         await self._apply(events)
         core.delivered += len(events)
+        if len(self._acknowledged) > 50_000:
+            self._acknowledged.clear()
+        self._acknowledged.update(
+            (job_id, event.attempt) for job_id, event in events if isinstance(event, machine.Accepted)
+        )
         if lost_files:
             self._known.clear()
-            raise Unavailable("SANDBOX_MISSING", f"{self.gatekeeper} has lost {lost_files} sandbox files; sending them again")
+            raise Unavailable(
+                "SANDBOX_MISSING", f"{self.gatekeeper} lacks sandbox files of {lost_files} jobs; sending them again"
+            )
 
     async def _apply(self, events: Sequence[tuple[str, machine.Event]]) -> None:
         if not events:
@@ -377,7 +412,7 @@ class Link:
             await core.store.write(lambda connection, found=found: rows.purged(connection, found))
 
     async def _reconcile(self) -> None:
-        """Ask by name for jobs that were not heard of for long: an update can be lost only by a CE that lost its disk."""
+        """Ask by name for jobs not heard of for long: an update can be lost only by a CE that lost its disk."""
         core = self._core
         if core.now_s < self._reconcile_at:
             return
@@ -427,7 +462,14 @@ class Link:
     async def _take(self, updates: Sequence[pb.JobUpdate]) -> None:
         """Updates and their last sequence, in one transaction."""
         core = self._core
-        events = [(update.job_id, event) for update in updates if (event := wire.update_event(update)) is not None]
+        events: list[tuple[str, machine.Event]] = []
+        for update in updates:
+            event = wire.update_event(update)
+            key = (update.job_id, update.attempt)
+            if event is None or (isinstance(event, machine.Accepted) and key in self._acknowledged):
+                continue
+            self._acknowledged.discard(key)
+            events.append((update.job_id, event))
         last = max(update.sequence for update in updates)
 
         def change(connection: sa.Connection) -> list[Change]:
@@ -444,5 +486,3 @@ def _for_attempt(event: machine.Event, attempt: int) -> machine.Event:
     if isinstance(event, machine.Rejected):
         return machine.Rejected(attempt, event.reason, event.sentence)
     return event
-
-

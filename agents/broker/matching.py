@@ -1,7 +1,7 @@
 """Which computing element a job goes to. Pure: CE views and clusters of jobs in, choices and explanations out.
 
-Requirements and Rank are ClassAd expressions over ``other``, the GLUE 1.3 attributes of a CE. Jobs that match alike form
-a cluster and are matched once per pass. Slots are counted by what the broker itself knows of its jobs, so that many
+Requirements and Rank are ClassAd expressions over ``other``, the GLUE 1.3 attributes of a CE. Jobs that match alike
+form a cluster and are matched once per pass. Slots are counted by what the broker itself knows of its jobs, so that many
 passes between two reports of a CE do not give the same free slot twice.
 """
 
@@ -247,9 +247,7 @@ def _shown(value: object) -> str:
 
 def cluster_of(description: JobDescription, vo: str, owner: str) -> Cluster:
     """The cluster of a job before its first attempt; id 0 until it is stored."""
-    return Cluster(
-        0, description.requirements, description.rank, vo, owner, description.input_data, description.extra
-    )
+    return Cluster(0, description.requirements, description.rank, vo, owner, description.input_data, description.extra)
 
 
 def check_expressions(description: JobDescription) -> None:
@@ -284,8 +282,8 @@ def match_pass(
 ) -> Pass:
     """Share out the room of the CEs over the waiting jobs (cluster id: how many).
 
-    ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own. Clusters take turns
-    in two rounds, first each its fair part, then what is left, so that one user's ten thousand jobs do not hold up
+    ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own. Clusters take
+    turns in two rounds, first each its fair part, then what is left, so that one user's ten thousand jobs do not hold up
     another's one.
     """
     outcome = Pass(rooms)

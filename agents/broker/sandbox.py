@@ -75,7 +75,7 @@ class Upload:
     def _wrong_size(self) -> InvalidRequest:
         return InvalidRequest(
             "SANDBOX_SIZE_MISMATCH",
-            f"the file announced with {self._size_bytes} bytes came with {self._received} or more; announce its real size",
+            f"the file announced with {self._size_bytes} bytes came with {self._received} or more; give its real size",
         )
 
 

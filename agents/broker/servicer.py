@@ -59,9 +59,13 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         asked = list(dict.fromkeys(checked_hash(item) for item in request.sha256))
         core = self._core
         held = await core.store.write(lambda connection: rows.held_files(connection, owner, asked, core.now_us))
-        return pb.MissingSandboxResponse(sha256=[item for item in asked if item not in held or not core.sandbox.has(item)])
+        return pb.MissingSandboxResponse(
+            sha256=[item for item in asked if item not in held or not core.sandbox.has(item)]
+        )
 
-    async def PutSandbox(self, request_iterator: AsyncIterator[pb.PutSandboxRequest], context: Any) -> pb.PutSandboxResponse:
+    async def PutSandbox(
+        self, request_iterator: AsyncIterator[pb.PutSandboxRequest], context: Any
+    ) -> pb.PutSandboxResponse:
         core = self._core
         owner = current_peer().subject
         async with self._uploads:
@@ -139,7 +143,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                 if file is None:
                     raise InvalidRequest(
                         "SANDBOX_FILE_MISSING",
-                        f"the JDL names {path!r} in InputSandbox, and the submission brings no file {name!r}; upload it",
+                        f"the JDL names {path!r} in InputSandbox, and the submission has no file {name!r}; upload it",
                         name=name,
                     )
                 if name not in used:
@@ -169,7 +173,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             if file.sha256 not in held or not path.is_file():
                 raise Conflict(
                     "SANDBOX_NOT_UPLOADED",
-                    f"the input sandbox file {file.name!r} (sha256 {file.sha256}) is not at the broker; upload it first",
+                    f"the input sandbox file {file.name!r} (sha256 {file.sha256}) is not here; upload it first",
                     name=file.name,
                     sha256=file.sha256,
                 )
@@ -186,7 +190,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         if mine + count > options.max_jobs_per_owner:
             raise Exhausted(
                 "JOB_LIMIT_OWNER",
-                f"{owner} has {mine} unfinished jobs here and may have {options.max_jobs_per_owner}; wait for some to end",
+                f"{owner} has {mine} unfinished jobs here, at most {options.max_jobs_per_owner}; wait for some to end",
                 retry_after_s=30,
             )
         if everyone + count > options.max_jobs:
@@ -202,7 +206,9 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         core = self._core
         outcomes: dict[str, str] = {}
         for job_id, row in found.items():
-            outcomes[job_id] = "unknown" if row is None else ("already-ended" if row.job.state in ENDED else "cancelling")
+            outcomes[job_id] = (
+                "unknown" if row is None else ("already-ended" if row.job.state in ENDED else "cancelling")
+            )
         asked = [job_id for job_id, outcome in outcomes.items() if outcome == "cancelling"]
         for start in range(0, len(asked), IDS_PER_STEP):
             part = [(job_id, machine.CancelAsked()) for job_id in asked[start : start + IDS_PER_STEP]]
@@ -257,7 +263,9 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                 raise NotFound("JOB_UNKNOWN", f"the broker knows no job {job_id[:120]!r}; check the id", job_id=job_id)
             if row.job.state not in ENDED:
                 raise Conflict(
-                    "JOB_NOT_ENDED", f"job {job_id} is {row.job.state.name}; fetch its output when it is DONE", job_id=job_id
+                    "JOB_NOT_ENDED",
+                    f"job {job_id} is {row.job.state.name}; fetch its output when it is DONE",
+                    job_id=job_id,
                 )
         done = [job_id for job_id, row in found.items() if row is not None and row.job.state is JobState.DONE]
         for start in range(0, len(done), IDS_PER_STEP):
@@ -276,9 +284,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         description = next(template.jobs())
         compiled = CompiledCluster(cluster_of(description, vo, peer.subject))
         ces, replicas = await self._core.compiled_for_question(compiled)
-        outcomes = [
-            (explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces
-        ]
+        outcomes = [(explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces]
         outcomes.sort(key=lambda item: (not item[0].matches, -item[0].rank, item[0].ce))
         return pb.ListMatchResponse(matches=[wire.match_to_wire(outcome, ce) for outcome, ce in outcomes])
 

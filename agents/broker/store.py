@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -168,12 +169,15 @@ _COLUMNS = (
 )
 
 
-def _job_row(row: Sequence[object]) -> JobRow:
-    values: tuple = tuple(row)
+_STATES = {int(state): state for state in JobState}
+
+
+def _job_row(row: Sequence[Any]) -> JobRow:
+    values = tuple(row)
     return JobRow(
         *values[:7],
         machine.Job(
-            JobState(values[7]), values[8], values[9], values[10], bool(values[11]), bool(values[12]), bool(values[13]),
+            _STATES[values[7]], values[8], values[9], values[10], bool(values[11]), bool(values[12]), bool(values[13]),
             values[14], values[15], tuple(values[16].split("\n")) if values[16] else (), values[17],
         ),
     )  # fmt: skip
@@ -269,7 +273,16 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
     template = new.template
     result = connection.exec_driver_sql(
         "INSERT INTO submissions (owner, submission_id, job_id, type, vo, jdl, at_us, open) VALUES (?,?,?,?,?,?,?,?)",
-        (new.owner, new.submission_id, new.parent_id, template.type.value, new.vo, new.jdl, new.at_us, len(new.job_ids)),
+        (
+            new.owner,
+            new.submission_id,
+            new.parent_id,
+            template.type.value,
+            new.vo,
+            new.jdl,
+            new.at_us,
+            len(new.job_ids),
+        ),
     )
     key = int(result.lastrowid or 0)
     _store_files(connection, key, new)
@@ -545,7 +558,8 @@ def mark_sent(connection: sa.Connection, ids: Sequence[int]) -> list[int]:
 def unsent(connection: sa.Connection, owner: str, gatekeeper: str) -> list[JobRow]:
     """READY jobs that surely never left."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? AND sent = 0", (owner, gatekeeper)
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? AND sent = 0",
+        (owner, gatekeeper),
     )
     return [_job_row(row) for row in rows]
 
@@ -553,7 +567,8 @@ def unsent(connection: sa.Connection, owner: str, gatekeeper: str) -> list[JobRo
 def cancelling(connection: sa.Connection, owner: str, gatekeeper: str, limit: int) -> list[JobRow]:
     """Jobs to cancel at a CE that has acknowledged them."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) LIMIT ?",
+        f"SELECT {_COLUMNS} FROM jobs "
+        "WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) LIMIT ?",
         (owner, gatekeeper, limit),
     )
     return [_job_row(row) for row in rows]
@@ -562,7 +577,8 @@ def cancelling(connection: sa.Connection, owner: str, gatekeeper: str, limit: in
 def silent(connection: sa.Connection, owner: str, gatekeeper: str, before_us: int, limit: int) -> list[JobRow]:
     """Jobs at a CE that have not changed since a time."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state IN (3, 4) AND owner = ? AND gatekeeper = ? AND changed_at_us < ? LIMIT ?",
+        f"SELECT {_COLUMNS} FROM jobs "
+        "WHERE state IN (3, 4) AND owner = ? AND gatekeeper = ? AND changed_at_us < ? LIMIT ?",
         (owner, gatekeeper, before_us, limit),
     )
     return [_job_row(row) for row in rows]
@@ -660,7 +676,17 @@ def owners_unfinished(connection: sa.Connection) -> dict[str, int]:
 
 def unfinished_of(connection: sa.Connection, owner: str, limit: int) -> list[JobRow]:
     """Unfinished jobs of an owner."""
-    rows = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM jobs WHERE state < 5 AND owner = ? LIMIT ?", (owner, limit))
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE state < 5 AND owner = ? LIMIT ?", (owner, limit)
+    )
+    return [_job_row(row) for row in rows]
+
+
+def waiting_since(connection: sa.Connection, before_us: int, limit: int) -> list[JobRow]:
+    """Jobs that have waited for a match since before a time."""
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND changed_at_us < ? LIMIT ?", (before_us, limit)
+    )
     return [_job_row(row) for row in rows]
 
 
@@ -713,7 +739,8 @@ def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int =
     """Forget submissions whose jobs have all ended before a time and that owe no CE anything."""
     rows = connection.exec_driver_sql(
         "SELECT s.id FROM submissions s WHERE s.open <= 0 AND s.at_us < ? AND NOT EXISTS ("
-        "SELECT 1 FROM jobs j WHERE j.submission = s.id AND (j.changed_at_us >= ? OR (j.state = 8 AND j.purge = 1))) LIMIT ?",
+        "SELECT 1 FROM jobs j WHERE j.submission = s.id "
+        "AND (j.changed_at_us >= ? OR (j.state = 8 AND j.purge = 1))) LIMIT ?",
         (before_us, before_us, limit),
     )
     keys = [(int(row[0]),) for row in rows]
@@ -722,5 +749,3 @@ def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int =
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission = ?", keys)
         connection.exec_driver_sql("DELETE FROM submissions WHERE id = ?", keys)
     return len(keys)
-
-

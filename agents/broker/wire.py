@@ -72,9 +72,7 @@ def sandbox_files(request: pb.SubmitRequest) -> tuple[SandboxFile, ...]:
     return tuple(found.values())
 
 
-def gatekeeper_job(
-    row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str
-) -> gk_pb.Job:
+def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str) -> gk_pb.Job:
     """A job as its gatekeeper gets it; ``description`` already has the job's parameter."""
     job = gk_pb.Job(job_id=row.job_id, attempt=row.job.attempt)
     wire = job.description
@@ -132,7 +130,16 @@ def match_to_wire(outcome: MatchOutcome, ce: ComputingElement) -> pb.Match:
     )
 
 
-_SHOWN_STATES = {1: "WAITING", 2: "READY", 3: "SCHEDULED", 4: "RUNNING", 5: "DONE", 6: "ABORTED", 7: "CANCELLED", 8: "CLEARED"}
+_SHOWN_STATES = {
+    1: "WAITING",
+    2: "READY",
+    3: "SCHEDULED",
+    4: "RUNNING",
+    5: "DONE",
+    6: "ABORTED",
+    7: "CANCELLED",
+    8: "CLEARED",
+}
 
 
 def location_to_wire(row: JobRow, waiting_for: str) -> pb.JobLocation:

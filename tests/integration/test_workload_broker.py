@@ -59,7 +59,12 @@ class PlayedCe:
     def update(self, owner: str, job_id: str, attempt: int, state: int, **fields: Any) -> None:
         self.states[job_id] = state
         update = gk.JobUpdate(
-            sequence=len(self.updates) + 1, job_id=job_id, attempt=attempt, state=state, at_us=time.time_ns() // 1000, **fields
+            sequence=len(self.updates) + 1,
+            job_id=job_id,
+            attempt=attempt,
+            state=state,
+            at_us=time.time_ns() // 1000,
+            **fields,
         )
         self.updates.append((owner, update))
         self.on_update(update)
@@ -112,7 +117,10 @@ class PlayedGatekeeper(Agent, gk_grpc.GatekeeperServicer):
             for update in updates:
                 if update.state in types:
                     sequence += 1
-                    name, fields = self.context.settings.name, {"ce": self.ce_id, "exit_code": "0", "worker": update.worker}
+                    name, fields = (
+                        self.context.settings.name,
+                        {"ce": self.ce_id, "exit_code": "0", "worker": update.worker},
+                    )
                     events.append(
                         lb.Event(
                             job_id=update.job_id, source=name, sequence=sequence, at_us=update.at_us,
@@ -134,7 +142,9 @@ class PlayedGatekeeper(Agent, gk_grpc.GatekeeperServicer):
             total_cpus=ce.slots, status=ce.status, free_slots=ce.slots - running, running_jobs=running,
             estimated_response_s=0, vos=("cms",), max_wall_minutes=60,
         )  # fmt: skip
-        return ce_entries(element) + cluster_entries(SubCluster(settings.name, settings.site, (element.unique_id,), ram_mb=2048))
+        return ce_entries(element) + cluster_entries(
+            SubCluster(settings.name, settings.site, (element.unique_id,), ram_mb=2048)
+        )
 
     def health(self) -> AgentHealth:
         return AgentHealth(AgentState.GREEN)
@@ -244,7 +254,7 @@ class Workload:
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110  the other side is another agent
                 await asyncio.sleep(0.01)
 
     async def located(self, client: BrokerClient, job_id: str, *states: str, timeout_s: float = 10.0) -> Any:
@@ -393,7 +403,8 @@ async def test_a_ce_that_does_not_answer_loses_undelivered_jobs(workload: Worklo
     core = workload.lab.agents["broker.CERN"].agent.core
     await workload.until(lambda: len(core.ces) == 2)
     # The port of one is closed while the information system still shows it.
-    core._views = lambda views=core._views(): views
+    shown = core._views()
+    core._views = lambda: shown
     await workload.lab.stop("dead")
     answer = await broker.submit(TRUE + "Parameters = 6;")
     jobs = await workload.ended(list(answer.children))
@@ -436,6 +447,7 @@ async def test_refusals(workload: Workload, tmp_path: Path) -> None:
     await workload.start(max_file_bytes=1000, max_sandbox_bytes=1500)
     broker = await workload.broker()
     stub = broker._stub
+
     def submit(jdl: str, *files: pb.SandboxFile) -> Any:
         return stub.Submit(pb.SubmitRequest(submission_id="x", jdl=jdl, input_sandbox=files))
 
@@ -459,7 +471,9 @@ async def test_refusals(workload: Workload, tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"y" * 900)
     error = await refusal(broker.submit(TRUE + 'InputSandbox = {"a", "b"};', tmp_path), Exhausted)
     assert error.reason == "SANDBOX_TOO_LARGE"
-    assert (await refusal(broker.submit(TRUE + 'VirtualOrganisation = "atlas";'), InvalidRequest)).reason == "VO_UNKNOWN"
+    assert (
+        await refusal(broker.submit(TRUE + 'VirtualOrganisation = "atlas";'), InvalidRequest)
+    ).reason == "VO_UNKNOWN"
     limited = await workload.broker(delegated=False, limited=True)
     assert (await refusal(limited.submit(TRUE), Refused)).reason == "LIMITED_PROXY"
     stranger = await workload.broker("bob", delegated=False)
@@ -475,6 +489,7 @@ async def test_refusals(workload: Workload, tmp_path: Path) -> None:
 async def test_an_upload_must_be_what_it_says(workload: Workload) -> None:
     await workload.start()
     broker = await workload.broker()
+
     async def pieces() -> AsyncIterator[pb.PutSandboxRequest]:
         yield pb.PutSandboxRequest(sha256="0" * 64, size_bytes=3, data=b"abc")
 

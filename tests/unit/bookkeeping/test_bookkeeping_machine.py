@@ -33,14 +33,26 @@ def usual(attempt=1, ce="ce1"):
 
 def test_usual_way():
     record = fold([event(EventType.REGISTERED, 1, owner="/CN=a", vo="cms"), event(EventType.ENQUEUED), *usual()])
-    assert (record.state, record.owner, record.vo, record.ce, record.worker) == (JobState.DONE, "/CN=a", "cms", "ce1", "w1")
+    assert (record.state, record.owner, record.vo, record.ce, record.worker) == (
+        JobState.DONE,
+        "/CN=a",
+        "cms",
+        "ce1",
+        "w1",
+    )
     assert (record.exit_code, record.wall_s, record.cpu_s, record.attempt) == ("0", 1.5, 0.5, 1)
 
 
 def test_late_events_of_an_earlier_attempt_change_nothing():
     first = [*usual()[:3], event(EventType.RESUBMISSION, 2, reason="WORKER_LOST")]
     record = fold([*first, event(EventType.MATCHED, 2, ce="ce2"), event(EventType.DONE, 1, exit_code="9")])
-    assert (record.state, record.attempt, record.ce, record.worker, record.exit_code) == (JobState.READY, 2, "ce2", "", "")
+    assert (record.state, record.attempt, record.ce, record.worker, record.exit_code) == (
+        JobState.READY,
+        2,
+        "ce2",
+        "",
+        "",
+    )
     assert record.reason == "WORKER_LOST"
 
 
@@ -52,7 +64,9 @@ def test_no_event_of_a_ce_revives_a_verdict():
 
 
 def test_cleared_keeps_exit_code_and_reason():
-    record = fold([*usual()[:3], event(EventType.DONE, 1, exit_code="137", reason="WALL_TIME"), event(EventType.CLEARED)])
+    record = fold(
+        [*usual()[:3], event(EventType.DONE, 1, exit_code="137", reason="WALL_TIME"), event(EventType.CLEARED)]
+    )
     assert (record.state, record.exit_code, record.reason) == (JobState.CLEARED, "137", "WALL_TIME")
 
 

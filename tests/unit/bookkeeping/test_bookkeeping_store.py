@@ -57,7 +57,10 @@ def test_parent_counts_follow_the_children(store):
     children = [f"c{n}" for n in range(4)]
     # The first child's events come before its registration.
     record(store, [event("c0", 1, EventType.DONE, exit_code="0")])
-    record(store, [registered("p", 1, kind="parametric"), *(registered(c, n + 2, parent="p") for n, c in enumerate(children))])
+    record(
+        store,
+        [registered("p", 1, kind="parametric"), *(registered(c, n + 2, parent="p") for n, c in enumerate(children))],
+    )
     record(store, [event("c1", 2, EventType.RUNNING), event("c1", 2, EventType.RUNNING)])
 
     def counts():
@@ -91,7 +94,10 @@ def test_query_by_parent_pages_and_filters(store):
 
 
 def test_users_see_their_own_and_their_vo(store):
-    record(store, [registered("a", 1, "/CN=a", "cms"), registered("b", 2, "/CN=b", "cms"), registered("c", 3, "/CN=c", "atlas")])
+    record(
+        store,
+        [registered("a", 1, "/CN=a", "cms"), registered("b", 2, "/CN=b", "cms"), registered("c", 3, "/CN=c", "atlas")],
+    )
     assert {job.job_id for job in query(store, Reader("/CN=a", ("cms",)))[0]} == {"a", "b"}
     assert {job.job_id for job in query(store, Reader("/CN=c", ("cms",)))[0]} == {"a", "b", "c"}
     assert {job.job_id for job in query(store, Reader("/CN=c"))[0]} == {"c"}

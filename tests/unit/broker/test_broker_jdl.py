@@ -41,7 +41,8 @@ def test_everything_a_job_can_say():
           Requirements = other.GlueCEPolicyMaxWallClockTime > 60 && RegExp("cern", other.GlueCEUniqueID);
           Rank = -other.GlueCEStateEstimatedResponseTime;
           InputData = {"lfn:/grid/cms/a", "LF:b"};
-          OutputData = {[OutputFile = "o"; LogicalFileName = "lfn:/grid/cms/o"; StorageElement = "se"], [OutputFile = "p"]};
+          OutputData = {[OutputFile = "o"; LogicalFileName = "lfn:/grid/cms/o"; StorageElement = "se"],
+                        [OutputFile = "p"]};
           RetryCount = 2; ShallowRetryCount = 5; VirtualOrganisation = "cms";
           MaxWallTime = 90; MaxCpuTime = "90 s"; MaxMemory = "1.5 GB"; MaxDisk = 100; JobName = "n";
           MyOwn = {1, 2};
@@ -62,7 +63,7 @@ def test_everything_a_job_can_say():
     assert decode_description(encode_description(job)) == job
 
 
-@pytest.mark.parametrize("text", [TRUE, f"[{TRUE}]", f"[{TRUE}];", "Executable = \"/bin/true\"", "[" + TRUE + ";;]"])
+@pytest.mark.parametrize("text", [TRUE, f"[{TRUE}]", f"[{TRUE}];", 'Executable = "/bin/true"', "[" + TRUE + ";;]"])
 def test_brackets_and_semicolons_are_free(text):
     assert only(text).executable == "/bin/true"
 
@@ -87,7 +88,7 @@ def test_names_have_no_case():
         (TRUE + "Rank = “a”;", "JDL_SYNTAX", 1, 33, "typographic"),
         (TRUE + "] x", "JDL_SYNTAX", 1, 26, "attribute name"),
         (TRUE + "rank = 1; Rank = 2;", "JDL_SYNTAX", 1, 36, "twice"),
-        (TRUE + "OutputSandbox = {\"a\",};", "JDL_SYNTAX", 1, 46, "comma"),
+        (TRUE + 'OutputSandbox = {"a",};', "JDL_SYNTAX", 1, 46, "comma"),
         (TRUE + 'RetryCount = "2";', "JDL_TYPE", 1, 39, "RetryCount must be an integer, is a string"),
         (TRUE + "RetryCount = 2.0;", "JDL_TYPE", 1, 39, "is a real number"),
         (TRUE + "RetryCount = true;", "JDL_TYPE", 1, 39, "is a boolean"),
@@ -143,7 +144,7 @@ def test_errors_survive_pickling():
 
 
 def test_parametric_numbers_are_as_in_glite():
-    template = normalise(TRUE + "Parameters = 10; ParameterStart = 1; ParameterStep = 3; Arguments = \"_PARAM_\";")
+    template = normalise(TRUE + 'Parameters = 10; ParameterStart = 1; ParameterStep = 3; Arguments = "_PARAM_";')
     assert (template.type, len(template), template.parameters) == (JobType.PARAMETRIC, 3, ("1", "4", "7"))
     assert [job.arguments for job in template.jobs()] == [("1",), ("4",), ("7",)]
 
@@ -200,7 +201,9 @@ names = st.sampled_from(["other.A", "other.B", "3", '"x"', "true"])
 expressions = st.recursive(
     names,
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["&&", "||", "==", "<", "+", "=?="]), inner).map(lambda parts: "(" + " ".join(parts) + ")"),
+        st.tuples(inner, st.sampled_from(["&&", "||", "==", "<", "+", "=?="]), inner).map(
+            lambda parts: "(" + " ".join(parts) + ")"
+        ),
         inner.map(lambda text: f"!{text}"),
         inner.map(lambda text: f"Member({text}, {{1, 2}})"),
     ),

@@ -38,7 +38,13 @@ def test_an_update_may_overtake_the_answer_to_submit() -> None:
 def test_retries_are_counted_by_whether_the_process_started() -> None:
     job = m.Job(shallow_left=1, deep_left=1)
     job, log = run(job, MATCH, m.Sending(), m.Failed(1, "SCRATCH", started=False))
-    assert (job.state, job.attempt, job.shallow_left, job.deep_left, job.excluded) == (JobState.WAITING, 2, 0, 1, ("ce1",))
+    assert (job.state, job.attempt, job.shallow_left, job.deep_left, job.excluded) == (
+        JobState.WAITING,
+        2,
+        0,
+        1,
+        ("ce1",),
+    )
     job, log = run(job, m.Matched("ce2", "h:2"), m.Sending(), m.Accepted(2), m.Failed(2, "WORKER_LOST", started=True))
     assert (job.state, job.attempt, job.deep_left, job.excluded) == (JobState.WAITING, 3, 0, ("ce2", "ce1"))
     job, log = run(job, MATCH, m.Sending(), m.Accepted(3), m.Failed(3, "WORKER_LOST", started=False))
@@ -47,7 +53,14 @@ def test_retries_are_counted_by_whether_the_process_started() -> None:
 
 def test_updates_of_an_earlier_attempt_change_nothing() -> None:
     job, _ = run(m.Job(), MATCH, m.Sending(), m.Accepted(1), m.Failed(1, "X"), m.Matched("ce2", "h:2"), m.Sending())
-    for event in (m.Accepted(1), m.Started(1), m.Ended(1), m.Failed(1, "X", started=True), m.CancelledAtCe(1), m.Rejected(1, "X")):
+    for event in (
+        m.Accepted(1),
+        m.Started(1),
+        m.Ended(1),
+        m.Failed(1, "X", started=True),
+        m.CancelledAtCe(1),
+        m.Rejected(1, "X"),
+    ):
         assert m.step(job, event) == m.Step(job)
 
 
@@ -92,7 +105,14 @@ any_event = st.one_of(
 
 EDGES = {
     JobState.WAITING: {JobState.READY, JobState.CANCELLED, JobState.ABORTED},
-    JobState.READY: {JobState.WAITING, JobState.SCHEDULED, JobState.RUNNING, JobState.DONE, JobState.CANCELLED, JobState.ABORTED},
+    JobState.READY: {
+        JobState.WAITING,
+        JobState.SCHEDULED,
+        JobState.RUNNING,
+        JobState.DONE,
+        JobState.CANCELLED,
+        JobState.ABORTED,
+    },
     JobState.SCHEDULED: {JobState.RUNNING, JobState.DONE, JobState.WAITING, JobState.CANCELLED, JobState.ABORTED},
     JobState.RUNNING: {JobState.DONE, JobState.WAITING, JobState.CANCELLED, JobState.ABORTED},
     JobState.DONE: {JobState.CLEARED},

@@ -64,12 +64,17 @@ def test_vo_and_status_come_before_requirements():
     assert not compiled("true", vo="atlas").matches(CompiledCe(ce()))
     assert not compiled("true").matches(CompiledCe(ce(alive=False)))
     told = explain(compiled(vo="atlas"), CompiledCe(ce()))
-    assert (told.failing_term, told.explanation) == ('Member("VO:atlas", other.GlueCEAccessControlBaseRule)', "the CE takes cms")
+    assert (told.failing_term, told.explanation) == (
+        'Member("VO:atlas", other.GlueCEAccessControlBaseRule)',
+        "the CE takes cms",
+    )
     assert "Unknown" in explain(compiled(), CompiledCe(ce(alive=False))).explanation
 
 
 def test_own_attributes_may_be_used():
-    cluster = CompiledCluster(Cluster(1, "other.GlueCEPolicyMaxWallClockTime >= Wanted", "", "cms", "", (), (("Wanted", "30 * 2"),)))
+    cluster = CompiledCluster(
+        Cluster(1, "other.GlueCEPolicyMaxWallClockTime >= Wanted", "", "cms", "", (), (("Wanted", "30 * 2"),))
+    )
     assert cluster.matches(CompiledCe(ce()))
 
 

@@ -89,7 +89,9 @@ def test_repeated_submission_gives_the_first_answer_and_logs_nothing(opened):
 
 
 def test_parameters_in_requirements_make_clusters(opened):
-    opened.submit('Executable = "/bin/true"; Parameters = {"x", "y"}; Requirements = other.GlueCEUniqueID == "_PARAM_";')
+    opened.submit(
+        'Executable = "/bin/true"; Parameters = {"x", "y"}; Requirements = other.GlueCEUniqueID == "_PARAM_";'
+    )
     clusters = opened.read(rows.load_clusters, list(opened.read(rows.counts).waiting))
     assert {cluster.requirements for cluster in clusters.values()} == {
         'other.GlueCEUniqueID == "x"', 'other.GlueCEUniqueID == "y"',
@@ -219,7 +221,10 @@ CHILD = """
 def test_kill_loses_nothing_that_was_answered(tmp_path):
     path = tmp_path / "broker.db"
     root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "proto/gen"), str(Path(__file__).parent)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "proto/gen"), str(Path(__file__).parent)]),
+    }
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(CHILD), str(path)], stdout=subprocess.PIPE, text=True, env=environment
     )
