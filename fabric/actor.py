@@ -11,6 +11,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,6 +22,9 @@ MAX_CONCURRENCY = 4
 """For `ray.remote(...).options(max_concurrency=...)`: `health` answers while `stop` or `ready` waits."""
 HEALTH_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 30.0
+START_RETRY_S = 20.0
+"""How long a start waits for ports and the state directory to become free."""
+START_PAUSE_S = 0.2
 
 
 class AgentActor:
@@ -45,7 +49,7 @@ class AgentActor:
     def _run(self, settings: dict[str, Any]) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(run_agent(settings, stop=self._stop, ready=self._is_ready))
+            self._loop.run_until_complete(self._run_until_stopped(settings))
         except GridError as error:
             self._fail(error)
         except Exception as error:  # every traceback stays in this process
@@ -55,6 +59,17 @@ class AgentActor:
         finally:
             self._ended.set()
             self._loop.close()
+
+    async def _run_until_stopped(self, settings: dict[str, Any]) -> None:
+        """A restarted actor may meet the last moments of its former life: then it tries again for a while."""
+        until = time.monotonic() + START_RETRY_S
+        while True:
+            try:
+                return await run_agent(settings, stop=self._stop, ready=self._is_ready)
+            except GridError as error:
+                if error.reason not in ("AGENT_RUNNING", "PORT_IN_USE") or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(START_PAUSE_S)
 
     def _is_ready(self, agent: RunningAgent) -> None:
         self._agent = agent

@@ -310,6 +310,9 @@ async def running(
         except GridError as error:
             log.error("agent.cannot_start", reason=error.reason, sentence=error.sentence)
             raise
+        except Exception as error:
+            log.exception("agent.cannot_start", error)
+            raise
         yield agent_stack
 
 
@@ -531,6 +534,9 @@ async def _main(path: str) -> int:
         await run_agent(Settings.load(path), stop=stop, ready=ready)
     except GridError as error:
         sys.stderr.write(f"{error.sentence}\n")
+        return 1
+    except Exception as error:  # its traceback is in the agent's log
+        sys.stderr.write(f"the agent cannot run because of a defect ({type(error).__name__}: {error})\n")
         return 1
     return 0
 

@@ -101,6 +101,9 @@ class UnaryCallable:
             return await self._callable(used)(
                 request, timeout=limit_s, metadata=own + more, wait_for_ready=wait_for_ready
             )
+        except asyncio.CancelledError:
+            raise_if_not_ours(caller.peer)
+            raise
         except grpc.aio.AioRpcError as error:
             failure = await self._caller.prepare_retry(error, used, own)
             waits = not_connected(error)
@@ -116,6 +119,9 @@ class UnaryCallable:
                 metadata=own + more,
                 wait_for_ready=waits or wait_for_ready,
             )
+        except asyncio.CancelledError:
+            raise_if_not_ours(caller.peer)
+            raise
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, self._caller.peer) from None
 
@@ -167,6 +173,7 @@ class StreamCall:
         self._requests, self._timeout, self._metadata = requests, timeout, metadata
         self._raw: Any = None
         self._source_failure: BaseException | None = None
+        self._cancelled_here = False
         self._opening = asyncio.create_task(self._open(), name=f"open {kind[1]} at {caller.peer}")
         self._opening.add_done_callback(_look_at_failure)
 
@@ -253,7 +260,7 @@ class StreamCall:
         except grpc.aio.AioRpcError as error:
             raise self._as_error(error) from None
         except asyncio.CancelledError:
-            self._raise_if_source_failed(raw)
+            self._explain_cancellation(raw)
             raise
 
     async def write(self, request: Any) -> None:
@@ -288,7 +295,7 @@ class StreamCall:
             except grpc.aio.AioRpcError as error:
                 raise self._as_error(error) from None
             except asyncio.CancelledError:
-                self._raise_if_source_failed(raw)
+                self._explain_cancellation(raw)
                 raise
             yield response
 
@@ -302,11 +309,12 @@ class StreamCall:
         except grpc.aio.AioRpcError as error:
             raise self._as_error(error) from None
         except asyncio.CancelledError:
-            self._raise_if_source_failed(raw)
+            self._explain_cancellation(raw)
             raise
 
     def cancel(self) -> bool:
-        """End the call now. True if it was not over."""
+        """End the call now. True if it was not over. Who waits for it gets CancelledError."""
+        self._cancelled_here = True
         if self._raw is not None:
             return bool(self._raw.cancel())
         return self._opening.cancel()
@@ -329,10 +337,12 @@ class StreamCall:
     def _as_error(self, error: grpc.aio.AioRpcError) -> BaseException:
         return self._source_failure or from_rpc_error(error, self._caller.peer)
 
-    def _raise_if_source_failed(self, raw: Any) -> None:
-        """grpc cancels a call whose iterable of requests raised; the caller is told what it raised instead."""
+    def _explain_cancellation(self, raw: Any) -> None:
+        """grpc cancels a call when its iterable of requests raised or its channel was closed: say so instead."""
         if self._source_failure is not None and raw.cancelled():
             raise self._source_failure
+        if not self._cancelled_here and raw.cancelled():
+            raise_if_not_ours(self._caller.peer)
 
     async def _ended(self, raw: Any) -> BaseException:
         if await raw.code() is grpc.StatusCode.OK:
@@ -350,6 +360,16 @@ async def ready_within(caller: Caller, limit_s: float) -> tuple[Opened, Metadata
             "DEADLINE_EXCEEDED",
             f"no session with {caller.peer} within {limit_s:g} s; the call was not made",
             peer=caller.peer,
+        ) from None
+
+
+def raise_if_not_ours(peer: str) -> None:
+    """After a CancelledError: Unavailable CALL_CANCELLED if this task was not told to end, but its connection was
+    closed."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() == 0:
+        raise Unavailable(
+            "CALL_CANCELLED", f"the connection to {peer} was closed while the call ran; try again", peer=peer
         ) from None
 
 

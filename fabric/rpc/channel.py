@@ -64,6 +64,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 2_500),  # with the timeout: a cut link is noticed within about 5 s
     ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),  # without it a silent peer is noticed after a minute, whatever the above say
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
@@ -98,7 +99,7 @@ class Link:
         try:
             current.generation = self._judge(current.chain)
         except SecurityError as error:
-            self.drop()
+            self.drop(grace_s=0)
             raise from_security(error, peer=self.peer) from error
 
     async def look_again(self, used: Opened) -> Opened:
@@ -157,11 +158,11 @@ class Link:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return grpc.aio.secure_channel(f"{host}:{self.port}", pinned, options=options)
 
-    def drop(self) -> None:
-        """Forget the connection; calls on it have a moment to end."""
+    def drop(self, grace_s: float = OLD_LINK_GRACE_S) -> None:
+        """Forget the connection; calls on it have a moment to end, then they fail with Unavailable."""
         current, self.opened = self.opened, None
         if current is not None:
-            self._owner.close_later(current.channel)
+            self._owner.close_later(current.channel, grace_s)
 
     async def close(self) -> None:
         """Close now; running calls are cancelled."""
@@ -250,9 +251,9 @@ class Channels:
             except GridError as error:
                 self.log.audit("server.refused", server=link.peer, reason=error.reason, sentence=error.sentence)
 
-    def close_later(self, channel: grpc.aio.Channel) -> None:
+    def close_later(self, channel: grpc.aio.Channel, grace_s: float) -> None:
         """Close a channel that was replaced, after a grace for its calls."""
-        task = asyncio.create_task(channel.close(OLD_LINK_GRACE_S), name="close old channel")
+        task = asyncio.create_task(channel.close(grace_s), name="close old channel")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -28,8 +28,8 @@ MAX_CHAIN_BYTES = 64 * 1024
 """Of a chain in Establish: ten certificates with VOMS attributes are below 32 KiB."""
 MAX_WAITING = 64
 """Establish calls that wait for the member lists at one moment."""
-JUDGED_PER_TURN = 16
-"""Sessions judged before others may run: about 5 ms."""
+JUDGED_PER_TURN = 8
+"""Sessions judged before others may run: some milliseconds."""
 
 
 class SecurityContext(security_pb2_grpc.SecurityContextServicer):

@@ -376,6 +376,36 @@ async def test_an_agent_in_its_own_process_stops_on_sigterm(lab: LabGrid, tmp_pa
     assert not (lab.directory / "agents" / "toy.CERN" / "ready").exists()
 
 
+async def test_a_frozen_server_is_noticed_within_seconds(lab: LabGrid, tmp_path: Path) -> None:
+    """What a cut link looks like: connections stay open and nothing comes."""
+    path, environment = settings_file(lab, tmp_path)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fabric.agent", str(path), stdout=subprocess.PIPE, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert await process.stdout.readline()
+        stub: Any = storage_pb2_grpc.StorageStub(await lab.channel("toy", name="toy.CERN", credential=lab.user()))
+        stream = stub.Get(storage_pb2.GetRequest(surl="endless"))
+        assert (await stream.read()).data == b"first"
+        process.send_signal(signal.SIGSTOP)
+        async with asyncio.timeout(12):
+            error = await refusal(stream.read())
+        assert isinstance(error, Unavailable) and "localhost" in error.sentence
+        process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(12):
+            while True:
+                try:
+                    await stub.Stat(storage_pb2.StatRequest())
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.1)
+    finally:
+        process.kill()
+        await process.wait()
+
+
 def test_bad_settings_are_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "settings.json"
     path.write_text('{"kind": "gatekeeper"}')
@@ -404,6 +434,20 @@ async def test_the_actor_runs_an_agent_in_its_thread(lab: LabGrid, monkeypatch: 
     assert await asyncio.to_thread(actor.stop, 10)
     assert await asyncio.to_thread(actor.stop, 10)
     assert actor.health()["state"] == "stopped"
+
+
+async def test_an_actor_waits_for_its_former_life_to_end(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fabric import agent as module
+    from fabric.actor import AgentActor
+
+    monkeypatch.setattr(module, "load_builder", lambda kind: ToyAgent)
+    await lab.start("storage", builder=ToyAgent)
+    actor = AgentActor(lab.settings(NAME))
+    assert (await asyncio.to_thread(actor.ready, 0.5))["ready"] is False
+    assert actor.health()["state"] == "starting"
+    await lab.stop(NAME)
+    assert (await asyncio.to_thread(actor.ready, 20))["ready"] is True
+    assert await asyncio.to_thread(actor.stop, 10)
 
 
 async def test_an_actor_that_cannot_start_says_why(lab: LabGrid) -> None:

@@ -637,6 +637,32 @@ async def test_a_server_whose_certificate_is_revoked_loses_its_clients(lab: LabG
     assert isinstance(error, Unauthenticated) and error.reason == "CERTIFICATE_REVOKED"
 
 
+async def test_streams_to_a_revoked_server_are_ended_with_a_grid_error(lab: LabGrid, toy: RunningAgent) -> None:
+    stream = await open_stream(lab, lab.user("alice"))
+    reading = asyncio.create_task(refusal(stream.read()))
+    await asyncio.sleep(0)
+    lab.revoke(toy.context.credential)
+    lab.refresh_trust()
+    await lab.channels.trust_changed()
+    async with asyncio.timeout(10):
+        assert isinstance(await reading, Unavailable)
+
+
+async def test_cancelling_a_task_is_not_turned_into_an_error(lab: LabGrid, toy: RunningAgent) -> None:
+    stub = await stub_for(lab, lab.user())
+    stream = await open_stream(lab, lab.user("alice"))
+    tasks = [
+        asyncio.create_task(stub.Stat(storage_pb2.StatRequest(surl="slow"))),
+        asyncio.create_task(stream.read()),
+    ]
+    await wait_until(lambda: len(storage_of(toy).peers) == 1)
+    for task in tasks:
+        task.cancel()
+    assert [type(found) for found in await asyncio.gather(*tasks, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 2
+
+
 # -- the standard services -------------------------------------------------------------------------------------------
 
 
