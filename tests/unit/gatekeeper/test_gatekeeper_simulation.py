@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -155,6 +157,7 @@ class Site(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now_us = SECOND
         self.starts: Counter[tuple[str, int]] = Counter()
+        self.lost: Counter[tuple[str, int]] = Counter()
         self.ends: Counter[tuple[str, int]] = Counter()
         self.rows: dict[str, ce.Job] = {}
         self.fences: dict[str, int] = {}
@@ -189,8 +192,10 @@ class Site(RuleBasedStateMachine):
 
     @rule()
     def submit(self) -> None:
-        self.numbers += 1
-        self.feed(ce.Submitted(self.job(f"j{self.numbers}", 1)))
+        if self.numbers < 6:
+            self.numbers += 1
+            job_id = f"j{self.numbers}"
+            self.feed(ce.Submitted(self.job(job_id, self.rows[job_id].attempt + 1 if job_id in self.rows else 1)))
 
     @rule(data=st.data())
     def submit_again(self, data: Any) -> None:
@@ -198,7 +203,7 @@ class Site(RuleBasedStateMachine):
         if not self.rows:
             return
         job_id = data.draw(st.sampled_from(sorted(self.rows)))
-        attempt = max(1, self.rows[job_id].attempt + data.draw(st.integers(-1, 1)))
+        attempt = max(1, self.rows[job_id].attempt + data.draw(st.sampled_from([1, 1, 1, 0, -1])))
         highest = self.rows[job_id].attempt
         (outcome,) = self.feed(ce.Submitted(self.job(job_id, attempt))).outcomes
         assert outcome.accepted == (attempt >= highest)
@@ -292,6 +297,15 @@ class Site(RuleBasedStateMachine):
         worker = self.workers[which]
         worker.feed(wn.Looked(worker.machine.monotonic + seconds))
 
+    @rule(which=st.integers(0, 1), turns=st.integers(2, 5))
+    def bustle(self, which: int, turns: int) -> None:
+        """Ordinary progress: so that the rarer events meet jobs in every phase."""
+        self.connect(which)
+        for _ in range(turns):
+            self.deliver(which, 3)
+            self.prepare(which, True)
+            self.fork(which)
+
     # ---- deaths
 
     @rule(which=st.integers(0, 1))
@@ -313,7 +327,11 @@ class Site(RuleBasedStateMachine):
     @rule(seconds=st.integers(1, 15))
     def time_passes(self, seconds: int) -> None:
         self.now_us += seconds * SECOND
+        away = [worker.name for worker in self.gatekeeper.workers.values() if not worker.stream]
         self.feed(ce.Ticked())
+        for worker in self.workers:
+            if worker.name in away and worker.name not in self.gatekeeper.workers:
+                self.lost.update((name.job_id, name.attempt) for name in worker.rows.values())
 
     # ---- what must hold
 
@@ -322,6 +340,19 @@ class Site(RuleBasedStateMachine):
         if hasattr(self, "starts"):
             assert all(count == 1 for count in self.starts.values()), self.starts
             assert all(count == 1 for count in self.ends.values()), self.ends
+
+    @invariant()
+    def attempts_of_one_job_do_not_overlap(self) -> None:
+        """A newer attempt waits until the older one is dead; only a lost worker's processes may be over here and there."""
+        if not hasattr(self, "workers"):
+            return
+        together: Counter[str] = Counter()
+        for worker in self.workers:
+            for key in worker.running & set(worker.rows):
+                name = worker.rows[key]
+                if not self.ends[name.job_id, name.attempt] and not self.lost[name.job_id, name.attempt]:
+                    together[name.job_id] += 1
+        assert all(count == 1 for count in together.values()), together
 
     @invariant()
     def books_agree(self) -> None:
@@ -368,6 +399,50 @@ class Site(RuleBasedStateMachine):
 
 
 Site.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSite = pytest.mark.timeout(120)(Site.TestCase)
+
+
+class _Chosen:
+    """Stands in for the data of hypothesis in a random walk."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def draw(self, strategy: Any) -> Any:
+        return self._random.choice(list(strategy.elements))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_long_random_life(seed: int) -> None:
+    """Deeper than a shrinkable search goes: hundreds of events on few jobs. A failure is repeated by its seed."""
+    random = Random(seed)
+    site = Site()
+    site.begin()
+    data = _Chosen(random)
+    steps: list[tuple[int, Callable[[], None]]] = [
+        (6, site.submit),
+        (8, lambda: site.submit_again(data)),
+        (4, lambda: site.cancel(data)),
+        (30, lambda: site.bustle(random.randrange(2), random.randint(1, 4))),
+        (8, lambda: site.cut(random.randrange(2), random.random() < 0.5)),
+        (20, lambda: site.deliver(random.randrange(2), random.randint(1, 5))),
+        (10, lambda: site.prepare(random.randrange(2), random.random() < 0.8)),
+        (10, lambda: site.fork(random.randrange(2))),
+        (10, lambda: site.process_ends(random.randrange(2), random.randrange(2))),
+        (10, lambda: site.collect(random.randrange(2))),
+        (4, lambda: site.worker_looks(random.randrange(2), random.randint(1, 8))),
+        (4, lambda: site.worker_agent_dies(random.randrange(2))),
+        (2, lambda: site.starter_dies(random.randrange(2))),
+        (3, site.gatekeeper_dies),
+        (3, lambda: site.time_passes(random.randint(1, 15))),
+    ]
+    for _ in range(300):
+        random.choices([step for _, step in steps], [weight for weight, _ in steps])[0]()
+        site.no_attempt_starts_twice()
+        site.attempts_of_one_job_do_not_overlap()
+        site.books_agree()
+        if random.random() < 0.02:
+            site.numbers = 0  # the same ids again: older attempts are refused
+    site.teardown()
