@@ -151,7 +151,7 @@ def register(connection: sa.Connection, new: NewFile) -> Entry:
     if not done.rowcount:
         raise _taken(connection, new.lfn, parent_id)
     if new.replica is not None:
-        _insert_replica(connection, file_id, str(new.lfn), new.replica)
+        _insert_replica(connection, file_id, str(new.lfn), new.replica, is_first=True)
     kept = (new.replica,) if new.replica is not None else ()
     return Entry(str(new.lfn), new.owner, new.now_us, new.guid, new.content, kept)
 
@@ -382,7 +382,9 @@ def _make_one(connection: sa.Connection, lfn: Lfn, parent_id: int, owner: str, n
     return made
 
 
-def _insert_replica(connection: sa.Connection, file_id: int, lfn: str, replica: Replica) -> None:
+def _insert_replica(
+    connection: sa.Connection, file_id: int, lfn: str, replica: Replica, is_first: bool = False
+) -> None:
     done = connection.exec_driver_sql(
         "INSERT INTO replicas (file_id, surl, storage_element, created_at_us) VALUES (?,?,?,?) ON CONFLICT DO NOTHING",
         (file_id, replica.surl, replica.storage_element, replica.created_at_us),
@@ -393,6 +395,8 @@ def _insert_replica(connection: sa.Connection, file_id: int, lfn: str, replica: 
             raise AlreadyExists(
                 "SURL_TAKEN", f"{replica.surl} is listed as a replica of another file than {lfn}; give the right SURL"
             )
+        return
+    if is_first:
         return
     count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
     if count > MAX_REPLICAS:

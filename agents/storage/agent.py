@@ -9,6 +9,7 @@ from agents.storage.config import parse_config
 from agents.storage.element import StorageElement
 from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
+from agents.storage.memory import keep_buffers
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
 from agents.storage.store import FileStore, metadata
@@ -43,6 +44,8 @@ class StorageAgent(Agent):
             clock=context.clock,
             failpoints=Failpoints(os.environ.get(FAILPOINT_VARIABLE, "")),
         )
+        context.close_at_end(self.element)
+        keep_buffers()
         self.servicer = StorageServicer(
             self.element,
             host=settings.advertise,

@@ -11,11 +11,11 @@ import asyncio
 import os
 import stat as stat_module
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
@@ -23,6 +23,7 @@ from grpc._cython import cygrpc
 
 from agents.storage import wire
 from agents.storage.framing import Piece, get_call, put_data
+from agents.storage.memory import keep_buffers
 from agents.storage.model import PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Hasher, read_pieces
@@ -51,13 +52,14 @@ __all__ = [
     "stat",
 ]
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 """Told the bytes moved since the last call, on the event loop."""
 
 COPY_TIMEOUT_S = 6 * 3600.0
 """Of one third-party copy; a copy that stalls is ended by the storage element much sooner."""
 PATIENCE_S = 60.0
-"""How long a put goes on trying when the storage element is busy or restarting."""
+"""How long a transfer goes on trying when the storage element is busy or restarting."""
 _RETRY_FIRST_S = 0.2
 _RETRY_MAX_S = 5.0
 _BUSY = frozenset({"TOO_MANY_TRANSFERS", "STORE_BUSY"})
@@ -128,6 +130,15 @@ async def put_file(
     Raises GridError as the storage element did; InvalidRequest(FILE_UNREADABLE | FILE_CHANGED) for the local file.
     """
     put_id = put_id or new_put_id()
+    return await _patiently(
+        lambda note: _put_once(channel, Path(path), vo, name_hint, put_id, note), progress, patience_s
+    )
+
+
+async def _patiently(attempt: Callable[[Progress], Awaitable[T]], progress: Progress | None, patience_s: float) -> T:
+    """What `attempt` returns. While the storage element is busy or away it is called again, for `patience_s`; the
+    progress of an attempt that failed is taken back."""
+    keep_buffers()
     clock = asyncio.get_running_loop().time
     until, pause_s = clock() + patience_s, _RETRY_FIRST_S
     while True:
@@ -140,7 +151,7 @@ async def put_file(
                 progress(size_bytes)
 
         try:
-            return await _put_once(channel, Path(path), vo, name_hint, put_id, note)
+            return await attempt(note)
         except (Exhausted, Unavailable) as error:
             if isinstance(error, Exhausted) and error.reason not in _BUSY:
                 raise
@@ -288,15 +299,20 @@ async def get_file(
     *,
     expected: Checksums | None = None,
     progress: Progress | None = None,
+    patience_s: float = 0.0,
 ) -> Stored:
     """Download a whole file. `path` is replaced in one step when every byte is there and both checksums agree, else
     nothing
     is left. `expected`: checksums by the catalogue, compared too.
 
     Raises GridError as the storage element did, DataCorrupted(CHECKSUM_MISMATCH | STREAM_CUT), InvalidRequest(
-    FILE_UNWRITABLE) for the local file.
+    FILE_UNWRITABLE) for the local file. While the storage element is busy or away, tries again for `patience_s`; the
+    default is not to wait, because another replica may be at hand.
     """
-    target = Path(path)
+    return await _patiently(lambda note: _get_once(channel, surl, Path(path), expected, note), progress, patience_s)
+
+
+async def _get_once(channel: Any, surl: str, target: Path, expected: Checksums | None, progress: Progress) -> Stored:
     partial = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -320,7 +336,7 @@ async def get_file(
         running[:] = [asyncio.ensure_future(asyncio.to_thread(write, pieces))]
         return running[0]
 
-    overlap = Overlap(consume, progress or (lambda size: None))
+    overlap = Overlap(consume, progress)
     try:
         async with open_file(channel, surl) as opened:
             if expected is not None:
@@ -356,14 +372,17 @@ async def copy(
     expected: Checksums | None = None,
     put_id: str | None = None,
     timeout_s: float = COPY_TIMEOUT_S,
+    patience_s: float = PATIENCE_S,
 ) -> Stored:
     """Third-party copy: the storage element behind `channel` fetches the file itself. The user must have delegated a
     proxy to
-    it before (`fabric.rpc.delegation.delegate`). Repeat with the same `put_id` to be sure of one copy."""
+    it before (`fabric.rpc.delegation.delegate`). While one of the two is busy or away, tries again for `patience_s`.
+    Repeat with the same `put_id` to be sure of one copy."""
     request = pb.CopyFromRequest(source_surl=source_surl, vo=vo, put_id=put_id or new_put_id())
     if expected is not None:
         request.expected.CopyFrom(wire.checksums_to_wire(expected))
-    answer = await storage_pb2_grpc.StorageStub(channel).CopyFrom(request, timeout=timeout_s)
+    stub = storage_pb2_grpc.StorageStub(channel)
+    answer = await _patiently(lambda note: stub.CopyFrom(request, timeout=timeout_s), None, patience_s)
     return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
 
 

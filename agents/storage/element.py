@@ -76,6 +76,7 @@ class StorageElement:
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[StoredFile]] = set()
         self._changed = asyncio.Event()
+        self._stopping = False
         self._missing: list[str] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -93,11 +94,16 @@ class StorageElement:
         await self.collect_garbage()
 
     async def stop(self) -> None:
-        """End uploads that are not complete, wait for those that are, close."""
+        """Take no more uploads, end those that are not complete, wait for those that are. Reading goes on until
+        `close`."""
+        self._stopping = True
         uploads = list(self._uploads.values())
         for upload in uploads:
             upload.cancel()
         await asyncio.gather(*uploads, *self._commits, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Wait for the threads. Nothing may be asked afterwards."""
         await asyncio.to_thread(self._threads.shutdown)
 
     async def collect_garbage(self) -> int:
@@ -127,6 +133,8 @@ class StorageElement:
         nothing is left.
         """
         check_announcement(announced)
+        if self._stopping:
+            raise _stopping()
         key = (announced.owner, announced.put_id)
         while earlier := self._uploads.get(key):
             earlier.cancel()
@@ -141,8 +149,10 @@ class StorageElement:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise
+            if self._stopping:
+                raise _stopping() from None
             raise Conflict(
-                "PUT_TAKEN_OVER", f"put {announced.put_id!r} was ended: a repeat of it took over, or the service stops"
+                "PUT_TAKEN_OVER", f"put {announced.put_id!r} was ended because a repeat of it took over"
             ) from None
         finally:
             if self._uploads.get(key) is task:
@@ -371,6 +381,12 @@ class StorageElement:
     def _io(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         assert not kwargs
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable(
+        "SERVER_STOPPING", "the storage element is stopping; send the file again when it is up", retry_after_s=1
+    )
 
 
 def _try_remove(pool: Pool, file_id: str) -> bool:

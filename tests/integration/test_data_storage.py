@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
+import subprocess
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +300,7 @@ async def test_a_copy_from_a_source_that_is_down_says_so(lab: LabGrid, source: P
     stored = await client.put_file(cern, source, "cms")
     await lab.stop("storage.CERN")
     with pytest.raises(GridError) as caught:
-        await client.copy(ral, stored.surl, "cms")
+        await client.copy(ral, stored.surl, "cms", patience_s=0)
     assert type(caught.value).status_name == "UNAVAILABLE"
     assert str(lab.port("storage.CERN")) in caught.value.sentence
 
@@ -378,3 +380,49 @@ async def test_the_element_publishes_itself(lab: LabGrid, source: Path) -> None:
     assert area["GlueSAAccessControlBaseRule"] == ("VO:cms",)
     assert any(e.get("GlueSEUniqueID") == (unique_id,) for e in entries.values())
     assert any(e.get("GlueServiceType") == ("org.gridfabric.storage",) for e in entries.values())
+
+
+@pytest.fixture
+def small_disk(lab: LabGrid) -> Iterator[Path]:
+    """A file system of 8 MiB of its own."""
+    path = lab.directory / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(path)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+async def test_a_disk_that_fills_up(lab: LabGrid, source: Path, tmp_path: Path, small_disk: Path) -> None:
+    """Refuses by number before, and by ENOSPC when a neighbour took the space meanwhile; serves on; recovers alone."""
+    channel = await start(lab, pools=[str(small_disk)], reserve_bytes=1 << 20)
+    first = await client.put_file(channel, source, "cms")
+    neighbour = small_disk / "neighbour"
+    neighbour.write_bytes(bytes(3 << 20))
+    error = await refused(Exhausted, "DISK_FULL", client.put_file(channel, source, "cms"))
+    assert int(error.facts["available_bytes"]) < len(DATA)
+    neighbour.unlink()
+    call = storage_pb2_grpc.StorageStub(channel).Put()
+    async with call:
+        await client.send(call, header(len(DATA), "racing"))
+        await until(lambda: lab.agents["storage.CERN"].agent.element.admission.running == 1)
+        with contextlib.suppress(OSError):
+            neighbour.write_bytes(bytes(8 << 20))
+        for begin in range(0, len(DATA), 1 << 20):
+            if not await client.send(call, pb.PutRequest(data=DATA[begin : begin + (1 << 20)])):
+                break
+        await client.send(call, trailer(DATA))
+        await refused(Exhausted, "DISK_FULL", call)
+    await client.get_file(channel, first.surl, tmp_path / "still")
+    assert (tmp_path / "still").read_bytes() == DATA
+    neighbour.unlink()
+    await client.put_file(channel, source, "cms")
+
+
+async def test_the_information_system_shows_it(lab: LabGrid, source: Path) -> None:
+    lab.plan("storage")
+    await lab.start("information", options={"level": "site"})
+    channel = await start(lab)
+    publisher = lab.agents["storage.CERN"].agent._publisher
+    await until(lambda: publisher.is_current)
+    del channel

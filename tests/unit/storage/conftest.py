@@ -57,6 +57,7 @@ class Bench:
         while self._open:
             element, store = self._open.pop()
             await element.stop()
+            await element.close()
             await store.close()
 
     def on_disk(self, pool: str = "pool") -> list[str]:

@@ -137,6 +137,7 @@ async def test_a_repeat_gives_the_same_file_and_keeps_one(bench: Bench, upload: 
     assert caught.value.reason == "PUT_ID_REUSED"
     assert (await upload(element, DATA, owner="/O=EDG/CN=bob")).file_id != first.file_id
     await element.stop()
+    await element.close()
     assert len([p for p in bench.on_disk() if p.startswith("data/")]) == 2
 
 
@@ -219,6 +220,7 @@ async def test_removal_frees_quota_and_disk_and_may_be_repeated(bench: Bench, up
     assert await element.remove(file.file_id, "cms", lambda f: None) is False
     await upload(element, DATA, "p2")
     await element.stop()
+    await element.close()
     assert len(bench.on_disk()) == 1
 
 
@@ -242,6 +244,7 @@ async def test_a_reader_that_leaves_early_holds_no_descriptor(bench: Bench, uplo
     await reader.aclose()
     await element.measure()
     await element.stop()
+    await element.close()
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
@@ -340,3 +343,22 @@ def test_checksums_need_both_and_exact_length() -> None:
     for adler32, sha256 in [("", good.sha256), (good.adler32, ""), ("xyzxyzxy", good.sha256), ("1" * 9, "1" * 64)]:
         with pytest.raises(InvalidRequest):
             parse_checksums(adler32, sha256)
+
+
+async def test_a_stop_ends_uploads_with_a_reason_to_try_again(bench: Bench, upload: Any) -> None:
+    element = await bench.start()
+    begun = asyncio.Event()
+
+    async def hanging() -> Any:
+        yield DATA
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(element.put(announced(DATA), hanging()))
+    await begun.wait()
+    await element.stop()
+    with pytest.raises(Unavailable) as caught:
+        await task
+    assert caught.value.reason == "SERVER_STOPPING" and bench.on_disk() == []
+    with pytest.raises(Unavailable):
+        await upload(element, DATA)
