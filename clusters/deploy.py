@@ -25,7 +25,7 @@ from clusters.node.launcher import NodeConfiguration
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent, Ports, endpoint, endpoints_for, lab_ports, make_plan, well_known_ports
 from clusters.ports import chooser, is_free
-from clusters.report import HEALTH_DEADLINE_S, AgentStatus, GridStatus, status, status_of, with_process
+from clusters.report import AgentStatus, GridStatus, head_host, status, status_of, with_process
 from clusters.trust import Invitation
 from fabric.errors import Conflict, GridError, InvalidRequest, NotFound, Unavailable
 from security.files import write_atomic
@@ -93,6 +93,11 @@ def up(
     if site is not None and description.site(site) is None:
         known = ", ".join(s.name for s in description.sites)
         raise NotFound("SITE_UNKNOWN", f"{description.name} has no site {site!r}; its sites are {known}", site=site)
+    if description.mode == "hosts" and site is None:
+        if len(description.sites) > 1:
+            known = ", ".join(s.name for s in description.sites)
+            raise InvalidRequest("SITE_NEEDED", f"{description.source} has several sites; say which: --site {known}")
+        site = description.sites[0].name
     given = Invitation.load(invitation) if invitation is not None else None
     with inventory.changing(paths):
         _refuse_second(paths)
@@ -186,7 +191,7 @@ def _start(
     fork_server: bool,
 ) -> tuple[AgentStatus, ...]:
     """Ray and the certificates at the same time; then the actors; then wait."""
-    head = _head_host(description, run.site)
+    head = head_host(description, run.site)
     here = [agent for agent in agents if run.loopback or agent.host == head]
     ray.make_token(paths.token)
     for agent in agents:
@@ -245,12 +250,6 @@ def _start_node(
     return run
 
 
-def _head_host(description: GridDescription, site: str | None) -> str:
-    """The host on which this command runs: a site's first."""
-    where = description.site(site) if site is not None else None
-    return (where or description.sites[0]).hosts[0].name
-
-
 def _prepare(
     description: GridDescription, paths: StatePaths, here: Sequence[PlannedAgent], invitation: Invitation | None
 ) -> None:
@@ -291,7 +290,7 @@ def _wait_green(
     if bad:
         names = "; ".join(f"{status.name} is {status.state} ({status.detail})" for status in bad[:5])
         raise Unavailable("GRID_NOT_GREEN", f"not everything came up in {deadline_s:g} s: {names}")
-    return tuple(with_process(status) for status in last.values())
+    return tuple(with_process(status, status.host) for status in last.values())
 
 
 def down(state: Path, *, purge: bool = False) -> list[int]:
@@ -325,7 +324,7 @@ def _stop_agents(paths: StatePaths, run: Run) -> None:
     order = {agent.name: agent.about.order for agent in description.agents()}
     client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
     try:
-        client.connect(run.address, HEALTH_DEADLINE_S)
+        client.connect(run.address)
         for names in _groups(run.agents, order):
             list(client.call("stop", STOP_DEADLINE_S + 10, names=names, deadline_s=STOP_DEADLINE_S))
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from clusters import inventory, processes, ray
+from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent, make_plan
 from fabric.errors import GridError
@@ -76,8 +77,10 @@ def status_of(agent: PlannedAgent, answer: Mapping[str, Any]) -> AgentStatus:
     )
 
 
-def with_process(status: AgentStatus) -> AgentStatus:
-    """With memory and processor time, where the process is on this machine."""
+def with_process(status: AgentStatus, here: str) -> AgentStatus:
+    """With memory and processor time, where the process is on this machine: the host `here`."""
+    if status.host != here or not status.pid:
+        return status
     try:
         process = psutil.Process(status.pid)
         times = process.cpu_times()
@@ -85,6 +88,12 @@ def with_process(status: AgentStatus) -> AgentStatus:
     except (psutil.Error, ValueError):
         return status
     return replace(status, memory_bytes=int(memory), cpu_s=times.user + times.system)
+
+
+def head_host(description: GridDescription, site: str | None) -> str:
+    """The host on which a site is started: its first one."""
+    where = description.site(site) if site is not None else None
+    return (where or description.sites[0]).hosts[0].name
 
 
 def status(state: Path) -> GridStatus:
@@ -114,11 +123,11 @@ def status(state: Path) -> GridStatus:
         return answer(False, "the grid is being started, or its start was interrupted; stop it with: grid down")
     client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
     try:
-        client.connect(run.address, HEALTH_DEADLINE_S)
+        client.connect(run.address)
         hosts = {agent.name: agent.host for agent in agents}
         by_name = {agent.name: agent for agent in agents}
         found = [
-            with_process(status_of(by_name[row["agent"]], row))
+            with_process(status_of(by_name[row["agent"]], row), run.host or head_host(description, run.site))
             for row in client.call("health", HEALTH_DEADLINE_S + 5, agents=hosts, deadline_s=HEALTH_DEADLINE_S)
         ]
     except GridError as error:

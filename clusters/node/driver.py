@@ -125,10 +125,13 @@ class Driver:
         """Ask agents to stop; what has not stopped in time is killed. Their actors are gone afterwards."""
         deadline = time.monotonic() + deadline_s
         asked, handles = {}, {}
+        actors = self._actors()
         for name in names:
             handle = self._handle(name)
-            if handle is not None:
-                handles[name] = handle
+            if handle is None:
+                continue
+            handles[name] = handle
+            if actors.get(name, {"State": "ALIVE"})["State"] == "ALIVE":  # others wait for a host, or for Ray
                 asked[handle.stop.remote(deadline_s)] = name
         while asked and (left := deadline - time.monotonic()) > 0:
             done, _ = self._ray.wait(list(asked), timeout=left)

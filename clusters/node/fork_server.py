@@ -110,6 +110,20 @@ def prime(variables: dict[str, str]) -> dict[str, str]:
     return ray_variables(dict(os.environ))
 
 
+def why_not(primed: dict[str, str], order: dict[str, Any], descriptors: list[int]) -> str:
+    """Why this process is not to be forked here; said once on standard error, for who wonders about a slow start."""
+    wanted = ray_variables(order["environment"])
+    if primed != wanted:
+        different = sorted(name for name in primed.keys() | wanted if primed.get(name) != wanted.get(name))
+        reason = f"other values of {', '.join(different)}"
+    elif len(descriptors) != 3 or threads() != 1:
+        reason = "three descriptors and one thread are needed"
+    else:
+        return ""
+    sys.stderr.write(f"fork server: a worker starts the ordinary way: {reason}\n")
+    return reason
+
+
 def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Answer until this is a new process; then its order and descriptors."""
     primed: dict[str, str] | None = None
@@ -122,11 +136,13 @@ def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 order, descriptors = receive(connection)
                 if "prime" in order:
                     primed = primed or prime(order["prime"])
-                elif primed == ray_variables(order["environment"]) and len(descriptors) == 3 and threads() == 1:
-                    answer = os.fork()
-                    if answer == 0:
-                        listener.close()
-                        return order, descriptors
+                else:
+                    primed = primed or prime(ray_variables(order["environment"]))  # faster than the launcher's word
+                    if why_not(primed, order, descriptors) == "":
+                        answer = os.fork()
+                        if answer == 0:
+                            listener.close()
+                            return order, descriptors
                 connection.sendall(str(answer).encode())
             except (OSError, ValueError, KeyError):
                 pass  # whoever asked starts the process the ordinary way
