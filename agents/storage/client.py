@@ -60,6 +60,8 @@ COPY_TIMEOUT_S = 6 * 3600.0
 """Of one third-party copy; a copy that stalls is ended by the storage element much sooner."""
 PATIENCE_S = 60.0
 """How long a transfer goes on trying when the storage element is busy or restarting."""
+COPY_PATIENCE_S = 15.0
+"""The same for a third-party copy: shorter, because its source may be what is away, and another replica at hand."""
 _RETRY_FIRST_S = 0.2
 _RETRY_MAX_S = 5.0
 _BUSY = frozenset({"TOO_MANY_TRANSFERS", "STORE_BUSY"})
@@ -372,7 +374,7 @@ async def copy(
     expected: Checksums | None = None,
     put_id: str | None = None,
     timeout_s: float = COPY_TIMEOUT_S,
-    patience_s: float = PATIENCE_S,
+    patience_s: float = COPY_PATIENCE_S,
 ) -> Stored:
     """Third-party copy: the storage element behind `channel` fetches the file itself. The user must have delegated a
     proxy to

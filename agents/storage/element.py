@@ -9,10 +9,12 @@ caller that goes away in the middle of a commit can neither tear it nor lose it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from agents.storage.admission import Admission
@@ -82,16 +84,28 @@ class StorageElement:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the pools and bring disk and database to one state again. Raises Unavailable(POOL_UNUSABLE)."""
+        """Open the pools and bring disk and database to one state again. A pool that cannot be used is left out and
+        tried again later. Raises Unavailable(POOL_UNUSABLE) if there is none."""
+        failure: Unavailable | None = None
         for root in self.config.pools:
-            pool = await self._io(Pool, root)
-            self._pools[pool.name] = pool
-            in_doubt = await self._io(pool.in_doubt)
-            gone = await self._io(pool.settle, in_doubt, await self._files.known(in_doubt))
-            if in_doubt:
-                self._log.info("storage.recovered", pool=pool.name, kept=len(in_doubt) - len(gone), removed=len(gone))
+            try:
+                await self._open_pool(root)
+            except Unavailable as error:
+                self._log.error("storage.pool_lost", pool=str(root), reason=error.reason, sentence=error.sentence)
+                failure = error
+        if not self._pools and failure is not None:
+            raise failure
         self._ledger = Ledger(self.config.quota_of, self.config.reserve_bytes, await self._files.use_by_vo())
         await self.collect_garbage()
+
+    async def _open_pool(self, root: Path) -> None:
+        expects_files = await self._files.in_pool(str(root))
+        pool = await self._io(Pool, root, expects_files)
+        in_doubt = await self._io(pool.in_doubt)
+        gone = await self._io(pool.settle, in_doubt, await self._files.known(in_doubt))
+        self._pools[pool.name] = pool
+        if in_doubt:
+            self._log.info("storage.recovered", pool=pool.name, kept=len(in_doubt) - len(gone), removed=len(gone))
 
     async def stop(self) -> None:
         """Take no more uploads, end those that are not complete, wait for those that are. Reading goes on until
@@ -117,9 +131,13 @@ class StorageElement:
         return len(went)
 
     async def keep_collecting(self) -> None:
-        """Background task: what could not be deleted at once, later."""
+        """Background task: pools that could not be opened and bytes that could not be deleted are tried again."""
         while True:
             await asyncio.sleep(COLLECT_EVERY_S)
+            for root in self.config.pools:
+                if str(root) not in self._pools:
+                    with contextlib.suppress(Unavailable):
+                        await self._open_pool(root)
             await self.collect_garbage()
 
     # -- files in ----------------------------------------------------------------------------------------------------
@@ -284,7 +302,8 @@ class StorageElement:
         pool = self._pools.get(file.pool)
         if pool is None:
             raise Unavailable(
-                "POOL_UNUSABLE", f"file {file.file_id} lies in pool {file.pool}, which is not in the options any more"
+                "POOL_UNUSABLE",
+                f"file {file.file_id} lies in pool {file.pool}, which cannot be used now; read another replica",
             )
         opening = self._io(pool.open, file.file_id, file.size_bytes)
         try:
@@ -347,7 +366,7 @@ class StorageElement:
             return [found for pool in self._pools.values() if (found := pool.measure()) is not None]
 
         measured = await self._io(measure_all)
-        self._missing = sorted(set(self._pools) - {pool.pool for pool in measured})
+        self._missing = sorted({str(root) for root in self.config.pools} - {pool.pool for pool in measured})
         return measured
 
     async def space(self, vos: tuple[str, ...] = ()) -> SpaceReport:

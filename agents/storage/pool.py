@@ -34,13 +34,16 @@ FULL_RETRY_S = 60
 
 
 class Pool:
-    """A pool at `root`, made if absent. Raises Unavailable(POOL_UNUSABLE)."""
+    """A pool at `root`, made if absent; but not if it `expects_files`: then its disk is not mounted, and writing below
+    the mount point would hide files later. Raises Unavailable(POOL_UNUSABLE)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, expects_files: bool = False) -> None:
         self.name = str(root)
         self.incoming = root / "incoming"
         self.data = root / "data"
         try:
+            if expects_files and not self.data.is_dir():
+                raise FileNotFoundError(2, "it should hold files and is empty")
             for directory in (root, self.incoming, self.data):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync_directory(root)

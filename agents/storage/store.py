@@ -132,6 +132,14 @@ class FileStore:
 
         return await self._store.read(read)
 
+    async def in_pool(self, pool: str) -> bool:
+        """True if a file should be there."""
+
+        def read(connection: sa.Connection) -> bool:
+            return connection.exec_driver_sql("SELECT 1 FROM files WHERE pool = ? LIMIT 1", (pool,)).first() is not None
+
+        return await self._store.read(read)
+
     async def garbage(self, limit: int = 1000) -> list[tuple[str, str]]:
         """(file id, pool) of bytes to delete."""
 

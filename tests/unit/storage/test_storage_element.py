@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.storage import element as element_module
 from agents.storage.model import Announced, Checksums, byte_range, parse_checksums
 from fabric.errors import (
     Conflict,
@@ -362,3 +364,43 @@ async def test_a_stop_ends_uploads_with_a_reason_to_try_again(bench: Bench, uplo
     assert caught.value.reason == "SERVER_STOPPING" and bench.on_disk() == []
     with pytest.raises(Unavailable):
         await upload(element, DATA)
+
+
+async def test_a_disk_that_is_not_mounted_is_left_out_until_it_is_back(
+    bench: Bench, upload: Any, monkeypatch: Any
+) -> None:
+    pools = ["disk1", "disk2"]
+    element = await bench.start(pools=pools)
+    files = [await upload(element, DATA, f"p{n}") for n in range(2)]
+    lost = Path(files[0].pool)
+    await bench.stop()
+    away = lost.with_name("away")
+    lost.rename(away)
+    element = await bench.start(pools=pools)
+    await element.measure()
+    assert element.missing_pools() == [str(lost)]
+    with pytest.raises(Unavailable) as caught:
+        await read_all(element, files[0])
+    assert caught.value.reason == "POOL_UNUSABLE"
+    assert (await upload(element, DATA, "p9")).pool != str(lost)
+    assert not (lost / "data").exists()
+    if lost.exists():
+        lost.rmdir()
+    away.rename(lost)
+    monkeypatch.setattr(element_module, "COLLECT_EVERY_S", 0.001)
+    collecting = asyncio.create_task(element.keep_collecting())
+    while element.missing_pools():
+        await element.measure()
+    collecting.cancel()
+    assert await read_all(element, files[0]) == DATA
+
+
+async def test_many_repeats_at_once_make_one_file(bench: Bench, upload: Any) -> None:
+    element = await bench.start()
+    results = await asyncio.gather(*(upload(element, DATA) for _ in range(12)), return_exceptions=True)
+    kept = {result.file_id for result in results if not isinstance(result, BaseException)}
+    assert len(kept) == 1
+    assert {r.reason for r in results if isinstance(r, GridError)} <= {"PUT_TAKEN_OVER"}
+    assert [use.files for use, _ in (await element.space()).vos] == [1]
+    await bench.stop()
+    assert len(bench.on_disk()) == 1
