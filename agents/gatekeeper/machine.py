@@ -273,6 +273,12 @@ class GatekeeperMachine:
         job = self.jobs.get(event.job_id)
         if job is None:
             return  # ended before, or never here: the servicer told the caller which
+        if job.state is State.QUEUED and job.blocked_by is not None:
+            # Nobody has this attempt, but an older one still dies: until then the job is not over, and a yet newer attempt
+            # must find it here.
+            job.cancel_reason = event.reason
+            self._turn.changed[job.job_id] = job
+            return
         if job.state is State.QUEUED:
             # QUEUED -> CANCELLED: nobody has it.
             job.reason = job.cancel_reason = event.reason
@@ -429,10 +435,14 @@ class GatekeeperMachine:
         if job is not None and job.blocked_by == hold:
             job.blocked_by = None
             self._turn.changed[job_id] = job
+            if job.cancel_reason:
+                # QUEUED -> CANCELLED: wanted before; now the older attempt is dead too.
+                job.reason = job.cancel_reason
+                self._end(job, State.CANCELLED, self._now_us)
 
     def _unblock_all(self, worker: str, held: set[tuple[str, int, int]]) -> None:
         """Older attempts that this worker does not hold (any more) are over."""
-        for job_id in self.queue:
+        for job_id in list(self.queue):
             hold = self.jobs[job_id].blocked_by
             if hold is not None and hold.worker == worker and (job_id, hold.attempt, hold.run) not in held:
                 self._unblock(job_id, hold)
