@@ -19,11 +19,9 @@ from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
 from agents.broker.link import Link
 from agents.broker.matching import (
-    Candidate,
     CompiledCe,
     CompiledCluster,
     Room,
-    candidates,
     match_pass,
     room_of,
 )
@@ -82,7 +80,10 @@ class BrokerCore:
         self._views_seen: Mapping[str, CeView] | None = None
         self._compiled_ces: dict[str, CompiledCe] = {}
         self._clusters: dict[int, CompiledCluster] = {}
-        self._found: dict[int, list[Candidate]] = {}
+        self._version = 0
+        """Counts changes of CEs."""
+        self._ce_versions: dict[str, int] = {}
+        """By CE id, also of CEs that are gone: the version that changed it last."""
         self._links: dict[tuple[str, str], Link] = {}
         self._blocked: dict[str, tuple[float, str]] = {}
         self._match_wanted = asyncio.Event()
@@ -271,8 +272,7 @@ class BrokerCore:
             self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
             return
         await self._compile(waiting)
-        # `waiting` may lack what was committed a moment ago; the next pass sees it.
-        found = {key: self._found[key] for key in waiting if key in self._found}
+        found = {key: self._clusters[key].candidates() for key in waiting if key in self._clusters}
         waiting = {key: count for key, count in waiting.items() if key in found}
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
         outcome = match_pass(waiting, found, own_rank, self._rooms())
@@ -292,17 +292,15 @@ class BrokerCore:
         before = self.ces
         self.ces = {key: wire.computing_element(view) for key, view in views.items()}
         self.board.reported(self.ces, before)
-        changed = False
+        self._version += 1
         for key in before.keys() - self.ces.keys():
             self._compiled_ces.pop(key, None)
-            changed = True
+            self._ce_versions[key] = self._version
         for key, ce in self.ces.items():
             old = before.get(key)
             if old is None or old.attributes != ce.attributes or old.alive != ce.alive:
                 self._compiled_ces[key] = CompiledCe(ce)
-                changed = True
-        if changed:
-            self._found.clear()
+                self._ce_versions[key] = self._version
         for key, old in before.items():
             ce = self.ces.get(key)
             if old.alive and (ce is None or not ce.alive):
@@ -322,18 +320,33 @@ class BrokerCore:
                 self._clusters = {key: value for key, value in self._clusters.items() if key in waiting}
             loaded = await self.store.read(lambda connection: rows.load_clusters(connection, missing))
             self._clusters.update({key: CompiledCluster(cluster) for key, cluster in loaded.items()})
-        todo = [self._clusters[key] for key in waiting if key not in self._found and key in self._clusters]
+        now_s = self.now_s
+        todo: list[tuple[CompiledCluster, int]] = []
+        for key in waiting:
+            compiled = self._clusters.get(key)
+            if compiled is not None:
+                if compiled.cluster.input_data and now_s - compiled.matched_at > REPLICAS_VALID_S:
+                    compiled.seen, compiled.matched_at = -1, now_s
+                if compiled.seen < self._version:
+                    todo.append((compiled, compiled.seen))
         if not todo:
             return
-        ces = list(self._compiled_ces.values())
-        wanted = {lfn for compiled in todo for lfn in compiled.cluster.input_data}
+        wanted = {lfn for compiled, _ in todo for lfn in compiled.cluster.input_data}
         replicas = await self._find_replicas(wanted) if wanted else {}
+        version, ces = self._version, dict(self._compiled_ces)
+        changed = {
+            seen: [key for key, at in self._ce_versions.items() if at > seen] for seen in {seen for _, seen in todo}
+        }
 
-        def find() -> dict[int, list[Candidate]]:
-            return {compiled.cluster.id: candidates(compiled, ces, replicas) for compiled in todo}
+        def match() -> None:
+            for compiled, seen in todo:
+                compiled.update(changed[seen], ces, replicas)
+                compiled.seen = version
 
-        small = len(todo) * len(ces) <= ON_LOOP_MATCHES
-        self._found.update(find() if small else await asyncio.to_thread(find))
+        if sum(len(changed[seen]) for _, seen in todo) <= ON_LOOP_MATCHES:
+            match()
+        else:
+            await asyncio.to_thread(match)
 
     def _rooms(self) -> dict[str, Room]:
         now_s, options = self.now_s, self.options

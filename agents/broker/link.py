@@ -191,7 +191,10 @@ class Link:
             self._delegated = b""
             core.look_at_proxies()
             return pause_s
-        if nothing_sent and isinstance(error, (Refused, Unauthenticated)):
+        if _about_session(error):
+            return pause_s
+        if nothing_sent and isinstance(error, (Refused, Unauthenticated)) and "peer" not in error.facts:
+            # It is this user whom the CE refuses, not the CE that is not to be trusted (that names the peer).
             await self._give_back(machine.Rejected(0, error.reason, error.sentence))
             return pause_s
         core.block(self.gatekeeper, pause_s, error.sentence)
@@ -325,7 +328,7 @@ class Link:
             if error.reason in ("DELEGATION_MISSING", "DELEGATION_EXPIRED"):
                 self._delegated = b""
                 raise
-            if not first_time:
+            if not first_time or _about_session(error):
                 raise
             # The whole call was refused and nothing of it was ever sent before: it is surely not there.
             later = isinstance(error, Exhausted)
@@ -480,6 +483,11 @@ class Link:
             return changes
 
         await core.commit(change)
+
+
+def _about_session(error: GridError) -> bool:
+    """The CE was restarted under the call; a new session is made for the next one."""
+    return isinstance(error, Unauthenticated) and error.reason.startswith("SESSION_")
 
 
 def _for_attempt(event: machine.Event, attempt: int) -> machine.Event:
