@@ -1,0 +1,110 @@
+"""`python -m bench [--quick] [section...] [--out FOLDER] [--write FILE.md]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "proto/gen")]
+
+from rich.console import Console  # noqa: E402
+
+from bench import information, jobs, lab, limits, machine, present, sessions, startup, storage  # noqa: E402
+from bench.lab import Lab  # noqa: E402
+from bench.measure import Bench  # noqa: E402
+
+ALONE: dict[str, Callable[[Bench], None]] = {"limits": limits.run, "sessions": sessions.run, "startup": startup.run}
+ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
+    "storage": storage.run,
+    "jobs": jobs.run,
+    "information": information.run,
+}
+"""Sections that share one grid."""
+SECTIONS = ("limits", "sessions", "storage", "jobs", "information", "startup")
+SLOTS = 8
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the grid beside its machine.")
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"some of: {' '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer trials: a minute or two, rough figures")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench/out", help="folder of report.json")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table between the markers of this file")
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp"), help="where grids and files are while measuring")
+    found = parser.parse_args(argv)
+    unknown = [name for name in found.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)}")
+    return found
+
+
+def main() -> int:
+    """0: everything that was asked for was measured."""
+    options = arguments()
+    signal.signal(signal.SIGTERM, _interrupted)
+    wanted = [name for name in SECTIONS if name in options.sections or not options.sections]
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    facts = machine.facts()
+    console.print(facts["summary"])
+    folder = Path(tempfile.mkdtemp(prefix="gridfabric-bench-", dir=options.work))
+    folder.chmod(0o755)  # accounts of jobs walk through it
+    bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
+    try:
+        _measure(bench, wanted)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        present.print_tables(bench, console)
+        console.print(f"written: {present.write_json(bench, facts, options.out)}")
+    if options.write:
+        present.write_markdown(present.markdown(bench, facts), options.write)
+        console.print(f"written: {options.write}")
+    for section, problem in bench.problems.items():
+        console.print(f"[bold red]{section} was not measured:[/] {problem}")
+    return 1 if bench.problems else 0
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _measure(bench: Bench, wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name in ALONE and name != "startup":
+            _section(bench, name, lambda name=name: ALONE[name](bench))
+    on_lab = [name for name in wanted if name in ON_LAB]
+    if on_lab:
+        _section(bench, "lab", lambda: _on_lab(bench, on_lab))
+    if "startup" in wanted:
+        _section(bench, "startup", lambda: startup.run(bench))
+
+
+def _on_lab(bench: Bench, wanted: Sequence[str]) -> None:
+    with lab.started(bench, SLOTS) as grid:
+        for name in wanted:
+            _section(bench, name, lambda name=name: ON_LAB[name](bench, grid))
+
+
+def _section(bench: Bench, name: str, work: Callable[[], None]) -> None:
+    """One section; what goes wrong in it is reported and does not stop the others."""
+    bench.say(f"{name} (load {os.getloadavg()[0]:.1f})")
+    began = time.monotonic()
+    try:
+        work()
+    except Exception as error:
+        bench.problems[name] = f"{type(error).__name__}: {error}"
+        bench.say(f"  failed: {bench.problems[name]}")
+    bench.say(f"  [{name} took {time.monotonic() - began:.0f} s]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

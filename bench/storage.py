@@ -1,0 +1,114 @@
+"""Section `storage`: files to and from a storage element, checked end to end, beside streams that check nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.storage import client as storage
+from bench import limits
+from bench.lab import VO, Lab
+from bench.measure import Bench
+from fabric.settings import Endpoint
+
+MB = 1_000_000
+STREAMS = 4
+SMALL_BYTES = 10_000
+SMALL_AT_ONCE = 16
+TRIAL_S = 120.0
+"""Deadline of one trial."""
+
+
+def run(bench: Bench, lab: Lab) -> None:
+    """Large files by one stream and by four, then many small files."""
+    limits.need(bench, "tls", "grpc", "disk", "small_files", "sha256")
+    asyncio.run(_run(bench, lab))
+
+
+async def _run(bench: Bench, lab: Lab) -> None:
+    element: Endpoint = lab.services.all("storage")[0]
+    async with lab.open() as grid:
+        channel = await grid.channel_to(element.host, element.rpc)
+        await _large(bench, channel, 1, bench.size(512, 128) << 20)
+        await _large(bench, channel, STREAMS, bench.size(256, 64) << 20)
+        await _small(bench, channel, bench.size(1000, 200))
+
+
+async def _large(bench: Bench, channel: Any, streams: int, size: int) -> None:
+    sources = _files(bench.folder / f"large-{streams}", streams, size)
+    up, down = [], []
+    for _ in range(bench.trials):
+        seconds, stored = await _timed(_put_all(channel, sources, streams))
+        up.append(streams * size / MB / seconds)
+        seconds, _ = await _timed(_get_all(channel, stored, sources, streams))
+        down.append(streams * size / MB / seconds)
+        await _remove_all(channel, stored)
+    for source in sources:
+        source.unlink()
+    name = "one stream" if streams == 1 else f"{streams} streams of one client"
+    note = "sha256 and adler32 on both sides, on disk before the answer"
+    bench.add(f"upload_{streams}", f"upload, {name}", "MB/s", up, limit="tls", note=note)
+    bench.add(f"download_{streams}", f"download to a file, {name}", "MB/s", down, limit="tls")
+
+
+async def _small(bench: Bench, channel: Any, count: int) -> None:
+    sources = _files(bench.folder / "many", count, SMALL_BYTES)
+    up, down = [], []
+    for _ in range(bench.trials):
+        seconds, stored = await _timed(_put_all(channel, sources, SMALL_AT_ONCE))
+        up.append(count / seconds)
+        seconds, _ = await _timed(_get_all(channel, stored, sources, SMALL_AT_ONCE))
+        down.append(count / seconds)
+        await _remove_all(channel, stored)
+    title = f"10 kB files {{}}, {SMALL_AT_ONCE} under way"
+    bench.add("small_put", title.format("put"), "1/s", up, limit="small_files")
+    bench.add("small_get", title.format("got"), "1/s", down)
+
+
+def _files(folder: Path, count: int, size: int) -> list[Path]:
+    folder.mkdir()
+    piece = os.urandom(min(size, 1 << 20))
+    paths = [folder / f"file-{number}" for number in range(count)]
+    for path in paths:
+        with path.open("wb") as file:
+            for _ in range(size // len(piece)):
+                file.write(piece)
+    return paths
+
+
+async def _timed(work: Awaitable[Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    async with asyncio.timeout(TRIAL_S):
+        result = await work
+    return time.perf_counter() - began, result
+
+
+async def _each(calls: Sequence[Callable[[], Awaitable[Any]]], at_once: int) -> list[Any]:
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(call: Callable[[], Awaitable[Any]]) -> Any:
+        async with gate:
+            return await call()
+
+    return await asyncio.gather(*(one(call) for call in calls))
+
+
+async def _put_all(channel: Any, sources: Sequence[Path], at_once: int) -> list[storage.Stored]:
+    return await _each([lambda p=path: storage.put_file(channel, p, VO) for path in sources], at_once)
+
+
+async def _get_all(channel: Any, stored: Sequence[storage.Stored], sources: Sequence[Path], at_once: int) -> list[Any]:
+    pairs = [(file.surl, path.with_suffix(".back")) for file, path in zip(stored, sources, strict=True)]
+    result = await _each([lambda s=surl, t=target: storage.get_file(channel, s, t) for surl, target in pairs], at_once)
+    for _, target in pairs:
+        target.unlink()
+    return result
+
+
+async def _remove_all(channel: Any, stored: Sequence[storage.Stored]) -> None:
+    async with asyncio.timeout(TRIAL_S):
+        await _each([lambda s=file.surl: storage.remove(channel, s) for file in stored], SMALL_AT_ONCE)
