@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from gridfabric.catalog.v1 import catalog_pb2 as pb
@@ -14,7 +14,7 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 from agents.catalog import wire
 from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
 from agents.catalog.names import Lfn, new_guid, parse_file_lfn, parse_guid, parse_lfn
-from fabric.errors import NotFound
+from fabric.errors import InvalidRequest, NotFound
 
 __all__ = [
     "Content",
@@ -85,17 +85,23 @@ async def remove_replica(channel: Any, name: str, surl: str) -> None:
 async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[str]]:
     """Files by LFN (or GUID as `guid:...`), any number, with their replicas; and the names that are unknown."""
     stub = catalog_pb2_grpc.CatalogueStub(channel)
-    wanted: Sequence[str] = list(dict.fromkeys(names))
+    wanted = list(dict.fromkeys(names))
+    parts = [wanted[start : start + MAX_LOOKUP] for start in range(0, len(wanted), MAX_LOOKUP)]
+    parts.reverse()
     found: list[Entry] = []
     unknown: list[str] = []
-    for start in range(0, len(wanted), MAX_LOOKUP):
-        part = wanted[start : start + MAX_LOOKUP]
-        answer = await stub.Lookup(
-            pb.LookupRequest(
-                lfns=[name for name in part if not name.startswith("guid:")],
-                guids=[name for name in part if name.startswith("guid:")],
-            )
-        )
+    while parts:
+        part = parts.pop()
+        lfns = [name for name in part if not name.startswith("guid:")]
+        guids = [name for name in part if name.startswith("guid:")]
+        try:
+            answer = await stub.Lookup(pb.LookupRequest(lfns=lfns, guids=guids))
+        except InvalidRequest as error:
+            if error.reason not in ("ANSWER_TOO_LARGE", "MESSAGE_TOO_LARGE") or len(part) == 1:
+                raise
+            middle = len(part) // 2
+            parts += [part[middle:], part[:middle]]
+            continue
         found += [wire.entry_from_wire(file) for file in answer.files]
         unknown += answer.unknown
     return found, unknown

@@ -15,7 +15,9 @@ MAX_LOOKUP = 1000
 """Names in one Lookup."""
 DEFAULT_PAGE = 1000
 MAX_PAGE = 2000
-"""Entries of one page: with long names it stays below the message limit."""
+"""Entries of one page, if MAX_ANSWER_BYTES holds them."""
+MAX_ANSWER_BYTES = 2 << 20
+"""Of one answer: half of what one message may be. Names may have 4096 characters and files 1000 replicas."""
 
 _ADLER32 = re.compile(r"[0-9a-f]{8}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")

@@ -11,6 +11,7 @@ from agents.catalog import wire
 from agents.catalog.config import CatalogConfig
 from agents.catalog.model import (
     DEFAULT_PAGE,
+    MAX_ANSWER_BYTES,
     MAX_LOOKUP,
     MAX_PAGE,
     Content,
@@ -107,7 +108,16 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         names, ids = {entry.lfn for entry in found}, {entry.guid for entry in found}
         unknown = [text for text, lfn in lfns.items() if lfn.path not in names]
         unknown += [text for text, guid in guids.items() if guid not in ids]
-        return pb.LookupResponse(files=[wire.entry_to_wire(entry) for entry in found], unknown=unknown)
+        answer = pb.LookupResponse(files=[wire.entry_to_wire(entry) for entry in found], unknown=unknown)
+        if answer.ByteSize() > MAX_ANSWER_BYTES and len(request.lfns) + len(request.guids) > 1:
+            raise InvalidRequest(
+                "ANSWER_TOO_LARGE",
+                f"the answer to {len(request.lfns) + len(request.guids)} names has more than {MAX_ANSWER_BYTES} bytes; "
+                f"ask for "
+                "fewer at once",
+                limit_bytes=MAX_ANSWER_BYTES,
+            )
+        return answer
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
         """See the proto. A page token is the last name of the page before."""
@@ -117,8 +127,17 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
             _own(peer, directory)
         limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
         entries = await self._store.page(directory, request.page_token, limit)
-        token = entries[-1].lfn.rpartition("/")[2] if len(entries) == limit else ""
-        return pb.ListResponse(files=[wire.entry_to_wire(entry) for entry in entries], next_page_token=token)
+        answer = pb.ListResponse()
+        size_bytes = 0
+        for entry in entries:
+            file = wire.entry_to_wire(entry)
+            size_bytes += file.ByteSize() + 8
+            if size_bytes > MAX_ANSWER_BYTES:
+                break
+            answer.files.append(file)
+        if len(entries) == limit or len(answer.files) < len(entries):
+            answer.next_page_token = answer.files[-1].lfn.rpartition("/")[2]
+        return answer
 
     async def MakeDirectory(self, request: pb.MakeDirectoryRequest, context: Any) -> pb.MakeDirectoryResponse:
         """See the proto."""

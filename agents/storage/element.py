@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from agents.storage.admission import Admission
 from agents.storage.config import StorageConfig
@@ -38,7 +38,6 @@ from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from fabric.logs import Logger
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 IO_THREADS = 16
@@ -296,7 +295,7 @@ class StorageElement:
             )
         return file
 
-    async def read(self, file: StoredFile, offset: int, size_bytes: int) -> AsyncIterator[bytes]:
+    async def read(self, file: StoredFile, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a valid range, in pieces. A removal meanwhile does not disturb it. Close the iterator early if
         it is not used up. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
         pool = self._pools.get(file.pool)
@@ -397,8 +396,7 @@ class StorageElement:
         await asyncio.sleep(settle_s)
         self._changed.clear()
 
-    def _io(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        assert not kwargs
+    def _io(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 

@@ -21,8 +21,7 @@ from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 
-DEFAULT_PAGE = 500
-MAX_PAGE = 1000
+MAX_PAGE = 500
 """Files of one List answer: below the message limit with the longest hints."""
 
 RULES: dict[str, Rule] = {
@@ -140,7 +139,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         self._own_vo(peer, request.vo)
         if request.page_token and not is_file_id(request.page_token):
             raise InvalidRequest("PAGE_TOKEN_INVALID", "the page token is not one of this service; begin without one")
-        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
+        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else MAX_PAGE
         files = await self._element.page(request.vo, request.page_token, limit)
         return pb.ListResponse(
             files=[wire.info_to_wire(file, self.host, self.port) for file in files],

@@ -164,6 +164,16 @@ async def test_names_of_255_characters_and_pages(lab: LabGrid) -> None:
     await refused(InvalidRequest, "TOO_MANY_NAMES", catalog_pb2_grpc.CatalogueStub(channel).Lookup(too_many))
 
 
+async def test_answers_stay_below_the_message_limit(lab: LabGrid) -> None:
+    channel = await start(lab)
+    deep = "/grid/cms" + ("/" + "漢" * 254) * 15
+    names = [f"{deep}/{n:03d}" for n in range(400)]  # 12 kB each: 4.6 MB together
+    await asyncio.gather(*(client.register(channel, lfn, client.new_guid(), CONTENT) for lfn in names))
+    assert [e.lfn async for e in client.list_directory(channel, deep)] == names
+    found, unknown = await client.lookup(channel, names)
+    assert ([e.lfn for e in found], unknown) == (names, [])
+
+
 async def test_everything_is_there_after_a_restart(lab: LabGrid) -> None:
     channel = await start(lab)
     made = await client.register(channel, "/grid/cms/a/b", client.new_guid(), CONTENT, surl=SURL)
