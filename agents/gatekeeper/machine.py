@@ -274,7 +274,8 @@ class GatekeeperMachine:
         if job is None:
             return  # ended before, or never here: the servicer told the caller which
         if job.state is State.QUEUED and job.blocked_by is not None:
-            # Nobody has this attempt, but an older one still dies: until then the job is not over, and a yet newer attempt
+            # Nobody has this attempt, but an older one still dies: until then the job is not over, and a yet newer
+            # attempt
             # must find it here.
             job.cancel_reason = event.reason
             self._turn.changed[job.job_id] = job
