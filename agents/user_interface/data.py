@@ -360,6 +360,6 @@ async def locate_command(lfns: Sequence[str], *, as_json: bool, environ: Mapping
         return
     for file in files:
         content = content_of(file)
-        print(f"{lfn_of(file)}  {content.size_bytes} bytes  adler32 {content.adler32}  {file.guid}")
+        print(f"{lfn_of(file)}  {content.size_bytes} bytes  adler32 {content.adler32}  guid:{file.guid}")
         for replica in file.replicas:
             print(f"  {replica.storage_element:<24} {replica.surl}")

@@ -1,83 +1,22 @@
-"""Entry point of the `grid` executable: the command tree, and where errors become sentences and exit codes."""
+"""Entry point of the `grid` executable. Nothing is loaded before Ctrl-C is looked after."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-import typer
-
-from agents.user_interface import console
-from agents.user_interface.commands import data, fabric, info, job, proxy
-from agents.user_interface.exits import Ended, ExitCode, describe, exit_code
-
-app = typer.Typer(
-    name="grid",
-    help="Start, use and inspect a gridfabric grid.",
-    epilog="Try it: grid demo    All commands with examples and exit codes: docs/commands.md",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-)
-fabric.register(app)
-app.add_typer(proxy.app, name="proxy")
-app.add_typer(job.app, name="job")
-app.add_typer(data.app, name="data")
-app.add_typer(info.app, name="info")
-app.add_typer(fabric.user_app, name="user")
-app.add_typer(fabric.host_app, name="host")
+INTERRUPTED = 130
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Prints every error as one sentence; raises nothing."""
-    console.mode.as_json = "--json" in arguments
     try:
-        result = app(list(arguments), prog_name="grid", standalone_mode=False)
-        sys.stdout.flush()
-        return int(result) if isinstance(result, int) else ExitCode.OK
-    except Ended as end:
-        return end.code
-    except (KeyboardInterrupt, typer.Abort):
+        from agents.user_interface import application
+
+        return application.run(arguments)
+    except KeyboardInterrupt:
         print("grid: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # `grid ... | head`: the reader has what it wanted. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return ExitCode.OK
-    except Exception as error:
-        return _report(error)
-
-
-def _report(error: Exception) -> int:
-    usage = getattr(error, "format_message", None)
-    if usage is not None:  # the command line parser's own errors
-        facts = {"reason": "USAGE", "sentence": str(usage()).replace("\n", " "), "facts": {}}
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            facts["sentence"] = f"{facts['sentence'].rstrip('.')}; see {context.command_path} --help"
-        code: int = ExitCode.USAGE
-    else:
-        facts, code = describe(error), exit_code(error)
-    if console.mode.as_json:
-        console.print_json({"error": facts})
-    print(f"grid: {facts['sentence']}", file=sys.stderr)
-    _keep_traceback(error)
-    return code
-
-
-def _keep_traceback(error: Exception) -> None:
-    """For a report of a defect: only into a file, and only when asked for."""
-    path = os.environ.get("GRIDFABRIC_TRACEBACK")
-    if path:
-        import traceback
-
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-        except OSError:
-            print(f"grid: {path} cannot be written", file=sys.stderr)
+        return INTERRUPTED
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def preload(cache: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.figure  # noqa: F401
+    import matplotlib.figure
 
 
 def draw(histogram: Mapping[str, Any], *, title: str, cache: Path) -> bytes:

@@ -162,8 +162,11 @@ class Demo:
                 )
                 self.report.grid = description.name
                 self.running = deployment.start(description, self.state)
-        finally:
             self._await_initialisation(initialisation)
+        finally:
+            if initialisation.poll() is None:
+                initialisation.kill()
+                initialisation.wait()
         asyncio.run(self._work())
         self.write()
 
@@ -178,7 +181,12 @@ class Demo:
         command = ["/bin/sh", "run.sh", "generate.py", "--seed", "1", "--events", "0", "--initialisation", "mpi.dat"]
         environment = {"VO_CMS_SW_DIR": str(self.software.path), "PATH": os.environ.get("PATH", "/usr/bin:/bin")}
         return subprocess.Popen(
-            command, cwd=self.work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            cwd=self.work,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is ours to deal with
         )
 
     def _await_initialisation(self, process: subprocess.Popen[bytes]) -> None:

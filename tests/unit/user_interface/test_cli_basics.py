@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.user_interface import console, exits
+from agents.user_interface.application import app
 from agents.user_interface.exits import ExitCode, UsageProblem
-from agents.user_interface.main import app, run
+from agents.user_interface.main import run
 from fabric.errors import DeadlineExceeded, NotFound, Refused, Unavailable
 from security.errors import CredentialError, Reason
 
@@ -195,9 +196,11 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 WORDS = st.sampled_from(
-    "proxy job data info env status submit wait ls get query --json --help -i --state --valid 1:00 -- - lfn:/grid/cms "
-    "https://h:1/x (objectClass=*) ((( ../.. --limit -5".split()
-    + ["", "\x00"]
+    [
+        *("proxy", "job", "data", "info", "env", "status", "submit", "wait", "ls", "get", "query"),
+        *("--json", "--help", "-i", "--state", "--valid", "1:00", "--limit", "-5", "--", "-", "", "\x00"),
+        *("lfn:/grid/cms", "https://h:1/x", "(objectClass=*)", "(((", "../.."),
+    ]
 )
 
 
