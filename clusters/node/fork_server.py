@@ -29,15 +29,19 @@ MAX_ORDER_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 
 LIBRARIES = (
-    "asyncio", "ssl", "sqlite3", "grpc.aio", "grpc_health.v1.health", "grpc_reflection.v1alpha.reflection",
-    "grpc_status.rpc_status", "google.rpc.error_details_pb2", "sqlalchemy", "sqlalchemy.dialects.sqlite",
-    "cryptography.x509", "cryptography.hazmat.primitives.serialization.pkcs12", "OpenSSL.crypto", "psutil",
-    "fabric.agent",
+    "argparse", "asyncio", "colorsys", "gettext", "ssl", "sqlite3", "zoneinfo", "grpc.aio", "grpc_health.v1.health",
+    "grpc_reflection.v1alpha.reflection", "grpc_status.rpc_status", "google.rpc.error_details_pb2", "sqlalchemy",
+    "sqlalchemy.dialects.sqlite", "cryptography.x509", "cryptography.hazmat.backends.openssl.backend",
+    "cryptography.hazmat.primitives.serialization.pkcs12", "OpenSSL.crypto", "psutil", "fabric.agent",
+    "fabric.authorisation", "fabric.http", "fabric.information_publisher", "fabric.map_updater", "fabric.rpc.channel",
+    "fabric.rpc.delegation", "fabric.rpc.probe", "fabric.rpc.server", "fabric.store", "fabric.trust_updater",
 )  # fmt: skip
 RAY = (
     "ray", "ray.actor", "ray._private.node", "ray._private.parameter", "ray._private.async_compat",
-    "ray._private.runtime_env.setup_hook", "fabric.actor",
+    "ray._private.runtime_env.setup_hook", "ray._private.arrow_serialization", "ray._common.usage.usage_lib",
+    "ray._common.pydantic_compat", "ray.core.generated.usage_pb2", "ray.util.serialization_addons", "fabric.actor",
 )  # fmt: skip
+"""All that a worker would import while it starts: what is here is paid for once."""
 
 
 def agent_modules() -> Iterator[str]:
