@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from support.grid import LabGrid
+
 from agents.catalog import client as catalogue
 from agents.gatekeeper import client
 from agents.storage import client as storage
 from fabric.ids import unique_id
 from fabric.rpc.delegation import delegate
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from support.grid import LabGrid
 
 
 class Site:

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
+
 from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
@@ -18,9 +22,6 @@ from agents.gatekeeper.sandbox import SandboxArea
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Refused
 from fabric.logs import null_logger
 from fabric.store import Store
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
-from hypothesis import given
-from hypothesis import strategies as st
 
 OPTIONS = GatekeeperOptions()
 

@@ -15,13 +15,14 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from agents.gatekeeper import model as ce
 from agents.gatekeeper.machine import GatekeeperMachine
 from agents.worker import model as wn
 from agents.worker.machine import WorkerMachine
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 SECOND = 1_000_000
 LOST_US = 10 * SECOND
@@ -261,8 +262,12 @@ class Site(RuleBasedStateMachine):
             result = report[2]
             self.feed(
                 ce.JobEnded(
-                    *identity, self.now_us, result.exit_code, result.reason, failed=result.failed,
-                    started=result.started
+                    *identity,
+                    self.now_us,
+                    result.exit_code,
+                    result.reason,
+                    failed=result.failed,
+                    started=result.started,
                 )
             )
 
