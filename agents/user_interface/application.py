@@ -31,7 +31,7 @@ app.add_typer(fabric.host_app, name="host")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; every error is printed as one sentence. Raises KeyboardInterrupt."""
+    """Run one command line, return its exit code; every error becomes one sentence. Raises KeyboardInterrupt."""
     console.mode.as_json = "--json" in arguments
     try:
         result = app(list(arguments), prog_name="grid", standalone_mode=False)
