@@ -38,6 +38,9 @@ STARTER_GRACE_S = 8.0
 """A worker's starter ends its payloads first."""
 PORT_PATIENCE_S = 5.0
 """A port may be held a moment longer by what is just ending."""
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Environment variable with host:port of a Ray to use instead of starting one. Its nodes need labels host=NAME, its
+token is found as Ray itself finds it, and gridfabric must be installed where its workers run."""
 DEFAULT_RAY_PORT = 6390
 """Of a site's Ray head in `hosts` mode."""
 
@@ -105,6 +108,8 @@ def up(
         agents = make_plan(description, ports, paths, site)
         _save_inventory(description, paths, site, ports)
         run = _new_run(agents, site, loopback=description.mode == "lab")
+        if description.mode == "hosts" and (address := os.environ.get(RAY_ADDRESS)):
+            run = replace(run, adopted=True, address=address)
         inventory.write(paths.run, run, 0o600)
         try:
             found = _start(description, paths, agents, run, given, on_progress, deadline_s, fork_server)
@@ -119,8 +124,7 @@ def _refuse_second(paths: StatePaths) -> None:
     run = inventory.read_run(paths)
     if run is None:
         return
-    launcher = run.processes.get("launcher")
-    if launcher is not None and processes.is_running(launcher):
+    if inventory.is_up(run):
         raise Conflict(
             "GRID_RUNNING",
             f"a grid already runs from {paths.root}; look at it with: grid status, stop it with: grid down",
@@ -197,11 +201,11 @@ def _start(
     for agent in agents:
         elsewhere = {"state": "waiting", "detail": f"host {agent.host} has not joined"}
         on_progress(status_of(agent, {"state": "starting"} if agent in here else elsewhere))
-    run = _start_node(
-        paths,
-        here,
-        run,
-        NodeConfiguration(
+    if run.adopted:
+        _await_ports(here)
+        _prepare(description, paths, here, invitation)
+    else:
+        configuration = NodeConfiguration(
             address=description.hosts()[head].address,
             temp_dir=run.temp_dir,
             status_file=str(paths.node_status),
@@ -209,10 +213,9 @@ def _start(
             slots=max(4, len(agents)),
             port=0 if run.loopback else DEFAULT_RAY_PORT,
             fork_server=fork_server,
-        ),
-        lambda: _prepare(description, paths, here, invitation),
-    )
-    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+        )
+        run = _start_node(paths, here, run, configuration, lambda: _prepare(description, paths, here, invitation))
+    client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
         rows = [{"name": a.name, "host": a.host, "settings": dict(a.settings)} for a in agents]
@@ -304,13 +307,7 @@ def down(state: Path, *, purge: bool = False) -> list[int]:
         return []
     with inventory.changing(paths):
         run = inventory.read_run(paths)
-        if (
-            run is not None
-            and run.address
-            and not run.host
-            and (launcher := run.processes.get("launcher"))
-            and processes.is_running(launcher)
-        ):
+        if run is not None and run.address and not run.host and inventory.is_up(run):
             with contextlib.suppress(GridError):  # what does not stop by itself is killed below
                 _stop_agents(paths, run)
         killed = _end(paths)
@@ -322,7 +319,7 @@ def down(state: Path, *, purge: bool = False) -> list[int]:
 def _stop_agents(paths: StatePaths, run: Run) -> None:
     description = inventory.read_description(paths)
     order = {agent.name: agent.about.order for agent in description.agents()}
-    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+    client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
         for names in _groups(run.agents, order):
@@ -344,6 +341,9 @@ def _end(paths: StatePaths) -> list[int]:
     run = inventory.read_run(paths)
     if run is None:
         return []
+    if run.adopted:  # its Ray goes on: at least our actors must not
+        with contextlib.suppress(GridError):
+            _stop_agents(paths, run)
     killed = ray.end(run.run, run.processes, run.temp_dir)
     killed += processes.signal_and_wait(processes.starters_below(paths.root / "sites"), STARTER_GRACE_S)
     paths.run.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from clusters.load import loads
 from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import Ports
-from clusters.processes import Identity
+from clusters.processes import Identity, is_running
 from fabric.errors import Conflict, DataCorrupted, NotFound, Unavailable
 from security.files import write_atomic
 
@@ -46,10 +46,20 @@ class Run:
     site: str | None = None
     host: str = ""
     """Not empty: this machine has joined the Ray of its site, and the site's first machine stops the agents."""
+    adopted: bool = False
+    """Ray was there before and stays after: only the agents are ours."""
     agents: tuple[str, ...] = ()
     """Names, in starting order."""
     processes: Mapping[str, Identity] = field(default_factory=dict)
     started_at: str = ""
+
+
+def is_up(run: Run) -> bool:
+    """Whether the Ray of a run is there, as far as this machine can tell without asking it."""
+    if run.adopted:
+        return True
+    launcher = run.processes.get("launcher")
+    return launcher is not None and is_running(launcher)
 
 
 @contextmanager

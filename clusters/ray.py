@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from clusters import processes
+from clusters.inventory import Run
 from clusters.node.launcher import NodeConfiguration, NodeStatus
+from clusters.paths import StatePaths
 from clusters.processes import RUN_VARIABLE
 from fabric.errors import DeadlineExceeded, Unavailable
 from security.files import write_atomic
@@ -63,6 +65,12 @@ def environment(base: Mapping[str, str], token: Path, run: str, *, loopback: boo
         # Ray's name for "this machine alone": it then keeps to 127.0.0.1, as it does on a Mac.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
     }
+
+
+def own_environment(base: Mapping[str, str], run: str) -> dict[str, str]:
+    """The environment of a driver of somebody's Ray, found by RAY_ADDRESS and what goes with it."""
+    path = [*python_path(), *filter(None, base.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**base, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONUNBUFFERED": "1", RUN_VARIABLE: run}
 
 
 def launch(
@@ -182,6 +190,13 @@ class RayClient:
             if answer.get("done"):
                 return
             yield answer
+
+
+def client_of(run: Run, paths: StatePaths) -> RayClient:
+    """For the Ray of a run; not connected yet."""
+    if run.adopted:
+        return RayClient(own_environment(os.environ, run.run), paths.log)
+    return RayClient(environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
 
 
 def end(run: str, pids: Mapping[str, processes.Identity], temp_dir: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from clusters import inventory, processes, ray
+from clusters import inventory, ray
 from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent, make_plan
@@ -116,12 +116,11 @@ def status(state: Path) -> GridStatus:
 
     if run is None:
         return answer(False, "the grid is down; start it with: grid up")
-    launcher = run.processes.get("launcher")
-    if launcher is None or not processes.is_running(launcher):
+    if not inventory.is_up(run):
         return answer(False, "the grid has died; its state is safe. Clean up and start again with: grid up")
     if not run.address:
         return answer(False, "the grid is being started, or its start was interrupted; stop it with: grid down")
-    client = ray.RayClient(ray.environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+    client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
         hosts = {agent.name: agent.host for agent in agents}

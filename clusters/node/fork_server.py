@@ -83,7 +83,10 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         if not piece:
             raise ValueError("cut short")
         data += piece
-    return json.loads(data), descriptors
+    order = json.loads(data)
+    if not isinstance(order, dict):
+        raise ValueError("not an order")
+    return order, descriptors
 
 
 def become_worker(order: dict[str, Any], descriptors: list[int]) -> None:
