@@ -102,6 +102,8 @@ class Publisher:
         self.connect = connect
         self.entries: dict[tuple[str, ...], tuple[Entry, str, int]] = {}
         """By key: the entry, who made it and when (microseconds)."""
+        self.changes = 0
+        """Counts changes of `entries`."""
         self._links = [_PublisherLink(self, endpoint) for endpoint in endpoints]
 
     @property
@@ -132,6 +134,7 @@ class Publisher:
             self._mark(dn)
 
     def _mark(self, dn: Dn) -> None:
+        self.changes += 1
         for link in self._links:
             link.pending[dn.key] = dn
             link.wake.set()

@@ -2,6 +2,8 @@
 
 Soft state: a snapshot on every new stream, changes as they happen, a sign of life when nothing does. When the agent
 dies, the server notices by silence; when the server is lost, the publisher comes back by itself, for ever.
+
+The same entries are served by LDAP on the agent's own `ldap` port, if it has one: see `fabric.resource_level`.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class InformationPublisher:
 
     Either give `entries`, called every `poll_s` on the event loop (it must be quick; `poke` calls it at once), or call
     `replace` when something changed. An agent whose site has no information server is not published, which is logged.
+    Agents that use their `ldap` port themselves say `resource_level=False`.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class InformationPublisher:
         poll_s: float = POLL_S,
         refresh_s: float = REFRESH_S,
         valid_for_s: float = VALID_FOR_S,
+        resource_level: bool = True,
     ) -> None:
         self._context = context
+        self._resource_level = resource_level
         self._entries = entries
         self._poll_s = poll_s
         self._wake = asyncio.Event()
@@ -84,11 +89,18 @@ class InformationPublisher:
         settings = self._context.settings
         if self._started:
             return done
-        if not settings.endpoints("information", settings.site):
-            self._context.log.warning("publish.nowhere", site=settings.site)
-            return done
         self._started = True
-        self._context.spawn(self._publisher.run(), "publish")
+        served = self._resource_level and bool(settings.ports.get("ldap"))
+        if served:
+            from fabric.resource_level import ResourceLevel
+
+            self._context.spawn(ResourceLevel(self._context, self._publisher).run(), "resource level")
+        if settings.endpoints("information", settings.site):
+            self._context.spawn(self._publisher.run(), "publish")
+        else:
+            self._context.log.warning("publish.nowhere", site=settings.site)
+            if not served:
+                return done
         if self._entries is not None:
             self._publisher.replace(self._entries())
             self._context.spawn(self._poll(self._entries), "publish entries")

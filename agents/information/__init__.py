@@ -10,6 +10,10 @@ The tree, with the same names at a site's server and at the top, so that one com
           GlueSiteUniqueID=, GlueClusterUniqueID=, GlueCEUniqueID=, GlueSEUniqueID=, GlueServiceUniqueID=, ...
           GridFabricProducerID=<agent>                 GridFabricProducer: ...State, ...Since, ...LastSeen
 
+A site's server answers the same below `mds-vo-name=<SITE>,o=grid` too, as EDG and LCG clients ask it. An agent with an
+`ldap` port (gatekeeper, storage) shows its own entries there below `mds-vo-name=resource,o=grid`, whether or not its
+site can be reached.
+
 Operational attributes of each published entry (ask for `+`): GridFabricProducer, GridFabricProducedAt,
 GridFabricValidUntil, GridFabricState.
 

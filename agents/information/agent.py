@@ -9,7 +9,7 @@ from gridfabric.information.v1 import information_pb2_grpc
 
 from agents.information.config import InformationOptions
 from agents.information.feed import Feed
-from agents.information.machine import InformationMachine, MachineLimits
+from agents.information.machine import InformationMachine, MachineLimits, site_dn
 from agents.information.model import ProducerState
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
@@ -18,7 +18,8 @@ from fabric.clock import utc_text
 from fabric.glue13 import GLUE_SCHEMA, Service, Site, service_entries, site_entries
 from fabric.information import Publisher
 from fabric.information_publisher import InformationPublisher, connector
-from fabric.ldap import Entry, LdapLimits, LdapServer
+from fabric.information_tree import GRID
+from fabric.ldap import AliasedSource, Entry, LdapLimits, LdapServer
 from fabric.rpc import rules
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
@@ -56,8 +57,10 @@ class InformationAgent(Agent):
                 {"Publish": rules.authenticated, "Subscribe": rules.authenticated},
             )
         ]
+        # EDG and LCG clients ask a site by its own name directly below o=grid.
+        aliases = {} if self.is_top else {GRID.child("mds-vo-name", settings.site): site_dn(settings.site)}
         self.ldap = LdapServer(
-            machine.tree,
+            AliasedSource(machine.tree, aliases) if aliases else machine.tree,
             host=settings.listen,
             port=settings.ports.get("ldap", 0),
             limits=LdapLimits(connections=options.max_ldap_connections),
@@ -76,7 +79,7 @@ class InformationAgent(Agent):
         await self.ldap.start()
         own = self._own_entries(context.clock.now())
         if self.is_top:
-            self._itself = InformationPublisher(context, lambda: own)
+            self._itself = InformationPublisher(context, lambda: own, resource_level=False)
             await self._itself.start()
         else:
             self.service.top = Publisher(

@@ -22,14 +22,11 @@ from agents.information.model import (
     Publication,
     Published,
     Rejection,
-    ldap_time,
 )
 from fabric.errors import Exhausted
 from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES, UNKNOWN
-from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry, parse_dn
-
-GRID = parse_dn("o=grid")
-LOCAL = GRID.child("mds-vo-name", "local")
+from fabric.information_tree import GRID, LOCAL, ldap_time
+from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry
 
 RESERVED_RDNS = frozenset(("mds-vo-name", "gridfabricproducerid", "o"))
 """Names that the servers themselves give; a producer may not use them."""

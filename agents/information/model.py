@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from fabric.information_tree import (
+    ATTRIBUTE_PRODUCED_AT,
+    ATTRIBUTE_PRODUCER,
+    ATTRIBUTE_STATE,
+    ATTRIBUTE_VALID_UNTIL,
+    OPERATIONAL_ATTRIBUTES,
+    ldap_time,
+)
 from fabric.ldap import Dn, Entry
-
-ATTRIBUTE_PRODUCER = "GridFabricProducer"
-ATTRIBUTE_PRODUCED_AT = "GridFabricProducedAt"
-ATTRIBUTE_VALID_UNTIL = "GridFabricValidUntil"
-ATTRIBUTE_STATE = "GridFabricState"
-OPERATIONAL_ATTRIBUTES = (ATTRIBUTE_PRODUCER, ATTRIBUTE_PRODUCED_AT, ATTRIBUTE_VALID_UNTIL, ATTRIBUTE_STATE)
-"""With every published entry; LDAP clients ask for them by name or with `+`."""
 
 
 class ProducerState(enum.Enum):
@@ -157,8 +158,3 @@ class Provenance(Mapping[str, tuple[str, ...]]):
 
     def __len__(self) -> int:
         return len(OPERATIONAL_ATTRIBUTES)
-
-
-def ldap_time(moment: datetime) -> str:
-    """GeneralizedTime in UTC (RFC 4517 section 3.3.13)."""
-    return moment.strftime("%Y%m%d%H%M%SZ")

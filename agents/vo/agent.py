@@ -51,7 +51,7 @@ class VoAgent(Agent):
                 vos=(self._config.vo,),
             )
         )
-        self._publisher = InformationPublisher(self.context, lambda: entries)
+        self._publisher = InformationPublisher(self.context, lambda: entries, resource_level=False)
         await self._publisher.start()
 
     async def stop(self) -> None:

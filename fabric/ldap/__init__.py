@@ -1,5 +1,6 @@
 """An embedded LDAPv3 server: entries in, LDAP out. No dependency, no grid terms."""
 
+from fabric.ldap.aliases import AliasedSource
 from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.dn import Dn, DnError, parse_dn
 from fabric.ldap.entry import Entry, make_entry
@@ -10,6 +11,7 @@ from fabric.ldap.server import LdapLimits, LdapServer
 from fabric.ldap.tree import EntryTree, NoSuchEntryError, Scope, SearchSource, TreeError
 
 __all__ = [
+    "AliasedSource",
     "AttributeType",
     "Dn",
     "DnError",

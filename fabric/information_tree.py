@@ -1,0 +1,25 @@
+"""What every level of the information system shares: the top names of the tree and the operational attributes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fabric.ldap import parse_dn
+
+GRID = parse_dn("o=grid")
+LOCAL = GRID.child("mds-vo-name", "local")
+"""Above the sites, at a site's server and at the top."""
+RESOURCE = GRID.child("mds-vo-name", "resource")
+"""Above the entries of one agent, at that agent."""
+
+ATTRIBUTE_PRODUCER = "GridFabricProducer"
+ATTRIBUTE_PRODUCED_AT = "GridFabricProducedAt"
+ATTRIBUTE_VALID_UNTIL = "GridFabricValidUntil"
+ATTRIBUTE_STATE = "GridFabricState"
+OPERATIONAL_ATTRIBUTES = (ATTRIBUTE_PRODUCER, ATTRIBUTE_PRODUCED_AT, ATTRIBUTE_VALID_UNTIL, ATTRIBUTE_STATE)
+"""With every published entry; LDAP clients ask for them by name or with `+`."""
+
+
+def ldap_time(moment: datetime) -> str:
+    """GeneralizedTime in UTC (RFC 4517 section 3.3.13)."""
+    return moment.strftime("%Y%m%d%H%M%SZ")
