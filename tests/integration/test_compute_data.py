@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.information.v1 import information_pb2, information_pb2_grpc
 from support.grid import LabGrid
 
 from agents.catalog import client as catalogue
@@ -142,3 +143,59 @@ async def test_bookkeeping_hears_of_every_step(site: Site) -> None:
     fields = history.events[2].fields
     assert (fields["exit_code"], fields["worker"]) == ("3", "worker.CERN")
     assert fields["ce"] == f"localhost:{site.lab.port('gatekeeper.CERN')}/jobmanager-fabric-long"
+
+
+async def test_a_refreshed_delegation_reaches_running_jobs(site: Site) -> None:
+    await site.start()
+    script = """
+    before=$(sha256sum < $X509_USER_PROXY)
+    while test "$(sha256sum < $X509_USER_PROXY)" = "$before"; do sleep 0.05; done
+    ls -l $X509_USER_PROXY | cut -c1-10; grep -c 'BEGIN CERT' $X509_USER_PROXY
+    """
+    running = asyncio.create_task(site.run(script))
+    while not site.lab.agents["worker.CERN"].agent.runner.machine.in_slots:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.3)  # the script reads its first proxy
+    newer = site.lab.user("alice", hours=20)
+    await delegate(await site.lab.channel("gatekeeper", credential=newer), newer)
+    job_id, update = await running
+    assert update.state == pb.JOB_STATE_DONE
+    lines = (await client.output_files(site.channel, job_id))["out"].decode().split()
+    assert lines[0] == "-rw-------"
+    assert len(site.lab.audit("gatekeeper.CERN", "proxy.granted")) == 1  # the renewal used the same key
+
+
+async def test_the_ce_is_published_with_measured_numbers(tmp_path: Path) -> None:
+    async with LabGrid(tmp_path) as lab:
+        for kind in ("information", "storage", "gatekeeper", "worker"):
+            lab.plan(kind)
+        await lab.start("information")
+        await lab.start("gatekeeper", options={"heartbeat_s": 0.5, "max_wall_s": 7200})
+        await lab.start("worker", options={"slots": 3})
+        gatekeeper = lab.agents["gatekeeper.CERN"]
+        ce = f"localhost:{gatekeeper.port}/jobmanager-fabric-long"
+
+        async def found(condition: Any) -> dict[str, tuple[str, ...]]:
+            stub = information_pb2_grpc.InformationStub(
+                await lab.channel("information", credential=lab.service("broker"))
+            )
+            entries: dict[str, dict[str, tuple[str, ...]]] = {}
+            async with asyncio.timeout(15):
+                async for change in stub.Subscribe(information_pb2.SubscribeRequest()):
+                    for entry in change.changed:
+                        entries[entry.dn] = {one.name.lower(): tuple(one.values) for one in entry.attributes}
+                    for values in entries.values():
+                        if condition(values):
+                            return values
+            raise AssertionError
+
+        values = await found(
+            lambda v: v.get("glueceuniqueid") == (ce,) and v.get("gluecestatefreejobslots") == ("3",)
+        )
+        assert values["glueceinfototalcpus"] == ("3",)
+        assert values["gluecepolicymaxwallclocktime"] == ("120",)
+        assert values["glueceaccesscontrolbaserule"] == ("VO:cms",)
+        storage_id = f"localhost:{lab.port('storage.CERN')}"
+        await found(lambda v: v.get("gluecesebindseuniqueid") == (storage_id,))
+        await lab.stop("worker.CERN")
+        await found(lambda v: v.get("glueceuniqueid") == (ce,) and v.get("gluecestatefreejobslots") == ("0",))
