@@ -15,7 +15,14 @@ from typing import Any
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode
 
-_COLOURS = {"green": "green", "starting": "yellow", "degraded": "yellow", "draining": "yellow", "stopped": "dim"}
+_COLOURS = {
+    "green": "green",
+    "starting": "yellow",
+    "degraded": "yellow",
+    "draining": "yellow",
+    "waiting": "dim",
+    "stopped": "dim",
+}
 REFRESH_S = 0.1
 """Of the live table; a first look for `--watch` takes longer anyway."""
 WATCH_EVERY_S = 2.0
@@ -255,20 +262,52 @@ def down_command(state: Path | None, *, purge: bool, as_json: bool, environ: Map
 
 
 def invite_command(
-    site: str, out: Path | None, state: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    site: str,
+    host: str | None,
+    out: Path | None,
+    state: Path | None,
+    *,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid host invite`."""
     from clusters import deploy
 
     folder = endpoints.state_folder(state, environ)
-    invitation = deploy.invite(folder, site)
-    path = out or Path(f"{site}.json")
+    invitation = deploy.invite(folder, site, host)
+    path = out or Path(f"{host or site}.json")
     invitation.save(path)
     if as_json:
-        console.print_json({"grid": invitation.grid, "site": site, "invitation": str(path)})
+        console.print_json({"grid": invitation.grid, "site": site, "host": host, "invitation": str(path)})
         return
-    print(f"{path}: take it, and the grid description, to the machine of {site} (it holds a secret), and there:")
-    print(f"  grid up FILE --site {site} --invitation {path.name} --detach")
+    print(
+        f"{path}: take it, and the grid description, to the machine {host or f'of {site}'} (it holds a secret); there:"
+    )
+    if host:
+        print(f"  grid host join FILE --invitation {path.name}")
+    else:
+        print(f"  grid up FILE --site {site} --invitation {path.name} --detach")
+
+
+def join_command(
+    reference: Path,
+    invitation: Path,
+    state: Path | None,
+    *,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """`grid host join`."""
+    from clusters import deploy, load
+
+    description = load.load(reference)
+    folder = state_for(description.name, state, environ)
+    agents = deploy.host_join(description, folder, invitation=invitation)
+    if as_json:
+        console.print_json({"grid": description.name, "state": str(folder), "agents": agents})
+        return
+    print(f"joined; these agents are started here: {', '.join(agents) or 'none'}")
+    print(f"next: grid status --state {folder}    leave again: grid down --state {folder}")
 
 
 def demo_description(

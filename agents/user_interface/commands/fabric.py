@@ -180,16 +180,38 @@ def user_add(
 @host_app.command("invite")
 def host_invite(
     site: Annotated[str, typer.Argument(metavar="SITE", help="The site that will run elsewhere.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; else SITE.json.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="For this further host of SITE only; run it on the first machine of SITE.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; else SITE.json or HOST.json.")] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Write an invitation: with it another machine can start the agents of that site.
+    """Write an invitation: with it another machine can run that site, or be a further host of it.
 
     \b
-    Example:
-      grid host invite RAL          # then there: grid up lab.toml --site RAL --invitation RAL.json
+    Examples:
+      grid host invite RAL               # then there: grid up grid.toml --site RAL --invitation RAL.json
+      grid host invite RAL --host wn2    # then there: grid host join grid.toml --invitation wn2.json
     """
     from agents.user_interface import deployment
 
-    deployment.invite_command(site, out, state, as_json=as_json)
+    deployment.invite_command(site, host, out, state, as_json=as_json)
+
+
+@host_app.command("join")
+def host_join(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The grid description, as everywhere.")],
+    invitation: Annotated[Path, typer.Option(help="What `grid host invite SITE --host NAME` wrote.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make this machine a further host of a site that is up. `grid down` leaves it again.
+
+    \b
+    Example:
+      grid host join grid.toml --invitation wn2.json
+    """
+    from agents.user_interface import deployment
+
+    deployment.join_command(file, invitation, state, as_json=as_json)

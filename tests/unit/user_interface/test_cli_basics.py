@@ -70,7 +70,7 @@ def test_the_commands_are_those_promised() -> None:
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "info sites", "info ces", "info ses", "info query",
-        "user add", "host invite",
+        "user add", "host invite", "host join",
     }  # fmt: skip
 
 
