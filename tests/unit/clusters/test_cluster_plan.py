@@ -51,16 +51,21 @@ def test_a_new_agent_gets_a_port_that_no_other_has():
 
 def test_well_known_ports_and_wishes():
     agents = planned(HOSTS)
-    assert agents["gatekeeper.A"].settings["ports"] == {"rpc": 2119}
+    assert agents["gatekeeper.A"].settings["ports"] == {"rpc": 2119, "ldap": 2135}
     assert agents["top.A"].settings["ports"] == {"rpc": 2181, "ldap": 2180}
     assert agents["information.A"].settings["ports"] == {"rpc": 2171, "ldap": 2170}
     assert agents["authority.A"].settings["ports"] == {"rpc": 8443, "http": 8080}
-    assert agents["storage.B"].settings["ports"] == {"rpc": 9999}
+    assert agents["storage.B"].settings["ports"] == {"rpc": 9999, "ldap": 2135}
 
 
 def test_two_of_a_kind_on_one_host_have_neighbouring_ports():
     agents = planned(HOSTS.replace('host = "a2"\n', 'host = "a2"\ncount = 2\n', 1))
     assert [agents[n].settings["ports"]["rpc"] for n in ("worker.A", "worker2.A")] == [2125, 2126]
+
+
+def test_the_resource_levels_of_one_host_have_neighbouring_ports():
+    agents = planned(HOSTS.replace("gatekeeper = {}", "gatekeeper = {}\nstorage = {}", 1))
+    assert sorted(agents[n].settings["ports"]["ldap"] for n in ("gatekeeper.A", "storage.A")) == [2135, 2136]
 
 
 def test_a_port_wanted_twice_is_refused_before_anything_starts():
