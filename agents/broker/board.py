@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from agents.broker.matching import CeLoad
-from agents.broker.model import ComputingElement, JobState
+from agents.broker.model import ENDED, ComputingElement, JobState
 from agents.broker.store import Change, Counts
 
 _PENDING = frozenset({JobState.READY, JobState.SCHEDULED})
@@ -22,6 +22,8 @@ class Board:
         self.loads: dict[str, CeLoad] = {}
         self.links: dict[tuple[str, str], int] = {}
         """Unfinished jobs at a gatekeeper, by (owner, gatekeeper)."""
+        self.owners: dict[str, int] = dict(counts.owners) if counts else {}
+        """Unfinished jobs of each owner."""
         self.refused = 0
         """Events that did not belong to the state of their job."""
         self.ended = 0
@@ -59,6 +61,10 @@ class Board:
             self.refused += change.refused
             if before is not None and before.state is after.state and before.ce == after.ce:
                 continue
+            if before is None:
+                self._own(change.owner, 1)
+            elif after.state in ENDED and before.state not in ENDED:
+                self._own(change.owner, -1)
             if before is not None:
                 if before.state is JobState.WAITING:
                     self._wait(change.before_cluster, -1)
@@ -77,6 +83,13 @@ class Board:
         for ce, count in ended.items():
             self._count_ended(ce, count, now_s)
         return look_again
+
+    def _own(self, owner: str, count: int) -> None:
+        left = self.owners.get(owner, 0) + count
+        if left:
+            self.owners[owner] = left
+        else:
+            self.owners.pop(owner, None)
 
     def _wait(self, cluster: int, count: int) -> None:
         left = self.waiting.get(cluster, 0) + count

@@ -403,7 +403,7 @@ class BrokerCore:
             await asyncio.sleep(0.05)
 
     async def _check_proxies(self) -> None:
-        for owner in await self.store.read(rows.owners_unfinished):
+        for owner in list(self.board.owners):
             await self._check_proxy(owner)
 
     async def _check_proxy(self, owner: str) -> None:

@@ -250,13 +250,15 @@ class Link:
         core.remember_descriptions(loaded)
         stub = await self._stub()
         await self._delegate()
+        self._keep_watching()
         jobs: list[pb.Job] = []
+        marked = {key: core.descriptions[key].marked() for key in {row.description for row in found}}
         size = 0
         wanted: dict[str, SandboxFile] = {}
         for row in found:
             description = core.descriptions[row.description]
             if row.parameter:
-                description = description.with_parameter(row.parameter)
+                description = description.with_parameter(row.parameter, marked[row.description])
             own = files[row.submission]
             job = wire.gatekeeper_job(row, description, own, description.vo)
             size += job.ByteSize()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
+from typing import Any
 
 PARAMETER_MARK = "_PARAM_"
 """Replaced in every string of a parametric job."""
@@ -96,36 +97,42 @@ class JobDescription:
     extra: tuple[tuple[str, str], ...] = ()
     """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
 
-    def with_parameter(self, parameter: str) -> JobDescription:
-        """The same with ``_PARAM_`` replaced everywhere."""
+    def marked(self) -> tuple[str, ...]:
+        """The fields in which ``_PARAM_`` stands."""
+        return tuple(
+            item.name for item in fields(self) if item.name != "limits" and _has_mark(getattr(self, item.name))
+        )
 
-        def put(text: str) -> str:
-            return text.replace(PARAMETER_MARK, parameter) if PARAMETER_MARK in text else text
-
+    def with_parameter(self, parameter: str, marked: tuple[str, ...] | None = None) -> JobDescription:
+        """The same with ``_PARAM_`` replaced everywhere; ``marked`` saves looking where, for many jobs of one kind."""
+        chosen = self.marked() if marked is None else marked
+        if not chosen:
+            return self
         quoted = parameter.replace("\\", "\\\\").replace('"', '\\"')
-
-        def put_expression(text: str) -> str:
-            return text.replace(PARAMETER_MARK, quoted) if PARAMETER_MARK in text else text
-
         return replace(
             self,
-            executable=put(self.executable),
-            arguments=tuple(map(put, self.arguments)),
-            std_input=put(self.std_input),
-            std_output=put(self.std_output),
-            std_error=put(self.std_error),
-            environment=tuple((put(name), put(value)) for name, value in self.environment),
-            input_sandbox=tuple(map(put, self.input_sandbox)),
-            output_sandbox=tuple(map(put, self.output_sandbox)),
-            input_data=tuple(map(put, self.input_data)),
-            output_data=tuple(
-                OutputData(put(item.file), put(item.lfn), put(item.storage_element)) for item in self.output_data
-            ),
-            requirements=put_expression(self.requirements),
-            rank=put_expression(self.rank),
-            name=put(self.name),
-            extra=tuple((name, put_expression(value)) for name, value in self.extra),
+            **{name: _put(getattr(self, name), quoted if name in _EXPRESSIONS else parameter) for name in chosen},
         )
+
+
+_EXPRESSIONS = frozenset({"requirements", "rank", "extra"})
+"""Fields with ClassAd text: the parameter stands in string literals there."""
+
+
+def _has_mark(value: object) -> bool:
+    if isinstance(value, str):
+        return PARAMETER_MARK in value
+    if isinstance(value, OutputData):
+        return any(map(_has_mark, (value.file, value.lfn, value.storage_element)))
+    return isinstance(value, tuple) and any(map(_has_mark, value))
+
+
+def _put(value: Any, parameter: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(PARAMETER_MARK, parameter)
+    if isinstance(value, OutputData):
+        return OutputData(*(_put(text, parameter) for text in (value.file, value.lfn, value.storage_element)))
+    return tuple(_put(item, parameter) for item in value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +156,10 @@ class JobTemplate:
 
     def jobs(self) -> Iterator[JobDescription]:
         """Each job's own description, in order."""
+        marked = [description.marked() for description in self.descriptions]
         for index, parameter in self.parts():
             description = self.descriptions[index]
-            yield description.with_parameter(parameter) if parameter else description
+            yield description.with_parameter(parameter, marked[index]) if parameter else description
 
     @property
     def vo(self) -> str:

@@ -302,10 +302,10 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
     if not is_single:
         lines.append(LogLine(new.parent_id, new.at_us, _registered(new, template.descriptions[0].name, "", len(rows))))
     cluster_ids: dict[Cluster, int] = {}
-    plain = [_without_parameter(item) for item in template.descriptions]
+    marked = [tuple(_SEEN_BY_BROKER.intersection(item.marked())) for item in template.descriptions]
     for job_id, (index, parameter) in zip(new.job_ids, template.parts(), strict=True):
         base = template.descriptions[index]
-        description = base if plain[index] else base.with_parameter(parameter)
+        description = base.with_parameter(parameter, marked[index]) if parameter else base
         wanted = Cluster(
             0, description.requirements, description.rank, new.vo, new.owner, description.input_data, description.extra
         )
@@ -336,15 +336,8 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
 _ENQUEUED = LogEvent("ENQUEUED", 1)
 
 
-def _without_parameter(description: JobDescription) -> bool:
-    """True if ``_PARAM_`` does not change what the job matches or is called."""
-    return description == description.with_parameter("?") or not any(
-        "_PARAM_" in text
-        for text in (
-            description.requirements, description.rank, description.name, *description.input_data,
-            *(value for _, value in description.extra),
-        )
-    )  # fmt: skip
+_SEEN_BY_BROKER = frozenset({"requirements", "rank", "name", "input_data", "extra"})
+"""Fields of a description that decide what a job matches and is called."""
 
 
 def _registered(new: Submission, name: str, parent: str, count: int | None) -> LogEvent:
@@ -382,13 +375,6 @@ def _store_files(connection: sa.Connection, key: int, new: Submission) -> None:
         "UPDATE files SET used_at_us = ? WHERE owner = ? AND sha256 = ?",
         [(new.at_us, new.owner, item.sha256) for item in new.files],
     )
-
-
-def count_unfinished(connection: sa.Connection, owner: str) -> tuple[int, int]:
-    """Unfinished jobs of an owner, and of all."""
-    mine = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state < 5 AND owner = ?", (owner,)).scalar_one()
-    everyone = connection.exec_driver_sql("SELECT count(*) FROM jobs WHERE state < 5").scalar_one()
-    return int(mine), int(everyone)
 
 
 # -- stepping ----------------------------------------------------------------------------------------------------------
@@ -653,6 +639,8 @@ class Counts:
     """Per (owner, CE, gatekeeper, state)."""
     links: frozenset[tuple[str, str]]
     """(owner, gatekeeper) with anything left to do."""
+    owners: dict[str, int]
+    """Per owner."""
 
 
 def counts(connection: sa.Connection) -> Counts:
@@ -665,7 +653,8 @@ def counts(connection: sa.Connection) -> Counts:
     at_ce = {(str(o), str(c), str(g), JobState(s)): int(n) for o, c, g, s, n in placed}
     purge = connection.exec_driver_sql("SELECT DISTINCT owner, gatekeeper FROM jobs WHERE state = 8 AND purge = 1")
     links = {(owner, gatekeeper) for owner, _, gatekeeper, _ in at_ce} | {(str(o), str(g)) for o, g in purge}
-    return Counts({int(key): int(count) for key, count in waiting}, at_ce, frozenset(links))
+    by_cluster = {int(key): int(count) for key, count in waiting}
+    return Counts(by_cluster, at_ce, frozenset(links), owners_unfinished(connection))
 
 
 def owners_unfinished(connection: sa.Connection) -> dict[str, int]:

@@ -194,14 +194,14 @@ def change(before, after, ce_name="ce1"):
 def test_board_follows_changes_in_any_order():
     board = Board()
     assert board.apply([change(None, JobState.WAITING)], 0)
-    assert board.waiting == {7: 1}
+    assert (board.waiting, board.owners) == ({7: 1}, {"/CN=a": 1})
     board.apply([change(JobState.READY, JobState.SCHEDULED), change(JobState.WAITING, JobState.READY)], 0)
     assert board.waiting == {}
     assert (board.load("ce1").pending, board.links) == (1, {("/CN=a", "h:1"): 1})
     assert board.apply([change(JobState.SCHEDULED, JobState.RUNNING)], 1)
     assert (board.load("ce1").pending, board.load("ce1").running) == (0, 1)
     assert board.apply([change(JobState.RUNNING, JobState.DONE)], 2)
-    assert (board.load("ce1").running, board.links, board.ended) == (0, {}, 1)
+    assert (board.load("ce1").running, board.links, board.ended, board.owners) == (0, {}, 1, {})
     assert board.rate("ce1", 2) > board.rate("ce1", 3) > 0
 
 

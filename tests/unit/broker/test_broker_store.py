@@ -240,6 +240,6 @@ def test_kill_loses_nothing_that_was_answered(tmp_path):
             assert len(opened.read(rows.load_jobs, children)) == 3
         counts = opened.read(rows.counts)
         unfinished = sum(counts.waiting.values()) + sum(counts.at_ce.values())
-        assert unfinished == opened.read(rows.count_unfinished, ALICE)[0]
+        assert unfinished == counts.owners[ALICE]
     finally:
         opened.store.close_sync()
