@@ -76,9 +76,12 @@ class AgentActor:
         self._ready.set_result(agent.port)
 
     def _fail(self, error: GridError) -> None:
+        """Before it was ready: tell why. Afterwards: end the process, so that Ray starts the agent anew from its state."""
         self._failure = error
         if not self._ready.done():
             self._ready.set_exception(error)
+        elif not self._stop.is_set():
+            _end_process()
 
     def ready(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """Waits until the port is open. `{"ready": bool, "port": int, "error": record or None}`; never raises."""
@@ -129,6 +132,10 @@ class AgentActor:
         except RuntimeError:
             pass  # over already
         return self._ended.wait(timeout_s)
+
+
+def _end_process() -> None:
+    os._exit(1)
 
 
 def _set_process_title(title: str) -> None:
