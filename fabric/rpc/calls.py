@@ -50,6 +50,18 @@ class Opened:
             self._callables[kind] = found
         return found
 
+    async def connected(self, limit_s: float) -> bool:
+        """True once grpc has a connection; it is told to make one. False if there is none within the time."""
+        try:
+            async with asyncio.timeout(limit_s):
+                state = self.channel.get_state(try_to_connect=True)
+                while state is not grpc.ChannelConnectivity.READY:
+                    await self.channel.wait_for_state_change(state)
+                    state = self.channel.get_state(try_to_connect=True)
+        except (TimeoutError, grpc.aio.UsageError):  # the latter: it was closed meanwhile
+            return False
+        return True
+
 
 class Caller(Protocol):
     """What calls need from their channel."""
@@ -73,8 +85,29 @@ class Caller(Protocol):
         ...
 
     async def prepare_retry(self, error: grpc.aio.AioRpcError, used: Opened, metadata: Metadata) -> GridError | None:
-        """None if the call may be made once more."""
+        """None if the call may be made once more; then the connection is there again."""
         ...
+
+
+class Retries:
+    """Which repetitions one call has had: one for a stale session and one for a lost connection, in any order.
+
+    A server that was down and is back needs both: first there is no connection, then nobody knows the session.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._had: set[str] = set()
+
+    async def prepare(self, error: grpc.aio.AioRpcError, used: Opened, metadata: Metadata) -> None:
+        """Returns when the call may be made once more. Raises GridError with why not."""
+        cause = "session" if refused_session(error) else "connection"
+        if cause in self._had:
+            raise from_rpc_error(error, self._caller.peer) from None
+        self._had.add(cause)
+        refused = await self._caller.prepare_retry(error, used, metadata)
+        if refused is not None:
+            raise refused from None
 
 
 class UnaryCallable:
@@ -91,39 +124,25 @@ class UnaryCallable:
         metadata: Iterable[tuple[str, str]] | None = None,
         wait_for_ready: bool = False,
     ) -> Any:
-        """The response. `timeout` covers everything: connecting, the session, one repetition."""
+        """The response. `timeout` covers everything: connecting, the session, repetitions."""
         limit_s = DEFAULT_DEADLINE_S if timeout is None else timeout
         caller = self._caller
         until = caller.clock.monotonic() + limit_s
         more = tuple(metadata) if metadata is not None else ()
-        used, own = caller.ready_now() or await ready_within(caller, limit_s)
-        try:
-            return await self._callable(used)(
-                request, timeout=limit_s, metadata=own + more, wait_for_ready=wait_for_ready
-            )
-        except asyncio.CancelledError:
-            raise_if_not_ours(caller.peer)
-            raise
-        except grpc.aio.AioRpcError as error:
-            failure = await self._caller.prepare_retry(error, used, own)
-            waits = not_connected(error)
-        if failure is not None:
-            raise failure from None
-        left_s = max(until - self._caller.clock.monotonic(), 0.001)
-        used, own = await ready_within(self._caller, left_s)
-        left_s = max(until - self._caller.clock.monotonic(), 0.001)
-        try:
-            return await self._callable(used)(
-                request,
-                timeout=min(left_s, RECONNECT_WAIT_S) if waits and not wait_for_ready else left_s,
-                metadata=own + more,
-                wait_for_ready=waits or wait_for_ready,
-            )
-        except asyncio.CancelledError:
-            raise_if_not_ours(caller.peer)
-            raise
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, self._caller.peer) from None
+        retries = Retries(caller)
+        left_s = limit_s
+        while True:
+            used, own = caller.ready_now() or await ready_within(caller, left_s)
+            try:
+                return await self._callable(used)(
+                    request, timeout=left_s, metadata=own + more, wait_for_ready=wait_for_ready
+                )
+            except asyncio.CancelledError:
+                raise_if_not_ours(caller.peer)
+                raise
+            except grpc.aio.AioRpcError as error:
+                await retries.prepare(error, used, own)
+            left_s = max(until - caller.clock.monotonic(), 0.001)
 
     def _callable(self, used: Opened) -> Any:
         return used.callable_of(self._kind, self._serialize, self._parse)
@@ -182,14 +201,12 @@ class StreamCall:
     async def _open(self) -> Any:
         try:
             async with asyncio.timeout(OPENING_DEADLINE_S):
-                raw, failure, used, own = await self._attempt(wait_for_ready=False)
-                if failure is not None:
-                    refused = await self._caller.prepare_retry(failure, used, own)
-                    if refused is not None:
-                        raise refused
-                    raw, failure, _, _ = await self._attempt(wait_for_ready=not_connected(failure))
-                    if failure is not None:
-                        raise from_rpc_error(failure, self._caller.peer)
+                retries = Retries(self._caller)
+                while True:
+                    raw, failure, used, own = await self._attempt()
+                    if failure is None:
+                        break
+                    await retries.prepare(failure, used, own)
         except TimeoutError:
             raise DeadlineExceeded(
                 "DEADLINE_EXCEEDED",
@@ -198,13 +215,11 @@ class StreamCall:
         self._raw = raw
         return raw
 
-    async def _attempt(self, *, wait_for_ready: bool) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
+    async def _attempt(self) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
         used, own = await self._caller.ready()
         start = used.callable_of(self._kind, self._serialize, self._parse)
         accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        options: dict[str, Any] = {
-            "timeout": self._timeout, "metadata": own + self._metadata, "wait_for_ready": wait_for_ready
-        }  # fmt: skip
+        options: dict[str, Any] = {"timeout": self._timeout, "metadata": own + self._metadata}
         if self._kind[0] == "unary_stream":
             raw = start(self._requests, **options)
         elif self._requests is not None:

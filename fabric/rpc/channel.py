@@ -455,8 +455,8 @@ class SecureChannel(grpc.aio.Channel):
                 self._session = None
             return None if typed.reason in RETRY_REASONS else typed
         if not_connected(error):
-            await self._link.look_again(used)  # raises if the server is not there
-            return None
+            opened = await self._link.look_again(used)  # raises if the server is not there
+            return None if await opened.connected(RECONNECT_WAIT_S) else typed
         return typed
 
 
