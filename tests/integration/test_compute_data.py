@@ -148,20 +148,20 @@ async def test_bookkeeping_hears_of_every_step(site: Site) -> None:
 async def test_a_refreshed_delegation_reaches_running_jobs(site: Site) -> None:
     await site.start()
     script = """
-    before=$(sha256sum < $X509_USER_PROXY)
+    before=$(sha256sum < $X509_USER_PROXY); echo ready
     while test "$(sha256sum < $X509_USER_PROXY)" = "$before"; do sleep 0.05; done
     ls -l $X509_USER_PROXY | cut -c1-10; grep -c 'BEGIN CERT' $X509_USER_PROXY
     """
     running = asyncio.create_task(site.run(script))
-    while not site.lab.agents["worker.CERN"].agent.runner.machine.in_slots:  # noqa: ASYNC110
+    root = site.lab.agents["worker.CERN"].agent.runner.root
+    while not any(path.stat().st_size for path in root.glob("*/out")):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    await asyncio.sleep(0.3)  # the script reads its first proxy
     newer = site.lab.user("alice", hours=20)
     await delegate(await site.lab.channel("gatekeeper", credential=newer), newer)
     job_id, update = await running
     assert update.state == pb.JOB_STATE_DONE
     lines = (await client.output_files(site.channel, job_id))["out"].decode().split()
-    assert lines[0] == "-rw-------"
+    assert lines[:2] == ["ready", "-rw-------"]
     assert len(site.lab.audit("gatekeeper.CERN", "proxy.granted")) == 1  # the renewal used the same key
 
 
