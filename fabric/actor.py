@@ -76,7 +76,8 @@ class AgentActor:
         self._ready.set_result(agent.port)
 
     def _fail(self, error: GridError) -> None:
-        """Before it was ready: tell why. Afterwards: end the process, so that Ray starts the agent anew from its state."""
+        """Before it was ready: tell why. Afterwards: end the process, so that Ray starts the agent anew from its
+        state."""
         self._failure = error
         if not self._ready.done():
             self._ready.set_exception(error)
