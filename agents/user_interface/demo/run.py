@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import metadata, resources
@@ -115,6 +116,8 @@ class Demo:
         self.began = time.monotonic()
         self.began_us = time.time_ns() // 1000
         self.plot = b""
+        self.complete = False
+        """Everything that needs the grid is done."""
         self.report = Report(
             grid=Path(grid).stem,
             version=_version(),
@@ -168,7 +171,7 @@ class Demo:
                 initialisation.kill()
                 initialisation.wait()
         asyncio.run(self._work())
-        self.write()
+        self.complete = True
 
     def _copy_payloads(self) -> None:
         folder = resources.files("agents.user_interface") / "payloads"
@@ -425,18 +428,19 @@ class Demo:
             job.replicas = locations.get(job.lfn, [])
             job.bytes = files[job.lfn].content.size_bytes if job.lfn in files else 0
         self.report.checks = report.checks_of(self.report, locations)
-        if self.report.histogram:
+
+    def draw(self) -> None:
+        """The plot, if there is something to plot and it is not there yet. Needs no grid."""
+        if self.report.histogram and not self.plot:
             title = f"Pythia 8, pp at 13 TeV, produced on {self.report.grid} by {len(self.report.jobs)} grid jobs"
-            self.plot = await asyncio.to_thread(
-                report.draw_plot, self.report.histogram, title=title, cache=self.state / "matplotlib"
-            )
+            self.plot = report.draw_plot(self.report.histogram, title=title, cache=self.state / "matplotlib")
 
     def _since_beginning(self, text: str) -> float:
         moment = datetime.fromisoformat(text)
         return round((moment.timestamp() * 1e6 - self.began_us) / 1e6, 3)
 
     def write(self) -> None:
-        """demo-out/: plot, report.json, report.html. Called before the grid stops, and again at the end."""
+        """demo-out/: plot, report.json, report.html."""
         self.report.seconds = self.seconds()
         if self.plot:
             (self.out / "charged-multiplicity.png").write_bytes(self.plot)
@@ -446,11 +450,15 @@ class Demo:
 
     def clean_up(self) -> None:
         """Stop the grid, keep the logs of a failed run, remove the state. Never raises for what is already gone."""
-        with self.phase("grid down"):
+        console.say("stopping the grid")
+        with self.phase("grid down"), ThreadPoolExecutor(1) as meanwhile:
+            drawn = meanwhile.submit(self.draw) if self.complete else None
             try:
                 deployment.stop(self.state)
             except Exception as error:
                 console.warn(f"while stopping the grid: {error}")
+            if drawn is not None:
+                drawn.result()
         if self.running is not None and not self.report.ok:
             self._keep_logs()
         shutil.rmtree(self.state, ignore_errors=True)
@@ -468,7 +476,8 @@ class Demo:
                 continue
 
     def finish(self, *, as_json: bool) -> None:
-        """Tables, and the report once more with the last phase in it."""
+        """Files and tables."""
+        self.draw()
         self.write()
         if as_json:
             console.print_json(self.report.as_data())

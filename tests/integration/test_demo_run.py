@@ -1,0 +1,95 @@
+"""`grid demo` for real, small: all five steps, the report, and nothing left behind - also after Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.grid, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).parents[2]
+MARK = "GRIDFABRIC_TEST_MARK"
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the demo in a session of its own, every process of it marked in its environment."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "proto" / "gen")))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRIDFABRIC_", "X509_"))}
+    environment |= {"PYTHONPATH": path, MARK: str(folder)}
+    command = [sys.executable, "-m", "agents.user_interface.main", "demo", "--out", str(folder / "out"), *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of living processes that the demo of `folder` started."""
+    found = []
+    wanted = f"{MARK}={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+        except OSError:
+            continue
+    return found
+
+
+def states() -> set[Path]:
+    """State folders that are still there."""
+    return set(Path("/tmp").glob("gridfabric-demo-*")) | set(Path("/var/tmp").glob("gridfabric-demo-*"))
+
+
+def assert_nothing_left(folder: Path, before: set[Path]) -> None:
+    """No process and no state folder; Ray's last helpers have a moment to end."""
+    deadline = time.monotonic() + 15
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_of(folder) == []
+    assert not [path for path in states() - before if owner_is(path, folder)]
+
+
+def owner_is(state: Path, folder: Path) -> bool:
+    """Whether a state folder belongs to the demo of `folder`: others may run at the same time."""
+    inventory = state / "inventory.json"
+    return inventory.exists() and str(folder) in inventory.read_text()
+
+
+def test_the_demo_runs_from_nothing_to_the_plot(tmp_path: Path) -> None:
+    before = states()
+    process = start(tmp_path, "--jobs", "6", "--events", "5")
+    output, _ = process.communicate(timeout=380)
+    assert process.returncode == 0, output
+    out = tmp_path / "out"
+    found = json.loads((out / "report.json").read_text())
+    assert found["ok"] and found["events"] == 30 and len(found["jobs"]) == 6
+    assert all(len({replica["storage_element"] for replica in job["replicas"]}) >= 2 for job in found["jobs"])
+    assert len({job["site"] for job in found["jobs"]}) > 1
+    assert (out / "charged-multiplicity.png").read_bytes().startswith(b"\x89PNG")
+    assert "Every check holds" in (out / "report.html").read_text()
+    histories = [json.loads(path.read_text()) for path in (out / "histories").glob("*.json")]
+    assert len(histories) == 7
+    assert all("DONE" in [event["event"] for event in history["events"]] for history in histories)
+    names = "analysis analysis.jdl charged-multiplicity.png histories production.jdl report.html report.json"
+    assert " ".join(sorted(path.name for path in out.iterdir())) == names
+    assert_nothing_left(tmp_path, before)
+
+
+@pytest.mark.parametrize("seconds", [4.0, 14.0])
+def test_ctrl_c_leaves_nothing(tmp_path: Path, seconds: float) -> None:
+    before = states()
+    process = start(tmp_path, "--jobs", "4", "--events", "5")
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert_nothing_left(tmp_path, before)
