@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.gatekeeper.config import GatekeeperOptions
-from fabric.errors import Refused, from_security
+from fabric.errors import GridError, Refused, from_security
 from security.authorization import system_account
 from security.errors import SecurityError
 from security.gridmapdir import GridMapDir
@@ -109,7 +109,10 @@ class Accounts:
             except TimeoutError:
                 pass
             self._soon.clear()
-            await self.release(owners, monotonic(), linger_s)
+            try:
+                await self.release(owners, monotonic(), linger_s)
+            except (GridError, SecurityError, OSError) as error:
+                self._log.warning("leases.not_looked_at", detail=str(error))
 
     async def release(self, owners: Callable[[], Awaitable[set[str]]], now: float, linger_s: float) -> None:
         """Give back the leases of people without jobs who have been without for `linger_s`."""

@@ -233,33 +233,45 @@ class Gatekeeper(Agent):
     async def _clean(self) -> None:
         while True:
             await asyncio.sleep(CLEAN_EVERY_S)
-            now_us = to_us(self.context.clock.now())
-            area, options = self._sandbox.area, self.options
-            crowded = area.bytes > 0.8 * area.max_bytes or area.files > 0.8 * area.max_files
-            linger_s = 60.0 if crowded else options.sandbox_linger_s
-            before_us = now_us - int(linger_s * 1e6)
-            unused = await self._store.write(lambda c, b=before_us: rows.sandbox_take_unused(c, b, 2000))
-            if unused:
-                await asyncio.to_thread(area.remove, unused)
-                self.context.log.info("sandbox.cleaned", files=len(unused), bytes=sum(size for _, size in unused))
-            old_us = now_us - int(options.keep_ended_s * 1e6)
-            ended = await self._store.read(lambda c, b=old_us: rows.ended_before(c, b))
-            if ended:
-                await self._driver.ask([Purged(job_id) for job_id in ended])
-                self.context.log.warning("jobs.purged_unfetched", jobs=len(ended))
-            fence_us = now_us - int(options.fence_memory_s * 1e6)
-            forgotten = await self._store.write(lambda c, b=fence_us: rows.forget_fences(c, b))
-            self.machine.forget(forgotten)
-            self._leases = await asyncio.to_thread(self._accounts.leases)
-            free = area.free_disk_bytes()
-            if free < options.min_free_disk_bytes:
-                self.context.problem("disk", f"only {free} bytes of disk are free: new jobs are refused")
-            elif area.files > 0.9 * area.max_files:
-                self.context.problem(
-                    "disk", f"the sandbox area holds {area.files} of at most {area.max_files} files (i-nodes)"
-                )
-            else:
-                self.context.solved("disk")
+            try:
+                await self._clean_once()
+            except (GridError, OSError) as error:  # a full disk is the very time to try again
+                self.context.log.warning("clean.failed", detail=str(error))
+
+    async def _clean_once(self) -> None:
+        now_us = to_us(self.context.clock.now())
+        area, options = self._sandbox.area, self.options
+        crowded = area.bytes > 0.8 * area.max_bytes or area.files > 0.8 * area.max_files
+        linger_s = 60.0 if crowded else options.sandbox_linger_s
+        before_us = now_us - int(linger_s * 1e6)
+
+        def take_unused(connection: sa.Connection) -> list[tuple[str, int]]:
+            # Files go on the writer's thread: an upload of the same file notes itself either before or after this.
+            found = rows.sandbox_take_unused(connection, before_us, 500)
+            area.remove(found)
+            return found
+
+        unused = await self._store.write(take_unused)
+        if unused:
+            self.context.log.info("sandbox.cleaned", files=len(unused), bytes=sum(size for _, size in unused))
+        old_us = now_us - int(options.keep_ended_s * 1e6)
+        ended = await self._store.read(lambda c, b=old_us: rows.ended_before(c, b))
+        if ended:
+            await self._driver.ask([Purged(job_id) for job_id in ended])
+            self.context.log.warning("jobs.purged_unfetched", jobs=len(ended))
+        fence_us = now_us - int(options.fence_memory_s * 1e6)
+        forgotten = await self._store.write(lambda c, b=fence_us: rows.forget_fences(c, b))
+        self.machine.forget(forgotten)
+        self._leases = await asyncio.to_thread(self._accounts.leases)
+        free = area.free_disk_bytes()
+        if free < options.min_free_disk_bytes:
+            self.context.problem("disk", f"only {free} bytes of disk are free: new jobs are refused")
+        elif area.files > 0.9 * area.max_files:
+            self.context.problem(
+                "disk", f"the sandbox area holds {area.files} of at most {area.max_files} files (i-nodes)"
+            )
+        else:
+            self.context.solved("disk")
 
     # ---- information
 

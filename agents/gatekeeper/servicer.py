@@ -20,7 +20,7 @@ from agents.gatekeeper.model import CancelAsked, Event, Job, Outcome, Purged, Su
 from agents.gatekeeper.sandbox import SandboxArea, read_pieces, require_sha256
 from agents.gatekeeper.workers import WorkerPool
 from fabric.clock import to_us
-from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused
+from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.rpc import rules
 from fabric.rpc.peer import current_peer
 
@@ -72,7 +72,15 @@ class Sandbox:
             finally:
                 upload.abandon()
         now_us = to_us(self._clock.now())
-        await self._store.write(lambda connection: rows.sandbox_put(connection, sha256, size_bytes, now_us))
+
+        def note(connection: Any) -> None:
+            if not self.area.path(sha256).exists():  # the cleaner took the older copy just then
+                raise Unavailable(
+                    "SANDBOX_REMOVED", "the file was cleaned away while it was sent again; send it once more"
+                )
+            rows.sandbox_put(connection, sha256, size_bytes, now_us)
+
+        await self._store.write(note)
 
     async def pieces(self, sha256: str) -> AsyncIterator[bytes]:
         """The bytes of a file in pieces; at least one piece."""

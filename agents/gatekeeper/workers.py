@@ -105,7 +105,10 @@ class WorkerPool:
 
     async def serve(self, name: str, reports: AsyncIterator[pb.WorkerReport]) -> AsyncIterator[pb.WorkerOrder]:
         """The Work stream of the worker with this certificate."""
-        hello = await asyncio.wait_for(anext(reports), 4 * self._heartbeat_s + 5)
+        try:
+            hello = await asyncio.wait_for(anext(reports), 4 * self._heartbeat_s + 5)
+        except (TimeoutError, StopAsyncIteration):
+            raise InvalidRequest("HELLO_EXPECTED", f"{name} opened a stream and said nothing") from None
         if not hello.HasField("hello") or len(hello.hello.held) > MAX_HELD or not 0 <= hello.hello.slots <= 100_000:
             raise InvalidRequest(
                 "HELLO_EXPECTED", f"the first report of {name} is not a hello with at most {MAX_HELD} jobs"

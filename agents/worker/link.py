@@ -19,6 +19,7 @@ GATHER_S = 0.005
 """Reports this close together travel in one message."""
 MAX_REPORT_BYTES = 1024 * 1024
 MAX_REPORTS = 500
+WELCOME_TIMEOUT_S = 30.0
 
 
 class Link:
@@ -97,6 +98,9 @@ class Link:
                     if error.sentence != self.last_error:
                         self._context.log.warning("gatekeeper.lost", reason=error.reason, sentence=error.sentence)
                     self.last_error = error.sentence
+                except Exception as error:  # whatever it was: a worker without its gatekeeper is of no use
+                    self._context.log.exception("gatekeeper.stream_defect", error)
+                    self.last_error = f"a defect in the stream: {type(error).__name__}"
                 self.connected = False
                 if self._context.clock.monotonic() - began > 5:
                     pause_s = 0.1
@@ -131,7 +135,10 @@ class Link:
             self._finished.clear()
             self._refused.clear()
             await stream.write(pb.WorkerReport(hello=self._hello()))
-            welcome = await asyncio.wait_for(stream.read(), 30)
+            try:
+                welcome = await asyncio.wait_for(stream.read(), WELCOME_TIMEOUT_S)
+            except TimeoutError:
+                welcome = None
             if not isinstance(welcome, pb.WorkerOrder) or not welcome.HasField("welcome"):
                 raise Unavailable("NO_WELCOME", f"the gatekeeper {self._endpoint.name} did not answer the hello")
             heartbeat_s = welcome.welcome.heartbeat_ms / 1000 or 5.0

@@ -163,8 +163,14 @@ class Runner:
             if self.stopping:
                 return
             self._log.warning("starter.lost")
-            listing = await self.starter.connect()
-            await self._reconcile(listing, fresh=False)
+            try:
+                listing = await self.starter.connect()
+                await self._reconcile(listing, fresh=False)
+                self.context.solved("starter")
+            except (GridError, OSError) as error:  # no processes or no disk: later there may be
+                self.context.problem("starter", f"no starter: {error}")
+                self.starter.lost.set()
+                await asyncio.sleep(1.0)
 
     async def _reconcile(self, listing: dict[str, Any], *, fresh: bool) -> None:
         """What each job that should be with the starter really is."""
