@@ -234,6 +234,7 @@ class Runner:
             await asyncio.to_thread(self._remove_scratch, stopped)
         self.starter.close()
         if self.root.parent == Path("/var/tmp"):
+            await asyncio.sleep(0.05)  # a look at the disk that began before is over
             await asyncio.to_thread(shutil.rmtree, self.root / "certificates", True)
             with contextlib.suppress(OSError):
                 self.root.rmdir()
@@ -734,6 +735,8 @@ class Runner:
             scratch.mirror(source, self._certificates)
 
     async def _look_at_disk(self) -> None:
+        if self.stopping:
+            return
         await asyncio.to_thread(self._mirror_certificates)
         free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
         state_bytes, _ = await asyncio.to_thread(scratch.free, self.state_dir)
