@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 MARK = "GRIDFABRIC_TEST_MARK"
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, temporary: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the demo in a session of its own, every process of it marked in its environment."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "proto" / "gen")))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRIDFABRIC_", "X509_"))}
-    environment |= {"PYTHONPATH": path, MARK: str(folder)}
+    environment |= {"PYTHONPATH": path, MARK: str(folder), "TMPDIR": str(temporary)}
     command = [sys.executable, "-m", "agents.user_interface.main", "demo", "--out", str(folder / "out"), *arguments]
     return subprocess.Popen(
         command, env=environment, cwd=folder, start_new_session=True, text=True,
@@ -43,29 +45,25 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def states() -> set[Path]:
-    """State folders that are still there."""
-    return set(Path("/tmp").glob("gridfabric-demo-*")) | set(Path("/var/tmp").glob("gridfabric-demo-*"))
-
-
-def assert_nothing_left(folder: Path, before: set[Path]) -> None:
-    """No process and no state folder; Ray's last helpers have a moment to end."""
+def assert_nothing_left(folder: Path, temporary: Path) -> None:
+    """No process and no file; Ray's last helpers have a moment to end."""
     deadline = time.monotonic() + 15
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(folder) == []
-    assert not [path for path in states() - before if owner_is(path, folder)]
+    assert list(temporary.iterdir()) == []
 
 
-def owner_is(state: Path, folder: Path) -> bool:
-    """Whether a state folder belongs to the demo of `folder`: others may run at the same time."""
-    inventory = state / "inventory.json"
-    return inventory.exists() and str(folder) in inventory.read_text()
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A TMPDIR of its own that pool accounts can reach; pytest's folders are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="demo-test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
-def test_the_demo_runs_from_nothing_to_the_plot(tmp_path: Path) -> None:
-    before = states()
-    process = start(tmp_path, "--jobs", "6", "--events", "5")
+def test_the_demo_runs_from_nothing_to_the_plot(tmp_path: Path, temporary: Path) -> None:
+    process = start(tmp_path, temporary, "--jobs", "6", "--events", "5")
     output, _ = process.communicate(timeout=380)
     assert process.returncode == 0, output
     out = tmp_path / "out"
@@ -80,16 +78,15 @@ def test_the_demo_runs_from_nothing_to_the_plot(tmp_path: Path) -> None:
     assert all("DONE" in [event["event"] for event in history["events"]] for history in histories)
     names = "analysis analysis.jdl charged-multiplicity.png histories production.jdl report.html report.json"
     assert " ".join(sorted(path.name for path in out.iterdir())) == names
-    assert_nothing_left(tmp_path, before)
+    assert_nothing_left(tmp_path, temporary)
 
 
 @pytest.mark.parametrize("seconds", [4.0, 14.0])
-def test_ctrl_c_leaves_nothing(tmp_path: Path, seconds: float) -> None:
-    before = states()
-    process = start(tmp_path, "--jobs", "4", "--events", "5")
+def test_ctrl_c_leaves_nothing(tmp_path: Path, temporary: Path, seconds: float) -> None:
+    process = start(tmp_path, temporary, "--jobs", "4", "--events", "5")
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output
-    assert_nothing_left(tmp_path, before)
+    assert_nothing_left(tmp_path, temporary)
