@@ -61,6 +61,8 @@ def main() -> int:
     bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
     try:
         _measure(bench, wanted)
+    except KeyboardInterrupt:
+        bench.problems["the rest"] = "interrupted"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         present.print_tables(bench, console)
@@ -69,7 +71,7 @@ def main() -> int:
         present.write_markdown(present.markdown(bench, facts), options.write)
         console.print(f"written: {options.write}")
     for section, problem in bench.problems.items():
-        console.print(f"[bold red]{section} was not measured:[/] {problem}")
+        console.print(f"{section}: not measured: {problem}", style="bold red", markup=False)
     return 1 if bench.problems else 0
 
 

@@ -93,7 +93,7 @@ def disk(bench: Bench) -> None:
         path.unlink()
         return size / MB
 
-    bench.add("disk", "disk write + fsync, one file", "MB/s", rate(write, bench.trials, warm_up=False))  # type: ignore[arg-type]
+    bench.add("disk", "disk write + fsync, one file", "MB/s", rate(write, bench.trials, warm_up=False))
 
 
 def small_files(bench: Bench) -> None:
@@ -131,8 +131,8 @@ def checksums(bench: Bench) -> None:
         zlib.adler32(data)
         return len(data) / MB
 
-    bench.add("sha256", "sha256, one thread", "MB/s", rate(sha256, bench.short_trials))  # type: ignore[arg-type]
-    bench.add("adler32", "adler32, one thread", "MB/s", rate(adler32, bench.short_trials))  # type: ignore[arg-type]
+    bench.add("sha256", "sha256, one thread", "MB/s", rate(sha256, bench.short_trials))
+    bench.add("adler32", "adler32, one thread", "MB/s", rate(adler32, bench.short_trials))
 
 
 def verifications(bench: Bench) -> None:
@@ -165,7 +165,7 @@ def tls_stream(bench: Bench) -> None:
             helpers.send_tls(port, grid.certificate, size)
             return size / MB
 
-        bench.add("tls", "one TLS stream, no application", "MB/s", rate(send, bench.trials))  # type: ignore[arg-type]
+        bench.add("tls", "one TLS stream, no application", "MB/s", rate(send, bench.trials))
 
 
 def grpc_stream(bench: Bench) -> None:

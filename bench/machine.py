@@ -45,6 +45,8 @@ def facts() -> Facts:
         f"{platform.python_version()}, grpcio {packages['grpcio']}, Ray {packages['ray']}, SQLite "
         f"{sqlite3.sqlite_version}."
     )
+    if load[0] > count:
+        summary += " The machine was busy with other work: read ratios and CPU times, not rates."
     return Facts(
         at=at, processors=count, processor=_processor(), memory_gib=round(memory, 1), load_at_start=load,
         kernel=platform.release(), python=platform.python_version(), sqlite=sqlite3.sqlite_version,

@@ -96,14 +96,14 @@ def show(value: float) -> str:
     return f"{value:.3g}"
 
 
-def rate(work: Callable[[], int], trials: int, warm_up: bool = True) -> list[float]:
+def rate(work: Callable[[], float], trials: int, warm_up: bool = True) -> list[float]:
     """How much `work` does in a second (it returns how much it did), once for each trial."""
     if warm_up:
         work()
     return [_rate_once(work) for _ in range(trials)]
 
 
-def _rate_once(work: Callable[[], int]) -> float:
+def _rate_once(work: Callable[[], float]) -> float:
     began = time.perf_counter()
     done = work()
     return done / (time.perf_counter() - began)
