@@ -109,7 +109,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.mark.grid
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None:
     ran = lab.folder / "ran"
     ran.mkdir()
@@ -128,7 +128,7 @@ def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None
     assert_histories_are_whole(lab, children)
     files = lab.json("data", "ls", "lfn:/grid/cms/killed")
     assert len(files) == JOBS
-    lab.grid("job", "output", parent, "--out", str(lab.folder / "output"), deadline_s=180)
+    lab.grid("job", "output", parent, "--dir", str(lab.folder / "output"), deadline_s=180)
     assert_nothing_is_left(lab)
 
 
