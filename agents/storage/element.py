@@ -361,8 +361,10 @@ class StorageElement:
     async def measure(self) -> list[PoolFree]:
         """The disks now; a disk that is gone is left out."""
 
+        pools = list(self._pools.values())  # a lost one may come back while the thread looks
+
         def measure_all() -> list[PoolFree]:
-            return [found for pool in self._pools.values() if (found := pool.measure()) is not None]
+            return [found for pool in pools if (found := pool.measure()) is not None]
 
         measured = await self._io(measure_all)
         self._missing = sorted({str(root) for root in self.config.pools} - {pool.pool for pool in measured})
