@@ -227,8 +227,10 @@ class Gatekeeper(Agent):
         if refusal.reason not in KILL_REASONS:
             return  # an expired or missing delegation is no reason: the jobs go on with what they have
         jobs = [job.job_id for job in self.machine.jobs.values() if job.owner == owner and not job.cancel_reason]
+        if not jobs:
+            return
         context.log.audit("jobs.stopped", owner=owner, jobs=len(jobs), reason=refusal.reason, sentence=refusal.sentence)
-        self._driver.feed([CancelAsked(job_id, refusal.reason) for job_id in jobs])
+        await self._driver.ask([CancelAsked(job_id, refusal.reason) for job_id in jobs])
 
     async def _clean(self) -> None:
         while True:
