@@ -61,9 +61,8 @@ async def _many(bench: Bench, lab: Lab, grid: Grid, count: int) -> None:
     title = f"{count} jobs of /bin/true through the broker, submit to all DONE"
     bench.add("jobs", title, "jobs/s", done, limit="fork_exec_parallel", note="authenticated, durable at every step")
     bench.add("accepted", f"jobs accepted by the broker, one submission of {count}", "jobs/s", accept)
-    bench.add(
-        "job_cpu", "CPU per job, all processes of the grid and the client", "ms", [sum(c.values()) for c in costs]
-    )
+    everything = "CPU per job, all processes of the grid and the client"
+    bench.add("job_cpu", everything, "ms", [sum(cost.values()) for cost in costs], limit="fork_exec_cpu")
     bench.tables.append(_cost_table(costs))
 
 

@@ -77,7 +77,8 @@ def print_tables(bench: Bench, console: Console) -> None:
 
 def markdown(bench: Bench, facts: Facts) -> str:
     """What stands between the markers."""
-    parts = [f"{facts['summary']}\n", _markdown_table(COLUMNS, list(rows(bench))), f"\n{SOURCE}\n"]
+    rough = " Rough figures of a quick run." if bench.quick else ""
+    parts = [f"{facts['summary']}{rough}\n", _markdown_table(COLUMNS, list(rows(bench))), f"\n{SOURCE}\n"]
     for extra in bench.tables:
         parts.append(f"\n{extra.title}:\n\n{_markdown_table(extra.columns, extra.rows)}")
     for section, problem in bench.problems.items():
