@@ -62,6 +62,8 @@ def environment(base: Mapping[str, str], token: Path, run: str, *, loopback: boo
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_metrics_collection": "0",
+        # Agents serve: they are not Ray's batch work, which it would run at nice 15.
+        "RAY_worker_niceness": "0",
         # Ray's name for "this machine alone": it then keeps to 127.0.0.1, as it does on a Mac.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
     }
