@@ -291,6 +291,7 @@ async def test_a_lost_worker_fails_its_jobs_and_is_fenced_when_it_comes_back(sit
     one = job("-c", f"sleep {marker}")
     await site.submit(one)
     await site.reaches(one, pb.JOB_STATE_RUNNING)
+    await until(lambda: count_processes(f"sleep {marker}") == 1)
     await site.lab.stop("worker.CERN")
     update = (await site.ended(one))[0]
     assert (update.state, update.reason, update.started) == (pb.JOB_STATE_FAILED, "WORKER_LOST", True)
@@ -381,6 +382,7 @@ async def test_jobs_of_somebody_who_lost_his_rights_are_stopped(site: Site, how:
     one = job("-c", f"sleep {marker}")
     await site.submit(one)
     await site.reaches(one, pb.JOB_STATE_RUNNING)
+    await until(lambda: count_processes(f"sleep {marker}") == 1)
     if how == "revoke":
         site.lab.revoke(site.lab.user_certificate("alice"))
     elif how == "ban":
