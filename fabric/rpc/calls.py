@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -10,9 +11,12 @@ from typing import Any, Protocol, cast
 import grpc
 import grpc.aio
 from cryptography import x509
+from grpc._cython import cygrpc as _cygrpc
 
 from fabric.clock import Clock
 from fabric.errors import DeadlineExceeded, GridError, Unavailable, from_rpc_error
+
+cygrpc: Any = _cygrpc  # has no types
 
 DEFAULT_DEADLINE_S = 30.0
 """Of a unary call whose caller gave none."""
@@ -173,6 +177,9 @@ class StreamCall:
     """One streaming call. Iterate it, or `read`; `write` and `done_writing` where the request is streamed without an
     iterable; `await` it where there is one response.
 
+    Messages are handed to the core below grpc's own `write`: that one, when the server ended the call while a message
+    was on its way, makes the status of the call INTERNAL before it has looked at the status that the server sent.
+
     Requests are not touched before the server has accepted the call, so a stale session is renewed unnoticed. Raises
     GridError subclasses only, and what the given iterable of requests raised. Usable as an async context manager, which
     cancels the call at the end.
@@ -193,6 +200,10 @@ class StreamCall:
         self._raw: Any = None
         self._source_failure: BaseException | None = None
         self._cancelled_here = False
+        self._half_closed = False
+        self._writing = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._sender: asyncio.Task[None] | None = None
         self._opening = asyncio.create_task(self._open(), name=f"open {kind[1]} at {caller.peer}")
         self._opening.add_done_callback(_look_at_failure)
 
@@ -213,49 +224,73 @@ class StreamCall:
                 f"{self._caller.peer} did not accept a stream within {OPENING_DEADLINE_S:g} s; try again",
             ) from None
         self._raw = raw
+        if self._requests is not None and self._kind[0] != "unary_stream":
+            self._sender = asyncio.create_task(self._send_all(raw), name=f"send {self._kind[1]} to {self._caller.peer}")
+            self._sender.add_done_callback(_look_at_failure)
+            raw.add_done_callback(self._call_ended)
         return raw
+
+    def _call_ended(self, _raw: Any) -> None:
+        if self._sender is not None:
+            self._sender.cancel()
 
     async def _attempt(self) -> tuple[Any, grpc.aio.AioRpcError | None, Opened, Metadata]:
         used, own = await self._caller.ready()
         start = used.callable_of(self._kind, self._serialize, self._parse)
-        accepted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         options: dict[str, Any] = {"timeout": self._timeout, "metadata": own + self._metadata}
-        if self._kind[0] == "unary_stream":
-            raw = start(self._requests, **options)
-        elif self._requests is not None:
-            raw = start(self._gated(accepted), **options)
-        else:
-            raw = start(**options)
+        raw = start(self._requests, **options) if self._kind[0] == "unary_stream" else start(**options)
         try:
             first = await raw.initial_metadata()
             accepted_there = any(key == ACCEPTED_KEY for key, _ in first or ())
             if not accepted_there and await raw.code() is not grpc.StatusCode.OK:
                 return None, await _failure_of(raw), used, own
-            _settle(accepted, True)
             return raw, None, used, own
         except BaseException:
             raw.cancel()
             raise
-        finally:
-            _settle(accepted, False)
 
-    async def _gated(self, accepted: asyncio.Future[bool]) -> AsyncIterator[Any]:
-        """The caller's requests, from the moment on when the server has accepted the call."""
-        if not await accepted:
-            return
+    async def _send_all(self, raw: Any) -> None:
+        """The caller's requests, from the moment on when the server has accepted the call, until it is over."""
+        requests: Any = self._requests
         try:
-            requests: Any = self._requests
             if hasattr(requests, "__aiter__"):
                 async for request in requests:
-                    yield request
+                    if not await self._send(raw, request):
+                        return
             else:
                 for request in requests:
-                    yield request
-        except (GeneratorExit, asyncio.CancelledError):
+                    if not await self._send(raw, request):
+                        return
+            await self._half_close(raw)
+        except asyncio.CancelledError:
+            raw.cancel()
             raise
         except BaseException as error:
             self._source_failure = error
-            raise
+            raw.cancel()
+
+    async def _send(self, raw: Any, request: Any) -> bool:
+        """False if the call is over; then its status tells why, once everything before it was read."""
+        data = request if isinstance(request, bytes) else self._serialize(request)
+        async with self._writing:
+            if raw.done():
+                return False
+            if self._half_closed:
+                raise asyncio.InvalidStateError("a stream is written to after done_writing()")
+            try:
+                await raw._cython_call.send_serialized_message(data)
+            except asyncio.CancelledError:
+                raw.cancel()  # the message may be half sent
+                raise
+            except cygrpc.InternalError:
+                return False
+            return True
+
+    async def _half_close(self, raw: Any) -> None:
+        async with self._writing:
+            self._half_closed = True
+            with contextlib.suppress(cygrpc.InternalError):  # the call is over, and its status tells why
+                await raw.done_writing()
 
     async def _opened(self) -> Any:
         return self._raw if self._raw is not None else await asyncio.shield(self._opening)
@@ -271,7 +306,8 @@ class StreamCall:
         """The next response, `grpc.aio.EOF` at the end."""
         raw = await self._opened()
         try:
-            return await raw.read()
+            async with self._reading:
+                return await raw.read()
         except grpc.aio.AioRpcError as error:
             raise self._as_error(error) from None
         except asyncio.CancelledError:
@@ -279,39 +315,36 @@ class StreamCall:
             raise
 
     async def write(self, request: Any) -> None:
-        """Send one request; waits while the peer does not take more."""
+        """Send one request (a message, or the bytes of one); waits while the peer does not take more. Raises why the
+        call is over, if it is."""
         raw = await self._opened()
-        try:
-            await raw.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise self._as_error(error) from None
-        except asyncio.InvalidStateError:
-            raise await self._ended(raw) from None
+        if not await self._send(raw, request):
+            raise await self._ended(raw)
+
+    async def send(self, request: Any) -> bool:
+        """As `write`, but False if the call is over: reading on or awaiting it tells how."""
+        return await self._send(await self._opened(), request)
 
     async def done_writing(self) -> None:
         """No more requests will follow."""
-        raw = await self._opened()
-        try:
-            await raw.done_writing()
-        except grpc.aio.AioRpcError as error:
-            raise self._as_error(error) from None
+        await self._half_close(await self._opened())
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self._responses()
 
     async def _responses(self) -> AsyncIterator[Any]:
         raw = await self._opened()
-        responses = raw.__aiter__()
         while True:
             try:
-                response = await anext(responses)
-            except StopAsyncIteration:
-                return
+                async with self._reading:
+                    response = await raw.read()
             except grpc.aio.AioRpcError as error:
                 raise self._as_error(error) from None
             except asyncio.CancelledError:
                 self._explain_cancellation(raw)
                 raise
+            if response is cygrpc.EOF:
+                return
             yield response
 
     def __await__(self) -> Any:
@@ -360,6 +393,11 @@ class StreamCall:
             raise_if_not_ours(self._caller.peer)
 
     async def _ended(self, raw: Any) -> BaseException:
+        """Why the call is over. grpc holds the status back until everything that came before it was read."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while self._kind[0] == "stream_stream" and not raw.done():
+                async with self._reading:
+                    await raw.read()
         if await raw.code() is grpc.StatusCode.OK:
             return Unavailable("STREAM_ENDED", f"{self._caller.peer} ended the stream; open it again")
         return self._as_error(await _failure_of(raw))
@@ -404,11 +442,6 @@ async def _failure_of(raw: Any) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(
         await raw.code(), await raw.initial_metadata(), await raw.trailing_metadata(), details=await raw.details()
     )
-
-
-def _settle(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def _look_at_failure(task: asyncio.Task[Any]) -> None:
