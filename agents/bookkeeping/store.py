@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -240,10 +241,10 @@ def query(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> tuple[
     return [JobRecord(*row[:-1]) for row in page], more
 
 
-def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> list[Sequence[object]]:
+def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> list[Sequence[Any]]:
     condition, values = _condition(wanted, reader)
     condition, values = [*condition, "id > ?"], [*values, wanted.after]
-    found: dict[int, Sequence[object]] = {}
+    found: dict[int, Sequence[Any]] = {}
     for chunk in _chunks(dict.fromkeys(wanted.job_ids)):
         marks = ",".join("?" * len(chunk))
         for column in ("job_id", "parent"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -36,6 +36,8 @@ from fabric.store import Store
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
     from security.credentials import Credential
+
+T = TypeVar("T")
 
 MAX_DESCRIPTIONS = 5000
 """Decoded descriptions kept in memory."""
@@ -86,6 +88,8 @@ class BrokerCore:
         """By CE id, also of CEs that are gone: the version that changed it last."""
         self._links: dict[tuple[str, str], Link] = {}
         self._blocked: dict[str, tuple[float, str]] = {}
+        self.suspects: set[str] = set()
+        """Gatekeepers that did not answer lately: they get one job at a time until they do."""
         self._match_wanted = asyncio.Event()
         self._proxies_wanted = asyncio.Event()
         self._proxy_missing_since: dict[str, float] = {}
@@ -157,7 +161,7 @@ class BrokerCore:
 
         return await self._shielded(write())
 
-    async def _shielded(self, work):  # type: ignore[no-untyped-def]
+    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
@@ -220,6 +224,12 @@ class BrokerCore:
         until = self.now_s + seconds
         self._blocked[gatekeeper] = (max(until, self._blocked.get(gatekeeper, (0.0, ""))[0]), reason)
         asyncio.get_running_loop().call_later(seconds + 0.01, self._match_wanted.set)
+
+    def answers(self, gatekeeper: str) -> None:
+        """A session with it stands."""
+        if gatekeeper in self.suspects:
+            self.suspects.discard(gatekeeper)
+            self.unblock(gatekeeper)
 
     def unblock(self, gatekeeper: str) -> None:
         self._blocked.pop(gatekeeper, None)
@@ -358,6 +368,9 @@ class BrokerCore:
                 load.ended_per_s, kept = self.board.rate(key, now_s), load.ended_per_s
                 rooms[key] = room_of(ce, load, options.queue_ahead_s, options.queue_factor, options.queue_least)
                 load.ended_per_s = kept
+                if ce.gatekeeper in self.suspects:
+                    probe = 0 if load.pending else min(1, rooms[key].free + rooms[key].queue)
+                    rooms[key] = Room(probe, 0, rooms[key].slots)
         return rooms
 
     async def _find_replicas(self, lfns: set[str]) -> dict[str, frozenset[str]]:

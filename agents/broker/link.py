@@ -150,6 +150,7 @@ class Link:
             await channel.ready()
         except GridError as error:
             raise _Unreachable(error) from error
+        self._core.answers(self.gatekeeper)
         return pb_grpc.GatekeeperStub(channel)
 
     async def _delegate(self) -> None:
@@ -198,6 +199,7 @@ class Link:
             await self._give_back(machine.Rejected(0, error.reason, error.sentence))
             return pause_s
         core.block(self.gatekeeper, pause_s, error.sentence)
+        core.suspects.add(self.gatekeeper)
         if core.now_s - self._failing_since >= options.take_back_after_s:
             await self._give_back(machine.TakenBack(f"CE_UNREACHABLE: {error.sentence}"))
         return pause_s
