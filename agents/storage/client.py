@@ -237,7 +237,7 @@ async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Ha
     offset = 0
     try:
         while ahead is not None:
-            pieces = await ahead
+            pieces = await asyncio.shield(ahead)
             offset += sum(map(len, pieces))
             ahead = asyncio.create_task(asyncio.to_thread(batch, offset)) if offset < size_bytes else None
             for piece in pieces:

@@ -233,10 +233,10 @@ class StorageElement:
             ) from None
 
     async def _drop(self, incoming: Incoming, reservation: Reservation) -> None:
-        try:
-            await self._io(incoming.discard)
-        finally:
-            self._ledger.release(reservation)
+        """Remove what arrived and give its space back; goes on in the thread even if we are cancelled once more."""
+        dropping = self._io(incoming.discard)
+        dropping.add_done_callback(lambda done: self._ledger.release(reservation))
+        await asyncio.shield(dropping)
 
     async def _commit(
         self, announced: Announced, incoming: Incoming, reservation: Reservation, checksums: Checksums
@@ -314,7 +314,7 @@ class StorageElement:
         reading: asyncio.Future[list[bytes]] | None = None
         try:
             while offset < end or reading is not None:
-                pieces = await reading if reading is not None else []
+                pieces = await asyncio.shield(reading) if reading is not None else []
                 reading = None
                 if offset < end:
                     size = min(AHEAD_PIECES * PIECE_BYTES, end - offset)

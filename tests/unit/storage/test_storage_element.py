@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,31 @@ async def test_a_cancelled_upload_leaves_nothing(bench: Bench) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert bench.on_disk() == [] and await reserved(element) == 0 and element.admission.running == 0
+
+
+async def test_cancelled_twice_leaves_nothing_either(bench: Bench) -> None:
+    element = await bench.start()
+    begun, busy = asyncio.Event(), threading.Event()
+
+    async def hanging() -> Any:
+        yield DATA
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(element.put(announced(DATA), hanging()))
+    await begun.wait()
+    waiting = [element._io(busy.wait) for _ in range(element_module.IO_THREADS)]  # no thread is free to clean up
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    busy.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.gather(*waiting)
+    await element.stop()
+    await element.close()
+    assert bench.on_disk() == []
+    assert element._ledger.use_of("cms").reserved_bytes == 0
 
 
 async def test_a_stalled_upload_is_ended(bench: Bench) -> None:
