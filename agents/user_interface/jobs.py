@@ -19,12 +19,14 @@ from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 from agents.user_interface.output import get_output
-from fabric.errors import GridError, NotFound, Unavailable
+from fabric.errors import Conflict, GridError, NotFound, Unavailable
 from security.errors import SecurityError
 
 MAX_JDL_BYTES = 1024 * 1024
 POLL_S = 0.5
 """Pause before the watch of jobs is opened again after bookkeeping went away."""
+CLEAR_PATIENCE_S = 15.0
+CLEAR_PAUSE_S = 0.1
 FETCHES_AT_ONCE = 8
 """Output sandboxes fetched side by side."""
 
@@ -291,8 +293,21 @@ async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     files = await get_output(await grid.channel_to(host, port), job_id, folder)
     if clear:
-        await broker.clear([job_id])
+        await _clear(broker, job_id)
     return [{"name": f.name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
+
+
+async def _clear(broker: BrokerClient, job_id: str) -> None:
+    """Tell the broker that the output is here. It may hear a little later than bookkeeping that the job has ended."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CLEAR_PATIENCE_S
+    while True:
+        try:
+            return await broker.clear([job_id])
+        except Conflict:
+            if loop.time() > deadline:
+                raise
+        await asyncio.sleep(CLEAR_PAUSE_S)
 
 
 async def output_command(
