@@ -36,7 +36,7 @@ class BookkeepingAgent(Agent):
                 vos=settings.vos,
             )
         )
-        self.publisher = InformationPublisher(self.context, lambda: entries)
+        self.publisher = InformationPublisher(self.context, entries)
         await self.publisher.start()
 
     async def stop(self) -> None:

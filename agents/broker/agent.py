@@ -108,7 +108,7 @@ class BrokerAgent(Agent):
                 vos=settings.vos,
             )
         )
-        self.publisher = InformationPublisher(self.context, lambda: entries)
+        self.publisher = InformationPublisher(self.context, entries)
         await self.publisher.start()
 
     async def stop(self) -> None:

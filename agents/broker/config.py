@@ -19,6 +19,8 @@ class BrokerOptions:
     """Unfinished jobs of one user."""
     match_interval_s: float = field(default=0.02, metadata={"minimum": 0.001})
     """At least this between two matching passes; what comes meanwhile is matched together."""
+    update_gather_s: float = field(default=0.03, metadata={"minimum": 0.0, "maximum": 5.0})
+    """Updates of a CE that come within this time share one transaction."""
     queue_ahead_s: float = field(default=2.0, metadata={"minimum": 0.0})
     """A CE's queue is kept filled for this long at the speed at which it ends our jobs."""
     queue_factor: float = field(default=2.0, metadata={"minimum": 0.0})

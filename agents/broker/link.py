@@ -47,6 +47,8 @@ MAX_SANDBOX_ROUNDS = 3
 """A gatekeeper that keeps missing files it was sent is treated as failing."""
 RECONCILE_LIMIT = 5000
 CE_FULL_PAUSE_S = 1.0
+MAX_PENDING_UPDATES = 5000
+"""Updates read from a stream and not stored yet; beyond, the gatekeeper waits."""
 
 _DEFINITE = (InvalidRequest, Refused, Unauthenticated, Exhausted, Conflict, NotFound)
 """Errors with which a gatekeeper says that it took nothing of this call."""
@@ -451,20 +453,49 @@ class Link:
         core = self._core
         pause_s = core.options.backoff_first_s
         while self.has_jobs:
+            opened_s = core.now_s
             try:
                 stub = await self._stub()
                 after = await core.store.read(lambda c: rows.watch_sequence(c, self.owner, self.gatekeeper))
-                async for response in stub.Watch(pb.WatchRequest(after_sequence=after)):
-                    pause_s = core.options.backoff_first_s
-                    if response.updates:
-                        await self._take(response.updates)
+                opened_s = core.now_s
+                await self._follow(stub.Watch(pb.WatchRequest(after_sequence=after)))
             except _Unreachable as failure:
                 self.trouble = failure.error.sentence
             except GridError as error:
                 core.log.info("link.watch_ended", gatekeeper=self.gatekeeper, owner=self.owner, reason=error.reason)
+            if core.now_s - opened_s > core.options.backoff_most_s:  # it was a good stream
+                pause_s = core.options.backoff_first_s
             self._reconcile_at = min(self._reconcile_at, core.now_s + 10.0)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
             pause_s = min(core.options.backoff_most_s, pause_s * 2)
+
+    async def _follow(self, call: Any) -> None:
+        """Take updates in until the stream ends; those of a moment share one transaction."""
+        pending: list[pb.JobUpdate] = []
+
+        async def take_all() -> None:
+            while pending:
+                await asyncio.sleep(self._core.options.update_gather_s)
+                batch, pending[:] = list(pending), []
+                try:
+                    await self._take(batch)
+                except Exception:
+                    call.cancel()  # what was not stored comes again on a new stream
+                    raise
+
+        taking: asyncio.Task[None] | None = None
+        try:
+            async for response in call:
+                pending.extend(response.updates)
+                if taking is not None and (taking.done() or len(pending) > MAX_PENDING_UPDATES):
+                    await taking
+                    taking = None
+                if pending and taking is None:
+                    taking = asyncio.get_running_loop().create_task(take_all())
+        finally:
+            call.cancel()
+            if taking is not None:
+                await taking
 
     async def _take(self, updates: Sequence[pb.JobUpdate]) -> None:
         """Updates and their last sequence, in one transaction."""

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import classad2
 
@@ -32,13 +33,17 @@ class CompiledCe:
 
     def __init__(self, ce: ComputingElement) -> None:
         self.ce = ce
-        ad = classad2.ClassAd()
-        for name, value in ce.attributes.items():
-            ad[name] = list(value) if isinstance(value, tuple) else value
-        ad["Requirements"] = True
-        self.ad = ad
         self.lowered = {name.lower(): value for name, value in ce.attributes.items()}
         self.vos = frozenset(ce.vos)
+
+    @cached_property
+    def ad(self) -> classad2.ClassAd:
+        """Made when first asked for: the default Requirements and Rank need none."""
+        ad = classad2.ClassAd()
+        for name, value in self.ce.attributes.items():
+            ad[name] = list(value) if isinstance(value, tuple) else value
+        ad["Requirements"] = True
+        return ad
 
 
 class CompiledCluster:
