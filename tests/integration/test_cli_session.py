@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.grid import LabGrid
 
-from agents.user_interface import console, data, endpoints, information, jobs
+from agents.user_interface import console, data, doctor, endpoints, information, jobs
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import AlreadyExists, NotFound, Refused
 
@@ -288,6 +288,19 @@ async def test_the_executable_itself_with_exit_codes(desk: Desk) -> None:
     code, out, errors = await grid("job", "submit", "job.jdl", "--json")
     assert code == 4
     assert json.loads(out)[0]["error"]["reason"]
+
+
+async def test_the_doctor_names_what_does_not_answer(desk: Desk) -> None:
+    await desk.published(1)
+    services = endpoints.find(dict(os.environ))
+    assert [finding.state for finding in await doctor.check_ports(services)] == [doctor.OK]
+    assert [finding.state for finding in await doctor.check_information(services)] == [doctor.OK]
+    await desk.lab.stop("catalog.CERN")
+    (finding,) = await doctor.check_ports(services)
+    assert finding.state == doctor.BAD and finding.check == "port of catalog"
+    await desk.lab.stop("information.CERN")
+    (finding,) = await doctor.check_information(services)
+    assert finding.state == doctor.BAD and finding.cure
 
 
 def test_variables_endpoints_file_and_state_folder_say_the_same(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def doctor(state: State = None, as_json: Json = False) -> None:
 
 def demo(
     jobs: Annotated[int, typer.Option(help="Production jobs.", min=1, max=1000)] = 40,
-    events: Annotated[int, typer.Option(help="Events in each job.", min=1, max=100_000)] = 50,
+    events: Annotated[int, typer.Option(help="Events in each job.", min=1, max=100_000)] = 30,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the grid up and say what to try next.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for plot, report and histories.")] = Path("demo-out"),
     grid: Annotated[str, typer.Option(help="Grid description or preset.")] = "edg-2003",
