@@ -23,10 +23,10 @@ from fabric.ldap.entry import NO_ATTRIBUTES
 from fabric.logs import Logger
 from fabric.settings import Endpoint
 
-REFRESH_S = 1.5
+REFRESH_S = 2.0
 """A sign of life this often: a few bytes."""
 VALID_FOR_S = 8.0
-"""Silence after which a producer counts as lost: five signs of life."""
+"""Silence after which a producer counts as lost: four signs of life."""
 COALESCE_S = 0.05
 """Changes this close together travel in one message."""
 MAX_MESSAGE_ENTRIES = 1000
@@ -250,7 +250,8 @@ class _PublisherLink:
     async def _watch(self) -> None:
         """End a stream on which nothing is acknowledged any more: the network may drop packets without a word."""
         while True:
-            await asyncio.sleep(self._owner.valid_for_s / 4)
+            silence_s = self._owner.clock.monotonic() - self._heard_at
+            await asyncio.sleep(max(0.0, self._owner.valid_for_s - silence_s) + 0.01)
             if self._owner.clock.monotonic() - self._heard_at > self._owner.valid_for_s:
                 raise Unavailable(
                     "INFORMATION_SILENT",

@@ -9,7 +9,7 @@ The same entries are served by LDAP on the agent's own `ldap` port, if it has on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gridfabric.information.v1 import information_pb2_grpc
@@ -21,8 +21,8 @@ from fabric.settings import Endpoint
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
 
-POLL_S = 0.5
-"""How often the entries are made anew; unchanged ones cost nothing on the wire."""
+POLL_S = 2.0
+"""How often the entries are made anew when nobody pokes; unchanged ones cost nothing on the wire."""
 
 
 def connector(context: AgentContext) -> Connect:
@@ -37,15 +37,16 @@ def connector(context: AgentContext) -> Connect:
 class InformationPublisher:
     """Publishes an agent at the information server of its own site, until stopped.
 
-    Either give `entries`, called every `poll_s` on the event loop (it must be quick; `poke` calls it at once), or call
-    `replace` when something changed. An agent whose site has no information server is not published, which is logged.
+    Either give `entries`, a sequence that stays as it is or a function, which is called every `poll_s` on the event
+    loop (it must be quick; `poke` calls it at once), or call `replace` when something changed. An agent whose site has
+    no information server is not published, which is logged.
     Agents that use their `ldap` port themselves say `resource_level=False`.
     """
 
     def __init__(
         self,
         context: AgentContext,
-        entries: Callable[[], Iterable[Entry]] | None = None,
+        entries: Callable[[], Iterable[Entry]] | Sequence[Entry] | None = None,
         *,
         poll_s: float = POLL_S,
         refresh_s: float = REFRESH_S,
@@ -101,9 +102,11 @@ class InformationPublisher:
             self._context.log.warning("publish.nowhere", site=settings.site)
             if not served:
                 return done
-        if self._entries is not None:
+        if callable(self._entries):
             self._publisher.replace(self._entries())
             self._context.spawn(self._poll(self._entries), "publish entries")
+        elif self._entries is not None:
+            self._publisher.replace(self._entries)
         return done
 
     async def _poll(self, make: Callable[[], Iterable[Entry]]) -> None:

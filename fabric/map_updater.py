@@ -2,17 +2,22 @@
 
 Base `o=<vo>`; members are entries of class `gridMember` with their DN in slash form as `subject`. Each becomes a line
 `"DN" .<vo>`. A server that does not answer keeps its last good list; the age of that is in the agent's health.
+
+One connection to each server is kept. A server that publishes `contextCSN` (ours, and OpenLDAP with syncprov) is asked
+for the list only when that has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fabric.agent import AgentContext, map_path
 from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.filters import Equality
+from fabric.ldap.tree import Scope
 from fabric.settings import Endpoint
 from security.errors import SecurityError
 from security.mapfile import GridMapFile, MapEntry, emit
@@ -27,14 +32,21 @@ ASK_PAUSE_S = 1.0
 OLD_AFTER_S = 60.0
 """A member list of this age degrades the agent's health."""
 
+Texts = tuple[str, ...]
+"""The members as a server names them."""
+Version = tuple[str, ...]
+"""A server's name and its contextCSN; empty if it has none."""
+
 
 @dataclass
 class _VoList:
     """What is known of one VO. `members` None: never heard of."""
 
     members: tuple[DistinguishedName, ...] | None = None
-    texts: tuple[str, ...] = ()
+    texts: Texts = ()
     """What the server said last; the same again is not read again."""
+    version: Version = ()
+    """When it said so."""
     good_at: float = field(default=0.0)
     sentence: str = ""
 
@@ -51,6 +63,9 @@ class MapFileUpdater:
         self._started_at = context.clock.monotonic()
         self._asked_at = -ASK_PAUSE_S
         self._updating: asyncio.Task[bool] | None = None
+        self._clients: dict[tuple[str, Endpoint], LdapClient] = {}
+        self._written: tuple[object, ...] = ()
+        """The member lists that are in the file, and the file's stamp then."""
         self._keep_members_on_disk()
 
     def _keep_members_on_disk(self) -> None:
@@ -66,14 +81,20 @@ class MapFileUpdater:
 
     async def run(self) -> None:
         """Update for ever."""
-        while True:
-            try:
-                await self._update_shared()
-                self._context.solved("map file")
-            except Exception as error:  # logged where it happened; the next round may do better
-                self._context.problem("map file", f"the map file {self._path} cannot be written ({error})")
-            self._report()
-            await asyncio.sleep(self._context.settings.fabric.map_refresh_s)
+        try:
+            while True:
+                try:
+                    await self._update_shared()
+                    self._context.solved("map file")
+                except Exception as error:  # logged where it happened; the next round may do better
+                    self._context.problem("map file", f"the map file {self._path} cannot be written ({error})")
+                self._report()
+                await asyncio.sleep(self._context.settings.fabric.map_refresh_s)
+        finally:
+            if self._updating is not None:
+                self._updating.cancel()
+            for vo, endpoint in list(self._clients):
+                await self._drop(vo, endpoint)
 
     async def update_now(self) -> bool:
         """Once for somebody who is not in the file; at most once a second. True if the file was asked for again."""
@@ -98,7 +119,13 @@ class MapFileUpdater:
             self._context.log.exception("map.update_failed", error)
 
     async def _update(self) -> bool:
-        await asyncio.gather(*(self._ask(vo) for vo in self._vos))
+        if len(self._vos) == 1:
+            await self._ask(self._vos[0])
+        else:
+            await asyncio.gather(*(self._ask(vo) for vo in self._vos))
+        lists = [self._lists[vo].members for vo in self._vos]
+        if self._written == (*lists, self._stamp()):
+            return False
         entries: dict[DistinguishedName, list[str]] = {}
         for (
             vo
@@ -109,9 +136,17 @@ class MapFileUpdater:
             return False
         made = GridMapFile(tuple(MapEntry(subject, tuple(accounts)) for subject, accounts in entries.items()))
         changed = await asyncio.get_running_loop().run_in_executor(None, self._write, made)
+        self._written = (*lists, self._stamp())
         if changed:
             self._context.log.info("map.written", people=len(made.entries))
         return changed
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _write(self, made: GridMapFile) -> bool:
         text = emit(made.entries)
@@ -128,12 +163,14 @@ class MapFileUpdater:
         for endpoint in self._servers(vo):
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_S):
-                    texts = await self._subjects_at(endpoint, vo)
+                    version, texts = await self._subjects_at(endpoint, vo, found)
             except (LdapError, TimeoutError, ValueError, OSError) as error:
                 found.sentence = f"the member list of {vo} at {endpoint.host}:{endpoint.ldap} cannot be read ({error})"
+                await self._drop(vo, endpoint)
                 continue
             if found.members is None or texts != found.texts:
                 found.members, found.texts = self._names(texts, vo), texts
+            found.version = version
             found.good_at, found.sentence = self._context.clock.monotonic(), ""
             return
 
@@ -142,12 +179,32 @@ class MapFileUpdater:
         servers = [endpoint for endpoint in self._context.settings.endpoints("vo") if endpoint.ldap]
         return sorted(servers, key=lambda endpoint: vo not in endpoint.name)
 
-    async def _subjects_at(self, endpoint: Endpoint, vo: str) -> tuple[str, ...]:
-        async with await LdapClient.connect(endpoint.host, endpoint.ldap, timeout_s=ASK_TIMEOUT_S) as client:
-            entries = await client.search(f"o={vo}", Equality("objectClass", "gridMember"), attributes=("subject",))
+    async def _subjects_at(self, endpoint: Endpoint, vo: str, found: _VoList) -> tuple[Version, Texts]:
+        client = self._clients.get((vo, endpoint))
+        if client is not None:
+            try:
+                return await self._look(client, endpoint, vo, found)
+            except LdapError:  # the server was started again, or tired of an idle client
+                await self._drop(vo, endpoint)
+        client = await LdapClient.connect(endpoint.host, endpoint.ldap, timeout_s=ASK_TIMEOUT_S)
+        self._clients[vo, endpoint] = client
+        return await self._look(client, endpoint, vo, found)
+
+    async def _drop(self, vo: str, endpoint: Endpoint) -> None:
+        client = self._clients.pop((vo, endpoint), None)
+        if client is not None:
+            await client.close()
+
+    async def _look(self, client: LdapClient, endpoint: Endpoint, vo: str, found: _VoList) -> tuple[Version, Texts]:
+        tops = await client.search(f"o={vo}", scope=Scope.BASE, attributes=("contextCSN",))
+        csn = tops[0].get("contextcsn") if tops else None
+        version = (endpoint.name, *csn) if csn else ()
+        if version and version == found.version:
+            return version, found.texts
+        entries = await client.search(f"o={vo}", Equality("objectClass", "gridMember"), attributes=("subject",))
         if len(entries) > MAX_MEMBERS:
             raise ValueError(f"more than {MAX_MEMBERS} members")
-        return tuple(dict.fromkeys(entry.first("subject") for entry in entries))
+        return version, tuple(dict.fromkeys(entry.first("subject") for entry in entries))
 
     def _names(self, texts: Iterable[str], vo: str) -> tuple[DistinguishedName, ...]:
         """The names that a map file can hold; the others are logged and left out."""

@@ -20,6 +20,8 @@ from security.errors import Reason, SecurityError
 from security.trust import install_crl
 
 FETCH_TIMEOUT_S = 5.0
+WATCH_TURNS = 3
+"""Who sees that another agent fetches looks again after this many turns."""
 MAX_CRL_BYTES = 32 * 1024 * 1024
 LOCK_NAME = ".gridfabric-fetch"
 
@@ -43,7 +45,7 @@ class TrustUpdater:
                 finally:
                     os.pwrite(descriptor, b"\n", 0)  # its time tells the others when; a file without it is new
                     os.close(descriptor)
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(every_s if descriptor is not None else WATCH_TURNS * every_s)
 
     def _take_turn(self, every_s: float) -> int | None:
         """The lock, if nobody has it and the last fetch is old enough."""

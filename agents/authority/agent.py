@@ -80,7 +80,7 @@ class AuthorityAgent(Agent):
                 vos=settings.vos,
             )
         )
-        self._publisher = InformationPublisher(self.context, lambda: entries)
+        self._publisher = InformationPublisher(self.context, entries)
         await self._publisher.start()
 
     async def publish(self) -> PublishedCrl:

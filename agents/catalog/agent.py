@@ -37,7 +37,7 @@ class CatalogAgent(Agent):
     async def started(self) -> None:
         """Publish."""
         self._started_at = utc_text(self.context.clock.now())
-        self._publisher = InformationPublisher(self.context, self.entries)
+        self._publisher = InformationPublisher(self.context, tuple(self.entries()))
         await self._publisher.start()
 
     async def stop(self) -> None:

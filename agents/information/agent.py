@@ -24,7 +24,7 @@ from fabric.rpc import rules
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
 
-TICK_S = 0.25
+TICK_S = 0.5
 """How often leases are looked at."""
 
 
@@ -79,7 +79,7 @@ class InformationAgent(Agent):
         await self.ldap.start()
         own = self._own_entries(context.clock.now())
         if self.is_top:
-            self._itself = InformationPublisher(context, lambda: own, resource_level=False)
+            self._itself = InformationPublisher(context, own, resource_level=False)
             await self._itself.start()
         else:
             self.service.top = Publisher(

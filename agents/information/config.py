@@ -13,7 +13,7 @@ class InformationOptions:
     """`site`: agents of this site publish here. `top`: the site servers of all sites publish here."""
     valid_for_s: float = field(default=8.0, metadata={"minimum": 0.1})
     """How long this site's own entries stand at the top without a sign of life."""
-    refresh_s: float = field(default=1.5, metadata={"minimum": 0.05})
+    refresh_s: float = field(default=2.0, metadata={"minimum": 0.05})
     """How often this server shows a sign of life to the top when nothing changes."""
     longest_valid_for_s: float = field(default=600.0, metadata={"minimum": 1.0})
     """The longest time a producer may ask for."""

@@ -137,6 +137,8 @@ class StorageAgent(Agent):
                 await self._measure()
             except GridError as error:
                 self.context.log.warning("storage.measure_failed", reason=error.reason, sentence=error.sentence)
+            if self._publisher is not None:
+                self._publisher.poke()
 
     async def _measure(self) -> None:
         self._space = await self.element.space(self.context.settings.vos)

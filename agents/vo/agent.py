@@ -25,7 +25,7 @@ class VoAgent(Agent):
         self._config = parse_config(settings.options, settings.vos)
         store = context.store("vo", rows.metadata)
         members = store.read_sync(lambda connection: list(rows.every(connection)))
-        self._directory = MemberDirectory(self._config.vo, members)
+        self._directory = MemberDirectory(self._config.vo, members, context.clock.now())
         self.servicer = VoServicer(store, self._directory, self._config, context.clock, context.log)
         self.services = [RpcService(self.servicer, vo_pb2_grpc.add_VirtualOrganisationServicer_to_server, RULES)]
         self._publisher: InformationPublisher | None = None
@@ -51,7 +51,7 @@ class VoAgent(Agent):
                 vos=(self._config.vo,),
             )
         )
-        self._publisher = InformationPublisher(self.context, lambda: entries, resource_level=False)
+        self._publisher = InformationPublisher(self.context, entries, resource_level=False)
         await self._publisher.start()
 
     async def stop(self) -> None:

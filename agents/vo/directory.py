@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from agents.vo.model import Member
 from fabric.ldap.dn import Dn, parse_dn
@@ -13,14 +14,36 @@ GROUP_CLASS = "groupOfNames"
 MEMBER_CLASSES = ("top", "person", "organizationalPerson", "inetOrgPerson", "gridMember")
 
 
+class ContextCsn(Mapping[str, tuple[str, ...]]):
+    """The operational attribute `contextCSN` of the top entry, as OpenLDAP has it: different after every change, so
+    that readers need not ask for the whole list to see that it is the same."""
+
+    def __init__(self, tree: EntryTree, started: datetime) -> None:
+        self._tree = tree
+        self._started = started.astimezone(UTC).strftime("%Y%m%d%H%M%S.%fZ")
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        if name != "contextCSN":
+            raise KeyError(name)
+        return (f"{self._started}#{self._tree.version:06x}#000#000000",)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("contextCSN",))
+
+    def __len__(self) -> int:
+        return 1
+
+
 class MemberDirectory:
     """`o=<vo>` with `ou=People` (one entry per member, class gridMember, attribute subject) and `ou=Groups`."""
 
-    def __init__(self, vo: str, members: Iterable[Member]) -> None:
+    def __init__(self, vo: str, members: Iterable[Member], started: datetime) -> None:
+        """`started` is when this server began: no two lives have the same."""
         self.base = parse_dn("o=x").parent.child("o", vo)
         self.people = self.base.child("ou", "People")
         self.tree = EntryTree([self.base], indexed=("subject", "cn"))
-        self.tree.add(make_entry(self.base, {"objectClass": ["top", "organization"], "o": vo}))
+        csn = ContextCsn(self.tree, started)
+        self.tree.add(make_entry(self.base, {"objectClass": ["top", "organization"], "o": vo}, csn))
         self.tree.add(make_entry(self.people, {"objectClass": ["top", "organizationalUnit"], "ou": "People"}))
         for member in members:
             self.put(member)

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from support.grid import ORGANISATION, LabGrid
 
@@ -6,6 +8,8 @@ from agents.vo.model import checked_member
 from fabric.errors import Exhausted, InvalidRequest, Refused
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filter_text import parse_filter
+from fabric.ldap.server import LdapServer
+from fabric.ldap.tree import Scope
 
 ADA = f"{ORGANISATION}/OU=Users/CN=Ada Lovelace"
 
@@ -104,3 +108,57 @@ async def test_the_vo_must_be_named_where_there_are_several(tmp_path):
         with pytest.raises(InvalidRequest, match="'vo' is missing"):
             await lab.start("vo")
         await lab.start("vo", options={"vo": "atlas"})
+
+
+async def test_the_list_has_a_version_that_every_change_moves(lab):
+    async def version() -> tuple[str, ...] | None:
+        async with await LdapClient.connect("127.0.0.1", lab.port("vo.CERN", "ldap")) as client:
+            (top,) = await client.search("o=cms", scope=Scope.BASE, attributes=("contextCSN",))
+            return top.get("contextcsn")
+
+    await lab.start("vo")
+    vo = await manager(lab)
+    seen = [await version()]
+    assert await version() == seen[0]
+    await vo.add_member(ADA)
+    seen.append(await version())
+    await vo.remove_member(ADA)
+    seen.append(await version())
+    await lab.stop("vo.CERN")
+    await lab.start("vo")
+    seen.append(await version())
+    assert None not in seen and len(set(seen)) == 4
+
+
+async def test_map_files_follow_the_list_and_ask_for_it_only_when_it_changed(lab):
+    await lab.start("vo")
+    agent = await lab.start(
+        "storage", fabric={"map_updater": True, "map_file": "", "map_refresh_s": 0.02, "trust_poll_s": 0.02}
+    )
+    path = agent.context.state_dir / "grid-mapfile"
+
+    async def becomes(text: str) -> None:
+        async with asyncio.timeout(20):
+            while not path.exists() or path.read_text("utf-8") != text:  # noqa: ASYNC110 - the file is written by a thread
+                await asyncio.sleep(0.02)
+
+    vo = await manager(lab)
+    both = f'"{ADA}" .cms\n"{ADA} Augusta" .cms\n'
+    await vo.add_member(ADA)
+    await vo.add_member(f"{ADA} Augusta")
+    await becomes(both)
+    server = next(c for c in lab.agents["vo.CERN"].context._closables if isinstance(c, LdapServer))
+    connections, before = server.stats.connections, server.stats.searches
+    sent = server.stats.entries_sent
+    async with asyncio.timeout(20):
+        while server.stats.searches < before + 20:  # noqa: ASYNC110 - a counter of the server
+            await asyncio.sleep(0.02)
+    assert server.stats.connections == connections, "one connection is kept"
+    assert server.stats.entries_sent - sent <= server.stats.searches - before, "the list itself is not sent again"
+
+    path.write_text("", "utf-8")
+    await becomes(both)
+    await lab.stop("vo.CERN")
+    await lab.start("vo")
+    await (await manager(lab)).remove_member(ADA)
+    await becomes(f'"{ADA} Augusta" .cms\n')
