@@ -274,7 +274,8 @@ async def test_a_full_disk_stops_new_jobs_until_there_is_room(site: Site) -> Non
     await site.start()
     runner = site.lab.agents["worker.CERN"].agent.runner
     runner.options = dataclasses.replace(runner.options, min_free_bytes=1 << 60)
-    await until(lambda: runner.machine.unfit != "")
+    gatekeeper = site.lab.agents["gatekeeper.CERN"]
+    await until(lambda: runner.machine.unfit != "" and "DISK_FULL" in gatekeeper.health().detail)
     one = job("-c", "true")
     await site.submit(one)
     health = site.lab.agents["worker.CERN"].health()
