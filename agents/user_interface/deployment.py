@@ -14,6 +14,7 @@ from typing import Any
 
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.signals import terminate_as_interrupt, undisturbed
 
 _COLOURS = {
     "green": "green",
@@ -126,7 +127,7 @@ def up_command(
     description = load.load(reference)
     folder = state_for(description.name, state, environ)
     title = f"{description.name}{f', site {site}' if site else ''}: {folder}"
-    with board(title) as on_progress:
+    with terminate_as_interrupt(), board(title) as on_progress:
         running = deploy.up(description, folder, site=site, invitation=invitation, on_progress=on_progress)
     if as_json:
         facts = {"grid": description.name, "state": str(folder), "seconds": round(running.seconds, 2)}
@@ -141,7 +142,8 @@ def up_command(
         _wait_for_end()
     finally:
         console.say("stopping")
-        deploy.down(folder)
+        with undisturbed():
+            deploy.down(folder)
 
 
 def _wait_for_end() -> None:

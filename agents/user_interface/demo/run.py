@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from agents.user_interface.demo import descriptions, report, software
 from agents.user_interface.demo.progress import Bar
 from agents.user_interface.demo.report import JobRecord, Phase, Report
 from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.signals import terminate_as_interrupt, undisturbed
 
 USER = "Demo Physicist"
 PROXY_LIFETIME = timedelta(hours=12)
@@ -49,14 +49,14 @@ def demo_command(*, jobs: int, events: int, keep: bool, out: Path, grid: str, as
     kept = False
     code: int = ExitCode.FAILED
     try:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             try:
                 demo.run()
                 code = ExitCode.OK if demo.report.ok else ExitCode.FAILED
                 kept = keep
             finally:
                 if not kept:
-                    with _undisturbed():
+                    with undisturbed():
                         demo.clean_up()
     except KeyboardInterrupt:
         console.warn("interrupted; the grid is stopped and its state removed")
@@ -78,33 +78,6 @@ def make_state_folder() -> Path:
             folder.chmod(0o755)
             return folder
     return Path(tempfile.mkdtemp(prefix="gridfabric-demo-"))
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with the grid stopped."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Further signals wait: half a clean-up would leave processes behind."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Demo:
