@@ -3,24 +3,17 @@ ends DONE and ran exactly once, no acknowledged event is missing, nothing is lef
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from support.whole_grid import Lab, running_lab, until
 
 JOBS = 200
-GRID = Path(sys.executable).with_name("grid")
 VICTIMS = ("broker", "bookkeeping", "gatekeeper", "worker", "storage", "information", "top", "catalog")
 DESCRIPTION = """
 [grid]
@@ -56,56 +49,10 @@ OutputData = {[OutputFile = "event.dat"; LogicalFileName = "lfn:/grid/cms/killed
 PAYLOAD = 'echo "$GRIDFABRIC_JOB_ID" >> "$1/$2"; echo "event $2" > event.dat; echo "job $2"; sleep 1\n'
 
 
-class Lab:
-    """A grid in its own state folder, used only through the `grid` command."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.state = folder / "state"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("X509_", "GRIDFABRIC_", "RAY_"))},
-            "GRIDFABRIC_STATE": str(self.state),
-        }
-
-    def grid(self, *arguments: str, deadline_s: float = 120.0, codes: tuple[int, ...] = (0,)) -> str:
-        done = subprocess.run(
-            [str(GRID), *arguments],
-            env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=deadline_s, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode in codes, (arguments, done.stdout[-2000:], done.stderr[-2000:])
-        return done.stdout
-
-    def json(self, *arguments: str, deadline_s: float = 120.0) -> Any:
-        return json.loads(self.grid(*arguments, "--json", deadline_s=deadline_s))
-
-    def agents(self) -> dict[str, dict[str, Any]]:
-        """By kind. `grid status` exits with 1 while an agent is not green."""
-        status = json.loads(self.grid("status", "--json", codes=(0, 1)))
-        return {agent["kind"]: agent for agent in status["agents"]}
-
-
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    # Pool accounts must reach the scratch area: not below pytest's private folder.
-    folder = Path(tempfile.mkdtemp(prefix="gridfabric-killed-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    lab = Lab(folder)
-    (folder / "killed.toml").write_text(DESCRIPTION)
-    try:
-        lab.grid("up", "killed.toml", "--detach", deadline_s=180)
-        lab.grid("user", "add", "alice", "--out", str(folder / "alice"))
-        lab.environment |= {
-            "X509_USER_CERT": str(folder / "alice/usercert.pem"),
-            "X509_USER_KEY": str(folder / "alice/userkey.pem"),
-            "X509_USER_PROXY": str(folder / "proxy.pem"),
-            "X509_CERT_DIR": str(lab.state / "certificates"),
-        }
-        lab.grid("proxy", "init")
+    with running_lab(DESCRIPTION) as lab:
         yield lab
-    finally:
-        subprocess.run([str(GRID), "down"], env=lab.environment, timeout=90, check=False, capture_output=True)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.grid
@@ -179,10 +126,3 @@ def cmdline(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def until(condition: Callable[[], object], deadline_s: float, what: str) -> None:
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
-        time.sleep(0.1)

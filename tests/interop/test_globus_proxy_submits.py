@@ -1,0 +1,106 @@
+"""A proxy made by Debian's `grid-proxy-init` from our user certificate runs a job, and the field's tools read ours."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from support.whole_grid import Lab, running_lab
+
+DESCRIPTION = """
+[grid]
+name = "globus"
+mode = "lab"
+organisation = "/O=Lab"
+[[vo]]
+name = "cms"
+[[site]]
+name = "LAB"
+top = {}
+information = {}
+broker = {}
+bookkeeping = {}
+catalog = {}
+storage = {}
+gatekeeper = {}
+worker = { slots = 2 }
+"""
+TOOLS = ("grid-proxy-init", "grid-proxy-info", "voms-proxy-info", "ldapsearch", "openssl", "curl")
+MISSING = ", ".join(tool for tool in TOOLS if shutil.which(tool) is None)
+pytestmark = [
+    pytest.mark.grid,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with running_lab(DESCRIPTION) as lab:
+        yield lab
+
+
+def tool(lab: Lab, *command: str) -> str:
+    done = subprocess.run(
+        command, env=lab.environment, cwd=lab.folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_the_tools_of_the_field_accept_our_proxy(lab: Lab) -> None:
+    proxy, authorities = lab.environment["X509_USER_PROXY"], lab.environment["X509_CERT_DIR"]
+    verify = ("openssl", "verify", "-allow_proxy_certs", "-crl_check_all", "-CApath", authorities, "-untrusted", proxy)
+    assert tool(lab, *verify, proxy).strip().endswith("OK")
+    # These look at the certificate instead when they are told where it is.
+    bare = Lab(lab.folder)
+    bare.environment = {k: v for k, v in lab.environment.items() if k not in ("X509_USER_CERT", "X509_USER_KEY")}
+    assert "/O=Lab/OU=Users/CN=alice" in tool(bare, "grid-proxy-info", "-identity")
+    assert "alice" in tool(bare, "voms-proxy-info", "-all")
+
+
+def test_a_job_runs_with_a_proxy_of_grid_proxy_init(lab: Lab) -> None:
+    tool(lab, "grid-proxy-init", "-rfc", "-valid", "2:00", "-out", "globus.pem")
+    theirs = Lab(lab.folder)
+    theirs.environment = {k: v for k, v in lab.environment.items() if k not in ("X509_USER_CERT", "X509_USER_KEY")} | {
+        "X509_USER_PROXY": str(lab.folder / "globus.pem")
+    }
+    (lab.folder / "id.jdl").write_text(
+        'Executable = "/usr/bin/id"; Arguments = "-u"; StdOutput = "out"; OutputSandbox = {"out"};'
+    )
+    job = theirs.json("job", "submit", "id.jdl")[0]["job_id"]
+    theirs.grid("job", "wait", job)
+    status = theirs.json("job", "status", job)[0]
+    assert (status["state"], status["exit_code"], status["owner"]) == ("DONE", 0, "/O=Lab/OU=Users/CN=alice")
+    theirs.grid("job", "output", job)
+    assert [path.read_text().strip().isdigit() for path in lab.folder.glob("*/out")] == [True]
+
+
+def test_a_limited_proxy_of_grid_proxy_init_is_refused_by_name(lab: Lab) -> None:
+    tool(lab, "grid-proxy-init", "-rfc", "-limited", "-out", "limited.pem")
+    (lab.folder / "true.jdl").write_text('Executable = "/bin/true";')
+    environment = {k: v for k, v in lab.environment.items() if k not in ("X509_USER_CERT", "X509_USER_KEY")}
+    theirs = Lab(lab.folder)
+    theirs.environment = environment | {"X509_USER_PROXY": str(lab.folder / "limited.pem")}
+    with pytest.raises(AssertionError, match="limited"):
+        theirs.grid("job", "submit", "true.jdl")
+
+
+def test_the_tree_is_found_by_ldapsearch_and_the_revocation_list_by_http(lab: Lab) -> None:
+    exports = [line.removeprefix("export ") for line in lab.grid("env").splitlines()]
+    names = dict(line.split("=", 1) for line in exports if "=" in line)
+    found = tool(
+        lab, "ldapsearch", "-x", "-LLL", "-H", f"ldap://{names['GRIDFABRIC_TOP_LDAP']}", "-b", "o=grid",
+        "(objectClass=GlueCE)", "GlueCEUniqueID", "GlueCEStateStatus",
+    )  # fmt: skip
+    assert "GlueCEStateStatus: Production" in found
+    installed = next((lab.state / "certificates").glob("*.r0"))
+    url = f"http://{names['GRIDFABRIC_AUTHORITY_HTTP']}/crl/{installed.name}"
+    crl = subprocess.run(["curl", "-sf", url], capture_output=True, timeout=30, check=True).stdout
+    read = subprocess.run(
+        ["openssl", "crl", "-noout", "-issuer", "-CApath", str(lab.state / "certificates")],
+        input=crl, capture_output=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert b"verify OK" in read.stderr
