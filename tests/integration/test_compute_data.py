@@ -189,9 +189,7 @@ async def test_the_ce_is_published_with_measured_numbers(tmp_path: Path) -> None
                             return values
             raise AssertionError
 
-        values = await found(
-            lambda v: v.get("glueceuniqueid") == (ce,) and v.get("gluecestatefreejobslots") == ("3",)
-        )
+        values = await found(lambda v: v.get("glueceuniqueid") == (ce,) and v.get("gluecestatefreejobslots") == ("3",))
         assert values["glueceinfototalcpus"] == ("3",)
         assert values["gluecepolicymaxwallclocktime"] == ("120",)
         assert values["glueceaccesscontrolbaserule"] == ("VO:cms",)
