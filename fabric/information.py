@@ -177,6 +177,8 @@ class _PublisherLink:
         self._stream = 0
         self._sequence = 0
         self._acknowledged = 0
+        self._news = 0
+        """The last message that was more than a sign of life."""
         self._heard_at = 0.0
         self._snapshot_due = True
         self._stopping = False
@@ -185,8 +187,8 @@ class _PublisherLink:
 
     @property
     def is_current(self) -> bool:
-        """True if everything sent was acknowledged and nothing waits."""
-        return self.is_open and self._acknowledged > 0 and self._acknowledged == self._sequence and not self.pending
+        """True if all news were acknowledged and nothing waits. Signs of life are acknowledged now and then."""
+        return self.is_open and 0 < self._news <= self._acknowledged and not (self.pending or self._snapshot_due)
 
     def say_goodbye(self) -> None:
         """Send a withdrawal next."""
@@ -231,7 +233,7 @@ class _PublisherLink:
 
     async def _publish(self, stub: Any) -> None:
         self._stream += 1
-        self._sequence = self._acknowledged = 0
+        self._sequence = self._acknowledged = self._news = 0
         self._snapshot_due = True
         self._heard_at = self._owner.clock.monotonic()
         self.is_open = True
@@ -279,16 +281,20 @@ class _PublisherLink:
                 self._snapshot_due = False
                 for message in self._snapshot():
                     yield message
-                yield self._message()  # says that the snapshot is whole
+                whole = self._message()  # says that the snapshot is whole
+                self._news = self._sequence
+                yield whole
             elif self.pending:
                 for message in self._changes():
+                    self._news = self._sequence
                     yield message
             else:
                 yield self._message()
             if stream == self._stream and not (self.pending or self._stopping or self._snapshot_due):
                 self.wake.clear()
                 try:
-                    await asyncio.wait_for(self.wake.wait(), self._owner.refresh_s)
+                    async with asyncio.timeout(self._owner.refresh_s):
+                        await self.wake.wait()
                 except TimeoutError:
                     continue
             if not self._stopping:

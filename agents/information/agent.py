@@ -24,8 +24,9 @@ from fabric.rpc import rules
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
 
-TICK_S = 0.5
-"""How often leases are looked at."""
+TICK_S = 2.0
+"""Leases are looked at when the next one ends, and this often for producers that came meanwhile."""
+SHORTEST_TICK_S = 0.05
 
 
 class InformationAgent(Agent):
@@ -48,7 +49,9 @@ class InformationAgent(Agent):
         )
         machine = InformationMachine(options.level, settings.site, context.clock.now(), limits, expected)
         self.service = InformationService(machine, Feed(options.max_subscribers), clock=context.clock, log=context.log)
-        servicer = InformationServicer(self.service, heartbeat_s=options.heartbeat_s, log=context.log)
+        servicer = InformationServicer(
+            self.service, heartbeat_s=options.heartbeat_s, clock=context.clock, log=context.log
+        )
         # Publish looks closer than a rule can: which site and which name depends on the level.
         self.services = [
             RpcService(
@@ -122,7 +125,9 @@ class InformationAgent(Agent):
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            due = self.service.machine.next_due()
+            left_s = (due - self.context.clock.now()).total_seconds() if due is not None else TICK_S
+            await asyncio.sleep(min(max(left_s, SHORTEST_TICK_S), TICK_S))
             self.service.tick()
 
     def _own_entries(self, now: datetime) -> list[Entry]:

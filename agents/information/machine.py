@@ -215,6 +215,20 @@ class InformationMachine:
                 self._forget(producer, changes)
         return changes.done(), moved
 
+    def next_due(self) -> datetime | None:
+        """When `tick` has something to do if nobody is heard until then."""
+        ends = [self._ends(producer) for producer in self.producers.values() if not producer.is_own]
+        return min((end for end in ends if end is not None), default=None)
+
+    def _ends(self, producer: Producer) -> datetime | None:
+        if producer.state is ProducerState.CURRENT:
+            return producer.valid_until
+        if producer.state is ProducerState.UNREACHABLE:
+            return producer.since + timedelta(seconds=self.limits.grace_s)
+        if self.level == "site" and producer.state in (ProducerState.GONE, ProducerState.WITHDRAWN):
+            return producer.since + timedelta(seconds=self.limits.forget_s)
+        return None
+
     # -- steps
 
     def _outcome(

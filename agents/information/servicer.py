@@ -9,11 +9,15 @@ from gridfabric.information.v1 import information_pb2_grpc
 
 from agents.information import wire
 from agents.information.service import InformationService
+from fabric.clock import Clock
 from fabric.errors import Conflict, InvalidRequest, Refused
 from fabric.ldap import Scope, parse_dn
 from fabric.ldap.filters import ANY_ENTRY
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
+
+ANSWERS = 2.5
+"""Answers to signs of life in the time that a producer waits for one: as long as its entries stand."""
 
 
 class InformationServicer(information_pb2_grpc.InformationServicer):
@@ -24,11 +28,13 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
         service: InformationService,
         *,
         heartbeat_s: float,
+        clock: Clock,
         log: Logger,
         peer_of: Callable[[object], Peer] = current_peer,
     ) -> None:
         self._service = service
         self._heartbeat_s = heartbeat_s
+        self._clock = clock
         self._log = log
         self._peer_of = peer_of
 
@@ -38,6 +44,7 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
         """A producer's stream."""
         peer = self._peer_of(context)
         stream: int | None = None
+        was_news, answered_at = True, 0.0
         async for request in request_iterator:
             # Asked for each message: refusing before one is read would race with the client's writing.
             site = self._may_publish(peer)
@@ -59,6 +66,13 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
             for rejection in unreadable[:10]:
                 self._log.warning("entry.rejected", producer=name, dn=rejection.dn, reason=rejection.reason)
             outcome = self._service.publish(name, stream, publication)
+            is_news = bool(request.snapshot or request.changed or request.removed_dns or request.withdraw)
+            now = self._clock.monotonic()
+            is_due = is_news or was_news or outcome.resend_snapshot
+            was_news = is_news
+            if not is_due and now - answered_at < publication.valid_for_s / ANSWERS:
+                continue  # not each sign of life is answered
+            answered_at = now
             yield pb.PublishResponse(
                 acknowledged_sequence=outcome.acknowledged, resend_snapshot=outcome.resend_snapshot
             )

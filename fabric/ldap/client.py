@@ -114,6 +114,9 @@ class LdapClient:
         node = parse_filter(filter) if isinstance(filter, str) else filter
         request = p.SearchRequest(base, scope, node, tuple(attributes))
         entries: list[Entry] = []
+        if scope is Scope.BASE:  # one entry at most
+            await self._page(self.send(request), entries)
+            return entries
         cookie = b""
         while True:
             control = p.Control(p.OID_PAGED_RESULTS, False, p.encode_paged(page_size, cookie))

@@ -243,3 +243,23 @@ async def test_garbage_names_are_left_out_and_the_rest_is_kept(lab: LabGrid) -> 
     responses = [response async for response in stub.Publish(messages())]
     assert responses[0].acknowledged_sequence == 1
     assert len(await ldap(lab, "information.CERN", "(objectClass=GlueSA)")) == 1
+
+
+async def test_news_are_answered_at_once_and_signs_of_life_now_and_then(lab: LabGrid) -> None:
+    await lab.start("information", options={"level": "site"}, builder=build_information)
+    channel = await lab.channel("information", credential=lab.service("gatekeeper"))
+    entries = [
+        pb.Entry(dn=str(e.dn), attributes=[pb.Attribute(name=n, values=v) for n, v in e.attributes.items()])
+        for e in ce_of("CERN")
+    ]
+
+    async def messages() -> AsyncIterator[pb.PublishRequest]:
+        yield pb.PublishRequest(
+            producer="gatekeeper.CERN", sequence=1, snapshot=True, changed=entries, valid_for_ms=60_000
+        )
+        for sequence in range(2, 10):
+            yield pb.PublishRequest(producer="gatekeeper.CERN", sequence=sequence, valid_for_ms=60_000)
+        yield pb.PublishRequest(producer="gatekeeper.CERN", sequence=10, removed_dns=["cn=x"], valid_for_ms=60_000)
+
+    stub = information_pb2_grpc.InformationStub(channel)
+    assert [answer.acknowledged_sequence async for answer in stub.Publish(messages())] == [1, 2, 10]

@@ -135,7 +135,9 @@ def test_a_new_stream_must_begin_with_a_snapshot_and_silences_the_old_one() -> N
 
 def test_expiry_grace_removal_and_return() -> None:
     machine = site_machine()
+    assert machine.next_due() is None
     publish(machine, snapshot(1, ce()))
+    assert machine.next_due() == at(8)
     assert machine.tick(at(7.9)) == (machine.tick(at(7.9))[0], [])
     change, moved = machine.tick(at(8))
     assert [producer.state for producer in moved] == [ProducerState.UNREACHABLE]
@@ -147,8 +149,10 @@ def test_expiry_grace_removal_and_return() -> None:
     assert state.first("GridFabricProducerSince") == "20260101120008Z"
     assert state.first("GridFabricProducerLastSeen") == "20260101120000Z"
 
+    assert machine.next_due() == at(28)
     change, moved = machine.tick(at(28))
     assert [producer.state for producer in moved] == [ProducerState.GONE]
+    assert machine.next_due() == at(8 + machine.limits.forget_s)
     assert [str(dn).split(",")[0] for dn in change.removed] == [CE]
     assert found(machine, "(objectClass=GlueCE)") == []
     assert state_of(machine) == "unreachable"
