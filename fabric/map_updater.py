@@ -4,7 +4,9 @@ Base `o=<vo>`; members are entries of class `gridMember` with their DN in slash 
 `"DN" .<vo>`. A server that does not answer keeps its last good list; the age of that is in the agent's health.
 
 One connection to each server is kept. A server that publishes `contextCSN` (ours, and OpenLDAP with syncprov) is asked
-for the list only when that has changed.
+for the list only when that has changed; and agents of one host tell each other, by a file in the directory of
+authorities that they share, which version a server was just seen to have, so that not each of them asks each time.
+Nothing but "not now" is believed of that file.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import asyncio
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from fabric.agent import AgentContext, map_path
 from fabric.ldap.client import LdapClient, LdapError
@@ -29,6 +32,8 @@ MAX_MEMBERS = 200_000
 """Of one VO; a list beyond it is refused as a whole."""
 ASK_PAUSE_S = 1.0
 """Between two updates that strangers cause: a flood of unknown names must not become a flood at the VO servers."""
+HINT_AGE = 0.45
+"""How old, in refresh times, a version that another agent of this host saw may be."""
 OLD_AFTER_S = 60.0
 """A member list of this age degrades the agent's health."""
 
@@ -84,7 +89,8 @@ class MapFileUpdater:
         try:
             while True:
                 try:
-                    await self._update_shared()
+                    if not self._is_known_to_be_good():
+                        await self._update_shared()
                     self._context.solved("map file")
                 except Exception as error:  # logged where it happened; the next round may do better
                     self._context.problem("map file", f"the map file {self._path} cannot be written ({error})")
@@ -95,6 +101,37 @@ class MapFileUpdater:
                 self._updating.cancel()
             for vo, endpoint in list(self._clients):
                 await self._drop(vo, endpoint)
+
+    def _is_known_to_be_good(self) -> bool:
+        """True if another agent of this host has just seen that no list has changed, and nobody changed the file."""
+        lists = [self._lists[vo] for vo in self._vos]
+        if self._updating is not None or self._written != (*(found.members for found in lists), self._stamp()):
+            return False
+        if not all(found.version and found.version == self._seen_by_others(vo) for vo, found in self._lists.items()):
+            return False
+        for found in lists:
+            found.good_at, found.sentence = self._context.clock.monotonic(), ""
+        return True
+
+    def _seen_by_others(self, vo: str) -> Version:
+        """The version that a server of this VO had a moment ago; empty if nobody has looked."""
+        limit_s = HINT_AGE * self._context.settings.fabric.map_refresh_s
+        try:
+            with open(self._hint(vo), encoding="utf-8") as file:
+                age_s = self._context.clock.now().timestamp() - os.fstat(file.fileno()).st_mtime
+                return tuple(file.read(1000).splitlines()) if 0 <= age_s <= limit_s else ()
+        except (OSError, ValueError):
+            return ()
+
+    def _tell_others(self, vo: str, version: Version) -> None:
+        try:
+            with open(self._hint(vo), "w", encoding="utf-8") as file:
+                file.write("\n".join(version))
+        except OSError:
+            pass  # a directory that is not ours: everybody asks
+
+    def _hint(self, vo: str) -> str:
+        return f"{self._context.settings.certificates}/.gridfabric-members-{quote(vo, safe='')}"
 
     async def update_now(self) -> bool:
         """Once for somebody who is not in the file; at most once a second. True if the file was asked for again."""
@@ -171,6 +208,8 @@ class MapFileUpdater:
             if found.members is None or texts != found.texts:
                 found.members, found.texts = self._names(texts, vo), texts
             found.version = version
+            if version:
+                self._tell_others(vo, version)
             found.good_at, found.sentence = self._context.clock.monotonic(), ""
             return
 

@@ -1,4 +1,5 @@
 import asyncio
+import os
 
 import pytest
 from support.grid import ORGANISATION, LabGrid
@@ -162,3 +163,37 @@ async def test_map_files_follow_the_list_and_ask_for_it_only_when_it_changed(lab
     await lab.start("vo")
     await (await manager(lab)).remove_member(ADA)
     await becomes(f'"{ADA} Augusta" .cms\n')
+
+
+async def test_agents_of_one_host_do_not_all_ask(lab):
+    await lab.start("vo")
+    vo = await manager(lab)
+    await vo.add_member(ADA)
+    fabric = {"map_updater": True, "map_file": "", "map_refresh_s": 3600}
+    agents = [await lab.start("storage", name=f"storage{n}.CERN", fabric=fabric) for n in range(2)]
+    paths = [agent.context.state_dir / "grid-mapfile" for agent in agents]
+    one, other = (agent.context.judge.update_now.__self__ for agent in agents)
+    for updater in (one, other):
+        await updater._update_shared()
+    assert [path.read_text("utf-8") for path in paths] == [f'"{ADA}" .cms\n'] * 2
+    assert one._is_known_to_be_good() and other._is_known_to_be_good()
+
+    paths[1].write_text("", "utf-8")
+    assert not other._is_known_to_be_good(), "somebody changed its file"
+    await other._update_shared()
+    assert other._is_known_to_be_good()
+
+    await vo.remove_member(ADA)
+    assert one._is_known_to_be_good(), "nobody has looked since"
+    await one._update_shared()
+    assert one._is_known_to_be_good() and not other._is_known_to_be_good(), "one has seen another version"
+    await other._update_shared()
+    assert [path.read_text("utf-8") for path in paths] == ["", ""]
+
+    hint = lab.certificates / ".gridfabric-members-cms"
+    os.utime(hint, (0, 0))
+    assert not one._is_known_to_be_good(), "that was long ago"
+    hint.write_bytes(b"\xff garbage")
+    assert not one._is_known_to_be_good()
+    hint.unlink()
+    assert not one._is_known_to_be_good()
