@@ -25,6 +25,8 @@ from clusters.node import worker_entry
 from security.files import write_atomic
 
 WATCH_EVERY_S = 0.5
+RAY_FOLDER = "r"
+"""Ray opens its own folder to everybody, who could then replace its sockets: it is kept below one that is only ours."""
 FIRST_JOB_ID = "01000000"
 """Ray's name for the first program that connects: the one that starts the agents, which stay its own."""
 
@@ -113,7 +115,7 @@ def start_node(configuration: NodeConfiguration) -> Any:
         num_cpus=configuration.slots,
         num_gpus=0,
         object_store_memory=configuration.object_store_bytes,
-        temp_dir=configuration.temp_dir,
+        temp_dir=str(Path(configuration.temp_dir) / RAY_FOLDER),
         labels=configuration.labels,
         include_dashboard=False,
         include_log_monitor=False,
@@ -136,7 +138,7 @@ def start_node(configuration: NodeConfiguration) -> Any:
 def run(configuration: NodeConfiguration) -> int:
     """Start the node, watch it, stop it. The exit code."""
     temp_dir = Path(configuration.temp_dir)
-    temp_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temp_dir.mkdir(mode=0o700)
     fork_server: subprocess.Popen[bytes] | None = None
     node: Any = None
     try:
