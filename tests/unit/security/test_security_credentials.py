@@ -16,6 +16,7 @@ from security import credentials, proxies, session
 from security._der import DerError
 from security.credentials import Credential, find_certificate_directory, find_proxy_path, find_user_certificate
 from security.errors import CredentialError, Reason, SecurityError, ValidationError
+from security.files import write_atomic
 from security.testing import NOW, TestGrid, shared_key
 
 HOUR = timedelta(hours=1)
@@ -326,3 +327,9 @@ def test_errors_survive_a_process_boundary_and_stay_on_one_line() -> None:
     assert error.reason == "UNKNOWN_CA"
     with pytest.raises(ValueError, match="NOT_A_REASON"):
         SecurityError("NOT_A_REASON", "x")
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        write_atomic(tmp_path / "none" / "proxy", b"", 0o600)
+    assert error.value.filename == str(tmp_path / "none" / "proxy")
