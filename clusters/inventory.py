@@ -16,7 +16,7 @@ from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import Ports
 from clusters.processes import Identity, is_running
-from fabric.errors import Conflict, DataCorrupted, NotFound, Unavailable
+from fabric.errors import Conflict, DataCorrupted, NotFound
 from security.files import write_atomic
 
 VERSION = 1
@@ -64,12 +64,12 @@ def is_up(run: Run) -> bool:
 
 @contextmanager
 def changing(state: StatePaths) -> Iterator[None]:
-    """Hold the state folder against other commands. Raises Conflict STATE_BUSY, Unavailable STATE_UNUSABLE."""
+    """Hold the state folder against other commands. Raises Conflict STATE_BUSY, STATE_UNUSABLE."""
     try:
         state.make()
         descriptor = os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Unavailable(
+        raise Conflict(  # not Unavailable: the same command never succeeds later
             "STATE_UNUSABLE",
             f"the state folder {state.root} cannot be used ({error.strerror}); choose another with --state",
         ) from error
