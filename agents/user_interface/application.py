@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
 
 from agents.user_interface import console
 from agents.user_interface.commands import data, fabric, info, job, proxy
-from agents.user_interface.exits import Ended, ExitCode, describe, exit_code
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
     name="grid",
@@ -33,6 +34,8 @@ app.add_typer(fabric.host_app, name="host")
 def run(arguments: Sequence[str]) -> int:
     """Run one command line, return its exit code; every error becomes one sentence. Raises KeyboardInterrupt."""
     console.mode.as_json = "--json" in arguments
+    if not sys.warnoptions:  # libraries' advice to programmers, for instance on the certificates of other authorities
+        warnings.simplefilter("ignore")
     try:
         result = app(list(arguments), prog_name="grid", standalone_mode=False)
         sys.stdout.flush()
@@ -51,6 +54,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _report(error: Exception) -> int:
     usage = getattr(error, "format_message", None)
+    if isinstance(error, UnicodeEncodeError):  # bytes of the command line arrive as lone surrogates
+        error = UsageProblem("an argument, a variable or a file name is not UTF-8 text; write or rename it in UTF-8")
+    if type(error).__name__ == "NoArgsIsHelpError" and usage is not None and not console.mode.as_json:
+        print(usage(), file=sys.stderr)
+        return ExitCode.USAGE
     if usage is not None:  # the command line parser's own errors
         facts = {"reason": "USAGE", "sentence": str(usage()).replace("\n", " "), "facts": {}}
         context = getattr(error, "ctx", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -191,8 +192,8 @@ async def put_command(
 ) -> None:
     """`grid data put`."""
     name = check_lfn(lfn)
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UsageProblem(f"{path} is not a regular file; copy what it holds into one first", path=path)
     async with open_for_user(environ) as grid:
         if not grid.vo:
             raise UsageProblem("for which VO? set GRIDFABRIC_VO")

@@ -115,8 +115,12 @@ def read_file(path: Path) -> Endpoints:
             services, str(raw.get("grid", "")), tuple(map(str, vos)), str(raw.get("certificates", "")), str(path)
         )
     except FileNotFoundError:
-        raise NotFound("ENDPOINTS_MISSING", f"there is no endpoints file {path}", path=path) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotFound(
+            "ENDPOINTS_MISSING",
+            f"there is no endpoints file {path}; start a grid (grid up lab), or name another with GRIDFABRIC_ENDPOINTS",
+            path=path,
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageProblem(f"{path} is not an endpoints file ({type(error).__name__}: {str(error)[:100]})") from None
 
 

@@ -250,7 +250,7 @@ async def ces_command(vo: str | None, *, as_json: bool) -> None:
         }
         for ce in found
     ]
-    _print(rows, as_json=as_json)
+    _print(rows, as_json=as_json, vo=vo)
 
 
 async def ses_command(vo: str | None, *, as_json: bool) -> None:
@@ -269,15 +269,15 @@ async def ses_command(vo: str | None, *, as_json: bool) -> None:
         }
         for se in found
     ]
-    _print(rows, as_json=as_json)
+    _print(rows, as_json=as_json, vo=vo)
 
 
-def _print(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(rows: list[dict[str, Any]], *, as_json: bool, vo: str | None = None) -> None:
     if as_json:
         console.print_json(rows)
         return
     if not rows:
-        print("nothing is published yet")
+        print("nothing is published yet" if vo is None else f"nothing is published for the VO {vo}")
         return
     columns = [name.removesuffix("_bytes").replace("_", " ").upper() for name in rows[0]]
     console.print_table(columns, [[_shown(name, value) for name, value in row.items()] for row in rows])

@@ -47,9 +47,10 @@ class Submitted:
 
 def read_jdl(path: Path) -> str:
     """A job description. Raises OSError, UsageProblem."""
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(MAX_JDL_BYTES + 1)
     if len(data) > MAX_JDL_BYTES:
-        raise UsageProblem(f"{path} has {len(data)} bytes, a job description has at most {MAX_JDL_BYTES}")
+        raise UsageProblem(f"{path} is too long: a job description has at most {MAX_JDL_BYTES} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -154,10 +154,22 @@ def list_match(
     console.run_async(jobs.list_match_command(file, as_json=as_json))
 
 
+MAX_IDS_BYTES = 64 * 1024 * 1024
+"""Of a file of job ids; whoever names /dev/zero gets a sentence and not a full memory."""
+
+
 def _ids(given: list[str] | None, file: Path | None) -> list[str]:
     found = list(given or [])
     if file is not None:
-        found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(MAX_IDS_BYTES + 1)
+            text = data.decode("utf-8")
+            if len(data) > MAX_IDS_BYTES:
+                raise typer.BadParameter(f"{file} is too long: at most {MAX_IDS_BYTES} bytes of job ids at once")
+        except UnicodeDecodeError:
+            raise typer.BadParameter(f"{file} is not a file of job ids, one on a line") from None
+        found += [line.strip() for line in text.splitlines()]
     return list(dict.fromkeys(text for text in found if text and not text.startswith("#")))
 
 

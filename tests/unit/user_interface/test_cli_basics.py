@@ -138,6 +138,45 @@ def test_a_service_that_does_not_answer_is_exit_code_4(
     assert "127.0.0.1:1" in capsys.readouterr().err
 
 
+def test_what_is_no_text_or_no_file_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "binary").write_bytes(b"\x9b\xff\xe1")
+    assert run(["job", "wait", "-i", "binary"]) == ExitCode.USAGE
+    assert "not a file of job ids" in capsys.readouterr().err
+    assert run(["job", "submit", "/dev/zero"]) == ExitCode.USAGE
+    assert run(["job", "wait", "-i", "/dev/zero"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.count("too long") == 2
+    assert run(["up", "lab", "--state", "/dev/null/x"]) == ExitCode.FAILED
+    os.mkfifo(tmp_path / "fifo")
+    assert run(["data", "put", "fifo", "lfn:/grid/cms/x"]) == ExitCode.USAGE
+    assert "not a regular file" in capsys.readouterr().err
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    os.environ["GRIDFABRIC_ENDPOINTS"] = "deep.json"
+    try:
+        assert run(["info", "ces"]) == ExitCode.USAGE
+    finally:
+        del os.environ["GRIDFABRIC_ENDPOINTS"]
+    assert "not an endpoints file" in capsys.readouterr().err
+    assert run(["proxy", "init", "--out", "none/proxy", "--cert", "none"]) == ExitCode.NOT_FOUND
+
+
+def test_bytes_that_are_no_utf8_are_not_a_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encodes(*_: object, **__: object) -> None:
+        "\udcff".encode()
+
+    monkeypatch.setattr(console, "run_async", encodes)
+    assert run(["info", "ces"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("grid: an argument, a variable or a file name is not UTF-8")
+
+
+@pytest.mark.parametrize("line", [[], ["job"]], ids=["grid", "grid job"])
+def test_without_a_command_the_help_is_shown_as_it_is(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line) == ExitCode.USAGE
+    text = capsys.readouterr().err
+    assert text.startswith("Usage: grid") and text.count("\n") > 5
+
+
 def test_down_on_nothing_is_no_error() -> None:
     assert run(["down"]) == 0
 
