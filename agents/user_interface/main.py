@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,8 +20,19 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
+def complete_streams() -> None:
+    """Where the caller closed a standard stream (`>&-`), put the null device: no socket or file may get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, descriptor, access in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, access, encoding="utf-8", closefd=False))
+
+
 def main() -> None:
     """The console script."""
+    complete_streams()
     raise SystemExit(run(sys.argv[1:]))
 
 

@@ -254,6 +254,17 @@ def test_garbage_never_makes_a_traceback_or_a_defect(capsys: pytest.CaptureFixtu
     assert "Traceback" not in output.err and "a defect" not in output.err, (line, output.err)
 
 
+def test_closed_standard_streams_are_no_defect() -> None:
+    command = [sys.executable, "-m", "agents.user_interface.main", "proxy", "info"]
+    script = 'exec "$@" <&- >&-'
+    done = subprocess.run(["sh", "-c", script, "sh", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == ExitCode.NOT_FOUND and done.stderr.startswith("grid: there is no proxy")
+    assert (
+        subprocess.run(["sh", "-c", script + " 2>&-", "sh", *command[:-2], "version"], cwd=ROOT, timeout=60).returncode
+        == 0
+    )
+
+
 def test_help_and_proxy_info_load_nothing_heavy() -> None:
     program = (
         "import sys; from agents.user_interface.main import run; run(['--help']); run(['proxy', 'info']);"
