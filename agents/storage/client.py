@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
-from grpc._cython import cygrpc
 
 from agents.storage import wire
 from agents.storage.framing import Piece, get_call, put_data
@@ -181,16 +180,16 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
         hasher = Hasher()
         call = storage_pb2_grpc.StorageStub(channel).Put()
         async with call:
-            going = await send(call, pb.PutRequest(header=header))
+            going = await call.send(pb.PutRequest(header=header))
             async with aclosing(_local_pieces(descriptor, path, size_bytes, hasher)) as pieces:
                 async for piece in pieces:
-                    going = going and await send(call, put_data(piece))
+                    going = going and await call.send(put_data(piece))
                     if not going:
                         break
                     progress(len(piece))
             sums = hasher.checksums()
             trailer = pb.PutTrailer(checksums=wire.checksums_to_wire(sums))
-            if going and await send(call, pb.PutRequest(trailer=trailer)):
+            if going and await call.send(pb.PutRequest(trailer=trailer)):
                 await call.done_writing()
             answer = await call
     finally:
@@ -198,26 +197,6 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
     stored = Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
     require_equal(f"{path} at {stored.surl}", size_bytes, stored.checksums, sums)
     return stored
-
-
-async def send(call: Any, request: pb.PutRequest | bytes) -> bool:
-    """Write one message (or a serialised one) of an upload. False: the storage element has ended the call; awaiting it
-    tells how.
-
-    grpc's own `write` loses the server's answer when the server refuses in the middle of an upload: it sets the status
-    of the call to INTERNAL because a write failed, before it has looked at the status that made it fail. So the message
-    is handed to the core below it, and the status is awaited.
-    """
-    raw = (await call.accepted())._raw
-    if raw.done():
-        return False
-    try:
-        await raw._cython_call.send_serialized_message(
-            request if isinstance(request, bytes) else request.SerializeToString()
-        )
-    except cygrpc.InternalError:
-        return False
-    return True
 
 
 async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Hasher) -> AsyncIterator[bytes]:

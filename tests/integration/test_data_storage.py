@@ -72,7 +72,7 @@ def on_disk(lab: LabGrid, site: str = "CERN") -> list[Path]:
 async def raw_put(channel: Any, *messages: pb.PutRequest) -> pb.PutResponse:
     call = storage_pb2_grpc.StorageStub(channel).Put()
     async with call:
-        if all([await client.send(call, message) for message in messages]):
+        if all([await call.send(message) for message in messages]):
             await call.done_writing()
         return await call
 
@@ -404,14 +404,14 @@ async def test_a_disk_that_fills_up(lab: LabGrid, source: Path, tmp_path: Path, 
     neighbour.unlink()
     call = storage_pb2_grpc.StorageStub(channel).Put()
     async with call:
-        await client.send(call, header(len(DATA), "racing"))
+        await call.send(header(len(DATA), "racing"))
         await until(lambda: lab.agents["storage.CERN"].agent.element.admission.running == 1)
         with contextlib.suppress(OSError):
             neighbour.write_bytes(bytes(8 << 20))
         for begin in range(0, len(DATA), 1 << 20):
-            if not await client.send(call, pb.PutRequest(data=DATA[begin : begin + (1 << 20)])):
+            if not await call.send(pb.PutRequest(data=DATA[begin : begin + (1 << 20)])):
                 break
-        await client.send(call, trailer(DATA))
+        await call.send(trailer(DATA))
         await refused(Exhausted, "DISK_FULL", call)
     await client.get_file(channel, first.surl, tmp_path / "still")
     assert (tmp_path / "still").read_bytes() == DATA

@@ -22,7 +22,7 @@ from fabric.rpc import rules
 from fabric.rpc.channel import SecureChannel
 from fabric.rpc.server import RpcService
 
-TIMES = 200
+TIMES = 25
 FULL = 256 * 1024
 """A message that does not fit into the first window of a stream."""
 SENTENCE = "this servicer takes nothing today; come back tomorrow"
