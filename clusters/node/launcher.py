@@ -157,6 +157,8 @@ def run(configuration: NodeConfiguration) -> int:
             threading.Thread(target=prime_fork_server, args=(path, variables), daemon=True).start()
         _report(configuration, NodeStatus(node.gcs_address, node.node_id, processes))
         while not node.dead_processes():
+            if not Path(configuration.status_file).parent.is_dir():
+                return 1  # the state folder was removed: no command could find this grid, to stop it
             time.sleep(WATCH_EVERY_S)
         names = ", ".join(str(name) for name, _ in node.dead_processes())
         _report(

@@ -1,11 +1,14 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from clusters import processes
+from clusters.node import launcher
 from clusters.ports import chooser, is_free
 from clusters.units import parse_duration
 
@@ -84,3 +87,25 @@ def test_durations(text, seconds):
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match=r"365d|more than nothing"):
         parse_duration(text)
+
+
+def test_a_node_ends_when_its_state_folder_is_removed(tmp_path, monkeypatch):
+    class Node:
+        all_processes: ClassVar[dict[str, list[object]]] = {}
+        gcs_address, node_id, ended = "here", "1", False
+
+        def dead_processes(self):
+            shutil.rmtree(tmp_path / "state")
+            return []
+
+        def kill_all_processes(self, **_):
+            self.ended = True
+
+    node = Node()
+    (tmp_path / "state").mkdir()
+    monkeypatch.setattr(launcher, "start_node", lambda _: node)
+    monkeypatch.setattr(launcher.signal, "signal", lambda *_: None)
+    status = str(tmp_path / "state" / "status")
+    configuration = launcher.NodeConfiguration("127.0.0.1", str(tmp_path / "t"), status, {}, 1, fork_server=False)
+    assert launcher.run(configuration) == 1
+    assert node.ended and not (tmp_path / "t").exists()
