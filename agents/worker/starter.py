@@ -182,6 +182,7 @@ class Starter:
         self.jobs_inode = os.stat("jobs").st_ino
         self.null_in = os.open("/dev/null", os.O_RDONLY)
         self.null_out = os.open("/dev/null", os.O_WRONLY)
+        self.early_errors: dict[str, dict] = {}
         self.error_read, self.error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """A child that could not exec says why here, in one write below PIPE_BUF, before it exits."""
         self.error_text = b""
@@ -506,7 +507,8 @@ class Starter:
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         reason = job.reason or ("CPU_TIME" if killed_by == signal.SIGXCPU else "")
         reason = reason or ("FILE_SIZE" if killed_by == signal.SIGXFSZ else "")
-        return {
+        told = {"error": job.error} if job.error is not None else {}
+        return told | {
             "key": job.key,
             "pid": job.pid,
             "boot_id": self.boot_id,
@@ -529,9 +531,13 @@ class Starter:
         for line in lines:
             with contextlib.suppress(ValueError):
                 report = json.loads(line)
-                record = records.get(report.pop("key", ""))
-                if record is not None:
-                    record["error"] = report
+                key = report.pop("key", "")
+                if key in records:
+                    records[key]["error"] = report
+                elif key in self.jobs:  # it has told why and is about to end; its record comes with the next round
+                    self.early_errors[key] = report
+        for key in self.early_errors.keys() & records.keys():
+            records[key]["error"] = self.early_errors.pop(key)
 
     def _write_exit(self, key: str, record: dict) -> bool:
         try:
