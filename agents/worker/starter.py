@@ -56,7 +56,7 @@ class Job:
     """One running payload. `pid` is also its process group and session."""
 
     __slots__ = (
-        "cpu_s", "deadline_kind", "error", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "reason",
+        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "reason",
         "started_at_us", "started_mono", "uid", "wall_s",
     )  # fmt: skip
 
@@ -69,7 +69,6 @@ class Job:
         self.grace_s = float(order.get("grace_s") or 5)
         self.uid = int(order.get("uid", -1))
         self.reason = ""
-        self.error: dict | None = None
         self.peak_bytes = 0
         self.deadline_kind = ""
 
@@ -507,8 +506,7 @@ class Starter:
         killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         reason = job.reason or ("CPU_TIME" if killed_by == signal.SIGXCPU else "")
         reason = reason or ("FILE_SIZE" if killed_by == signal.SIGXFSZ else "")
-        told = {"error": job.error} if job.error is not None else {}
-        return told | {
+        return {
             "key": job.key,
             "pid": job.pid,
             "boot_id": self.boot_id,
