@@ -98,11 +98,29 @@ def signal_and_wait(identities: Iterable[Identity], grace_s: float) -> list[int]
     return killed
 
 
-def end_run(run: str, grace_s: float = 3.0) -> list[int]:
-    """End every process of a run, and those that they start meanwhile. Returns what had to be killed."""
+def titled_by_ray(session: int) -> list[Identity]:
+    """Ray's own helpers of a session: their title `ray::...` is written over their environment, run id included."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        arguments, uids = process.info["cmdline"] or [], process.info["uids"]
+        if not arguments or not arguments[0].startswith("ray::") or uids is None or uids.real != os.getuid():
+            continue
+        with contextlib.suppress(OSError):
+            if os.getsid(process.pid) == session and (identity := identify(process.pid)) is not None:
+                found.append(identity)
+    return found
+
+
+def end_run(run: str, grace_s: float = 3.0, session: int = 0) -> list[int]:
+    """End every process of a run, and those that they start meanwhile. Returns what had to be killed.
+
+    `session` is the launcher's process id, 0 if unknown: then helpers that Ray has given a title are left to end alone.
+    """
     killed: list[int] = []
     for _ in range(5):
         left = of_run(run)
+        if session:
+            left += [identity for identity in titled_by_ray(session) if identity not in left]
         if not left:
             break
         killed += signal_and_wait(left, grace_s)

@@ -206,6 +206,6 @@ def end(run: str, pids: Mapping[str, processes.Identity], temp_dir: str) -> list
     launcher = pids.get("launcher")
     if launcher is not None and processes.is_running(launcher):
         processes.signal_and_wait([launcher], grace_s=8.0)
-    killed = processes.end_run(run)
+    killed = processes.end_run(run, session=launcher.pid if launcher is not None else 0)
     processes.remove_folder(temp_dir)
     return killed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ async def test_a_refreshed_delegation_reaches_running_jobs(site: Site) -> None:
     while not any(path.stat().st_size for path in root.glob("*/out")):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     newer = site.lab.user("alice", hours=20)
-    await delegate(await site.lab.channel("gatekeeper", credential=newer), newer)
+    await delegate(await site.lab.channel("gatekeeper", credential=newer), newer, lifetime=timedelta(hours=15))
     job_id, update = await running
     assert update.state == pb.JOB_STATE_DONE
     lines = (await client.output_files(site.channel, job_id))["out"].decode().split()
