@@ -17,6 +17,7 @@ from clusters.paths import StatePaths
 from clusters.plan import Ports
 from clusters.processes import Identity, is_running
 from fabric.errors import Conflict, DataCorrupted, NotFound
+from security.errors import os_error_text
 from security.files import write_atomic
 
 VERSION = 1
@@ -92,7 +93,7 @@ def _read(path: Path) -> Any:
         return None
     except (OSError, ValueError) as error:
         raise DataCorrupted(
-            "STATE_DAMAGED", f"{path} cannot be read ({error}); remove it if no grid runs there"
+            "STATE_DAMAGED", f"{path} cannot be read ({os_error_text(error)}); remove it if no grid runs there"
         ) from error
 
 

@@ -25,6 +25,7 @@ from fabric.clock import Clock, SystemClock, utc_text
 from fabric.errors import Conflict, GridError, InvalidRequest, Unavailable, from_security
 from fabric.logs import Logger, open_logs
 from fabric.settings import Settings
+from security.errors import os_error_text
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -395,7 +396,8 @@ def _prepare_directory(settings: Settings, stack: contextlib.AsyncExitStack) -> 
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Unavailable(
-            "STATE_DIR_UNAVAILABLE", f"the state directory {directory} of {settings.name} cannot be used ({error})"
+            "STATE_DIR_UNAVAILABLE",
+            f"the state directory {directory} of {settings.name} cannot be used ({os_error_text(error)})",
         ) from error
     stack.callback(os.close, descriptor)
     try:

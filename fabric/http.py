@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from fabric.errors import NotFound, Unavailable
 from fabric.logs import Logger
+from security.errors import os_error_text
 
 MAX_REQUEST_BYTES = 8 * 1024
 """Request line and headers."""
@@ -61,7 +62,7 @@ class HttpServer:
             self._server = await asyncio.start_server(self._accept, host, port, limit=MAX_REQUEST_BYTES)
         except OSError as error:
             raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {host}:{port} ({error}); choose another port"
+                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
 

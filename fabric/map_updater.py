@@ -22,7 +22,7 @@ from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.filters import Equality
 from fabric.ldap.tree import Scope
 from fabric.settings import Endpoint
-from security.errors import SecurityError
+from security.errors import SecurityError, os_error_text
 from security.mapfile import GridMapFile, MapEntry, emit
 from security.names import DistinguishedName
 
@@ -93,7 +93,9 @@ class MapFileUpdater:
                         await self._update_shared()
                     self._context.solved("map file")
                 except Exception as error:  # logged where it happened; the next round may do better
-                    self._context.problem("map file", f"the map file {self._path} cannot be written ({error})")
+                    self._context.problem(
+                        "map file", f"the map file {self._path} cannot be written ({os_error_text(error)})"
+                    )
                 self._report()
                 await asyncio.sleep(self._context.settings.fabric.map_refresh_s)
         finally:

@@ -28,6 +28,7 @@ from fabric.information_tree import (
 )
 from fabric.ldap import Dn, Entry, EntryTree, LdapServer, Scope, TreeError, make_entry
 from fabric.ldap.filters import ANY_ENTRY, Filter
+from security.errors import os_error_text
 
 RETRY_S = 1.0
 """Between attempts to open a port that is taken: the agent's last life may be about to end."""
@@ -129,7 +130,7 @@ class ResourceLevel:
                 break
             except OSError as error:
                 where = f"{context.settings.listen}:{context.settings.ports['ldap']}"
-                context.problem("ldap", f"its entries cannot be read by LDAP at {where} ({error})")
+                context.problem("ldap", f"its entries cannot be read by LDAP at {where} ({os_error_text(error)})")
                 await asyncio.sleep(RETRY_S)
         context.solved("ldap")
         context.close_at_end(self.server)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from fabric.errors import InvalidRequest
+from security.errors import os_error_text
 
 T = TypeVar("T")
 
@@ -144,7 +145,9 @@ class Settings:
         try:
             raw: Any = json.loads(Path(path).read_bytes())
         except OSError as error:
-            raise InvalidRequest("SETTINGS_INVALID", f"settings file {path} cannot be read ({error})") from error
+            raise InvalidRequest(
+                "SETTINGS_INVALID", f"settings file {path} cannot be read ({os_error_text(error)})"
+            ) from error
         except ValueError as error:
             raise InvalidRequest("SETTINGS_INVALID", f"settings file {path} is not JSON ({error})") from error
         if not isinstance(raw, dict):

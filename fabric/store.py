@@ -25,6 +25,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from fabric.errors import DataCorrupted, Defect, Exhausted, GridError, Unavailable
+from security.errors import os_error_text
 
 T = TypeVar("T")
 WriteFunction = Callable[[sqlalchemy.Connection], T]
@@ -108,7 +109,9 @@ class Store:
         except (DatabaseError, sqlite3.DatabaseError) as error:
             raise _readable(error, self.path) from error
         except OSError as error:
-            raise Unavailable("STORE_UNAVAILABLE", f"the store {self.path} cannot be opened ({error})") from error
+            raise Unavailable(
+                "STORE_UNAVAILABLE", f"the store {self.path} cannot be opened ({os_error_text(error)})"
+            ) from error
         return connection
 
     def _bring_up_to_date(self, connection: sqlalchemy.Connection, migrations: Sequence[Migration]) -> None:

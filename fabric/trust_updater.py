@@ -16,7 +16,7 @@ from fabric.agent import AgentContext
 from fabric.errors import GridError
 from fabric.http import http_get
 from fabric.settings import Endpoint
-from security.errors import Reason, SecurityError
+from security.errors import Reason, SecurityError, os_error_text
 from security.trust import install_crl
 
 FETCH_TIMEOUT_S = 5.0
@@ -52,7 +52,9 @@ class TrustUpdater:
         try:
             descriptor = os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            self._context.problem("crl fetch", f"the directory {self._directory} cannot be written ({error})")
+            self._context.problem(
+                "crl fetch", f"the directory {self._directory} cannot be written ({os_error_text(error)})"
+            )
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

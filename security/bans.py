@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from security import certificates
-from security.errors import AuthorizationError, Reason, SecurityError
+from security.errors import AuthorizationError, Reason, SecurityError, os_error_text
 from security.files import read_bounded, write_atomic
 from security.names import DistinguishedName
 from security.validation import Identity
@@ -66,7 +66,7 @@ class BanList:
         except (OSError, UnicodeDecodeError) as error:
             raise AuthorizationError(
                 Reason.BAN_LIST_UNREADABLE,
-                f"the ban list {path} cannot be read ({error}); everybody is refused until it can",
+                f"the ban list {path} cannot be read ({os_error_text(error)}); everybody is refused until it can",
                 {"check": "ban list", "path": str(path)},
             ) from error
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from security import certificates
 from security.certificates import PrivateKey
 from security.errors import CredentialError, Reason, ValidationError
-from security.files import read_bounded, read_private, write_atomic
+from security.files import read_bounded, read_private, unusable, write_atomic
 from security.names import DistinguishedName
 
 MAX_CREDENTIAL_BYTES = 512 * 1024
@@ -98,11 +98,7 @@ class Credential:
         try:
             certificate_pem = read_bounded(Path(path), MAX_CREDENTIAL_BYTES)
         except OSError as error:
-            raise CredentialError(
-                Reason.CREDENTIAL_NOT_FOUND,
-                f"the certificate file {path} cannot be read ({error})",
-                {"check": "credential file", "path": str(path)},
-            ) from error
+            raise unusable(Path(path), "certificate", error) from error
         key_pem = read_private(Path(key_path), MAX_CREDENTIAL_BYTES, uid)
         return cls.loads(
             _KEY_BLOCK.sub(b"", certificate_pem) + b"\n" + key_pem, passphrase=passphrase, source=str(path)

@@ -6,6 +6,8 @@ and what to do next; the same sentence may be shown on both ends of a connection
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -175,6 +177,21 @@ def one_line(text: str, limit: int) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def os_error_text(error: BaseException) -> str:
+    """Why, for a sentence: the operating system's words, without the number and the call that Python puts around them.
+
+    Of several failures in one (each address of a host) the first; what is no OSError says itself.
+    """
+    number = _ERRNO.search(str(error)) if isinstance(error, OSError) else None
+    if number is None:
+        return str(error) or type(error).__name__
+    text = os.strerror(int(number[1])) if int(number[1]) > 0 else str(getattr(error, "strerror", error))
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+_ERRNO = re.compile(r"\[Errno (-?\d+)\]")  # a host name that does not resolve has a negative one, and its own words
 
 
 def utc_text(moment: datetime) -> str:

@@ -9,7 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from security.errors import CredentialError, Reason
+from security.errors import CredentialError, Reason, os_error_text
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -37,14 +37,8 @@ def read_private(path: Path, limit: int, owner_uid: int) -> bytes:
     facts = {"check": "credential file", "path": str(path)}
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND, f"there is no credential file {path}; create a proxy or name the file", facts
-        ) from None
     except OSError as error:
-        raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND, f"the credential file {path} cannot be opened ({error.strerror})", facts
-        ) from error
+        raise unusable(path, "credential", error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -71,6 +65,16 @@ def read_private(path: Path, limit: int, owner_uid: int) -> bytes:
             Reason.CREDENTIAL_MALFORMED, f"{path} is larger than {limit} bytes: not a credential", facts
         )
     return data
+
+
+def unusable(path: Path, what: str, error: OSError) -> CredentialError:
+    """A credential's file that cannot be opened: CREDENTIAL_NOT_FOUND if it is not there, else FILE_UNSAFE."""
+    facts = {"check": "credential file", "path": str(path)}
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        sentence = f"there is no {what} file {path}; create a proxy, or name the file that you have"
+        return CredentialError(Reason.CREDENTIAL_NOT_FOUND, sentence, facts)
+    sentence = f"the {what} file {path} cannot be read ({os_error_text(error)}); name a file of your own"
+    return CredentialError(Reason.CREDENTIAL_FILE_UNSAFE, sentence, facts)
 
 
 def write_atomic(path: Path, data: bytes, mode: int) -> None:

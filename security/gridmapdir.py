@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
-from security.errors import MappingError, Reason
+from security.errors import MappingError, Reason, os_error_text
 from security.names import DistinguishedName
 
 MAX_ENTRIES = 200_000
@@ -98,7 +98,9 @@ class GridMapDir:
             else:
                 os.utime(link)
         except OSError as error:
-            raise _invalid(f"the pool directory {self._directory} cannot be used ({error})", self._directory) from error
+            raise _invalid(
+                f"the pool directory {self._directory} cannot be used ({os_error_text(error)})", self._directory
+            ) from error
         if not (held.startswith(prefix) and held[len(prefix) :].isdigit()):
             raise _invalid(
                 f"{subject} holds the account {held}, which is not of the pool {prefix}; release it first",
@@ -164,7 +166,9 @@ class GridMapDir:
                         names.append(entry.name)
                 return names
         except OSError as error:
-            raise _invalid(f"the pool directory {self._directory} cannot be read ({error})", self._directory) from error
+            raise _invalid(
+                f"the pool directory {self._directory} cannot be read ({os_error_text(error)})", self._directory
+            ) from error
 
     def _account_of(self, link: Path) -> str | None:
         """The account file that is the same i-node as the link (Globus: gridmapdir_otherlink)."""

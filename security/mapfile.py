@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from security.errors import MappingError, Reason, SecurityError, one_line
+from security.errors import MappingError, Reason, SecurityError, one_line, os_error_text
 from security.files import read_bounded, write_atomic
 from security.names import DistinguishedName
 
@@ -90,7 +90,7 @@ class GridMapFile:
         except (OSError, UnicodeDecodeError) as error:
             raise MappingError(
                 Reason.MAP_FILE_INVALID,
-                f"the map file {path} cannot be read ({error}); nobody can be mapped until it can",
+                f"the map file {path} cannot be read ({os_error_text(error)}); nobody can be mapped until it can",
                 {"check": "map file", "path": str(path)},
             ) from error
 

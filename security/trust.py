@@ -23,7 +23,7 @@ from OpenSSL import crypto
 
 from security import certificates
 from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subject_hash, subject_hash_old
-from security.errors import Reason, SecurityError, ValidationError, require_utc, utc_text
+from security.errors import Reason, SecurityError, ValidationError, os_error_text, require_utc, utc_text
 from security.files import read_bounded
 from security.installation import install_authority, install_crl, remove_authority
 from security.names import DistinguishedName
@@ -239,7 +239,8 @@ class TrustStore:
         except OSError as error:
             raise ValidationError(
                 Reason.TRUST_DIRECTORY_INVALID,
-                f"the directory of authorities {self._directory} cannot be read ({error}); set X509_CERT_DIR",
+                f"the directory of authorities {self._directory} cannot be read ({os_error_text(error)}); "
+                "set X509_CERT_DIR to the folder with the certificates of the authorities that you trust",
                 {"check": "trust directory", "path": str(self._directory)},
             ) from error
         return dict(sorted(stamps.items()))

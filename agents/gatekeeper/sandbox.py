@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, NotFound
+from security.errors import os_error_text
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 PIECE_BYTES = 1024 * 1024
@@ -188,7 +189,7 @@ def read_pieces(descriptor: int, offset: int) -> bytes:
     try:
         return os.pread(descriptor, PIECE_BYTES, offset)
     except OSError as error:
-        raise DataCorrupted("SANDBOX_UNREADABLE", f"a sandbox file cannot be read ({error})") from error
+        raise DataCorrupted("SANDBOX_UNREADABLE", f"a sandbox file cannot be read ({os_error_text(error)})") from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -27,6 +27,7 @@ from agents.storage.model import Checksums
 from agents.storage.space import PoolFree
 from agents.storage.surl import is_file_id
 from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, Unavailable
+from security.errors import os_error_text
 
 WRITEBACK_BYTES = 16 << 20
 """The kernel is asked to start writing after this many bytes, so that the final sync finds little left to do."""
@@ -43,14 +44,15 @@ class Pool:
         self.data = root / "data"
         try:
             if expects_files and not self.data.is_dir():
-                raise FileNotFoundError(2, "it should hold files and is empty")
+                raise OSError("it should hold files and is empty")
             for directory in (root, self.incoming, self.data):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync_directory(root)
             self.device = root.stat().st_dev
         except OSError as error:
             raise Unavailable(
-                "POOL_UNUSABLE", f"pool {root} cannot be used ({error}); mount its disk or take it out of the options"
+                "POOL_UNUSABLE",
+                f"pool {root} cannot be used ({os_error_text(error)}); mount its disk or take it out of the options",
             ) from error
 
     def measure(self) -> PoolFree | None:
@@ -104,7 +106,7 @@ class Pool:
         try:
             return sorted(name for name in os.listdir(self.incoming) if is_file_id(name))
         except OSError as error:
-            raise Unavailable("POOL_UNUSABLE", f"pool {self.name} cannot be read ({error})") from error
+            raise Unavailable("POOL_UNUSABLE", f"pool {self.name} cannot be read ({os_error_text(error)})") from error
 
     def settle(self, in_doubt: Sequence[str], known: Collection[str]) -> list[str]:
         """After a crash: ids in the database are kept, the others go. Returns the ids removed. May be repeated."""

@@ -22,7 +22,7 @@ from typing import Any
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe
 from fabric.errors import GridError
-from security.errors import SecurityError
+from security.errors import SecurityError, os_error_text
 
 OK, NOTE, BAD = "ok", "note", "bad"
 """`note`: works, but less is possible. `bad`: something will not work."""
@@ -253,7 +253,7 @@ def check_localhost() -> Finding:
             "machine",
             "localhost",
             BAD,
-            f"the name does not resolve ({error})",
+            f"the name does not resolve ({os_error_text(error)})",
             "add `127.0.0.1 localhost` to /etc/hosts",
         )
     good = "127.0.0.1" in found

@@ -75,7 +75,9 @@ async def search(
 
 def _grid_error(error: LdapError, base: str, server: str) -> GridError:
     if error.code == UNAVAILABLE:
-        return Unavailable("LDAP_UNREACHABLE", f"{error.sentence}; is the grid up?", server=server)
+        return Unavailable(
+            "LDAP_UNREACHABLE", f"{error.sentence}; is the grid up, and GRIDFABRIC_TOP_LDAP its address?", server=server
+        )
     if error.code == NO_SUCH_OBJECT:
         return NotFound("NO_SUCH_ENTRY", f"{server} has no entry {base}", base=base, server=server)
     return InvalidRequest("LDAP_REFUSED", f"{server} refused the search: {error.sentence}", code=error.code)

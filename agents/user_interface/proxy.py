@@ -110,13 +110,13 @@ def _issuer(proxy: Credential) -> Any:
 def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Credential, Path]:
     """The proxy file asked for, or the user's. Raises CredentialError."""
     place = path or find_proxy_path(environ, os.getuid())
-    if not place.exists():
-        raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND,
-            f"there is no proxy at {place}; make one with: grid proxy init",
-            {"path": str(place)},
-        )
-    return Credential.load(place), place
+    try:
+        return Credential.load(place), place
+    except CredentialError as error:
+        if error.reason is not Reason.CREDENTIAL_NOT_FOUND:
+            raise
+        sentence = f"there is no proxy at {place}; make one with: grid proxy init"
+        raise CredentialError(error.reason, sentence, {"path": str(place)}) from None
 
 
 def destroy(path: Path) -> None:

@@ -14,6 +14,7 @@ from fabric.glue13 import Service, service_entries
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap.server import LdapServer
 from fabric.rpc.server import RpcService
+from security.errors import os_error_text
 
 
 class VoAgent(Agent):
@@ -38,7 +39,8 @@ class VoAgent(Agent):
         except OSError as error:
             raise Unavailable(
                 "PORT_IN_USE",
-                f"{settings.name} cannot listen on {settings.listen}:{settings.ports.get('ldap')} ({error})",
+                f"{settings.name} cannot listen on {settings.listen}:{settings.ports.get('ldap')}"
+                f" ({os_error_text(error)})",
             ) from error
         self.context.close_at_end(ldap)
         entries = service_entries(

@@ -13,6 +13,7 @@ from fabric.ldap.entry import Entry
 from fabric.ldap.filter_text import parse_filter
 from fabric.ldap.filters import ANY_ENTRY, Filter
 from fabric.ldap.tree import Scope
+from security.errors import os_error_text
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Largest single message taken from a server: one entry."""
@@ -47,9 +48,8 @@ class LdapClient:
             async with asyncio.timeout(timeout_s):
                 reader, writer = await asyncio.open_connection(host, port)
         except (OSError, TimeoutError) as error:
-            raise LdapError(
-                p.ResultCode.UNAVAILABLE, f"no LDAP server at {host}:{port}: {error or 'timeout'}"
-            ) from None
+            why = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else os_error_text(error)
+            raise LdapError(p.ResultCode.UNAVAILABLE, f"no LDAP server answers at {host}:{port} ({why})") from None
         return cls(reader, writer, timeout_s)
 
     async def __aenter__(self) -> LdapClient:
@@ -93,7 +93,7 @@ class LdapClient:
         except TimeoutError:
             raise LdapError(p.ResultCode.UNAVAILABLE, f"no answer within {self._timeout_s:g} s") from None
         except OSError as error:
-            raise LdapError(p.ResultCode.UNAVAILABLE, f"the connection broke: {error}") from None
+            raise LdapError(p.ResultCode.UNAVAILABLE, f"the connection broke ({os_error_text(error)})") from None
         except BerError as error:
             raise LdapError(p.ResultCode.PROTOCOL_ERROR, f"the answer is not LDAP: {error}") from None
         operation = message.operation

@@ -29,7 +29,7 @@ from fabric.rpc.server import RpcService
 from security import proxies
 from security.certificates import PrivateKey
 from security.credentials import Credential
-from security.errors import CredentialError, SecurityError
+from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
 from security.trust import TrustStore
 from security.validation import ValidationPolicy, validate_client_chain
@@ -77,7 +77,7 @@ class DelegationStore:
         except OSError as error:
             raise Unavailable(
                 "DELEGATIONS_UNAVAILABLE",
-                f"delegated credentials in {directory} cannot be read ({error}); look at its owner",
+                f"delegated credentials in {directory} cannot be read ({os_error_text(error)}); look at its owner",
             ) from error
 
     def _load(self) -> None:
@@ -176,7 +176,8 @@ class DelegationStore:
             write_atomic(stem.with_suffix(".json"), json.dumps(record).encode(), 0o600)
         except OSError as error:
             raise Unavailable(
-                "DELEGATIONS_UNAVAILABLE", f"the delegated credential cannot be stored ({error}); try again later"
+                "DELEGATIONS_UNAVAILABLE",
+                f"the delegated credential cannot be stored ({os_error_text(error)}); try again later",
             ) from error
         self._credentials[key] = credential
         self._tell(key)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from security import credentials, proxies, session
 from security._der import DerError
 from security.credentials import Credential, find_certificate_directory, find_proxy_path, find_user_certificate
-from security.errors import CredentialError, Reason, SecurityError, ValidationError
+from security.errors import CredentialError, Reason, SecurityError, ValidationError, os_error_text
 from security.files import write_atomic
 from security.testing import NOW, TestGrid, shared_key
 
@@ -66,6 +68,35 @@ def test_a_key_of_somebody_else_is_refused(shared_grid: TestGrid, tmp_path: Path
         Credential.load(path)
     assert caught.value.reason == Reason.CREDENTIAL_FILE_UNSAFE
     Credential.load(path, owner_uid=12345)
+
+
+def test_a_file_that_is_there_and_cannot_be_opened_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for paths in ((tmp_path / "shadow",), (tmp_path / "shadow", tmp_path / "key")):
+        with pytest.raises(CredentialError) as caught:
+            Credential.load(*paths)
+        assert caught.value.reason == Reason.CREDENTIAL_FILE_UNSAFE
+        assert "shadow cannot be read (permission denied); name a file of your own" in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), "no such file or directory"),
+        (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)"), "connection refused"),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 101] x"), "connection refused"),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
+        (OSError("/x is not a regular file"), "/x is not a regular file"),
+        (UnicodeError("not UTF-8"), "not UTF-8"),
+    ],
+)
+def test_what_the_operating_system_says_goes_into_a_sentence_without_its_number(error: Exception, text: str) -> None:
+    assert os_error_text(error) == text
 
 
 def test_missing_and_strange_files(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_a_missing_directory_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as caught:
         TrustStore(tmp_path / "none")
     assert caught.value.reason == Reason.TRUST_DIRECTORY_INVALID
+    assert "none cannot be read (no such file or directory); set X509_CERT_DIR to" in caught.value.sentence
 
 
 def test_alarms_come_before_the_end(grid: TestGrid) -> None:
@@ -177,15 +178,45 @@ def test_authorities_that_are_not_installed(grid: TestGrid, tmp_path: Path) -> N
     assert not (tmp_path / "new").exists()
 
 
-def test_partial_lists_are_not_taken_for_complete(grid: TestGrid) -> None:
+SOME_REASONS = frozenset({x509.ReasonFlags.key_compromise})
+
+
+def signed_list(grid: TestGrid, *extensions: x509.ExtensionType) -> x509.CertificateRevocationList:
     key = Credential.load(grid.ca.directory / "ca.pem", grid.ca.directory / "key.pem").key
-    point = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
-    for extension in (point, x509.DeltaCRLIndicator(1)):
-        builder = x509.CertificateRevocationListBuilder(grid.ca.certificate.subject, NOW, NOW + DAY)
-        crl = builder.add_extension(extension, critical=True).sign(key, hashes.SHA256())
-        with pytest.raises(ValidationError) as caught:
-            verify_crl(crl, grid.ca.certificate)
-        assert caught.value.reason == Reason.CRL_INVALID
+    builder = x509.CertificateRevocationListBuilder(grid.ca.certificate.subject, NOW, NOW + DAY)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
+    return builder.sign(key, hashes.SHA256())
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        x509.IssuingDistributionPoint(None, None, False, False, SOME_REASONS, False, False),
+        x509.IssuingDistributionPoint(None, None, False, False, None, True, False),
+        x509.IssuingDistributionPoint(None, None, False, False, None, False, True),
+        x509.DeltaCRLIndicator(1),
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"),
+    ],
+    ids=["some reasons", "indirect", "attribute certificates", "delta", "unknown critical"],
+)
+def test_partial_lists_are_not_taken_for_complete(grid: TestGrid, extension: x509.ExtensionType) -> None:
+    with pytest.raises(ValidationError) as caught:
+        verify_crl(signed_list(grid, extension), grid.ca.certificate)
+    assert caught.value.reason == Reason.CRL_INVALID
+
+
+def test_a_list_covers_only_its_scope(grid: TestGrid) -> None:
+    """RFC 5280 section 6.3.3, step b."""
+    user, authority = grid.user("alice").certificate, grid.ca.certificate
+    users = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    authorities = x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+    point = x509.IssuingDistributionPoint(
+        [x509.UniformResourceIdentifier("http://a/crl")], None, False, False, None, False, False
+    )
+    for extension, covers in ((users, (True, False)), (authorities, (False, True)), (point, (False, False))):
+        good = verify_crl(signed_list(grid, extension), authority)
+        assert (good.covers(user), good.covers(authority)) == covers
 
 
 @given(st.binary(max_size=200))
@@ -295,6 +326,6 @@ def test_namespaces() -> None:
     assert policy.permits(name("/CN=A"), name("/O=a/CN=z"))
     assert policy.permits(name("/CN=A"), name("/O=b/CN=x"))
     assert not policy.permits(name("/CN=A"), name("/O=b/CN=y"))
-    for bad in (text + "junk", text.replace("PERMIT", "DENY"), text.replace("/O=a/.*", "/O=(a|b)/.*"), ""):
+    for bad in (text + "junk", text.replace("PERMIT", "ALLOW"), text.replace("/O=a/.*", "/O=(a|b)/.*"), ""):
         with pytest.raises(ValidationError):
             parse_namespaces(bad)
