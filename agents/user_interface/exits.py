@@ -14,11 +14,11 @@ class ExitCode(enum.IntEnum):
     OK = 0
     """Done."""
     FAILED = 1
-    """Refused or failed; the sentence on stderr says why."""
+    """Refused or failed, also for want of a usable credential; the sentence on stderr says why."""
     USAGE = 2
-    """The command line (or an environment variable) is wrong."""
+    """What was asked makes no sense: the command line, a variable, or the content of a file that they name."""
     NOT_FOUND = 3
-    """The thing named does not exist: job, file, credential, grid."""
+    """The thing named does not exist: job, file, credential, folder of authorities, grid."""
     UNREACHABLE = 4
     """A service does not answer; the same command may succeed later."""
     TIMEOUT = 5
@@ -34,8 +34,9 @@ _CODE_OF_CLASS: Mapping[str, ExitCode] = {
     "Unavailable": ExitCode.UNREACHABLE,
     "DeadlineExceeded": ExitCode.TIMEOUT,
     "UsageProblem": ExitCode.USAGE,
+    "InvalidRequest": ExitCode.USAGE,
 }
-_NOT_FOUND_REASONS = frozenset({"CREDENTIAL_NOT_FOUND"})
+_NOT_FOUND_REASONS = frozenset({"CREDENTIAL_NOT_FOUND", "TRUST_DIRECTORY_INVALID"})
 
 
 class UsageProblem(Exception):

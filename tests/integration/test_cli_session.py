@@ -161,7 +161,7 @@ async def test_of_several_descriptions_the_good_ones_are_submitted(desk: Desk) -
     good, bad = desk.jdl('Executable = "/bin/true";'), desk.jdl("Executable = ;", "bad.jdl")
     with pytest.raises(Ended) as end:
         await desk.call(jobs.submit_command, [good, bad], None)
-    assert end.value.code == ExitCode.FAILED
+    assert end.value.code == ExitCode.USAGE
     accepted, refused = desk.printed
     assert accepted["job_id"].startswith("https://localhost:")
     assert "line 2" in refused["error"]["sentence"]

@@ -18,8 +18,8 @@ from agents.user_interface import console, exits
 from agents.user_interface.application import app
 from agents.user_interface.exits import ExitCode, UsageProblem
 from agents.user_interface.main import run
-from fabric.errors import DeadlineExceeded, NotFound, Refused, Unavailable
-from security.errors import CredentialError, Reason
+from fabric.errors import DeadlineExceeded, InvalidRequest, NotFound, Refused, Unavailable
+from security.errors import CredentialError, Reason, ValidationError
 
 ROOT = Path(__file__).parents[3]
 
@@ -135,7 +135,8 @@ def test_a_service_that_does_not_answer_is_exit_code_4(
     monkeypatch.setenv("GRIDFABRIC_TOP_LDAP", "127.0.0.1:1")
     monkeypatch.delenv("GRIDFABRIC_STATE")
     assert run(["info", "ces"]) == ExitCode.UNREACHABLE
-    assert "127.0.0.1:1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no LDAP server answers at 127.0.0.1:1 (connection refused)" in said and "GRIDFABRIC_TOP_LDAP" in said
 
 
 def test_what_is_no_text_or_no_file_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +158,7 @@ def test_what_is_no_text_or_no_file_is_said_so(tmp_path: Path, capsys: pytest.Ca
         del os.environ["GRIDFABRIC_ENDPOINTS"]
     assert "not an endpoints file" in capsys.readouterr().err
     assert run(["proxy", "init", "--out", "none/proxy", "--cert", "none"]) == ExitCode.NOT_FOUND
+    assert "there is no certificate file none; " in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_utf8_are_not_a_defect(
@@ -190,7 +192,10 @@ def test_down_on_nothing_is_no_error() -> None:
         (TimeoutError("x"), 5),
         (Refused("X", "x"), 1),
         (CredentialError(Reason.CREDENTIAL_NOT_FOUND, "x"), 3),
+        (ValidationError(Reason.TRUST_DIRECTORY_INVALID, "x"), 3),
         (CredentialError(Reason.CREDENTIAL_LOCKED, "x"), 1),
+        (CredentialError(Reason.CREDENTIAL_FILE_UNSAFE, "x"), 1),
+        (InvalidRequest("JDL_SYNTAX", "x"), 2),
         (UsageProblem("x"), 2),
         (FileNotFoundError(2, "x"), 3),
         (PermissionError(13, "x"), 1),
