@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 from agents.broker.jdl import JdlError, local_input_sandbox, local_name, normalise
 from fabric.errors import InvalidRequest
 from fabric.ids import unique_id
+from security.errors import os_error_text
 
 __all__ = ["BrokerClient", "JdlError", "local_input_sandbox", "local_name", "normalise", "read_sandbox"]
 
@@ -47,18 +49,24 @@ def read_sandbox(jdl: str, folder: Path | str = ".") -> list[LocalFile]:
         path = Path(unquote(urlsplit(text).path)) if text.startswith("file:") else Path(text).expanduser()
         path = Path(folder) / path
         name = local_name(text)
-        if not path.is_file():
-            raise InvalidRequest(
-                "SANDBOX_FILE_MISSING",
-                f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL",
-            )
         try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise InvalidRequest(
+                    "SANDBOX_FILE_UNREADABLE",
+                    f"InputSandbox names {text!r}, and {path} is not a regular file; name a file, or pack a folder",
+                )
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InvalidRequest(
+                "SANDBOX_FILE_MISSING",
+                f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL",
+            ) from None
         except OSError as error:
             raise InvalidRequest(
-                "SANDBOX_FILE_UNREADABLE", f"the input sandbox file {path} cannot be read ({error.strerror})"
+                "SANDBOX_FILE_UNREADABLE",
+                f"the input sandbox file {path} cannot be read ({os_error_text(error)}); see to its permissions",
             ) from error
         if name in found and found[name].path != path:
             raise InvalidRequest(

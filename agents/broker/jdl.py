@@ -19,7 +19,9 @@ from agents.broker.jdl_syntax import (
     NodeKind,
     Token,
     conjuncts,
+    definitions,
     parse_jdl,
+    references,
 )
 from agents.broker.model import (
     DEFAULT_RETRY_COUNT,
@@ -37,6 +39,8 @@ __all__ = ["JdlError", "conjuncts", "local_input_sandbox", "local_name", "normal
 MAX_JOBS = 10_000
 """Jobs of one JDL; submit several for more."""
 MAX_RETRY_COUNT = 20
+MAX_REFERENCES = 16
+"""Of attributes to attributes that refer to others: at most some hundred evaluations of one."""
 MAX_FILE_NAME_BYTES = 255
 """As every file system of a worker node has it."""
 MAX_SANDBOX_FILES = 1000
@@ -135,6 +139,7 @@ class _Record:
             own.add(key)
             self.values[key] = value
             self.written[key] = name
+        self._limit_references()
         self._ad = classad2.ClassAd()
         for key, value in self.values.items():
             if key not in ("nodes", "requirements", "rank"):
@@ -263,6 +268,7 @@ class _Record:
             return ""
         node = self.values[key]
         text = node.text()
+        self._refuse_circle((key,), set())
         try:
             tree = classad2.ExprTree(text)
             value = tree.eval(self._ad)
@@ -277,6 +283,47 @@ class _Record:
         if len(node.tokens) == 1 and not isinstance(value, allowed):
             raise self.wrong_type(key, wanted, value)
         return text
+
+    def _refuse_circle(self, path: tuple[str, ...], done: set[str]) -> None:
+        """An expression that leads back to itself has no value: classad2 calls it undefined, and no CE would suit."""
+        for scope, token in references(self.values[path[-1]]):
+            name = _key(token)
+            if scope not in ("", "self", "my") or name not in self.values or name in done:
+                continue
+            if name in path:
+                raise JdlError(
+                    "JDL_VALUE",
+                    f"leads back to itself; write a value, or other.{token.text} for what the computing element says",
+                    line=token.line,
+                    column=token.column,
+                    attribute=self.written[path[0]].text,
+                )
+            self._refuse_circle((*path, name), done)
+        done.add(path[-1])
+
+    def _limit_references(self) -> None:
+        """Where attributes are made of attributes that are made of attributes, each step multiplies the work."""
+        used = {
+            key: [token for scope, token in references(node) if scope not in ("other", "target")]
+            for key, node in self.values.items()
+            if key not in ("nodes", "parameters")
+        }
+        made = {key for key, tokens in used.items() if any(_key(token) in self.values for token in tokens)}
+        made |= {_key(token) for key in used for token in definitions(self.values[key])}
+        steps = [(key, token) for key, tokens in used.items() for token in tokens if _key(token) in made]
+        if len(steps) > MAX_REFERENCES:
+            key, token = steps[MAX_REFERENCES]
+            raise JdlError(
+                "JDL_TOO_LARGE",
+                f"more than {MAX_REFERENCES} references to attributes that refer to others; write their values",
+                line=token.line,
+                column=token.column,
+                attribute=self.written[key].text,
+            )
+
+
+def _key(name: Token) -> str:
+    return name.text.strip("'").lower()
 
 
 def _type_name(value: object) -> str:

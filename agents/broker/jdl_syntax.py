@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 from fabric.errors import InvalidRequest
 
@@ -17,6 +18,8 @@ MAX_JDL_BYTES = 1024 * 1024
 """Longer texts are refused before anything reads them."""
 MAX_DEPTH = 64
 """Nested brackets and operators; deeper expressions are refused, so no parser recurses without bound."""
+MAX_INTEGER = 2**63 - 1
+"""Of a ClassAd."""
 MAX_NAME_LENGTH = 128
 """Characters of an attribute name."""
 
@@ -351,6 +354,8 @@ class Parser:
         start = self._at
         token = self._peek()
         if token.kind in (TokenKind.STRING, TokenKind.NUMBER):
+            if token.kind is TokenKind.NUMBER:
+                self._check_number(token)
             self._next()
             return Node(NodeKind.OTHER, (token,))
         if token.kind is TokenKind.NAME:
@@ -378,6 +383,13 @@ class Parser:
             self._next()
             return self._primary()
         raise self._error(f"a value is expected, {token.shown()} found", token)
+
+    def _check_number(self, token: Token) -> None:
+        """classad2 takes an integer that is too large, or hexadecimal, for 0, and refuses units."""
+        if token.text[-1].isalpha() or token.text[:2].lower() == "0x":
+            raise self._error(f"{token.shown()} is not a plain decimal number; write all its digits", token)
+        if token.text.isdigit() and (len(token.text) > 19 or int(token.text) > MAX_INTEGER):
+            raise self._error(f"{token.shown()} is too large: integers go up to {MAX_INTEGER}", token)
 
     def _items(self, closer: str) -> tuple[Node, ...]:
         items: list[Node] = []
@@ -414,6 +426,24 @@ def parse_expression(text: str) -> Node:
     if rest.kind is not TokenKind.END:
         raise JdlError("JDL_SYNTAX", f"{rest.shown()} stands after the expression", line=rest.line, column=rest.column)
     return node
+
+
+def references(node: Node) -> list[tuple[str, Token]]:
+    """The attributes that an expression names, each with the scope before its dot: ``other``, ``self``, or empty."""
+    found: list[tuple[str, Token]] = []
+    scope, before = "", ""
+    for token, after in pairwise((*node.tokens, Token(TokenKind.END, "", 0, 0))):
+        if token.kind is TokenKind.NAME and after.text not in ("(", "="):
+            found.append((scope if before == "." else "", token))
+        if token.text != ".":
+            scope = token.text.lower() if token.kind is TokenKind.NAME or token.text in _CLOSERS.values() else ""
+        before = token.text
+    return found
+
+
+def definitions(node: Node) -> list[Token]:
+    """The names that the records within an expression define."""
+    return [token for token, after in pairwise(node.tokens) if token.kind is TokenKind.NAME and after.text == "="]
 
 
 def conjuncts(expression: str) -> list[str]:

@@ -1,15 +1,18 @@
 """JDL in, job descriptions or errors with a place out."""
 
+import os
 import pickle
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.broker.client import read_sandbox
 from agents.broker.jdl import JdlError, conjuncts, local_input_sandbox, normalise
 from agents.broker.jdl_syntax import MAX_DEPTH, parse_expression, tokenise
 from agents.broker.model import JobType, OutputData
 from agents.broker.store import decode_description, encode_description
+from fabric.errors import InvalidRequest
 
 TRUE = 'Executable = "/bin/true";'
 
@@ -126,6 +129,16 @@ def test_names_have_no_case():
         ('Type = "Collection"; Nodes = 1;', "JDL_TYPE", 1, 30, "list of records"),
         (TRUE + "Rank = " + "(" * 100 + "1" + ")" * 100, "JDL_SYNTAX", 1, 97, "nested deeper"),
         (TRUE + "MaxWallTime = -1;", "JDL_VALUE", 1, 40, "minutes"),
+        (TRUE + "RetryCount = 99999999999;", "JDL_VALUE", 1, 39, "not between 0 and 20"),
+        (TRUE + "RetryCount = 99999999999999999999999;", "JDL_SYNTAX", 1, 39, "too large"),
+        (TRUE + "ShallowRetryCount = 9223372036854775808;", "JDL_SYNTAX", 1, 46, "too large"),
+        (TRUE + "RetryCount = 0x10;", "JDL_SYNTAX", 1, 39, "not a plain decimal number"),
+        (TRUE + "Rank = 10K;", "JDL_SYNTAX", 1, 33, "not a plain decimal number"),
+        (TRUE + "Requirements = Requirements;", "JDL_VALUE", 1, 41, "write a value, or other.Requirements"),
+        (TRUE + "Rank = 1 - rank;", "JDL_VALUE", 1, 37, "leads back to itself"),
+        (TRUE + "Rank = a;\na = 1 + self.b;\nb = .A;", "JDL_VALUE", 3, 6, "leads back to itself"),
+        (TRUE + "Rank = a0;" + "".join(f"a{n} = a{n + 1};" for n in range(30)), "JDL_TOO_LARGE", 1, 173, "than 16 ref"),
+        (TRUE + "Rank = x.a; x = [a = b+b+b+b+b+b+b; b = c+c+c+c+c+c+c; c = d+d;];", "JDL_TOO_LARGE", 1, 83, "than 16"),
     ],
 )
 def test_errors_have_a_place_and_a_cure(text, reason, line, column, words):
@@ -221,3 +234,30 @@ def test_depth_is_bounded_for_every_bracket():
     for opener, closer in (("(", ")"), ("{", "}"), ("!", ""), ("-", ""), ("[a=", "]"), ("1 ? 1 : ", ""), ("f(", ")")):
         text = TRUE + "X = " + opener * (MAX_DEPTH * 50) + "1" + closer * (MAX_DEPTH * 50)
         assert refused(text).reason == "JDL_SYNTAX"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Requirements = other.Requirements && TARGET.Rank > 1;",
+        "Rank = Min({a, b}); a = b; b = 1;",
+        "Rank = c.Rank; c = [Rank = 2];",
+        "Rank = a0;" + "".join(f"a{n} = a{n + 1} + a{n + 1};" for n in range(6)) + "a6 = 1;",
+        "a = 1;" + "".join(f"b{n} = a;" for n in range(100)),
+    ],
+)
+def test_an_expression_may_lead_through_other_attributes_as_long_as_it_ends(text):
+    only(TRUE + text)
+
+
+def test_only_a_regular_file_goes_into_the_input_sandbox(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("fifo", "folder", "/dev/null"):
+        with pytest.raises(InvalidRequest, match=f"{name}' *, and .*{name} is not a regular file"):
+            read_sandbox(TRUE + f'InputSandbox = "{name}";', tmp_path)
+    for name in ("none", "file/none"):
+        with pytest.raises(InvalidRequest, match=f"there is no file .*{name}"):
+            read_sandbox(TRUE + f'InputSandbox = "{name}";', tmp_path)
+    assert [file.name for file in read_sandbox(TRUE + 'InputSandbox = "file";', tmp_path)] == ["file"]
