@@ -40,6 +40,9 @@ MAX_EXTENSION_BYTES = 64 * 1024
 MAX_ATTRIBUTE_CERTIFICATES = 8
 """Virtual organisations in one proxy."""
 MAX_FQANS = 256
+MAX_GENERIC_ATTRIBUTES = 64
+MAX_ATTRIBUTE_BYTES = 1024
+"""Of a generic attribute's name, value or qualifier."""
 MAX_LSC_BYTES = 64 * 1024
 MAX_LIFETIME = timedelta(days=7)
 """Longest life accepted; VOMS servers give 12 to 24 hours."""
@@ -58,6 +61,15 @@ _VO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
 
 
 @dataclass(frozen=True)
+class GenericAttribute:
+    """A name and a value that a VO gives a member, such as a nickname. `qualifier` is the group it comes from."""
+
+    name: str
+    value: str
+    qualifier: str = ""
+
+
+@dataclass(frozen=True)
 class AttributeCertificate:
     """One attribute certificate as it was read; nothing of it is verified."""
 
@@ -72,6 +84,7 @@ class AttributeCertificate:
     serial: int
     not_before: datetime
     not_after: datetime
+    attributes: tuple[GenericAttribute, ...]
     signer_chain: tuple[x509.Certificate, ...] = field(repr=False)
     signed: bytes = field(repr=False)
     algorithm: str = field(repr=False)
@@ -87,6 +100,8 @@ class VomsAttributes:
     issuer: DistinguishedName
     uri: str
     not_after: datetime
+    attributes: tuple[GenericAttribute, ...] = ()
+    serial: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,14 +134,19 @@ class VomsDirectory:
 
 
 def parse_lsc(text: str) -> list[tuple[DistinguishedName, ...]]:
-    """Chains of an `.lsc` file: signer, then its issuers, one name a line; chains divided by a line of dashes."""
+    """Chains of an `.lsc` file: signer, then its issuers, one name a line; chains divided by a line of dashes.
+
+    The C client wants subject and issuer of every certificate, so that an intermediate authority stands there twice.
+    """
     chains: list[list[DistinguishedName]] = [[]]
     for line in text.splitlines():
         stripped = line.strip()
         if stripped.startswith("---"):
             chains.append([])
         elif stripped and not stripped.startswith("#"):
-            chains[-1].append(DistinguishedName.parse(stripped))
+            name = DistinguishedName.parse(stripped.strip('"'))
+            if name not in chains[-1][-1:]:
+                chains[-1].append(name)
     return [tuple(chain) for chain in chains if len(chain) >= 2]
 
 
@@ -185,11 +205,14 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
     if not _VO.match(vo) or not server:
         raise _der.DerError("no VO name")
     chain: tuple[x509.Certificate, ...] = ()
+    generic: tuple[GenericAttribute, ...] = ()
     for oid, critical, value in _extensions(rest):
         if oid == _SIGNER_CHAIN_OID:
             outer = _der.read_single(value, _der.SEQUENCE)
             encoded = _der.read_all(_der.read_single(outer.content, _der.SEQUENCE).content)
             chain = certificates.load_chain([x509.load_der_x509_certificate(e.encoded) for e in encoded[:8]])
+        elif oid == _GENERIC_ATTRIBUTES_OID:
+            generic = _generic_attributes(value)
         elif oid == _TARGETS_OID or (critical and oid not in _KNOWN_CRITICAL):
             raise _der.DerError(f"extension {oid} is not understood")
     return AttributeCertificate(
@@ -202,6 +225,7 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
         serial=_der.integer(serial.content),
         not_before=_time(start),
         not_after=_time(end),
+        attributes=generic,
         signer_chain=chain,
         signed=information.encoded,
         algorithm=_der.object_identifier(_expect(algorithm, _der.SEQUENCE)[0].content),
@@ -222,6 +246,25 @@ def _fqans(attributes: _der.Element) -> tuple[str, list[str]]:
             raise _der.DerError("group names")
         return name.content.decode("ascii"), texts
     raise _der.DerError("no group names")
+
+
+def _generic_attributes(value: bytes) -> tuple[GenericAttribute, ...]:
+    """SEQUENCE { SEQUENCE OF { grantor, SEQUENCE OF { name, value, qualifier } } }; text that is not UTF-8 is
+    refused."""
+    found: list[GenericAttribute] = []
+    (providers,) = _expect(_der.read_single(value, _der.SEQUENCE), _der.SEQUENCE)
+    for provider in _expect(providers, _der.SEQUENCE):
+        _, listed = _expect(provider, _der.SEQUENCE)
+        for attribute in _expect(listed, _der.SEQUENCE):
+            parts = _expect(attribute, _der.SEQUENCE)
+            if len(parts) != 3 or any(
+                part.tag != _der.OCTET_STRING or len(part.content) > MAX_ATTRIBUTE_BYTES for part in parts
+            ):
+                raise _der.DerError("generic attribute")
+            found.append(GenericAttribute(*(part.content.decode("utf-8") for part in parts)))
+    if len(found) > MAX_GENERIC_ATTRIBUTES:
+        raise _der.DerError(f"{len(found)} generic attributes")
+    return tuple(found)
 
 
 def _extensions(rest: list[_der.Element]) -> list[tuple[str, bool, bytes]]:
@@ -343,7 +386,9 @@ def _verify(
         raise refuse(f"it is valid only from {utc_text(entry.not_before)}; check the clocks")
     if entry.not_after - entry.not_before > MAX_LIFETIME:
         raise refuse(f"it lives longer than {MAX_LIFETIME.days} days")
-    return VomsAttributes(entry.vo, entry.fqans, entry.issuer, entry.uri, entry.not_after)
+    return VomsAttributes(
+        entry.vo, entry.fqans, entry.issuer, entry.uri, entry.not_after, entry.attributes, entry.serial
+    )
 
 
 def _signed_by(entry: AttributeCertificate, signer: x509.Certificate) -> bool:
@@ -371,10 +416,13 @@ def create_attribute_certificate(
     fqans: Sequence[str],
     lifetime: timedelta,
     now: datetime,
+    attributes: Sequence[GenericAttribute] = (),
+    serial: int | None = None,
 ) -> bytes:
     """One attribute certificate (DER) for the end-entity certificate `holder`, as a VOMS server makes it.
 
-    `uri` is host:port. Put it into a proxy with `proxy_extension`. Raises ValidationError for FQANs outside the VO.
+    `uri` is host:port. Put it into a proxy with `proxy_extension`. It ends with the signer's chain at the latest.
+    Raises ValidationError for FQANs outside the VO.
     """
     now = require_utc(now)
     if not _VO.match(vo) or not 1 <= len(fqans) <= MAX_FQANS or lifetime <= timedelta(0):
@@ -395,6 +443,8 @@ def create_attribute_certificate(
     chain = encode(sequence, encode(sequence, b"".join(certificates.der(c) for c in signer.certificates)))
     extensions = _extension(_SIGNER_CHAIN_OID, chain) + _extension(_NO_REVOCATION_OID, b"\x05\x00")
     extensions += _authority_key(signer.certificate)
+    if attributes:
+        extensions += _generic_extension(attributes, f"{vo}://{uri}")
     information = encode(
         sequence,
         _der.encode_integer(1)
@@ -404,7 +454,7 @@ def create_attribute_certificate(
         )
         + encode(0xA0, _general_names(signer.certificate.subject))
         + algorithm
-        + _der.encode_integer(secrets.randbits(95) | 1)
+        + _der.encode_integer(new_serial() if serial is None else serial)
         + encode(sequence, _general_time(now) + _general_time(min(now + lifetime, signer.not_after)))
         + encode(sequence, attribute)
         + encode(sequence, extensions),
@@ -431,8 +481,22 @@ def _extension(oid: str, value: bytes) -> bytes:
 
 
 def _authority_key(signer: x509.Certificate) -> bytes:
-    try:
-        identifier = signer.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return b""
-    return _extension(_AUTHORITY_KEY_OID, identifier.public_bytes())
+    """The key that signed, by its SHA-1 (RFC 5280 section 4.2.1.2): what the C client compares, whatever the signer's
+    own extensions say."""
+    key = certificates.public_key_of(signer, "attribute certificate")
+    return _extension(_AUTHORITY_KEY_OID, x509.AuthorityKeyIdentifier.from_issuer_public_key(key).public_bytes())
+
+
+def _generic_extension(attributes: Sequence[GenericAttribute], grantor: str) -> bytes:
+    sequence, encode = _der.SEQUENCE, _der.encode
+    listed = b""
+    for attribute in attributes:
+        parts = (attribute.name, attribute.value, attribute.qualifier)
+        listed += encode(sequence, b"".join(encode(_der.OCTET_STRING, part.encode()) for part in parts))
+    provider = encode(sequence, encode(sequence, encode(0x86, grantor.encode("ascii"))) + encode(sequence, listed))
+    return _extension(_GENERIC_ATTRIBUTES_OID, encode(sequence, encode(sequence, provider)))
+
+
+def new_serial() -> int:
+    """A serial number for an attribute certificate: 95 random bits, so below the 20 octets that are allowed."""
+    return secrets.randbits(95) | 1

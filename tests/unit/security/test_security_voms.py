@@ -135,3 +135,50 @@ def test_vomsdir(tmp_path: Path) -> None:
     ]
     with pytest.raises(ValidationError):
         voms.VomsDirectory.load(tmp_path / "none")
+
+
+NICKNAME = voms.GenericAttribute("nickname", "Ada \u0141", "testvo")
+
+
+def test_generic_attributes_travel(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    (found,) = verify(grid, alice, attribute(grid, alice, attributes=[NICKNAME], serial=77))
+    assert (found.attributes, found.serial) == ((NICKNAME,), 77)
+    (plain,) = verify(grid, alice, attribute(grid, alice))
+    assert plain.attributes == ()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        [voms.GenericAttribute("name", "x" * 1025)],
+        [voms.GenericAttribute(f"n{n}", "v") for n in range(voms.MAX_GENERIC_ATTRIBUTES + 1)],
+    ],
+    ids=["long", "many"],
+)
+def test_generic_attributes_out_of_bounds_are_refused(grid: TestGrid, attributes: list[voms.GenericAttribute]) -> None:
+    alice = grid.user("alice")
+    refused(grid, alice, attribute(grid, alice, attributes=attributes), "generic attribute")
+
+
+def test_generic_attributes_that_are_no_text_are_refused(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    good = attribute(grid, alice, attributes=[voms.GenericAttribute("name", "value", "q")])
+    refused(grid, alice, good.replace(b"value", b"val\xff\xfe", 1), "cannot be read")
+
+
+def test_the_authority_key_is_the_signers_own(grid: TestGrid) -> None:
+    """The C client compares it with the SHA-1 of the signer's key and not with the signer's own extension."""
+    from cryptography import x509
+
+    server = grid.host("localhost", subject="voms/localhost")
+    digest = x509.SubjectKeyIdentifier.from_public_key(server.key.public_key()).digest
+    assert digest in attribute(grid, grid.user("alice"), signer=server)
+
+
+def test_lsc_with_subject_and_issuer_of_every_certificate() -> None:
+    """The C client wants an intermediate authority twice, others once."""
+    one = voms.parse_lsc("/C=XX/CN=voms\n/C=XX/CN=sub\n/C=XX/CN=root\n")
+    two = voms.parse_lsc('/C=XX/CN=voms\n/C=XX/CN=sub\n/C=XX/CN=sub\n"/C=XX/CN=root"\n')
+    assert one == two and len(one[0]) == 3
+    assert voms.parse_lsc("/C=XX/CN=voms\n/C=XX/CN=voms\n") == []
