@@ -322,19 +322,17 @@ class Connection(asyncio.Protocol):
         return None
 
     def _start(self, message_id: int, response_tag: int, work: Coroutine[Any, Any, None]) -> None:
-        """Run an operation as a task under its message id."""
+        """Run an operation as a task under its message id. It may be given up before its first step."""
 
-        async def run() -> None:
-            try:
-                await work
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
+        def ended(task: asyncio.Task[None]) -> None:
+            if self._operations.get(message_id) is task:
+                del self._operations[message_id]
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
                 self._defect(message_id, response_tag, error)
-            finally:
-                self._operations.pop(message_id, None)
 
-        self._operations[message_id] = self._loop.create_task(run())
+        task = self._operations[message_id] = self._loop.create_task(work)
+        task.add_done_callback(ended)
 
     # -- bind and extended operations
 

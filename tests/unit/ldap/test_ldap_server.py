@@ -138,6 +138,7 @@ async def test_time_limit_and_others_are_served_meanwhile() -> None:
         await other.close()
 
 
+@pytest.mark.filterwarnings("error")
 async def test_abandon_ends_a_search_without_an_answer() -> None:
     async with serving(Slow()) as (_, client):
         abandoned = client.send(search("o=slow"))
