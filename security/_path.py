@@ -3,14 +3,16 @@ ourselves."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from cryptography import x509
 from OpenSSL import crypto
 
 from security import certificates
-from security.errors import Reason, ValidationError
+from security._policies import policy_problem
+from security.errors import Reason, ValidationError, utc_text
+from security.policy import ValidationPolicy
 from security.proxies import ProxyInfo, ProxyKind, proxy_info
 from security.trust import TrustSnapshot
 
@@ -80,7 +82,22 @@ def build_path(
             authority = trust.authority_of(encoded)
             certificate = authority.certificate if authority is not None else entry.to_cryptography()
         path.append(certificate)
+    if any(certificates.has_policy_rules(certificate) for certificate in path):
+        _require_policies(tuple(path), now)
     return tuple(path)
+
+
+def _require_policies(path: tuple[x509.Certificate, ...], now: datetime) -> None:
+    """Certificate policies of the path above the proxies, which have none: see `security._policies`."""
+    above = [certificate for certificate in path if not _is_proxy(certificate)]
+    problem = policy_problem(above)
+    if problem:
+        raise ValidationError(
+            Reason.CERTIFICATE_POLICY,
+            f"{certificates.describe(above[0])} is refused by the certificate policies of its path: {problem}; "
+            "ask its authority",
+            certificates.facts_of(above[0], "certificate policy", now),
+        )
 
 
 def _translate(
@@ -247,4 +264,58 @@ def _require_proxy_extensions(certificate: x509.Certificate, now: datetime) -> N
     if problem:
         raise _proxy_refused(
             certificate, now, Reason.PROXY_EXTENSION_INVALID, f"breaks RFC 3820: {problem}; make a new proxy"
+        )
+
+
+def in_time(certificate: x509.Certificate, policy: ValidationPolicy, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now + policy.clock_skew and now <= certificate.not_valid_after_utc
+
+
+def require_time(certificate: x509.Certificate, is_proxy: bool, policy: ValidationPolicy, now: datetime) -> None:
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > not_after:
+        kind = "the proxy" if is_proxy else "the certificate"
+        cure = "make a new proxy" if is_proxy else "renew the certificate"
+        raise ValidationError(
+            Reason.PROXY_EXPIRED if is_proxy else Reason.CERTIFICATE_EXPIRED,
+            f"{kind} {certificates.describe(certificate)} expired at {utc_text(not_after)}; {cure}",
+            {**certificates.facts_of(certificate, "validity", now), "notAfter": utc_text(not_after)},
+        )
+    if not_before > now + policy.clock_skew:
+        raise ValidationError(
+            Reason.NOT_YET_VALID,
+            f"{certificates.describe(certificate)} is valid only from {utc_text(not_before)}, "
+            f"{duration_text(not_before - now)} after the clock of this host, and a clock skew of at most "
+            f"{duration_text(policy.clock_skew)} is excused; check the clocks of both hosts",
+            {
+                **certificates.facts_of(certificate, "validity", now),
+                "notBefore": utc_text(not_before),
+                "clockSkew": duration_text(policy.clock_skew),
+            },
+        )
+
+
+def duration_text(duration: timedelta) -> str:
+    """A length of time for a sentence: `90 s`, `5 min`, `3 h`, `12 d`."""
+    seconds = round(duration.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (seconds >= length and seconds % length == 0):
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+_BROKEN_DIGESTS = frozenset({"md5", "sha1"})
+
+
+def require_strength(certificate: x509.Certificate, is_root: bool, policy: ValidationPolicy, now: datetime) -> None:
+    problem = certificates.key_problem(certificates.public_key_of(certificate), policy.shortest_rsa_bits)
+    if problem is None and not is_root and not policy.allow_weak:  # nothing rests on the signature of an installed root
+        digest = certificate.signature_hash_algorithm
+        if digest is None or digest.name in _BROKEN_DIGESTS:
+            problem = f"it is signed with {digest.name if digest else 'an unknown digest'}"
+    if problem is not None:
+        raise ValidationError(
+            Reason.KEY_TOO_WEAK,
+            f"{certificates.describe(certificate)} is refused: {problem}",
+            certificates.facts_of(certificate, "key", now),
         )

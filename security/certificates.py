@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
 from OpenSSL import crypto
 
 from security.errors import Reason, ValidationError, utc_text
@@ -33,15 +34,26 @@ MAX_RSA_BITS = 8192
 
 
 class _View:
-    """What is asked of one certificate many times: names, encoding, OpenSSL's own object."""
+    """What is asked of one certificate many times: names, encoding, OpenSSL's own object, some of its extensions."""
 
-    __slots__ = ("_native", "encoded", "issuer", "subject")
+    __slots__ = ("_native", "encoded", "has_policy_rules", "is_authority", "issuer", "may_sign_lists", "subject")
 
     def __init__(self, certificate: x509.Certificate) -> None:
         self.encoded = certificate.public_bytes(Encoding.DER)
         self.subject = DistinguishedName.from_x509(certificate.subject)
         self.issuer = DistinguishedName.from_x509(certificate.issuer)
         self._native: crypto.X509 | None = None
+        self.is_authority = certificate.version is x509.Version.v1 and certificate.subject == certificate.issuer
+        self.may_sign_lists = True  # a certificate without key usage may do everything (RFC 5280 section 4.2.1.3)
+        self.has_policy_rules = False
+        for extension in certificate.extensions:
+            value = extension.value
+            if isinstance(value, x509.BasicConstraints):
+                self.is_authority = value.ca
+            elif isinstance(value, x509.KeyUsage):
+                self.may_sign_lists = value.crl_sign
+            elif extension.oid in _POLICY_RULES:
+                self.has_policy_rules = True
 
     def native(self) -> crypto.X509:
         if self._native is None:
@@ -54,6 +66,11 @@ class _View:
                     {"check": "parse", "subject": str(self.subject), "issuer": str(self.issuer)},
                 ) from error
         return self._native
+
+
+_POLICY_RULES = frozenset(
+    {ExtensionOID.POLICY_CONSTRAINTS, ExtensionOID.POLICY_MAPPINGS, ExtensionOID.INHIBIT_ANY_POLICY}
+)
 
 
 @lru_cache(maxsize=4096)
@@ -97,6 +114,30 @@ def der(certificate: x509.Certificate) -> bytes:
 def native(certificate: x509.Certificate) -> crypto.X509:
     """The certificate as pyOpenSSL has it. Shared: not to be changed."""
     return _view(certificate).native()
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """True for basicConstraints CA, and for a version 1 certificate that is its own issuer."""
+    return _view(certificate).is_authority
+
+
+def may_sign_lists(certificate: x509.Certificate) -> bool:
+    """True if the key usage allows it to sign revocation lists."""
+    return _view(certificate).may_sign_lists
+
+
+def signs_only_lists(certificate: x509.Certificate) -> bool:
+    """True for a certificate that is no authority and whose key usage names the signing of revocation lists."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return usage.crl_sign and not usage.key_cert_sign and not is_authority(certificate)
+
+
+def has_policy_rules(certificate: x509.Certificate) -> bool:
+    """True if it has policy constraints, policy mappings or inhibitAnyPolicy (RFC 5280 section 4.2.1)."""
+    return _view(certificate).has_policy_rules
 
 
 def serial_text(serial: int) -> str:
@@ -198,6 +239,11 @@ def spki(key: PublicKey) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
+def spki_of(certificate: x509.Certificate) -> bytes:
+    """SubjectPublicKeyInfo of a certificate with any kind of key."""
+    return crypto.dump_publickey(crypto.FILETYPE_ASN1, native(certificate).get_pubkey())
+
+
 def public_key_of(certificate: x509.Certificate, check: str = "key") -> PublicKey:
     """The RSA or ECDSA key of a certificate. Raises ValidationError KEY_TOO_WEAK for any other kind."""
     try:
@@ -264,11 +310,7 @@ def parse_authority(data: bytes) -> x509.Certificate:
     """One authority certificate in PEM. Raises ValidationError CHAIN_MALFORMED, KEY_TOO_WEAK, KEY_USAGE."""
     certificate = load_chain(data)[0]
     public_key_of(certificate, "authority")
-    try:
-        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        is_authority = certificate.version is x509.Version.v1 and certificate.subject == certificate.issuer
-    if not is_authority:
+    if not is_authority(certificate):
         raise ValidationError(
             Reason.KEY_USAGE,
             f"{describe(certificate)} is not an authority (basicConstraints)",

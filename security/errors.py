@@ -62,6 +62,8 @@ class Reason(StrEnum):
     """No signing policy is installed for an authority of the path."""
     SIGNING_POLICY_INVALID = "SIGNING_POLICY_INVALID"
     """The signing policy of an authority cannot be understood."""
+    CERTIFICATE_POLICY = "CERTIFICATE_POLICY"
+    """An authority of the path requires a certificate policy (RFC 5280 section 4.2.1.11) that the path has not."""
     HOST_NAME_MISMATCH = "HOST_NAME_MISMATCH"
     """The host certificate is for another host."""
     KEY_USAGE = "KEY_USAGE"

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from security import certificates
+from security._crl import to_der, to_pem
 from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subject_hash
 from security.errors import Reason, SecurityError, ValidationError, require_utc, utc_text
 from security.files import read_bounded, sync_directory, write_atomic
-from security.names import DistinguishedName
+from security.names import DistinguishedName, same_name
 from security.revocation import MAX_CRL_BYTES, RevocationList, parse_crl, verify_crl
 from security.signing_policy import parse_signing_policy
 
@@ -65,8 +65,8 @@ def install_authority(
     with _locked(folder):
         index = _index_of(folder, stem, certificate)
         write_atomic(folder / f"{stem}.signing_policy", signing_policy.encode(), 0o644)
-        if good is not None:
-            _write_crl(folder, stem, index, certificate, good, now)
+        if good is not None and crl is not None:
+            _write_crl(folder / f"{stem}.r{index}", certificate, good, crl, now)
         path = folder / f"{stem}.{index}"
         write_atomic(path, certificates.pem([certificate]), 0o644)
     return path
@@ -87,7 +87,7 @@ def _index_of(folder: Path, stem: str, certificate: x509.Certificate) -> int:
 
 
 def _write_crl(
-    folder: Path, stem: str, index: int, authority: x509.Certificate, offered: RevocationList, now: datetime | None
+    path: Path, authority: x509.Certificate, offered: RevocationList, data: bytes, now: datetime | None
 ) -> Path:
     facts = {"check": "revocation list", "issuer": str(offered.issuer), "lastUpdate": utc_text(offered.last_update)}
     if now is not None:
@@ -105,7 +105,6 @@ def _write_crl(
                 f"the revocation list of {offered.issuer} offered is already expired; fetch again",
                 facts,
             )
-    path = folder / f"{stem}.r{index}"
     try:
         installed = verify_crl(parse_crl(read_bounded(path, MAX_CRL_BYTES)), authority)
     except (OSError, SecurityError):
@@ -118,13 +117,9 @@ def _write_crl(
             f"from {utc_text(installed.last_update)}; the installed one stays",
             facts,
         )
-    write_atomic(path, _pem_of(offered), 0o644)
+    # PEM is the only form that Globus, VOMS and curl all read.
+    write_atomic(path, to_pem(to_der(data)), 0o644)
     return path
-
-
-def _pem_of(revocation_list: RevocationList) -> bytes:
-    """The list as PEM: the only form that Globus, VOMS and curl all read."""
-    return revocation_list.crl.public_bytes(Encoding.PEM)
 
 
 def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
@@ -142,14 +137,14 @@ def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
                 authority = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
             except (SecurityError, OSError):
                 continue
-            if authority.subject != crl.issuer or stem != subject_hash(authority) or not index.isdigit():
+            if not same_name(authority.subject, crl.issuer) or stem != subject_hash(authority) or not index.isdigit():
                 continue
             try:
                 good = verify_crl(crl, authority)
             except SecurityError as error:
                 refusal = error
                 continue
-            return _write_crl(folder, stem, int(index), authority, good, now)
+            return _write_crl(folder / f"{stem}.r{index}", authority, good, crl_pem, now)
     if refusal is not None:
         raise refusal
     raise ValidationError(

@@ -167,6 +167,30 @@ class DistinguishedName:
             raise _malformed(f"the name cannot be put into a certificate ({error})", str(self)) from error
 
 
+def same_name(one: x509.Name, other: x509.Name) -> bool:
+    """True if two certificates mean the same name: letter case of ASCII, white space and string types do not count.
+
+    RFC 5280 section 7.1 as OpenSSL does it. For chaining only: who somebody is, is compared exactly.
+    """
+    return one == other or canonical_name(one) == canonical_name(other)
+
+
+def canonical_name(name: x509.Name) -> tuple[frozenset[Attribute], ...]:
+    """The name in the form that `same_name` compares."""
+    return tuple(
+        frozenset((attribute.oid.dotted_string, _canonical_value(attribute.value)) for attribute in rdn)
+        for rdn in name.rdns
+    )
+
+
+_UPPER_CASE = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def _canonical_value(value: str | bytes) -> str:
+    text = value if isinstance(value, str) else "#" + value.hex()
+    return " ".join(part for part in re.split(r"[ \t\n\v\f\r]+", text) if part).translate(_UPPER_CASE)
+
+
 def _name_attribute(kind: str, value: str) -> x509.NameAttribute[str]:
     return x509.NameAttribute(x509.ObjectIdentifier(_OID_OF_TYPE.get(kind, kind)), value)
 

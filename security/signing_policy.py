@@ -1,4 +1,5 @@
-"""CA namespaces: the Globus EACL `.signing_policy` file, and the simple statements of `.namespaces` (EUGridPMA).
+"""CA namespaces: the Globus EACL `.signing_policy` file, and the statements of `.namespaces` (EUGridPMA namespaces
+format 1.0, 2006).
 
 Wildcards as Globus has them since GT 2.4 (oldgaa_regex_matches_string): a pattern matches if it equals the name, or
 if the
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from security.errors import Reason, ValidationError
 from security.names import DistinguishedName
@@ -25,8 +26,23 @@ MAX_SUBJECTS = 256
 class PolicyEntry:
     """What one authority may sign: patterns over one-line names, spelled with `emailAddress` and `UID`."""
 
-    authority: DistinguishedName
+    authority: DistinguishedName | None
+    """None: SELF, the authority whose file this is."""
     subjects: tuple[str, ...]
+    permit: bool = True
+    """False: these names may not be signed, whatever else permits them."""
+    expression: NamePattern | None = None
+    """Set for a regular expression (`.namespaces`); `subjects` then has its text."""
+
+    def is_about(self, authority: DistinguishedName, *, own: bool = False) -> bool:
+        """True if this speaks about `authority`; `own`: the file is that authority's."""
+        return own if self.authority is None else self.authority == authority
+
+    def matches(self, subject: str) -> bool:
+        """True if this name is one of those meant."""
+        if self.expression is not None:
+            return self.expression.matches(subject)
+        return any(matches(pattern, subject) for pattern in self.subjects)
 
 
 @dataclass(frozen=True)
@@ -35,17 +51,30 @@ class SigningPolicy:
 
     entries: tuple[PolicyEntry, ...]
 
-    def names_authority(self, authority: DistinguishedName) -> bool:
-        """True if the file says anything about this authority."""
-        return any(entry.authority == authority for entry in self.entries)
+    def names_authority(self, authority: DistinguishedName, *, own: bool = False) -> bool:
+        """True if the file says anything about this authority; `own`: it is that authority's file (SELF)."""
+        return any(entry.is_about(authority, own=own) for entry in self.entries)
+
+    def named(self, authority: DistinguishedName) -> SigningPolicy:
+        """The same with SELF replaced by the authority whose file it is."""
+        return SigningPolicy(
+            tuple(replace(entry, authority=authority) if entry.authority is None else entry for entry in self.entries)
+        )
 
     def permits(self, authority: DistinguishedName, subject: DistinguishedName) -> bool:
-        """True if this authority may sign this subject."""
+        """True if this authority may sign this subject: a rule permits it and none denies it."""
         text = str(subject)
-        return any(
-            matches(pattern, text)
+        about = [entry for entry in self.entries if entry.is_about(authority)]
+        if any(not entry.permit and entry.matches(text) for entry in about):
+            return False
+        return any(entry.permit and entry.matches(text) for entry in about)
+
+    def texts(self, authority: DistinguishedName) -> tuple[str, ...]:
+        """What this authority may sign, for people: each pattern, those it may not with `not` before it."""
+        return tuple(
+            pattern if entry.permit else f"not {pattern}"
             for entry in self.entries
-            if entry.authority == authority
+            if entry.is_about(authority)
             for pattern in entry.subjects
         )
 
@@ -170,31 +199,117 @@ def emit_signing_policy(authority: DistinguishedName, subjects: Sequence[str]) -
 
 
 _NAMESPACE_RULE = re.compile(
-    r'TO\s+Issuer\s+"(?P<issuer>[^"]+)"\s+(?P<verb>PERMIT|DENY)\s+Subject\s+"(?P<subject>[^"]+)"', re.IGNORECASE
+    r'TO\s+Issuer\s+(?:"(?P<issuer>[^"]+)"|(?P<self>SELF))\s+(?P<verb>PERMIT|DENY)\s+'
+    r'Subject\s+"(?P<subject>(?:[^"\\]|\\.)+)"',
+    re.IGNORECASE,
 )
+_NAMESPACES_VERSION = re.compile(r"#NAMESPACES-VERSION:\s*(\S+)", re.IGNORECASE)
+MAX_WILDCARDS = 16
+"""`.*` in one pattern."""
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """A regular expression of characters, `.`, `\\x`, `[...]`, `.*` and `.+`, matched against the whole name.
+
+    The pieces between `.*` are found one after the other, leftmost first: time grows with length, never with more.
+    """
+
+    pieces: tuple[re.Pattern[str], ...]
+
+    def matches(self, subject: str) -> bool:
+        """True if the expression is the whole name."""
+        first, *rest = self.pieces
+        if not rest:
+            return first.fullmatch(subject) is not None
+        found = first.match(subject)
+        if found is None:
+            return False
+        position = found.end()
+        *middle, last = rest
+        for piece in middle:
+            found = piece.search(subject, position)
+            if found is None:
+                return False
+            position = found.end()
+        # The last piece has one length for all names: one element, one character.
+        return any(
+            last.fullmatch(subject, start) is not None
+            for start in range(max(position, len(subject) - last.pattern.count("")), len(subject) + 1)
+        )
+
+
+_TOKEN = re.compile(r"\\(.)|\[\^?\]?[^\]\[\\]*\]|.", re.DOTALL)
+_SPECIAL = frozenset("*+?(){}|^$[]\\")
+
+
+def compile_pattern(text: str, *, ignore_case: bool) -> NamePattern:
+    """Read the expression of a namespaces rule. Raises ValueError for one that is not understood (as `a*`, `(a|b)`)."""
+    pieces: list[list[str]] = [[]]
+    tokens = [found.group() for found in _TOKEN.finditer(text)]
+    if tokens and tokens[0] == "^":
+        del tokens[0]
+    if tokens and tokens[-1] == "$":
+        del tokens[-1]
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        following = tokens[position + 1] if position + 1 < len(tokens) else ""
+        if token == "." and following in ("*", "+"):
+            if following == "+":
+                pieces[-1].append(".")
+            pieces.append([])
+            position += 1
+        elif len(token) > 1 or token not in _SPECIAL:
+            if len(token) == 2 and token[0] == "\\" and token[1].isalnum():
+                raise ValueError(f"{token} is not understood")
+            pieces[-1].append(token if len(token) > 1 or token == "." else re.escape(token))
+        else:
+            raise ValueError(f"{token} is not understood")
+        position += 1
+    if len(pieces) > MAX_WILDCARDS + 1:
+        raise ValueError(f"more than {MAX_WILDCARDS} wildcards")
+    flags = re.DOTALL | (re.IGNORECASE if ignore_case else 0)
+    try:
+        return NamePattern(tuple(re.compile("".join(piece), flags) for piece in pieces))
+    except re.error as error:
+        raise ValueError(str(error)) from error
 
 
 def parse_namespaces(text: str) -> SigningPolicy:
-    """Read the simple form of a `.namespaces` file: `TO Issuer "..." PERMIT Subject "....*"`, one rule per statement.
+    """Read a `.namespaces` file: `TO Issuer "..."|SELF PERMIT|DENY Subject "..."`, one rule per statement.
 
-    Only patterns ending in `.*` or without a wildcard are understood, DENY is not; anything else raises
-    ValidationError SIGNING_POLICY_INVALID rather than guess.
+    A denial is looked at without letter case, a permission with it: the narrower way of each. Anything that is not
+    understood raises ValidationError SIGNING_POLICY_INVALID rather than guess.
     """
     if len(text) > MAX_POLICY_BYTES:
         raise _invalid(f"the file is larger than {MAX_POLICY_BYTES} bytes", 0)
-    body = " ".join(line.split("#", 1)[0].rstrip("\\ \t") for line in text.splitlines())
+    version = _NAMESPACES_VERSION.search(text)
+    if version is not None and version[1] != "1.0":
+        raise _invalid(f"version {version[1][:20]!r} of the namespaces format is not known", 0)
+    body = " ".join(_without_comment(line).rstrip("\\ \t") for line in text.splitlines())
     entries: list[PolicyEntry] = []
     end = 0
     for rule in _NAMESPACE_RULE.finditer(body):
         if body[end : rule.start()].strip():
             raise _invalid(f"text that is not a rule: {body[end : rule.start()].strip()[:60]!r}", 0)
         end = rule.end()
-        pattern = rule["subject"]
-        plain = pattern[:-2] if pattern.endswith(".*") else pattern
-        if rule["verb"].upper() == "DENY" or re.search(r"[*?\[\](){}|^$\\]", plain):
-            raise _invalid(f"rule too complicated: {pattern[:60]!r}", 0)
-        subject = _normal_pattern(plain + ("*" if plain != pattern else ""))
-        entries.append(PolicyEntry(_name(rule["issuer"], 0), (subject,)))
+        if len(entries) >= MAX_SUBJECTS:
+            raise _invalid(f"more than {MAX_SUBJECTS} rules", 0)
+        permit = rule["verb"].upper() == "PERMIT"
+        pattern = _normal_pattern(rule["subject"])
+        try:
+            expression = compile_pattern(pattern, ignore_case=not permit)
+        except ValueError as error:
+            raise _invalid(f"the pattern {pattern[:60]!r} cannot be used: {error}", 0) from error
+        authority = None if rule["self"] else _name(rule["issuer"], 0)
+        entries.append(PolicyEntry(authority, (pattern,), permit, expression))
     if body[end:].strip() or not entries:
         raise _invalid("no rule, or text that is not a rule", 0)
     return SigningPolicy(tuple(entries))
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a `#` that no backslash protects."""
+    found = re.search(r"(?<!\\)#", line)
+    return line[: found.start()] if found is not None else line

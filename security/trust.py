@@ -1,8 +1,8 @@
 """The directory of authorities (X509_CERT_DIR as Globus, VOMS and curl read it): watched, never trusted blindly.
 
-`HASH.N` authority certificate, `HASH.rN` its revocation list, `HASH.signing_policy` or `HASH.namespaces` what it may
-sign;
-HASH as `openssl x509 -hash` prints it.
+`HASH.N` authority certificate, `HASH.rN` its revocation list (complete or delta), `HASH.namespaces` or else
+`HASH.signing_policy` what it may sign; HASH as `openssl x509 -hash` prints it, or as OpenSSL 0.9 did. A certificate of
+that name which may sign lists but no certificates is no authority: it serves to verify lists (RFC 5280 section 6.3.3).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,17 @@ from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subjec
 from security.errors import Reason, SecurityError, ValidationError, os_error_text, require_utc, utc_text
 from security.files import read_bounded
 from security.installation import install_authority, install_crl, remove_authority
-from security.names import DistinguishedName
-from security.revocation import MAX_CRL_BYTES, RevocationList, parse_crl, verify_crl
+from security.names import Attribute, DistinguishedName, canonical_name
+from security.revocation import (
+    MAX_CRL_BYTES,
+    CrlDocument,
+    RevocationList,
+    Scope,
+    complete,
+    parse_crl,
+    signed_by,
+    verify_crl,
+)
 from security.signing_policy import MAX_POLICY_BYTES, SigningPolicy, parse_namespaces, parse_signing_policy
 
 __all__ = [
@@ -43,6 +52,8 @@ __all__ = [
     "subject_hash_old",
 ]
 
+MAX_CHAIN = 12
+"""Authorities above one another that are searched for a namespaces file."""
 MAX_FILES = 20_000
 """Directory entries looked at. The IGTF bundle has about 90 authorities of 6 files."""
 
@@ -69,6 +80,22 @@ class TrustProblem:
 
 
 @dataclass(frozen=True)
+class Policies:
+    """The two files that may say what one authority signs; an error where there is one that cannot be used."""
+
+    namespaces: SigningPolicy | SecurityError | None = None
+    signing_policy: SigningPolicy | SecurityError | None = None
+
+
+_NO_POLICIES = Policies()
+
+
+def stems_of(certificate: x509.Certificate) -> tuple[str, str]:
+    """The names of an authority's files: hash of OpenSSL 1.0 and later, and of 0.9."""
+    return subject_hash(certificate), subject_hash_old(certificate)
+
+
+@dataclass(frozen=True)
 class Authority:
     """One trusted authority with what the directory says about it."""
 
@@ -76,8 +103,11 @@ class Authority:
     subject: DistinguishedName
     stems: frozenset[str]
     crl: RevocationList | None
+    """The newest list, one for all certificates rather than one for a part of them."""
     policy: SigningPolicy | None
     policy_problem: str | None = None
+    lists: tuple[RevocationList, ...] = ()
+    """The newest list of each scope, `crl` first, each with its delta."""
 
     @cached_property
     def public_key_bytes(self) -> bytes:
@@ -109,6 +139,14 @@ class TrustSnapshot:
     authorities: tuple[Authority, ...]
     problems: tuple[TrustProblem, ...] = ()
     directory: Path | None = None
+    documents: tuple[CrlDocument, ...] = field(default=(), repr=False)
+    """Every readable list of the directory, also those of authorities that are not installed."""
+    signers: tuple[x509.Certificate, ...] = field(default=(), repr=False)
+    """Certificates of the directory that may sign lists and are no authorities."""
+    policies: Mapping[str, Policies] = field(default_factory=dict[str, "Policies"], repr=False)
+    """By hash: what the files say that the authority of that hash may sign."""
+    allow_weak: bool = False
+    """Lists signed with SHA-1 or MD5 are believed."""
 
     @cached_property
     def store(self) -> crypto.X509Store:
@@ -119,6 +157,71 @@ class TrustSnapshot:
         for authority in self.authorities:
             store.add_cert(certificates.native(authority.certificate))
         return store
+
+    @cached_property
+    def _documents_by_name(self) -> dict[tuple[frozenset[Attribute], ...], list[CrlDocument]]:
+        found: dict[tuple[frozenset[Attribute], ...], list[CrlDocument]] = {}
+        for document in self.documents:
+            found.setdefault(canonical_name(document.issuer), []).append(document)
+        return found
+
+    @cached_property
+    def _verified(self) -> dict[tuple[bytes, bytes], bool]:
+        """Whether the list of this fingerprint is signed by this key: asked once."""
+        return {}
+
+    def documents_of(self, signer: x509.Certificate) -> tuple[CrlDocument, ...]:
+        """The lists of that name which the key of this certificate signed. Its own path is not looked at."""
+        found: list[CrlDocument] = []
+        for document in self._documents_by_name.get(canonical_name(signer.subject), ()):
+            key = (document.fingerprint, certificates.der(signer))
+            good = self._verified.get(key)
+            if good is None:
+                good = signed_by(document, signer)
+                if len(self._verified) < MAX_FILES:
+                    self._verified[key] = good
+            if good:
+                found.append(document)
+        return tuple(found)
+
+    def lists_of(self, signer: x509.Certificate, now: datetime) -> tuple[RevocationList, ...]:
+        """The newest usable list of each scope signed with the key of this certificate; its path is not looked at."""
+        authority = self.authority_of(certificates.der(signer))
+        if authority is not None:
+            return tuple(with_delta(one, authority.lists, now) for one in authority.lists if not is_delta(one))
+        found: list[RevocationList] = []
+        for document in self.documents_of(signer):
+            try:
+                delta = document.base_number is not None
+                found.append(verify_crl(document, signer, delta=delta, allow_weak=self.allow_weak))
+            except SecurityError:
+                continue  # not to be relied upon: told among `problems` where its authority is installed
+        newest = newest_lists(found)
+        return tuple(with_delta(one, newest, now) for one in newest if not is_delta(one))
+
+    def policy_for(self, issuers: Sequence[x509.Certificate]) -> tuple[SigningPolicy | None, str | None]:
+        """What the first of these authorities may sign, or why that cannot be said; the others are its issuers, upward.
+
+        As canl's EUGRIDPMA_GLOBUS with a policy required: the `.namespaces` of the authority, else of the nearest
+        authority above that speaks about it, else its `.signing_policy`. A file that is found decides alone; one that
+        cannot be read is never passed over.
+        """
+        subject = certificates.subject_of(issuers[0])
+        for depth, certificate in enumerate(issuers):
+            for stem in stems_of(certificate):
+                found = self.policies.get(stem, _NO_POLICIES).namespaces
+                if isinstance(found, SecurityError):
+                    return None, found.sentence
+                if found is not None and found.names_authority(subject, own=depth == 0):
+                    return (found.named(subject) if depth == 0 else found), None
+        problem: str | None = None
+        for stem in stems_of(issuers[0]):
+            found = self.policies.get(stem, _NO_POLICIES).signing_policy
+            if isinstance(found, SecurityError):
+                problem = found.sentence
+            elif found is not None and found.names_authority(subject):
+                return found, None
+        return None, problem
 
     @cached_property
     def _by_der(self) -> dict[bytes, Authority]:
@@ -145,6 +248,27 @@ class TrustSnapshot:
         now = require_utc(now)
         found = [alarm for authority in self.authorities if (alarm := _alarm(authority, now)) is not None]
         return tuple(sorted(found, key=lambda alarm: alarm.remaining or timedelta.min))
+
+
+def is_delta(revocation_list: RevocationList) -> bool:
+    """True for a list that only completes another one."""
+    return revocation_list.document.base_number is not None
+
+
+def newest_lists(lists: Sequence[RevocationList]) -> tuple[RevocationList, ...]:
+    """The newest of each scope, those for all certificates first; delta lists are kept beside complete ones."""
+    best: dict[tuple[Scope, bool], RevocationList] = {}
+    for one in lists:
+        key = (one.scope, is_delta(one))
+        if key not in best or best[key].older_than(one):
+            best[key] = one
+    return tuple(sorted(best.values(), key=lambda one: (is_delta(one), not one.scope.is_whole)))
+
+
+def with_delta(base: RevocationList, lists: Sequence[RevocationList], now: datetime) -> RevocationList:
+    """`base` completed by the newest current delta of these that belongs to it."""
+    deltas = [one for one in lists if is_delta(one)]
+    return complete(base, deltas, now) if deltas else base
 
 
 def _alarm(authority: Authority, now: datetime) -> CrlAlarm | None:
@@ -180,12 +304,14 @@ class TrustStore:
     everybody, would both be worse. A *removed* list counts as missing. `problems` tells of all of these.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, allow_weak: bool = False) -> None:
+        """`allow_weak`: believe lists signed with SHA-1 or MD5, for looking at old material."""
         self._directory = Path(directory)
+        self._allow_weak = allow_weak
         self._lock = threading.Lock()
         self._stamps: dict[str, _Stamp] | None = None
         self._parsed: dict[str, tuple[_Stamp, object]] = {}
-        self._newest_crl: dict[bytes, RevocationList] = {}
+        self._newest_crl: dict[bytes, dict[tuple[Scope, bool], RevocationList]] = {}
         """By authority certificate (DER); never goes back."""
         self._snapshot = TrustSnapshot(0, ())
         self.refresh()
@@ -258,7 +384,7 @@ class TrustStore:
                     result = error
                 except (OSError, ValueError, UnsupportedAlgorithm) as error:
                     reason = Reason.CRL_INVALID if ".r" in name else Reason.CHAIN_MALFORMED
-                    result = ValidationError(reason, f"{name} cannot be read ({error})")
+                    result = ValidationError(reason, f"{name} cannot be read ({os_error_text(error)})")
                 parsed[name] = (stamps[name], result)
             value: object = parsed[name][1]
             if isinstance(value, SecurityError):
@@ -266,25 +392,42 @@ class TrustStore:
             return value  # type: ignore[return-value]  # what `parse` gave for the same name
 
         roots = self._read_authorities(stamps, load, problems)
-        policies: dict[str, SigningPolicy | SecurityError] = {}
-        for name in stamps:  # sorted: namespaces come first, a signing policy of the same authority replaces them
+        policies: dict[str, Policies] = {}
+        for name in stamps:
             if found := _POLICY_FILE.match(name):
-                parse = _parse_policy if found[2] == "signing_policy" else _parse_namespaces
-                policies[found[1]] = load(name, parse, MAX_POLICY_BYTES)
-        crls: dict[str, x509.CertificateRevocationList | SecurityError] = {
+                both = policies.get(found[1], _NO_POLICIES)
+                if found[2] == "namespaces":
+                    policies[found[1]] = replace(both, namespaces=load(name, _parse_namespaces, MAX_POLICY_BYTES))
+                else:
+                    policies[found[1]] = replace(both, signing_policy=load(name, _parse_policy, MAX_POLICY_BYTES))
+        crls: dict[str, CrlDocument | SecurityError] = {
             name: load(name, parse_crl, MAX_CRL_BYTES) for name in stamps if _CRL_FILE.match(name)
         }
+        self._parsed = parsed
+        authorities = {der: one for der, one in roots.items() if certificates.is_authority(one[0])}
+        signers = [one[0] for der, one in roots.items() if der not in authorities]
+        snapshot = TrustSnapshot(
+            generation=self._snapshot.generation + 1,
+            authorities=(),
+            directory=self._directory,
+            documents=tuple(document for document in crls.values() if isinstance(document, CrlDocument)),
+            signers=tuple(signers),
+            policies=policies,
+            allow_weak=self._allow_weak,
+        )
         doubtful: dict[str, SecurityError | None] = {}
-        authorities = tuple(
-            self._authority(certificate, frozenset(stems), policies, crls, problems, doubtful)
-            for certificate, stems in roots.values()
+        certain = [certificate for certificate, _ in authorities.values()]
+        found = tuple(
+            self._authority(certificate, frozenset(stems), certain, snapshot, crls, problems, doubtful)
+            for certificate, stems in authorities.values()
         )
         for name, error in doubtful.items():
-            if error is not None:
+            document = crls[name]
+            if error is None or not isinstance(document, CrlDocument):
+                continue
+            if not any(signed_by(document, signer) for signer in signers):
                 problems.append(TrustProblem(self._directory / name, error.reason, error.sentence))
-        self._parsed = parsed
-        unique = tuple(dict.fromkeys(problems))
-        return TrustSnapshot(self._snapshot.generation + 1, authorities, unique, self._directory)
+        return replace(snapshot, authorities=found, problems=tuple(dict.fromkeys(problems)))
 
     def _read_authorities(
         self,
@@ -297,10 +440,10 @@ class TrustStore:
             found = _AUTHORITY_FILE.match(name)
             if found is None:
                 continue
-            certificate = load(name, parse_authority, MAX_CERTIFICATE_BYTES)
+            certificate = load(name, _parse_authority_or_signer, MAX_CERTIFICATE_BYTES)
             if isinstance(certificate, SecurityError):
                 continue
-            if found[1] not in (subject_hash(certificate), subject_hash_old(certificate)):
+            if found[1] not in stems_of(certificate):
                 sentence = f"{name} is not named by the hash of {certificates.subject_of(certificate)}; rename it"
                 problems.append(TrustProblem(self._directory / name, Reason.CHAIN_MALFORMED, sentence))
                 continue
@@ -311,68 +454,90 @@ class TrustStore:
         self,
         certificate: x509.Certificate,
         stems: frozenset[str],
-        policies: dict[str, SigningPolicy | SecurityError],
-        crls: dict[str, x509.CertificateRevocationList | SecurityError],
+        authorities: Sequence[x509.Certificate],
+        snapshot: TrustSnapshot,
+        crls: dict[str, CrlDocument | SecurityError],
         problems: list[TrustProblem],
         doubtful: dict[str, SecurityError | None],
     ) -> Authority:
         subject = certificates.subject_of(certificate)
-        policy: SigningPolicy | None = None
-        policy_problem: str | None = None
-        for stem in sorted(stems):
-            candidate = policies.get(stem)
-            if isinstance(candidate, SecurityError):
-                policy_problem = candidate.sentence
-            elif candidate is not None and candidate.names_authority(subject):
-                policy = policy or candidate
-        crl = self._choose_crl(certificate, stems, crls, problems, doubtful)
-        return Authority(certificate, subject, stems, crl, policy, None if policy is not None else policy_problem)
+        policy, policy_problem = snapshot.policy_for(_upward(certificate, authorities))
+        lists = self._choose_lists(certificate, stems, crls, problems, doubtful)
+        whole = next((one for one in lists if not is_delta(one)), None)
+        return Authority(certificate, subject, stems, whole, policy, policy_problem, lists)
 
-    def _choose_crl(
+    def _choose_lists(
         self,
         certificate: x509.Certificate,
         stems: frozenset[str],
-        crls: dict[str, x509.CertificateRevocationList | SecurityError],
+        crls: dict[str, CrlDocument | SecurityError],
         problems: list[TrustProblem],
         doubtful: dict[str, SecurityError | None],
-    ) -> RevocationList | None:
-        """The newest good list; the one known before if the files of this authority give none or an older one.
+    ) -> tuple[RevocationList, ...]:
+        """The newest good list of each scope; the one known before if the files of this authority give an older one.
 
         `doubtful` collects lists that no authority's key verifies: while an authority changes its key, two of the
         same name have a list each, and each list is good for one of them only.
         """
         key = certificates.der(certificate)
-        known = self._newest_crl.get(key)
-        best: RevocationList | None = None
-        best_name = ""
+        known = self._newest_crl.get(key, {})
+        found: dict[str, RevocationList] = {}
         present = False
         for name, crl in crls.items():
             if name.partition(".")[0] not in stems:
                 continue
             present = True
-            if isinstance(crl, SecurityError) or crl.issuer != certificate.subject:
+            if isinstance(crl, SecurityError):
                 continue
-            if known is not None and crl is known.crl:
-                good = known
-            else:
+            good = next((one for one in known.values() if one.document is crl), None)
+            if good is None:
                 try:
-                    good = verify_crl(crl, certificate)
+                    delta = crl.base_number is not None
+                    good = verify_crl(crl, certificate, delta=delta, allow_weak=self._allow_weak)
                 except SecurityError as error:
                     doubtful.setdefault(name, error)
                     continue
             doubtful[name] = None
-            if best is None or best.older_than(good):
-                best, best_name = good, name
+            found[name] = good
         if not present:
-            return None
-        if known is not None and (best is None or best.older_than(known)):
-            if best is not None:
-                sentence = f"{best_name} is older than the list known before; it is ignored. Fetch a current list"
-                problems.append(TrustProblem(self._directory / best_name, Reason.CRL_OLDER, sentence))
-            return known
-        if best is not None:
-            self._newest_crl[key] = best
-        return best
+            return ()  # removed counts as missing
+        best = {(one.scope, is_delta(one)): one for one in newest_lists(list(found.values()))}
+        for scope, before in known.items():
+            now = best.get(scope)
+            if now is not None and now.older_than(before):
+                name = next(name for name, one in found.items() if one is now)
+                sentence = f"{name} is older than the list known before; it is ignored. Fetch a current list"
+                problems.append(TrustProblem(self._directory / name, Reason.CRL_OLDER, sentence))
+            if now is None or now.older_than(before):
+                best[scope] = before
+        self._newest_crl[key] = {**known, **best}
+        return newest_lists(list(best.values()))
+
+
+def _upward(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """An authority and the installed ones above it, by name; for finding policies, not for trust."""
+    chain = [certificate]
+    while len(chain) < MAX_CHAIN:
+        above = next(
+            (
+                one
+                for one in authorities
+                if one.subject == chain[-1].issuer and one not in chain and one.subject != chain[-1].subject
+            ),
+            None,
+        )
+        if above is None:
+            break
+        chain.append(above)
+    return chain
+
+
+def _parse_authority_or_signer(data: bytes) -> x509.Certificate:
+    """An authority's certificate, or one that may sign lists and nothing else. Raises as `parse_authority`."""
+    certificate = certificates.load_chain(data)[0]
+    if not certificates.is_authority(certificate) and certificates.signs_only_lists(certificate):
+        return certificate
+    return parse_authority(data)
 
 
 def _parse_policy(data: bytes) -> SigningPolicy:

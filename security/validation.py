@@ -13,50 +13,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from security import certificates
-from security._path import build_path, diagnose_proxies, proxy_rules
-from security.errors import Reason, ValidationError, require_utc, utc_text
+from security._lists import RevocationCheck
+from security._path import build_path, diagnose_proxies, in_time, proxy_rules, require_strength, require_time
+from security.errors import Reason, ValidationError, require_utc
 from security.names import DistinguishedName
+from security.policy import DEFAULT_POLICY, CrlPolicy, ValidationPolicy
 from security.proxies import ProxyInfo, ProxyKind
 from security.trust import Authority, TrustSnapshot
 
-CrlPolicy = Literal["require", "warn", "ignore"]
+__all__ = [
+    "DEFAULT_POLICY",
+    "ChainInput",
+    "CrlPolicy",
+    "Identity",
+    "ValidationPolicy",
+    "validate_chain",
+    "validate_client_chain",
+    "validate_host_chain",
+]
 
 ChainInput = bytes | Sequence[x509.Certificate]
-
-
-@dataclass(frozen=True)
-class ValidationPolicy:
-    """What a site demands. The defaults fail closed."""
-
-    missing_crl: CrlPolicy = "require"
-    """An authority without a revocation list: refuse, accept with a warning, or accept."""
-    expired_crl: CrlPolicy = "require"
-    """An authority whose list is past nextUpdate; a revoked certificate on it is refused in any case."""
-    max_chain: int = 12
-    """Certificates from the leaf to the authority."""
-    max_proxy_depth: int = 8
-    """Proxies below the end entity."""
-    minimum_rsa_bits: int = 2048
-    clock_skew: timedelta = timedelta(minutes=5)
-    """How far in the future a notBefore or lastUpdate may be. Ends of validity are never stretched."""
-
-    def __post_init__(self) -> None:
-        for value in (self.missing_crl, self.expired_crl):
-            if value not in ("require", "warn", "ignore"):
-                raise ValueError(f"unknown revocation list policy {value!r}; use require, warn or ignore")
-        if self.max_chain < 1 or self.max_proxy_depth < 0 or self.clock_skew < timedelta(0):
-            raise ValueError("bounds of a validation policy cannot be negative")
-
-
-DEFAULT_POLICY = ValidationPolicy()
 
 
 @dataclass(frozen=True)
@@ -162,9 +145,10 @@ def _validate(
     # 3. proxy rules
     proxy_rules(path.certificates, path.proxies, policy.max_proxy_depth, now)
     # 4. revocation lists of the authorities, 5. applied to proxies as well
-    warnings = _revocation(path, policy, now)
+    warnings = RevocationCheck(offered, trust, policy, now).of_path(path.certificates, path.depth)
     # 6. namespaces
-    _namespaces(path, now)
+    if policy.namespaces:
+        _namespaces(path, trust, now)
     return path, warnings
 
 
@@ -176,15 +160,15 @@ def _path(
     authorities = [trust.authority_of(certificates.der(certificate)) for certificate in verified]
     # An authority that renewed its certificate with the same key: OpenSSL may have taken either; take the valid one.
     for index, authority in enumerate(authorities):
-        if authority is not None and index > 0 and not _in_time(authority.certificate, policy, now):
-            twin = next((t for t in trust.twins(authority) if _in_time(t.certificate, policy, now)), None)
+        if authority is not None and index > 0 and not in_time(authority.certificate, policy, now):
+            twin = next((t for t in trust.twins(authority) if in_time(t.certificate, policy, now)), None)
             if twin is not None:
                 authorities[index] = twin
                 verified = (*verified[:index], twin.certificate, *verified[index + 1 :])
     for index in range(len(verified) - 1, -1, -1):
-        _require_time(verified[index], index < len(proxies), policy, now)
+        require_time(verified[index], index < len(proxies), policy, now)
     for index, certificate in enumerate(verified):
-        _require_strength(certificate, index == len(verified) - 1, policy, now)
+        require_strength(certificate, index == len(verified) - 1, policy, now)
     if len(proxies) == len(verified) or _is_authority(verified[len(proxies)]):
         leaf = verified[min(len(proxies), len(verified) - 1)]
         raise ValidationError(
@@ -202,119 +186,21 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return certificate.subject == certificate.issuer
 
 
-def _in_time(certificate: x509.Certificate, policy: ValidationPolicy, now: datetime) -> bool:
-    return certificate.not_valid_before_utc <= now + policy.clock_skew and now <= certificate.not_valid_after_utc
+def _namespaces(path: _Path, trust: TrustSnapshot, now: datetime) -> None:
+    """Every certificate issued by an authority lies in that authority's namespace.
 
-
-def _require_time(certificate: x509.Certificate, is_proxy: bool, policy: ValidationPolicy, now: datetime) -> None:
-    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now > not_after:
-        kind = "the proxy" if is_proxy else "the certificate"
-        cure = "make a new proxy" if is_proxy else "renew the certificate"
-        raise ValidationError(
-            Reason.PROXY_EXPIRED if is_proxy else Reason.CERTIFICATE_EXPIRED,
-            f"{kind} {certificates.describe(certificate)} expired at {utc_text(not_after)}; {cure}",
-            {**certificates.facts_of(certificate, "validity", now), "notAfter": utc_text(not_after)},
-        )
-    if not_before > now + policy.clock_skew:
-        raise ValidationError(
-            Reason.NOT_YET_VALID,
-            f"{certificates.describe(certificate)} is valid only from {utc_text(not_before)}; check the clocks "
-            "of both hosts",
-            {**certificates.facts_of(certificate, "validity", now), "notBefore": utc_text(not_before)},
-        )
-
-
-_BROKEN_DIGESTS = frozenset({"md5", "sha1"})
-
-
-def _require_strength(certificate: x509.Certificate, is_root: bool, policy: ValidationPolicy, now: datetime) -> None:
-    problem = certificates.key_problem(certificates.public_key_of(certificate), policy.minimum_rsa_bits)
-    if problem is None and not is_root:  # nothing rests on the signature of an installed root
-        digest = certificate.signature_hash_algorithm
-        if digest is None or digest.name in _BROKEN_DIGESTS:
-            problem = f"it is signed with {digest.name if digest else 'an unknown digest'}"
-    if problem is not None:
-        raise ValidationError(
-            Reason.KEY_TOO_WEAK,
-            f"{certificates.describe(certificate)} is refused: {problem}",
-            certificates.facts_of(certificate, "key", now),
-        )
-
-
-def _revocation(path: _Path, policy: ValidationPolicy, now: datetime) -> tuple[str, ...]:
-    """Step 4 for each certificate that an authority issued (the root's own list covers the root), then step 5."""
-    warnings: list[str] = []
-    last = len(path.certificates) - 1
-    for index in range(last, path.depth - 1, -1):
-        certificate = path.certificates[index]
-        above = min(index + 1, last)
-        authority = path.authorities[above]
-        crl = authority.crl if authority is not None else None
-        name = certificates.subject_of(path.certificates[above])
-
-        def facts(of: x509.Certificate = certificate, authority: DistinguishedName = name) -> dict[str, str]:
-            return {**certificates.facts_of(of, "revocation list", now), "authority": str(authority)}
-
-        if crl is None:
-            sentence = f"no revocation list of {name} is installed, {certificates.describe(certificate)} is unchecked"
-            _judge(policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts(), warnings)
-            continue
-        if crl.last_update > now + policy.clock_skew:
-            raise ValidationError(
-                Reason.CRL_INVALID,
-                f"the revocation list of {name} is valid only from {utc_text(crl.last_update)}; check the clock "
-                "of this host",
-                facts(),
-            )
-        # Revocation before expiry: what an expired list says is still true.
-        if certificate.serial_number in crl.revoked:
-            raise ValidationError(
-                Reason.CERTIFICATE_REVOKED,
-                f"{certificates.describe(certificate)} was revoked {crl.revocation_text(certificate.serial_number)}; "
-                "ask the authority for a new certificate",
-                facts(),
-            )
-        if index == path.depth:
-            for proxy in path.certificates[: path.depth]:
-                if proxy.serial_number in crl.revoked:
-                    raise ValidationError(
-                        Reason.PROXY_REVOKED,
-                        f"the proxy {certificates.describe(proxy)} was revoked "
-                        f"{crl.revocation_text(proxy.serial_number)}; make a new proxy",
-                        facts(proxy),
-                    )
-        if crl.expired(now):
-            until = utc_text(crl.next_update) if crl.next_update else ""
-            sentence = f"the revocation list of {name} expired at {until}"
-            _judge(policy.expired_crl, Reason.CRL_EXPIRED, sentence, "the site must fetch a new one", facts(), warnings)
-    return tuple(dict.fromkeys(warnings))
-
-
-def _judge(
-    mode: CrlPolicy, reason: Reason, sentence: str, cure: str, facts: dict[str, str], warnings: list[str]
-) -> None:
-    if mode == "require":
-        raise ValidationError(reason, f"{sentence}; {cure}", facts)
-    if mode == "warn":
-        warnings.append(sentence)
-
-
-def _namespaces(path: _Path, now: datetime) -> None:
-    """Every certificate issued by an authority lies in that authority's namespace (the root itself excepted)."""
+    Excepted are the root itself and certificates in which an authority names itself (a new key signed by the old one).
+    """
     for index in range(len(path.certificates) - 2, path.depth - 1, -1):
         certificate = path.certificates[index]
-        authority = path.authorities[index + 1]
+        if certificates.subject_of(certificate) == certificates.issuer_of(certificate):
+            continue
         name = certificates.subject_of(path.certificates[index + 1])
-        if (
-            authority is not None
-            and authority.policy is not None
-            and authority.policy.permits(name, certificates.subject_of(certificate))
-        ):
+        policy, problem = trust.policy_for(path.certificates[index + 1 :])
+        if policy is not None and policy.permits(name, certificates.subject_of(certificate)):
             continue
         facts = {**certificates.facts_of(certificate, "namespace", now), "authority": str(name)}
-        if authority is None or authority.policy is None:
-            problem = authority.policy_problem if authority is not None else None
+        if policy is None:
             raise ValidationError(
                 Reason.SIGNING_POLICY_INVALID if problem else Reason.SIGNING_POLICY_MISSING,
                 f"the signing policy of {name} cannot be used ({problem})"
@@ -324,7 +210,8 @@ def _namespaces(path: _Path, now: datetime) -> None:
             )
         raise ValidationError(
             Reason.NAMESPACE_VIOLATION,
-            f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy",
+            f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy, which allows "
+            f"{', '.join(policy.texts(name)[:8]) or 'nothing'}; ask the authority for a certificate inside it",
             facts,
         )
 
