@@ -25,7 +25,7 @@ from agents.storage.framing import Piece, get_call, put_data
 from agents.storage.memory import keep_buffers
 from agents.storage.model import PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
-from agents.storage.pool import Hasher, read_pieces
+from agents.storage.pool import Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
 from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, NotFound, Unavailable
 
@@ -181,12 +181,12 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
         call = storage_pb2_grpc.StorageStub(channel).Put()
         async with call:
             going = await call.send(pb.PutRequest(header=header))
-            async with aclosing(_local_pieces(descriptor, path, size_bytes, hasher)) as pieces:
-                async for piece in pieces:
-                    going = going and await call.send(put_data(piece))
+            async with aclosing(_local_messages(descriptor, path, size_bytes, hasher)) as messages:
+                async for message, piece_bytes in messages:
+                    going = going and await call.send(message)
                     if not going:
                         break
-                    progress(len(piece))
+                    progress(piece_bytes)
             sums = hasher.checksums()
             trailer = pb.PutTrailer(checksums=wire.checksums_to_wire(sums))
             if going and await call.send(pb.PutRequest(trailer=trailer)):
@@ -199,28 +199,38 @@ async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: s
     return stored
 
 
-async def _local_pieces(descriptor: int, path: Path, size_bytes: int, hasher: Hasher) -> AsyncIterator[bytes]:
-    """The file in pieces, read and hashed by a thread one batch ahead of the sending."""
+async def _local_messages(
+    descriptor: int, path: Path, size_bytes: int, hasher: Hasher
+) -> AsyncIterator[tuple[bytes, int]]:
+    """The file as messages, each with the bytes of the file in it; read, hashed and made by a thread one batch ahead of
+    the sending."""
 
-    def batch(offset: int) -> list[bytes]:
+    def message(piece: memoryview) -> tuple[bytes, int]:
+        hasher.update(piece)
+        return put_data(piece), len(piece)
+
+    reader = PieceReader(descriptor, message)
+
+    def batch(offset: int) -> list[tuple[bytes, int]]:
         try:
-            size = min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset)
-            return read_pieces(descriptor, offset, size, PIECE_BYTES, hasher.update)
+            return reader.read(offset, min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset))
         except DataCorrupted as error:
             raise InvalidRequest(
                 "FILE_CHANGED",
                 f"{path} became shorter or unreadable while it was sent; send it again when it is complete",
             ) from error
 
-    ahead = asyncio.create_task(asyncio.to_thread(batch, 0)) if size_bytes else None
+    ahead: asyncio.Task[list[tuple[bytes, int]]] | None = None
     offset = 0
     try:
-        while ahead is not None:
-            pieces = await asyncio.shield(ahead)
-            offset += sum(map(len, pieces))
-            ahead = asyncio.create_task(asyncio.to_thread(batch, offset)) if offset < size_bytes else None
-            for piece in pieces:
-                yield piece
+        while ahead is not None or offset < size_bytes:
+            messages = await asyncio.shield(ahead) if ahead is not None else []
+            ahead = None
+            if offset < size_bytes:
+                ahead = asyncio.create_task(asyncio.to_thread(batch, offset))
+                offset += AHEAD_PIECES * PIECE_BYTES
+            for each in messages:
+                yield each
     finally:
         if ahead is not None:
             await asyncio.wait([ahead])  # the thread reads from a descriptor that is about to be closed

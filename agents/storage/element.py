@@ -31,7 +31,7 @@ from agents.storage.model import (
     require_equal,
 )
 from agents.storage.overlap import AHEAD_PIECES, Overlap
-from agents.storage.pool import Incoming, Pool, read_pieces
+from agents.storage.pool import Incoming, PieceReader, Pool
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
@@ -295,9 +295,12 @@ class StorageElement:
             )
         return file
 
-    async def read(self, file: StoredFile, offset: int, size_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of a valid range, in pieces. A removal meanwhile does not disturb it. Close the iterator early if
-        it is not used up. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
+    async def read(
+        self, file: StoredFile, offset: int, size_bytes: int, made: Callable[[memoryview], bytes] = bytes
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a valid range, in pieces, or what a thread has `made` of each. A removal meanwhile does not
+        disturb it. Close the iterator early if it is not used up. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED),
+        Unavailable(POOL_UNUSABLE)."""
         pool = self._pools.get(file.pool)
         if pool is None:
             raise Unavailable(
@@ -310,6 +313,7 @@ class StorageElement:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_result)
             raise
+        reader = PieceReader(descriptor, made)
         end = offset + size_bytes
         reading: asyncio.Future[list[bytes]] | None = None
         try:
@@ -318,10 +322,10 @@ class StorageElement:
                 reading = None
                 if offset < end:
                     size = min(AHEAD_PIECES * PIECE_BYTES, end - offset)
-                    reading = self._io(read_pieces, descriptor, offset, size, PIECE_BYTES)
+                    reading = self._io(reader.read, offset, size)
                     offset += size
+                    self.bytes_out += size
                 for piece in pieces:
-                    self.bytes_out += len(piece)
                     yield piece
         finally:
             if reading is None or reading.done():

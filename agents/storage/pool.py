@@ -18,16 +18,20 @@ import errno
 import hashlib
 import os
 import threading
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
+
+from zlib_ng import zlib_ng
 
 from agents.storage.framing import Piece
-from agents.storage.model import Checksums
+from agents.storage.model import PIECE_BYTES, Checksums
 from agents.storage.space import PoolFree
 from agents.storage.surl import is_file_id
 from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, Unavailable
 from security.errors import os_error_text
+
+T = TypeVar("T")
 
 WRITEBACK_BYTES = 16 << 20
 """The kernel is asked to start writing after this many bytes, so that the final sync finds little left to do."""
@@ -119,27 +123,35 @@ class Pool:
         return gone
 
 
-def read_pieces(
-    descriptor: int, offset: int, size_bytes: int, piece_bytes: int, taken: Callable[[bytes], None] | None = None
-) -> list[bytes]:
-    """`size_bytes` from `offset` on, in pieces, each shown to `taken` when it is read. Raises
-    DataCorrupted(FILE_DAMAGED) if the file ends before, or cannot be read."""
-    pieces: list[bytes] = []
-    end = offset + size_bytes
-    while offset < end:
-        try:
-            piece = os.pread(descriptor, min(piece_bytes, end - offset), offset)
-        except OSError as error:
-            raise DataCorrupted(
-                "FILE_DAMAGED", f"a disk failed while reading ({error.strerror}); read another replica"
-            ) from error
-        if not piece:
-            raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset} already; read another replica")
-        if taken is not None:
-            taken(piece)
-        pieces.append(piece)
-        offset += len(piece)
-    return pieces
+class PieceReader(Generic[T]):
+    """Reads an open file in pieces, each into the same buffer, so that what is done to it (`made`: checksums, the bytes
+    to send) finds it in the processor's cache. One call at a time."""
+
+    def __init__(self, descriptor: int, made: Callable[[memoryview], T]) -> None:
+        self._descriptor = descriptor
+        self._made = made
+        self._buffer = bytearray()
+
+    def read(self, offset: int, size_bytes: int) -> list[T]:
+        """What was made of the pieces of a range. Raises DataCorrupted(FILE_DAMAGED) if the file ends before, or cannot
+        be read."""
+        if not self._buffer:
+            self._buffer = bytearray(min(PIECE_BYTES, size_bytes))
+        made: list[T] = []
+        end = offset + size_bytes
+        with memoryview(self._buffer) as view:
+            while offset < end:
+                try:
+                    done = os.preadv(self._descriptor, [view[: end - offset]], offset)
+                except OSError as error:
+                    raise DataCorrupted(
+                        "FILE_DAMAGED", f"a disk failed while reading ({error.strerror}); read another replica"
+                    ) from error
+                if not done:
+                    raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset} already; read another replica")
+                made.append(self._made(view[:done]))
+                offset += done
+        return made
 
 
 class Hasher:
@@ -152,7 +164,7 @@ class Hasher:
 
     def update(self, piece: Piece) -> None:
         """The next bytes."""
-        self._adler32 = zlib.adler32(piece, self._adler32)
+        self._adler32 = zlib_ng.adler32(piece, self._adler32)
         self._sha256.update(piece)
         self.size_bytes += len(piece)
 
@@ -217,8 +229,9 @@ class Incoming:
             self._unflushed += done
             rest = rest[done:]
         if self._unflushed >= WRITEBACK_BYTES:
-            # For dirty pages this only starts the writing, without waiting for it.
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            # For dirty pages this only starts the writing, without waiting for it; they stay for the next reader.
+            start = os.lseek(self._descriptor, 0, os.SEEK_CUR) - self._unflushed
+            os.posix_fadvise(self._descriptor, start, self._unflushed, os.POSIX_FADV_DONTNEED)
             self._unflushed = 0
 
     def verify_size(self) -> None:

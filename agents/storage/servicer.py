@@ -97,19 +97,19 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         header = pb.GetResponse(size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums))
         stall_s = self._element.config.stall_timeout_s
         with self._element.admission.transfer(peer.subject):
-            pieces = self._element.read(file, offset, size_bytes)
+            messages = self._element.read(file, offset, size_bytes, get_data)
             try:
                 await context.write(header)
-                async for piece in pieces:
+                async for message in messages:
                     async with asyncio.timeout(stall_s):
-                        await context.write(get_data(piece))
+                        await context.write(message)
             except TimeoutError:
                 raise DeadlineExceeded(
                     "TRANSFER_STALLED",
                     f"{peer.subject} took no data for {stall_s:g} s; the download was ended, start it again",
                 ) from None
             finally:
-                await pieces.aclose()
+                await messages.aclose()
         self._log.info("storage.get", peer=peer.subject, file=file.file_id, vo=file.vo, size_bytes=size_bytes)
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import uuid
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
+from zlib_ng import zlib_ng
 
 from agents.worker.sandbox_cache import is_passing
 from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound
@@ -156,7 +156,7 @@ class DataMover:
                     def take(data: bytes = data) -> None:
                         nonlocal adler
                         digest.update(data)
-                        adler = zlib.adler32(data, adler)
+                        adler = zlib_ng.adler32(data, adler)
                         file.write(data)
 
                     await asyncio.to_thread(take)
@@ -214,7 +214,7 @@ class DataMover:
                 if not piece:
                     raise InvalidRequest("FILE_CHANGED", f"{name} became shorter while it was sent")
                 digest.update(piece)
-                adler = zlib.adler32(piece, adler)
+                adler = zlib_ng.adler32(piece, adler)
                 offset += len(piece)
                 yield storage_pb2.PutRequest(data=piece)
             sums = storage_pb2.Checksums(adler32=f"{adler:08x}", sha256=digest.hexdigest())

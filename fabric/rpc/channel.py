@@ -35,7 +35,7 @@ from fabric.rpc.calls import (
     refused_session,
 )
 from fabric.rpc.probe import fetch_server_chain
-from fabric.rpc.server import HARD_MESSAGE_BYTES, SESSION_KEY, TRACE_KEY
+from fabric.rpc.server import FRAME_BYTES, HARD_MESSAGE_BYTES, SESSION_KEY, STREAM_WINDOW_BYTES, TRACE_KEY
 from fabric.rpc.sessions import RETRY_REASONS
 from security import certificates
 from security.credentials import Credential
@@ -70,6 +70,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+    ("grpc.http2.max_frame_size", FRAME_BYTES),
 )
 
 
