@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fabric.ldap.dn import ROOT, Dn
 from fabric.ldap.entry import Entry, make_entry
 from fabric.ldap.schema import INTEGER, SYNTAX_INTEGER, AttributeType, Schema
+
+if TYPE_CHECKING:
+    from fabric.settings import Settings
 
 UNKNOWN_JOBS = 444444
 """GLUE's mark for a number of jobs that is not known."""
@@ -437,6 +441,19 @@ def service_entries(service: Service) -> list[Entry]:
     }
     dn = ROOT.child("GlueServiceUniqueID", service.unique_id)
     return [_entry(dn, "GlueTop GlueService GlueKey GlueSchemaVersion", attributes)]
+
+
+def agent_entries(settings: Settings, name: str = "") -> list[Entry]:
+    """GlueService of an agent itself: `org.gridfabric.<kind>` at its gRPC port."""
+    service = Service(
+        unique_id=settings.name,
+        kind=f"org.gridfabric.{settings.kind}",
+        endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
+        site=settings.site,
+        name=name,
+        vos=settings.vos,
+    )
+    return service_entries(service)
 
 
 # -- what a broker sees

@@ -12,9 +12,8 @@ from agents.authority.config import parse_config
 from agents.authority.register import PublishedCrl, Register, refusals
 from agents.authority.servicer import RULES, AuthorityServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
-from fabric.glue13 import Service, service_entries
+from fabric.glue13 import agent_entries
 from fabric.http import Content
-from fabric.information_publisher import InformationPublisher
 from fabric.rpc.server import RpcService
 from security.authority import CertificateAuthority
 from security.certificates import subject_hash
@@ -43,7 +42,6 @@ class AuthorityAgent(Agent):
             self._register, self._store, self._config, context.clock, context.log, self.publish
         )
         self.services = [RpcService(self.servicer, authority_pb2_grpc.add_AuthorityServicer_to_server, RULES)]
-        self._publisher: InformationPublisher | None = None
 
     def _fixed_files(self) -> dict[str, Content]:
         """By path: what never changes."""
@@ -69,19 +67,7 @@ class AuthorityAgent(Agent):
         await self.publish()
         await self.context.http(self._route)
         self.context.spawn(self._renew(), "renew revocation list")
-        settings = self.context.settings
-        entries = service_entries(
-            Service(
-                unique_id=settings.name,
-                kind="org.gridfabric.authority",
-                endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
-                site=settings.site,
-                name=str(self._authority.subject),
-                vos=settings.vos,
-            )
-        )
-        self._publisher = InformationPublisher(self.context, entries)
-        await self._publisher.start()
+        self.context.publisher.replace(agent_entries(self.context.settings, str(self._authority.subject)))
 
     async def publish(self) -> PublishedCrl:
         """A new revocation list: served by HTTP at once and installed on this host."""
@@ -109,8 +95,6 @@ class AuthorityAgent(Agent):
             await self.publish()
 
     async def stop(self) -> None:
-        if self._publisher is not None:
-            await self._publisher.stop()
         self._authority.close()
 
     def health(self) -> AgentHealth:

@@ -8,8 +8,7 @@ from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
-from fabric.glue13 import Service, service_entries
-from fabric.information_publisher import InformationPublisher
+from fabric.glue13 import agent_entries
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
 
@@ -23,25 +22,9 @@ class BookkeepingAgent(Agent):
         self.store = context.store("bookkeeping", rows.metadata)
         self.servicer = BookkeepingServicer(self.store, options, context.settings.vos)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
-        self.publisher: InformationPublisher | None = None
 
     async def start(self) -> None:
-        settings = self.context.settings
-        entries = service_entries(
-            Service(
-                unique_id=settings.name,
-                kind="org.gridfabric.bookkeeping",
-                endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
-                site=settings.site,
-                vos=settings.vos,
-            )
-        )
-        self.publisher = InformationPublisher(self.context, entries)
-        await self.publisher.start()
-
-    async def stop(self) -> None:
-        if self.publisher is not None:
-            await self.publisher.stop()
+        self.context.publisher.replace(agent_entries(self.context.settings))
 
     def health(self) -> AgentHealth:
         return AgentHealth(

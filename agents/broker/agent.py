@@ -18,9 +18,9 @@ from agents.broker.sandbox import SandboxStore
 from agents.broker.servicer import RULES, BrokerServicer
 from agents.broker.store import LogLine
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
-from fabric.glue13 import Service, service_entries
+from fabric.glue13 import agent_entries
 from fabric.information import Subscriber
-from fabric.information_publisher import InformationPublisher, connector
+from fabric.information_publisher import connector
 from fabric.outbox import Outbox, OutboxItem
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
@@ -53,7 +53,6 @@ class BrokerAgent(Agent):
         self.servicer = BrokerServicer(self.core, self._job_id_prefix(), self._registered)
         self.services = [RpcService(self.servicer, broker_pb2_grpc.add_BrokerServicer_to_server, RULES)]
         context.delegations  # noqa: B018  offers the Delegation service
-        self.publisher: InformationPublisher | None = None
 
     def _job_id_prefix(self) -> str:
         """Job ids name the bookkeeping server that knows the job (L&B job id)."""
@@ -98,18 +97,7 @@ class BrokerAgent(Agent):
         self.context.spawn(self.subscriber.run(), "information")
         if self.context.settings.endpoints("bookkeeping"):
             self.context.spawn(self.outbox.run(self._deliver), "events to bookkeeping")
-        settings = self.context.settings
-        entries = service_entries(
-            Service(
-                unique_id=settings.name,
-                kind="org.gridfabric.broker",
-                endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
-                site=settings.site,
-                vos=settings.vos,
-            )
-        )
-        self.publisher = InformationPublisher(self.context, entries)
-        await self.publisher.start()
+        self.context.publisher.replace(agent_entries(self.context.settings))
 
     async def stop(self) -> None:
         await self.core.stop()
@@ -118,8 +106,6 @@ class BrokerAgent(Agent):
                 await asyncio.wait_for(self.outbox.drained(), 2.0)
             except TimeoutError:
                 self.context.log.warning("events.left", detail="bookkeeping did not take all events; they are kept")
-        if self.publisher is not None:
-            await self.publisher.stop()
 
     def health(self) -> AgentHealth:
         core = self.core

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -583,22 +583,13 @@ class Runner:
         missing: list[str] = []
         total = 0
         for name in _output_names(job):
-            try:
-                descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
-            except FileNotFoundError:
-                missing.append(name)
-                continue
-            except scratch.OutputError as error:
-                missing.append(str(error))
-                continue
-            try:
+            with self._output(job, name, missing) as descriptor:
+                if descriptor is None:
+                    continue
                 total += os.fstat(descriptor).st_size
                 if total > MAX_INLINE_BYTES:
                     return None
-                data = os.read(descriptor, MAX_INLINE_BYTES + 1)
-                outputs.append(OutputFile(name, len(data), hashlib.sha256(data).hexdigest(), data))
-            finally:
-                os.close(descriptor)
+                outputs.append(_inline(name, os.read(descriptor, MAX_INLINE_BYTES + 1)))
         return _with_outputs(result, outputs, missing)
 
     async def _collect_slowly(self, job: Job) -> None:
@@ -666,20 +657,13 @@ class Runner:
         missing: list[str] = []
         room = MAX_INLINE_BYTES
         for name in _output_names(job):
-            try:
-                descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
-            except FileNotFoundError:
-                missing.append(name)
-                continue
-            except scratch.OutputError as error:
-                missing.append(str(error))
-                continue
-            try:
+            with self._output(job, name, missing) as descriptor:
+                if descriptor is None:
+                    continue
                 size_bytes = os.fstat(descriptor).st_size
                 if size_bytes <= room:
-                    data = os.read(descriptor, size_bytes + 1)[:size_bytes]
-                    room -= len(data)
-                    outputs.append(OutputFile(name, len(data), hashlib.sha256(data).hexdigest(), data))
+                    outputs.append(_inline(name, os.read(descriptor, size_bytes)))
+                    room -= outputs[-1].size_bytes
                 elif size_bytes > self.options.max_output_file_bytes:
                     missing.append(
                         f"{name} (of {size_bytes} bytes, over the limit of {self.options.max_output_file_bytes})"
@@ -690,9 +674,21 @@ class Runner:
                         lambda d=descriptor, n=name, s=size_bytes, h=sha256: self._send(job, d, n, s, h)
                     )
                     outputs.append(OutputFile(name, size_bytes, sha256, None))
-            finally:
-                os.close(descriptor)
         return outputs, missing
+
+    @contextlib.contextmanager
+    def _output(self, job: Job, name: str, missing: list[str]) -> Iterator[int | None]:
+        """An output file open for reading; None, and why among the `missing`, if there is none that may be taken."""
+        try:
+            descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
+        except (FileNotFoundError, scratch.OutputError) as error:
+            missing.append(str(error) if isinstance(error, scratch.OutputError) else name)
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def _send(self, job: Job, descriptor: int, name: str, size_bytes: int, sha256: str) -> None:
         async def messages() -> Any:
@@ -814,6 +810,10 @@ def _failed(result: Result, reason: str, sentence: str) -> Result:
         result.system_s,
         result.max_rss_bytes,
     )  # fmt: skip
+
+
+def _inline(name: str, data: bytes) -> OutputFile:
+    return OutputFile(name, len(data), hashlib.sha256(data).hexdigest(), data)
 
 
 def _with_outputs(result: Result, outputs: list[OutputFile], missing: list[str]) -> Result:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from gridfabric.information.v1 import information_pb2 as pb
 
 from fabric.glue13 import (
@@ -13,6 +16,7 @@ from fabric.glue13 import (
     StorageArea,
     StorageElement,
     SubCluster,
+    agent_entries,
     ce_entries,
     ce_views,
     cluster_entries,
@@ -51,6 +55,18 @@ def relative_entries(site: str = "CERN", ce: str = CE_ID, se: str = "se.cern.ch"
 def placed(site: str, entries: list[Entry]) -> list[Entry]:
     base = parse_dn(f"mds-vo-name={site},mds-vo-name=local,o=grid")
     return [Entry(Dn((*entry.dn.rdns, *base.rdns)), entry.attributes) for entry in entries]
+
+
+def test_an_agent_is_a_service_of_its_kind_at_its_port() -> None:
+    settings: Any = SimpleNamespace(
+        kind="broker", name="broker.CERN", site="CERN", advertise="rb.cern.ch", rpc_port=7772, vos=("cms",)
+    )
+    (entry,) = agent_entries(settings)
+    assert str(entry.dn) == "GlueServiceUniqueID=broker.CERN"
+    assert entry.first("GlueServiceType") == "org.gridfabric.broker"
+    assert entry.first("GlueServiceEndpoint") == "https://rb.cern.ch:7772"
+    assert entry.first("GlueServiceName") == "broker.CERN"
+    assert entry.first("GlueForeignKey") == "GlueSiteUniqueID=CERN"
 
 
 def test_every_entry_has_its_naming_attribute_classes_and_version() -> None:
