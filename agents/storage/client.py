@@ -1,8 +1,7 @@
 """Calls to a storage element, for the `grid` command, for workers, and for storage elements among each other.
 
-`channel` is always a secure channel to the storage element that the SURL names (`parse_surl` says which), in the
-name of
-the user. Everything may be repeated: a put by giving the same `put_id` again.
+`channel` is always a secure channel to the storage element that the SURL names (`parse_surl` says which), in the name
+of the user. Everything may be repeated: a put by giving the same `put_id` again.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from agents.storage.model import PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
-from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, NotFound, Unavailable
+from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
 
 __all__ = [
     "Checksums",
@@ -45,6 +44,7 @@ __all__ = [
     "open_file",
     "parse_surl",
     "put_file",
+    "put_open_file",
     "read_range",
     "remove",
     "space",
@@ -61,6 +61,10 @@ PATIENCE_S = 60.0
 """How long a transfer goes on trying when the storage element is busy or restarting."""
 COPY_PATIENCE_S = 15.0
 """The same for a third-party copy: shorter, because its source may be what is away, and another replica at hand."""
+STALL_S = 120.0
+"""How long a transfer waits for the storage element to take or give a piece, twice what that waits for us."""
+ANSWER_S = 600.0
+"""How long for the answer after the last byte of a put: the disk may have to write."""
 _RETRY_FIRST_S = 0.2
 _RETRY_MAX_S = 5.0
 _BUSY = frozenset({"TOO_MANY_TRANSFERS", "STORE_BUSY"})
@@ -124,15 +128,41 @@ async def put_file(
     progress: Progress | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Stored:
-    """Upload a file, checksums computed on the way and compared by the receiver. While the storage element is busy
-    or cannot be
-    reached, tries again for `patience_s` under the same id.
+    """Upload a file, checksums computed on the way and compared by the receiver. While the storage element is busy or
+    cannot be reached, tries again for `patience_s` under the same id.
 
     Raises GridError as the storage element did; InvalidRequest(FILE_UNREADABLE | FILE_CHANGED) for the local file.
     """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not block us
+    except OSError as error:
+        raise InvalidRequest(
+            "FILE_UNREADABLE", f"{path} cannot be read ({error.strerror}); give a file that you may read"
+        ) from error
+    try:
+        return await put_open_file(
+            channel, descriptor, str(path), vo,
+            name_hint=name_hint, put_id=put_id, progress=progress, patience_s=patience_s,
+        )  # fmt: skip
+    finally:
+        await asyncio.shield(asyncio.to_thread(os.close, descriptor))
+
+
+async def put_open_file(
+    channel: Any,
+    descriptor: int,
+    name: str,
+    vo: str,
+    *,
+    name_hint: str = "",
+    put_id: str | None = None,
+    progress: Progress | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Stored:
+    """As `put_file` for a file that is open for reading; `name` is for sentences. The caller closes it."""
     put_id = put_id or new_put_id()
     return await _patiently(
-        lambda note: _put_once(channel, Path(path), vo, name_hint, put_id, note), progress, patience_s
+        lambda note: _put_once(channel, descriptor, name, vo, name_hint, put_id, note), progress, patience_s
     )
 
 
@@ -164,43 +194,49 @@ async def _patiently(attempt: Callable[[Progress], Awaitable[T]], progress: Prog
         pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
 
-async def _put_once(channel: Any, path: Path, vo: str, name_hint: str, put_id: str, progress: Progress) -> Stored:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not block us
-    except OSError as error:
-        raise InvalidRequest(
-            "FILE_UNREADABLE", f"{path} cannot be read ({error.strerror}); give a file that you may read"
-        ) from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat_module.S_ISREG(found.st_mode):
-            raise InvalidRequest("FILE_UNREADABLE", f"{path} is not a regular file; give a file")
-        size_bytes = found.st_size
-        header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
-        hasher = Hasher()
-        call = storage_pb2_grpc.StorageStub(channel).Put()
-        async with call:
-            going = await call.send(pb.PutRequest(header=header))
-            async with aclosing(_local_messages(descriptor, path, size_bytes, hasher)) as messages:
-                async for message, piece_bytes in messages:
+async def _put_once(
+    channel: Any, descriptor: int, name: str, vo: str, name_hint: str, put_id: str, progress: Progress
+) -> Stored:
+    found = os.fstat(descriptor)
+    if not stat_module.S_ISREG(found.st_mode):
+        raise InvalidRequest("FILE_UNREADABLE", f"{name} is not a regular file; give a file")
+    size_bytes = found.st_size
+    header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
+    hasher = Hasher()
+    call = storage_pb2_grpc.StorageStub(channel).Put()
+    async with call:
+        going = await call.send(pb.PutRequest(header=header))
+        async with aclosing(_local_messages(descriptor, name, size_bytes, hasher)) as messages:
+            async for message, piece_bytes in messages:
+                async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
                     going = going and await call.send(message)
-                    if not going:
-                        break
-                    progress(piece_bytes)
-            sums = hasher.checksums()
-            trailer = pb.PutTrailer(checksums=wire.checksums_to_wire(sums))
+                if not going:
+                    break
+                progress(piece_bytes)
+        sums = hasher.checksums()
+        trailer = pb.PutTrailer(checksums=wire.checksums_to_wire(sums))
+        async with _deadline(ANSWER_S, f"the storage element did not say that it has {name}"):
             if going and await call.send(pb.PutRequest(trailer=trailer)):
                 await call.done_writing()
             answer = await call
-    finally:
-        await asyncio.shield(asyncio.to_thread(os.close, descriptor))
     stored = Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
-    require_equal(f"{path} at {stored.surl}", size_bytes, stored.checksums, sums)
+    require_equal(f"{name} at {stored.surl}", size_bytes, stored.checksums, sums)
     return stored
 
 
+@asynccontextmanager
+async def _deadline(limit_s: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "TRANSFER_STALLED", f"{what} for {limit_s:g} s; try again, or another storage element"
+        ) from None
+
+
 async def _local_messages(
-    descriptor: int, path: Path, size_bytes: int, hasher: Hasher
+    descriptor: int, name: str, size_bytes: int, hasher: Hasher
 ) -> AsyncIterator[tuple[bytes, int]]:
     """The file as messages, each with the bytes of the file in it; read, hashed and made by a thread one batch ahead of
     the sending."""
@@ -217,7 +253,7 @@ async def _local_messages(
         except DataCorrupted as error:
             raise InvalidRequest(
                 "FILE_CHANGED",
-                f"{path} became shorter or unreadable while it was sent; send it again when it is complete",
+                f"{name} became shorter or unreadable while it was sent; send it again when it is complete",
             ) from error
 
     ahead: asyncio.Task[list[tuple[bytes, int]]] | None = None
@@ -253,7 +289,7 @@ class OpenFile:
         """The bytes of the range, in order, once. Raises DataCorrupted(STREAM_CUT) if not all come. Not verified
         here."""
         received = 0
-        async for response in self._responses:
+        while (response := await self._next()) is not None:
             piece = response if isinstance(response, memoryview) else response.data
             received += len(piece)
             if received > self._expected_bytes:
@@ -266,6 +302,10 @@ class OpenFile:
                 "elsewhere",
             )
 
+    async def _next(self) -> Any:
+        async with _deadline(STALL_S, f"the storage element sent nothing of {self.surl}"):
+            return await anext(self._responses, None)
+
 
 @asynccontextmanager
 async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -> AsyncIterator[OpenFile]:
@@ -273,7 +313,8 @@ async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -
     call = get_call(channel)(pb.GetRequest(surl=surl, offset=offset, length=length))
     try:
         responses = aiter(call)
-        first = await anext(responses, None)
+        async with _deadline(STALL_S, f"the storage element said nothing about {surl}"):
+            first = await anext(responses, None)
         if not isinstance(first, pb.GetResponse) or not first.HasField("checksums"):
             raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {surl}; read another replica")
         rest = first.size_bytes - offset
@@ -291,22 +332,34 @@ async def get_file(
     expected: Checksums | None = None,
     progress: Progress | None = None,
     patience_s: float = 0.0,
+    mode: int = 0o644,
+    owner: tuple[int, int] | None = None,
 ) -> Stored:
     """Download a whole file. `path` is replaced in one step when every byte is there and both checksums agree, else
-    nothing
-    is left. `expected`: checksums by the catalogue, compared too.
+    nothing is left. `expected`: checksums by the catalogue, compared too. The file is made with `mode` and, if given,
+    the `owner` (uid, gid).
 
     Raises GridError as the storage element did, DataCorrupted(CHECKSUM_MISMATCH | STREAM_CUT), InvalidRequest(
     FILE_UNWRITABLE) for the local file. While the storage element is busy or away, tries again for `patience_s`; the
     default is not to wait, because another replica may be at hand.
     """
-    return await _patiently(lambda note: _get_once(channel, surl, Path(path), expected, note), progress, patience_s)
+    return await _patiently(
+        lambda note: _get_once(channel, surl, Path(path), expected, mode, owner, note), progress, patience_s
+    )
 
 
-async def _get_once(channel: Any, surl: str, target: Path, expected: Checksums | None, progress: Progress) -> Stored:
+async def _get_once(
+    channel: Any,
+    surl: str,
+    target: Path,
+    expected: Checksums | None,
+    mode: int,
+    owner: tuple[int, int] | None,
+    progress: Progress,
+) -> Stored:
     partial = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.part")
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except OSError as error:
         raise _unwritable(target, error) from error
     hasher = Hasher()
@@ -336,6 +389,8 @@ async def _get_once(channel: Any, surl: str, target: Path, expected: Checksums |
                 await overlap.add(piece)
             await overlap.drain()
         require_equal(surl, hasher.size_bytes, hasher.checksums(), opened.checksums)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
         os.replace(partial, target)
     except OSError as error:
         raise _unwritable(target, error) from error
