@@ -164,7 +164,8 @@ def diagnose_proxies(chain: tuple[x509.Certificate, ...]) -> tuple[ProxyInfo, ..
         elif ended:
             raise ValidationError(
                 Reason.CHAIN_MALFORMED,
-                f"the proxy {certificates.describe(certificate)} stands above a certificate that is not a proxy",
+                f"the proxy {certificates.describe(certificate)} stands above a certificate that is not a proxy; a proxy can "
+                "issue proxies only",
                 certificates.facts_of(certificate, "proxy rules"),
             )
         else:
@@ -204,10 +205,10 @@ def proxy_rules(
                 f"has the policy language {info.language}, unknown here; make a full or limited proxy",
                 language=info.language,
             )
-        if info.policy and info.kind is not ProxyKind.LIMITED:
+        if info.policy is not None:  # the limited language of Globus has none either, and Globus refuses it
             raise refuse(
                 Reason.PROXY_EXTENSION_INVALID,
-                "has a policy text where RFC 3820 section 3.8.2 allows none; make a new proxy",
+                "has a policy text where its policy language allows none (RFC 3820 section 3.8.2); make a new proxy",
             )
         if info.path_length is not None and index > info.path_length:
             raise refuse(

@@ -61,7 +61,8 @@ class ProxyInfo:
     language: str
     path_length: int | None
     kind: ProxyKind
-    policy: bytes = b""
+    policy: bytes | None = None
+    """The policy text; None where there is none, which is not the same as an empty one."""
 
 
 _KINDS = {INHERIT_ALL: ProxyKind.FULL, INDEPENDENT: ProxyKind.INDEPENDENT, LIMITED: ProxyKind.LIMITED}
@@ -94,7 +95,7 @@ def decode_proxy_cert_info(data: bytes) -> ProxyInfo:
         raise _der.DerError("the policy is not an octet string")
     language = _der.object_identifier(policy[0].content)
     kind = _KINDS.get(language, ProxyKind.RESTRICTED)
-    return ProxyInfo(language, path_length, kind, policy[1].content if len(policy) == 2 else b"")
+    return ProxyInfo(language, path_length, kind, policy[1].content if len(policy) == 2 else None)
 
 
 def proxy_info(cert: x509.Certificate) -> ProxyInfo | None:
@@ -121,7 +122,7 @@ def proxy_info(cert: x509.Certificate) -> ProxyInfo | None:
         except _der.DerError as error:
             raise ValidationError(
                 Reason.PROXY_EXTENSION_INVALID,
-                f"the ProxyCertInfo of {certificates.describe(cert)} is not valid: {error}",
+                f"the ProxyCertInfo of {certificates.describe(cert)} is not valid ({error}); make a new proxy",
                 certificates.facts_of(cert, "proxy extension"),
             ) from error
     return None
