@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from cryptography import x509
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
 from agents.gatekeeper import store as rows
@@ -30,8 +31,8 @@ from agents.gatekeeper.model import (
     WorkerArrived,
     WorkerLeft,
 )
-from fabric.clock import from_us, to_us
 from fabric.errors import GridError, InvalidRequest, from_security
+from security.credentials import Credential
 from security.errors import SecurityError
 from security.proxies import sign_request
 
@@ -53,8 +54,8 @@ class _Link:
         self.cancel: list[KillOnWorker] = []
         self.acknowledged: list[AcknowledgeWorker] = []
         self.proxies: list[pb.ProxyGranted] = []
-        self.requests: dict[str, tuple[bytes, int]] = {}
-        """Owner to the worker's certificate request and the end (us) of the delegation that it was signed from."""
+        self.requests: dict[str, tuple[bytes, x509.Certificate]] = {}
+        """Owner to the worker's certificate request and the delegated proxy that it was signed with."""
         self.wake = asyncio.Event()
         self.closed = ""
 
@@ -258,10 +259,10 @@ class WorkerPool:
         try:
             if not entitled:
                 raise InvalidRequest("NOT_ENTITLED", f"{link.worker} has no job of {owner} and gets no proxy of it")
-            granted.chain_pem, not_after_us = await self._signed(owner, request_pem)
-            link.requests[owner] = (request_pem, not_after_us)
+            granted.chain_pem, delegated = await self._signed(owner, request_pem)
+            link.requests[owner] = (request_pem, delegated.certificate)
             self._context.log.audit(
-                "proxy.granted", worker=link.worker, owner=owner, until=from_us(not_after_us).isoformat()
+                "proxy.granted", worker=link.worker, owner=owner, until=delegated.not_after.isoformat()
             )
         except GridError as error:
             granted.reason, granted.sentence = error.reason, error.sentence
@@ -271,7 +272,7 @@ class WorkerPool:
         link.proxies.append(granted)
         link.wake.set()
 
-    async def _signed(self, owner: str, request_pem: bytes) -> tuple[bytes, int]:
+    async def _signed(self, owner: str, request_pem: bytes) -> tuple[bytes, Credential]:
         credential = self._context.delegations.get(owner)
         now = self._context.clock.now()
         try:
@@ -280,19 +281,19 @@ class WorkerPool:
             )
         except SecurityError as error:
             raise from_security(error) from error
-        return chain, to_us(credential.not_after)
+        return chain, credential
 
     async def renew(self) -> None:
         """Sign again where the owner's delegation was refreshed since; the worker keeps its key."""
         for link in list(self._links.values()):
-            for owner, (request_pem, until_us) in list(link.requests.items()):
+            for owner, (request_pem, delegated) in list(link.requests.items()):
                 try:
-                    if to_us(self._context.delegations.get(owner).not_after) == until_us:
+                    if self._context.delegations.get(owner).certificate == delegated:
                         continue
-                    chain, not_after_us = await self._signed(owner, request_pem)
+                    chain, credential = await self._signed(owner, request_pem)
                 except GridError:
                     continue  # expired or destroyed: the jobs go on with what they have
-                link.requests[owner] = (request_pem, not_after_us)
+                link.requests[owner] = (request_pem, credential.certificate)
                 link.proxies.append(pb.ProxyGranted(owner=owner, chain_pem=chain))
                 link.wake.set()
 

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
@@ -19,9 +20,12 @@ from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions, PoolOptions
 from agents.gatekeeper.model import DescriptionInvalidError, Hold, Job, State, Usage
 from agents.gatekeeper.sandbox import SandboxArea
+from agents.gatekeeper.workers import WorkerPool, _Link
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Refused
 from fabric.logs import null_logger
 from fabric.store import Store
+from security.proxies import new_request
+from security.testing import NOW, TestGrid
 
 OPTIONS = GatekeeperOptions()
 
@@ -259,3 +263,23 @@ async def test_leases_without_jobs_are_given_back_after_the_linger(tmp_path: Pat
     assert made.leases() == 1
     await made.release(owners, 113.0, 0.0)
     assert made.leases() == 1
+
+
+async def test_a_delegation_that_was_refreshed_within_the_second_is_a_new_one(tmp_path: Path) -> None:
+    grid = TestGrid(tmp_path)
+    owner = "/CN=alice"
+    delegations = {owner: grid.proxy("alice")}
+    context = SimpleNamespace(delegations=delegations, clock=SimpleNamespace(now=lambda: NOW), log=null_logger())
+    pool = WorkerPool(context, None, 1.0, str)
+    machine = SimpleNamespace(workers={"w": SimpleNamespace(held=["j"])}, jobs={"j": SimpleNamespace(owner=owner)})
+    pool.driver = cast("Any", SimpleNamespace(machine=machine))
+    link = pool._links["w"] = _Link("w", 1)
+    await pool._grant(link, owner, new_request()[1])
+    await pool.renew()
+    assert len(link.proxies) == 1
+    refreshed = grid.proxy("alice")
+    assert refreshed.not_after == delegations[owner].not_after
+    delegations[owner] = refreshed
+    await pool.renew()
+    await pool.renew()
+    assert [proxy.reason for proxy in link.proxies] == ["", ""]
