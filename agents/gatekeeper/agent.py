@@ -34,6 +34,7 @@ from fabric.errors import GridError, from_security
 from fabric.outbox import Outbox
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
+from fabric.text import counted
 from security.errors import Reason, SecurityError
 from security.validation import validate_client_chain
 
@@ -342,7 +343,7 @@ class Gatekeeper(Agent):
             if self._accounts.mode == "pool"
             else "jobs run as the caller, leases recorded"
         )
-        detail = f"{connected} workers, {mode}" + (f"; {'; '.join(unfit)[:200]}" if unfit else "")
+        detail = f"{counted(connected, 'worker')}, {mode}" + (f"; {'; '.join(unfit)[:200]}" if unfit else "")
         state = AgentState.DEGRADED if unfit and not free else AgentState.GREEN
         return AgentHealth(state, detail, numbers)
 

@@ -15,6 +15,7 @@ from typing import Any
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode
 from agents.user_interface.signals import terminate_as_interrupt, undisturbed
+from fabric.text import counted
 
 _COLOURS = {
     "green": "green",
@@ -260,7 +261,7 @@ def down_command(state: Path | None, *, purge: bool, as_json: bool, environ: Map
         return
     print(f"the grid of {folder} is down{' and its state removed' if purge else ''}")
     if killed:
-        print(f"{len(killed)} processes did not end by themselves and were killed")
+        print(f"killed, as they did not end by themselves: {counted(len(killed), 'process')}")
 
 
 def invite_command(

@@ -22,6 +22,7 @@ from typing import Any
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe
 from fabric.errors import GridError
+from fabric.text import counted
 from security.errors import SecurityError, os_error_text
 
 OK, NOTE, BAD = "ok", "note", "bad"
@@ -522,7 +523,11 @@ async def check_information(services: endpoints.Endpoints) -> list[Finding]:
                 "synchronise the clocks (NTP)",
             )
         )
-    return findings or [Finding("grid", "information", OK, f"{len(entries)} entries of {len(seen)} sites, all current")]
+    return findings or [
+        Finding(
+            "grid", "information", OK, f"{counted(len(entries), 'entry')} of {counted(len(seen), 'site')}, all current"
+        )
+    ]
 
 
 def _ahead_s(entry: Any, now: datetime) -> float:

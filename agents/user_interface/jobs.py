@@ -143,6 +143,11 @@ async def follow(
     return states
 
 
+def reason_of(job: lb.JobSummary) -> str:
+    """Why a job is in its state; nothing where that would only repeat the state, as in CANCELLED: CANCELLED."""
+    return "" if job.reason == state_name(job.state) else job.reason
+
+
 def as_data(job: lb.JobSummary) -> dict[str, Any]:
     """A summary as plain data."""
     return {
@@ -150,7 +155,7 @@ def as_data(job: lb.JobSummary) -> dict[str, Any]:
         "name": job.name,
         "state": state_name(job.state),
         "exit_code": int(job.exit_code) if job.exit_code.lstrip("-").isdigit() else None,
-        "reason": job.reason,
+        "reason": reason_of(job),
         "ce": job.ce,
         "worker": job.worker,
         "attempt": job.attempt,
@@ -180,7 +185,7 @@ def print_jobs(jobs: Sequence[lb.JobSummary], *, as_json: bool) -> None:
             job.ce,
             job.attempt,
             console.time_us_text(job.changed_at_us),
-            job.reason,
+            reason_of(job),
         ]
         for job in jobs
     ]
@@ -272,7 +277,7 @@ async def wait_command(
     if bad:
         first = bad[0]
         code = f" with exit code {first.exit_code}" if first.exit_code else ""
-        why = f": {first.reason}" if first.reason else ""
+        why = f": {reason}" if (reason := reason_of(first)) else ""
         console.warn(
             f"{len(bad)} of {len(states)} jobs did not succeed; {first.job_id} is {state_name(first.state)}{code}{why}"
         )

@@ -29,6 +29,7 @@ from agents.user_interface.demo.progress import Bar
 from agents.user_interface.demo.report import JobRecord, Phase, Report
 from agents.user_interface.exits import Ended, ExitCode
 from agents.user_interface.signals import terminate_as_interrupt, undisturbed
+from fabric.text import counted
 
 USER = "Demo Physicist"
 PROXY_LIFETIME = timedelta(hours=12)
@@ -117,8 +118,8 @@ class Demo:
     def run(self) -> None:
         """All of it, up to the written report."""
         console.say(
-            f"gridfabric demo: {self.report.jobs_wanted} jobs of {self.report.events_per_job} events "
-            f"on {self.report.grid}"
+            f"gridfabric demo: {counted(self.report.jobs_wanted, 'job')} of "
+            f"{counted(self.report.events_per_job, 'event')} on {self.report.grid}"
         )
         self.work.mkdir(mode=0o700)
         with self.phase("software"):
@@ -258,7 +259,7 @@ class Demo:
             JobRecord(job_id, f"production-{number}", lfn=f"{folder}/events-{number}.gfev")
             for number, job_id in enumerate(submitted.jobs, 1)
         ]
-        console.say(f"submitted {len(submitted.jobs)} jobs: {submitted.job_id}")
+        console.say(f"submitted {counted(len(submitted.jobs), 'job')}: {submitted.job_id}")
         with Bar("production", len(submitted.jobs)) as bar:
             await self._follow(grid, [submitted.job_id], self.report.jobs, ces, bar, PRODUCTION_TIMEOUT_S)
 

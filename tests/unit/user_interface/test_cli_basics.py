@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import typer.main
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.user_interface import console, exits
+from agents.user_interface import console, exits, jobs
 from agents.user_interface.application import app
 from agents.user_interface.exits import ExitCode, UsageProblem
 from agents.user_interface.main import run
 from fabric.errors import DeadlineExceeded, InvalidRequest, NotFound, Refused, Unavailable
+from fabric.text import counted
 from security.errors import CredentialError, Reason, ValidationError
 
 ROOT = Path(__file__).parents[3]
@@ -301,6 +303,20 @@ def test_numbers_for_people() -> None:
     assert console.hours_text(3661) == "1:01:01"
     assert console.time_us_text(1_700_000_000_123_456) == "2023-11-14T22:13:20.123Z"
     assert console.time_us_text(0) == ""
+
+
+def test_words_for_numbers_of_things() -> None:
+    assert [counted(n, "worker") for n in (0, 1, 2)] == ["0 workers", "1 worker", "2 workers"]
+    assert [counted(2, noun) for noun in ("entry", "process")] == ["2 entries", "2 processes"]
+
+
+def test_a_reason_is_not_the_state_once_more(capsys: pytest.CaptureFixture[str]) -> None:
+    cancelled = lb.JobSummary(job_id="https://h:1/x", state=lb.JOB_STATE_CANCELLED, reason="CANCELLED")
+    banned = lb.JobSummary(job_id="https://h:1/y", state=lb.JOB_STATE_CANCELLED, reason="BANNED")
+    jobs.print_jobs([cancelled, banned], as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["CANCELLED", "CANCELLED"]
+    assert [line.split()[-1] for line in lines[1:]] == ["-", "BANNED"]
 
 
 def test_a_table_off_the_terminal_is_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
