@@ -164,8 +164,8 @@ def diagnose_proxies(chain: tuple[x509.Certificate, ...]) -> tuple[ProxyInfo, ..
         elif ended:
             raise ValidationError(
                 Reason.CHAIN_MALFORMED,
-                f"the proxy {certificates.describe(certificate)} stands above a certificate that is not a proxy; a proxy can "
-                "issue proxies only",
+                f"the proxy {certificates.describe(certificate)} stands above a certificate that is not a proxy; "
+                "a proxy can issue proxies only",
                 certificates.facts_of(certificate, "proxy rules"),
             )
         else:

@@ -310,7 +310,7 @@ def test_any_proxy_extension_is_read_or_refused(data: bytes) -> None:
 )
 def test_proxy_extension_round_trip(language: str, length: int | None, policy: bytes | None) -> None:
     info = proxies.decode_proxy_cert_info(proxies.encode_proxy_cert_info(language, length, policy))
-    assert (info.language, info.path_length, info.policy) == (language, length, policy or b"")
+    assert (info.language, info.path_length, info.policy) == (language, length, policy)
 
 
 # Session proof
