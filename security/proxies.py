@@ -33,7 +33,7 @@ LIMITED = "1.3.6.1.4.1.3536.1.1.1.9"
 """Globus limited proxy: may move data, may not start jobs."""
 
 MAX_PATH_LENGTH = 1_000_000
-"""Larger path lengths are read as this: nobody delegates so deep."""
+"""Larger path lengths are read as this, and not made: nobody delegates so deep."""
 MAX_REQUEST_BYTES = 32 * 1024
 """A certificate request is below 2 kB."""
 MINIMUM_RSA_BITS = 2048
@@ -216,8 +216,9 @@ def _sign(
             f"{issuer.subject} expired at {utc_text(rights.not_after)}; renew it before making a proxy",
             facts,
         )
-    if path_length is not None and path_length < 0:
-        raise CredentialError(Reason.PROXY_PATH_LENGTH_EXCEEDED, "a path length cannot be negative", facts)
+    if path_length is not None and not 0 <= path_length <= MAX_PATH_LENGTH:
+        sentence = f"a path length is between 0 and {MAX_PATH_LENGTH}; leave it out for no limit"
+        raise CredentialError(Reason.PROXY_PATH_LENGTH_EXCEEDED, sentence, facts)
     if path_length is not None and rights.remaining_path_length is not None:
         path_length = min(path_length, rights.remaining_path_length - 1)  # OpenSSL refuses a proxy that claims more
     if rights.limited and independent:

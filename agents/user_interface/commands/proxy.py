@@ -32,7 +32,9 @@ def init(
     ] = "12:00",
     key_type: Annotated[KeyType, typer.Option(help="Kind of the proxy's key.")] = KeyType.ec_p256,
     limited: Annotated[bool, typer.Option("--limited", help="May move data, may not start jobs.")] = False,
-    path_length: Annotated[int | None, typer.Option(help="How many proxies may follow this one.", min=0)] = None,
+    path_length: Annotated[
+        int | None, typer.Option(help="How many proxies may follow this one; else no limit.", min=0, max=100)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write it; else $X509_USER_PROXY or /tmp/x509up_u<uid>.")
     ] = None,

@@ -246,7 +246,8 @@ def test_proxies_that_are_not_made(shared_grid: TestGrid) -> None:
     refused(Reason.LIFETIME_INVALID, shared_grid.expired_proxy())
     refused(Reason.PROXY_PATH_LENGTH_EXCEEDED, shared_grid.proxy(alice, path_length=0))
     refused(Reason.PROXY_PATH_LENGTH_EXCEEDED, shared_grid.raw_proxy(shared_grid.proxy(alice, path_length=1)))
-    refused(Reason.PROXY_PATH_LENGTH_EXCEEDED, alice, path_length=-1)
+    for length in (-1, 10**30):
+        refused(Reason.PROXY_PATH_LENGTH_EXCEEDED, alice, path_length=length)
     refused(Reason.PROXY_RIGHTS_WIDENED, shared_grid.limited(alice), independent=True)
     refused(Reason.PROXY_RIGHTS_WIDENED, alice, independent=True, limited=True)
     refused(Reason.KEY_TOO_WEAK, alice, key_type="rsa-512")

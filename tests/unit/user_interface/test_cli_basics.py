@@ -92,6 +92,7 @@ def test_every_command_is_documented() -> None:
         ["job", "wait"],
         ["proxy", "init", "--valid", "soon"],
         ["proxy", "init", "--path-length", "-1"],
+        ["proxy", "init", "--path-length", "101"],
         ["job", "status", "no-job-id"],
         ["job", "status", "--state", "SLEEPING"],
         ["data", "ls", "not/an/lfn"],
