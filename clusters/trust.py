@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent
@@ -71,9 +73,9 @@ def prepare_here(grid: GridDescription, state: StatePaths, agents: Sequence[Plan
 
 def _issue_agent(authority: CertificateAuthority, agent: PlannedAgent, lifetime: timedelta, now: datetime) -> None:
     path = Path(agent.settings["credential"])
-    if is_good(path, subject_of(agent), authority.ca_pem(), now):
+    if is_good_for(agent, authority.ca_pem(), now):
         return
-    key = generate_key("ec-p256")
+    key = generate_key(key_type_of(agent))
     certificate = authority.issue_host(
         agent.hosts, key.public_key(), lifetime=lifetime, now=now, subject=subject_of(agent), renew=True
     )
@@ -106,6 +108,20 @@ def subject_of(agent: PlannedAgent) -> DistinguishedName:
         .child("OU", settings["site"])
         .child("CN", f"{settings['kind']}/{settings['name']}")
     )
+
+
+def key_type_of(agent: PlannedAgent) -> str:
+    """The kind of an agent's key: P-256, but RSA where other people's old tools have to verify what it signs."""
+    return "rsa-2048" if agent.settings["kind"] == "vo" else "ec-p256"
+
+
+def is_good_for(agent: PlannedAgent, ca_pem: bytes, now: datetime) -> bool:
+    """Whether an agent has a usable credential of its name and kind of key."""
+    path = Path(agent.settings["credential"])
+    if not is_good(path, subject_of(agent), ca_pem, now):
+        return False
+    key = Credential.load(path).key
+    return isinstance(key, rsa.RSAPrivateKey) or key_type_of(agent) != "rsa-2048"
 
 
 def is_good(path: Path, subject: DistinguishedName, ca_pem: bytes, now: datetime) -> bool:
@@ -182,7 +198,7 @@ def make_requests(agents: Iterable[PlannedAgent]) -> Mapping[str, tuple[bytes, A
 
     made = {}
     for agent in agents:
-        key = generate_key("ec-p256")
+        key = generate_key(key_type_of(agent))
         request = x509.CertificateSigningRequestBuilder().subject_name(subject_of(agent).to_x509())
         made[agent.name] = (request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), key)
     return made
@@ -190,7 +206,7 @@ def make_requests(agents: Iterable[PlannedAgent]) -> Mapping[str, tuple[bytes, A
 
 def lacking(agents: Iterable[PlannedAgent], ca_pem: bytes, now: datetime) -> list[PlannedAgent]:
     """The agents that have no usable credential here."""
-    return [a for a in agents if not is_good(Path(a.settings["credential"]), subject_of(a), ca_pem, now)]
+    return [a for a in agents if not is_good_for(a, ca_pem, now)]
 
 
 def install_invitation(state: StatePaths, invitation: Invitation, now: datetime) -> None:

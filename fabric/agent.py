@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fabric.rpc.delegation import DelegationStore
     from fabric.rpc.server import RpcServer, RpcService
     from fabric.store import Migration, Store
+    from fabric.voms_servers import VomsServers
     from security.credentials import Credential
     from security.trust import TrustStore
     from security.validation import ValidationPolicy
@@ -120,10 +121,11 @@ class AgentContext:
         policy: ValidationPolicy,
         channels: Channels,
         judge: Judge,
+        voms: VomsServers,
     ) -> None:
         self.settings, self.log, self.clock = settings, log, clock
         self.credential, self.trust, self.policy = credential, trust, policy
-        self.channels, self.judge = channels, judge
+        self.channels, self.judge, self.voms = channels, judge, voms
         self._tasks: set[asyncio.Task[Any]] = set()
         self._problems: dict[str, str] = {}
         self._closables: list[Closable] = []
@@ -343,6 +345,7 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
                 authoriser=context.judge,
                 clock=clock,
                 log=log,
+                voms=context.voms,
                 session_lifetime_s=options.session_lifetime_s,
                 max_sessions=options.max_sessions,
                 max_sessions_per_owner=options.max_sessions_per_owner,
@@ -412,6 +415,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     from fabric.authorisation import Judge
     from fabric.rpc.channel import Channels
     from fabric.rpc.server import default_policy
+    from fabric.voms_servers import VomsServers
     from security.credentials import Credential
     from security.errors import SecurityError
     from security.trust import TrustStore
@@ -429,7 +433,9 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
             ban_file=bans,
             log=log,
             gridmapdir=Path(options.gridmapdir) if options.gridmapdir else None,
+            group_map=group_map_path(settings) if options.mapping == "vo-groups" else None,
         )
+        voms = VomsServers.of(settings)
     except SecurityError as error:
         raise from_security(error) from error
     policy = default_policy(options.crl_policy)
@@ -443,12 +449,19 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
         policy=policy,
         channels=channels,
         judge=judge,
+        voms=voms,
     )
 
 
 def map_path(settings: Settings) -> Path:
     """Where this agent's map file is."""
     return Path(settings.fabric.map_file) if settings.fabric.map_file else settings.state_dir / "grid-mapfile"
+
+
+def group_map_path(settings: Settings) -> Path:
+    """Where the rules of the mapping `vo-groups` are."""
+    named = settings.fabric.group_map
+    return Path(named) if named else settings.state_dir / "groupmapfile"
 
 
 def _start_updaters(context: AgentContext) -> None:
@@ -488,6 +501,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
             context.log.info("trust.changed", generation=context.trust.snapshot().generation)
             await context.channels.trust_changed()
         context.judge.refresh()
+        changed = context.voms.refresh() or changed
         changed = changed or context.judge.generation != seen
         seen = context.judge.generation
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S

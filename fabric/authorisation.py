@@ -2,6 +2,9 @@
 
 `<organisation>/OU=<site>/CN=<kind>/<name>` are agents, `<organisation>/OU=Users/CN=...` users,
 `<organisation>/OU=Operators/CN=...` administrators. Only the authority can make such names: its signing policy says so.
+
+Users are mapped in one of two modes: `coarse` by the map file, which tells people and VOs apart and nothing finer, or
+`vo-groups` by the verified groups and roles of their proxies, in the order of the site's rules.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from fabric.errors import Exhausted, GridError, from_security
 from fabric.logs import Logger
 from fabric.rpc.peer import Standing
 from fabric.rpc.rules import not_mapped
-from security.authorization import authorize
+from security.authorization import accounts_by_groups
 from security.bans import BanList
-from security.errors import SecurityError
+from security.errors import MappingError, SecurityError
 from security.gridmapdir import GridMapDir
-from security.mapfile import GridMapFile
+from security.mapfile import GridMapFile, GroupMapFile
 from security.names import DistinguishedName
 from security.validation import Identity
+from security.voms import VomsAttributes
 
 USERS = "Users"
 OPERATORS = "Operators"
@@ -45,14 +49,18 @@ class Judge:
         ban_file: Path,
         log: Logger,
         gridmapdir: Path | None = None,
+        group_map: Path | None = None,
         update_now: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """`update_now` is asked once for news before somebody is refused as not mapped; it limits its own rate."""
+        """`update_now` is asked once for news before somebody is refused as not mapped; it limits its own rate.
+        `group_map` is the file of rules of the mode `vo-groups`; without it the mode is `coarse`."""
         self._organisation = DistinguishedName.parse(organisation)
         self._map_path, self._ban_path, self._log = map_file, ban_file, log
         self._pool = GridMapDir(gridmapdir) if gridmapdir is not None else None
         self.update_now = update_now
         self._map = GridMapFile(())
+        self._group_path, self._groups = group_map, GroupMapFile()
+        self._group_stamp: _Stamp | None = None
         self._bans: BanList | None = None
         self._ban_error: GridError | None = None
         self._map_stamp: _Stamp | None = None
@@ -73,6 +81,9 @@ class Judge:
         if stamp != self._map_stamp:
             changed = self._read_map() or changed
             self._map_stamp = stamp
+        if self._group_path is not None and (stamp := _stamp(self._group_path)) != self._group_stamp:
+            changed = self._read_groups(self._group_path) or changed
+            self._group_stamp = stamp
         stamp = _stamp(self._ban_path)
         if stamp != self._ban_stamp or not self._read_before:
             self._read_bans()
@@ -94,6 +105,14 @@ class Judge:
         self._map = found
         return True
 
+    def _read_groups(self, path: Path) -> bool:
+        try:
+            self._groups = GroupMapFile.load(path)
+        except SecurityError as error:  # the rules in force stay; there are none before the first good file
+            self._log.error("group_map.unreadable", path=str(path), sentence=error.sentence)
+            return False
+        return True
+
     def _read_bans(self) -> None:
         try:
             self._bans, self._ban_error = BanList.load(self._ban_path), None
@@ -101,18 +120,22 @@ class Judge:
             self._bans, self._ban_error = None, from_security(error)
             self._log.error("bans.unreadable", path=str(self._ban_path), sentence=error.sentence)
 
-    async def admit(self, identity: Identity, *, unmapped: bool) -> Standing:
+    async def admit(
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()
+    ) -> Standing:
         """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted
         POOL_EXHAUSTED."""
-        standing = self.judge(identity, unmapped=True)
-        if standing != Standing():
-            return standing
+        standing = self.judge(identity, unmapped=True, attributes=attributes)
+        if standing != Standing() or self._group_path is not None:
+            return (
+                standing if standing != Standing() else self.judge(identity, unmapped=unmapped, attributes=attributes)
+            )
         if self.update_now is not None:
             await self.update_now()
         self.refresh()
-        return self.judge(identity, unmapped=unmapped)
+        return self.judge(identity, unmapped=unmapped, attributes=attributes)
 
-    def judge(self, identity: Identity, *, unmapped: bool) -> Standing:
+    def judge(self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()) -> Standing:
         """The standing by what is known now. Raises as `admit`; with `unmapped` a stranger gets an empty standing."""
         if self._bans is None:
             raise self._ban_error or Exhausted("BAN_LIST_UNREADABLE", "the ban list was not read yet; try again")
@@ -121,7 +144,7 @@ class Judge:
             by_name = self._by_name(identity.subject)
             if by_name is not None:
                 return by_name
-            return self._mapped(identity, self._bans, unmapped=unmapped)
+            return self._mapped(identity, attributes, unmapped=unmapped)
         except SecurityError as error:
             raise from_security(error) from error
 
@@ -140,18 +163,34 @@ class Judge:
             return None
         return Standing(agent_kind=kind, agent_site=unit, agent_name=agent)
 
-    def _mapped(self, identity: Identity, bans: BanList, *, unmapped: bool) -> Standing:
-        accounts = self._map.accounts_of(identity.subject)
+    def _mapped(self, identity: Identity, attributes: tuple[VomsAttributes, ...], *, unmapped: bool) -> Standing:
+        by_groups = self._group_path is not None
+        try:
+            accounts = (
+                accounts_by_groups(identity, [fqan for found in attributes for fqan in found.fqans], self._groups)
+                if by_groups
+                else self._by_map_file(identity, attributes)
+            )
+        except MappingError:
+            if unmapped:
+                return Standing()
+            raise
         if not accounts:
             if unmapped:
                 return Standing()
             raise not_mapped(str(identity.subject), issuer=str(identity.issuer), serial=f"{identity.serial:X}")
         account = accounts[0]
-        vo = account[1:] if account.startswith(".") else ""
-        if self._pool is not None:
-            local = authorize(identity, bans=bans, map_file=self._map, pool=self._pool, accept_limited=True)
-            return Standing(account=local.name, vo=local.pool or vo)
+        pool = account[1:] if account.startswith(".") else ""
+        vo = attributes[0].vo if by_groups else pool
+        if self._pool is not None and pool:
+            account = self._pool.lease(identity.subject, pool, per_pool=by_groups)
         return Standing(account=account, vo=vo)
+
+    def _by_map_file(self, identity: Identity, attributes: tuple[VomsAttributes, ...]) -> tuple[str, ...]:
+        """The person's accounts; for somebody of several VOs, that of the VO in the proxy first."""
+        accounts = self._map.accounts_of(identity.subject)
+        wanted = [f".{found.vo}" for found in attributes]
+        return tuple(sorted(accounts, key=lambda account: account not in wanted))
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -60,6 +60,12 @@ class FabricOptions:
     """Path of the ban list; empty: <state_dir>/bans."""
     map_file: str = ""
     """Path of the map file; empty: <state_dir>/grid-mapfile."""
+    mapping: str = field(default="coarse", metadata={"choices": ("coarse", "vo-groups")})
+    """`coarse`: the map file says who a person is here. `vo-groups`: the groups and roles in the proxy do."""
+    group_map: str = ""
+    """Path of the rules of `vo-groups`; empty: <state_dir>/groupmapfile."""
+    vomsdir: str = ""
+    """Folder of `<vo>/<host>.lsc` files; empty: `vomsdir` beside the certificates directory."""
     gridmapdir: str = ""
     """Path of the pool account directory; if set, a user's session leases an account (gatekeepers only)."""
     crl_policy: str = field(default="require", metadata={"choices": ("require", "warn", "ignore")})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from security.bans import BanList
 from security.errors import AuthorizationError, MappingError, Reason
 from security.gridmapdir import GridMapDir
-from security.mapfile import GridMapFile
+from security.mapfile import GridMapFile, GroupMapFile
 from security.validation import Identity
 
 AccountLookup = Callable[[str], tuple[int, int] | None]
@@ -146,3 +146,23 @@ def _facts(identity: Identity, check: str) -> dict[str, str]:
         "issuer": str(identity.issuer),
         "serial": f"{identity.serial:X}",
     }
+
+
+def accounts_by_groups(identity: Identity, fqans: Sequence[str], group_map: GroupMapFile) -> tuple[str, ...]:
+    """The accounts for somebody's verified groups and roles, the default one first. Raises MappingError NOT_MAPPED."""
+    if not fqans:
+        raise MappingError(
+            Reason.NOT_MAPPED,
+            f"{identity.subject} came without groups of a VO and this site maps by groups; make a proxy with them: "
+            "grid proxy init --voms VO",
+            _facts(identity, "group map"),
+        )
+    rule = group_map.lookup(fqans)
+    if rule is None:
+        raise MappingError(
+            Reason.NOT_MAPPED,
+            f"none of the groups and roles of {identity.subject} ({', '.join(fqans)[:300]}) has a rule at this site; "
+            "ask the site, or make a proxy with another role",
+            _facts(identity, "group map"),
+        )
+    return rule.accounts

@@ -83,14 +83,17 @@ class GridMapDir:
         ]
         return tuple(sorted(found))
 
-    def lease(self, subject: DistinguishedName, prefix: str) -> str:
+    def lease(self, subject: DistinguishedName, prefix: str, *, per_pool: bool = False) -> str:
         """The account of this person in this pool: the one held already, else a free one.
+
+        With `per_pool` the same person may hold one account of each pool, under links `<name>:<pool>` as LCMAPS makes
+        them for groups of a VO; a Globus gatekeeper on the same directory does not look at those.
 
         Raises MappingError POOL_EXHAUSTED when none is free, MAP_DIRECTORY_INVALID when the directory cannot be used
         or the person holds an account of another pool (as in Globus one person has one lease per directory).
         """
         self._require_prefix(prefix)
-        link = self._link(subject)
+        link = self._link(subject, prefix if per_pool else "")
         try:
             held = self._account_of(link)
             if held is None:
@@ -108,9 +111,9 @@ class GridMapDir:
             )
         return held
 
-    def account_of(self, subject: DistinguishedName) -> str | None:
-        """The account that this person holds, without taking or renewing one."""
-        return self._account_of(self._link(subject))
+    def account_of(self, subject: DistinguishedName, pool: str = "") -> str | None:
+        """The account that this person holds, without taking or renewing one; with `pool` the one leased `per_pool`."""
+        return self._account_of(self._link(subject, pool))
 
     def release(self, subject: DistinguishedName) -> bool:
         """Give the account back. True if there was a lease.
@@ -143,8 +146,8 @@ class GridMapDir:
         ]
         return tuple(sorted(found, key=lambda lease: lease.account))
 
-    def _link(self, subject: DistinguishedName) -> Path:
-        name = encode_subject(subject)
+    def _link(self, subject: DistinguishedName, pool: str = "") -> Path:
+        name = encode_subject(subject) + (f":{pool}" if pool else "")
         if len(name) > MAX_LINK_NAME or not name.startswith("%2f"):
             raise MappingError(
                 Reason.MAP_DIRECTORY_INVALID,

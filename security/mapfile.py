@@ -18,6 +18,8 @@ from security.names import DistinguishedName
 
 MAX_MAP_BYTES = 64 * 1024 * 1024
 """A map of 200 000 people."""
+MAX_GROUP_MAP_BYTES = 1024 * 1024
+"""Rules about groups are written by hand."""
 MAX_LINE_LENGTH = 8192
 MAX_ACCOUNTS = 64
 """Accounts of one person."""
@@ -25,6 +27,7 @@ MAX_PROBLEMS = 1000
 """Problems kept; more say nothing new."""
 
 _ACCOUNT = re.compile(r"\.?[a-z_][a-z0-9_.-]{0,63}\Z", re.IGNORECASE)
+_PATTERN = re.compile(r"(?:/[A-Za-z0-9_.-]{1,100}){1,16}(?:/Role=[A-Za-z0-9_.-]{1,100}|/\*)?\Z")
 _FORBIDDEN = frozenset({"root", "toor"})
 _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s"]\S*))\s+(?P<accounts>\S.*)\Z')
 
@@ -133,6 +136,68 @@ def emit(entries: Sequence[MapEntry]) -> str:
     return "".join(lines)
 
 
+@dataclass(frozen=True)
+class GroupRule:
+    """One line of a group map: FQANs and the accounts for them, the default one first."""
+
+    pattern: str
+    """An FQAN, exact; with `/*` at its end whatever lies below that group, but not the group itself."""
+    accounts: tuple[str, ...]
+    line: int = 0
+
+    def matches(self, fqan: str) -> bool:
+        """Whether this rule is about an FQAN, written without `Role=NULL` and capability. Letter case counts."""
+        if self.pattern.endswith("/*"):
+            return fqan.startswith(self.pattern[:-1])
+        return fqan == self.pattern
+
+
+@dataclass(frozen=True)
+class GroupMapFile:
+    """Rules from groups and roles to accounts (LCMAPS groupmapfile), in order: the first that matches any of a
+    person's FQANs wins, whatever comes first in the proxy.
+
+    A file with one line that cannot be understood cannot be made: without that line, a later and wider rule would win.
+    """
+
+    rules: tuple[GroupRule, ...] = ()
+
+    @classmethod
+    def loads(cls, text: str) -> GroupMapFile:
+        """Read the rules. Raises MappingError MAP_FILE_INVALID naming the line."""
+        rules: list[GroupRule] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            stripped = line.strip()
+            if not stripped or stripped.startswith("#"):
+                continue
+            found = _LINE.match(stripped) if len(stripped) <= MAX_LINE_LENGTH else None
+            if found is None:
+                raise _refused('expected "FQAN" account[,account...]', number)
+            pattern = found["quoted"] if found["quoted"] is not None else found["bare"]
+            pattern = pattern.partition("/Capability=")[0].removesuffix("/Role=NULL")
+            if not _PATTERN.match(pattern):
+                raise _refused(f"{one_line(pattern, 80)!r} is no FQAN; write /VO/GROUP, /VO/Role=ROLE or /VO/*", number)
+            rules.append(GroupRule(pattern, _accounts(found["accounts"], number), number))
+        return cls(tuple(rules))
+
+    @classmethod
+    def load(cls, path: str | Path) -> GroupMapFile:
+        """Read a file. Raises MappingError MAP_FILE_INVALID also when it cannot be read."""
+        try:
+            return cls.loads(read_bounded(Path(path), MAX_GROUP_MAP_BYTES).decode("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MappingError(
+                Reason.MAP_FILE_INVALID,
+                f"the group map {path} cannot be read ({os_error_text(error)}); nobody can be mapped by groups until "
+                "it can",
+                {"check": "group map", "path": str(path)},
+            ) from error
+
+    def lookup(self, fqans: Sequence[str]) -> GroupRule | None:
+        """The first rule for any of these FQANs, None if there is none."""
+        return next((rule for rule in self.rules if any(rule.matches(fqan) for fqan in fqans)), None)
+
+
 def _refused(sentence: str, number: int) -> MappingError:
     return MappingError(
         Reason.MAP_FILE_INVALID,
@@ -153,8 +218,12 @@ def _parse_line(line: str, number: int) -> MapEntry:
         subject = DistinguishedName.parse(re.sub(r'\\(["\\])', r"\1", text))
     except SecurityError as error:
         raise _refused(error.sentence, number) from error
+    return MapEntry(subject, _accounts(found["accounts"], number), number)
+
+
+def _accounts(text: str, number: int) -> tuple[str, ...]:
     accounts: list[str] = []
-    for account in re.split(r"[,\s]+", found["accounts"].split("#", 1)[0].strip().strip(",")):
+    for account in re.split(r"[,\s]+", text.split("#", 1)[0].strip().strip(",")):
         if not _ACCOUNT.match(account):
             raise _refused(f"{one_line(account, 80)!r} is not an account name", number)
         if account.lower().lstrip(".") in _FORBIDDEN:
@@ -163,4 +232,4 @@ def _parse_line(line: str, number: int) -> MapEntry:
             accounts.append(account)
     if len(accounts) > MAX_ACCOUNTS:
         raise _refused(f"more than {MAX_ACCOUNTS} accounts", number)
-    return MapEntry(subject, tuple(accounts), number)
+    return tuple(accounts)

@@ -150,6 +150,26 @@ def parse_lsc(text: str) -> list[tuple[DistinguishedName, ...]]:
     return [tuple(chain) for chain in chains if len(chain) >= 2]
 
 
+def lsc_text(chain: Sequence[DistinguishedName]) -> str:
+    """An `.lsc` file for a signer and its issuers, for our tools and the C ones of every age.
+
+    They compare with OpenSSL's one-line form, where versions since 2023 write a slash inside a value as `\\/`; so the
+    chain stands there in both spellings, and for an intermediate authority subject and issuer of each certificate.
+    """
+    names = [name for pair in zip(chain, chain[1:], strict=False) for name in pair]
+    spellings = dict.fromkeys("".join(f"{spell(name)}\n" for name in names) for spell in (_oneline, _oneline_escaped))
+    return "------ NEXT CHAIN ------\n".join(spellings)
+
+
+def _oneline(name: DistinguishedName) -> str:
+    return name.openssl_oneline()
+
+
+def _oneline_escaped(name: DistinguishedName) -> str:
+    escaped = tuple(tuple((kind, value.replace("/", "\\/")) for kind, value in rdn) for rdn in name.rdns)
+    return DistinguishedName(escaped).openssl_oneline()
+
+
 def _malformed(what: str) -> ValidationError:
     return ValidationError(
         Reason.ATTRIBUTE_INVALID,

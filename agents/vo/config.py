@@ -19,6 +19,16 @@ class VoConfig:
     max_members: int = field(default=100_000, metadata={"minimum": 1})
     page_size: int = field(default=1000, metadata={"minimum": 1, "maximum": 10_000})
     """Members in one answer."""
+    groups: tuple[str, ...] = ()
+    """Groups that exist from the start, such as "/cms/higgs"; more with `grid vo group add`."""
+    roles: tuple[str, ...] = ("VO-Admin",)
+    """Roles that exist from the start."""
+    attribute_lifetime_s: float = field(default=12 * 3600.0, metadata={"minimum": 60})
+    """Life of an attribute certificate for which nobody asked for another."""
+    max_attribute_lifetime_s: float = field(default=24 * 3600.0, metadata={"minimum": 60, "maximum": 7 * 86400.0})
+    """Longest life; it bounds how long a removed member still shows its groups to a site that asks nobody."""
+    sweep_s: float = field(default=1.0, metadata={"minimum": 0.01})
+    """How often ends of memberships and grace periods are looked for."""
 
 
 def parse_config(options: Mapping[str, Any], vos: tuple[str, ...]) -> VoConfig:

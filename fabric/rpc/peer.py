@@ -11,6 +11,7 @@ from fabric.logs import current_trace
 
 if TYPE_CHECKING:
     from security.validation import Identity
+    from security.voms import VomsAttributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Peer:
     session_id: str
     """Names the session in logs; not the session token."""
     is_limited: bool
+    attributes: tuple[VomsAttributes, ...] = ()
+    """What VO servers say of the user, verified; one for each VO in the proxy."""
 
     @property
     def agent_kind(self) -> str:
@@ -62,6 +65,11 @@ class Peer:
     def vo(self) -> str:
         """The user's VO by the map file; empty for agents."""
         return self.standing.vo
+
+    @property
+    def fqans(self) -> tuple[str, ...]:
+        """Verified groups and roles of the user's proxy, in the user's order; empty for a proxy without attributes."""
+        return tuple(fqan for attributes in self.attributes for fqan in attributes.fqans)
 
     @property
     def is_administrator(self) -> bool:
@@ -104,11 +112,13 @@ def require_identity(peer: Peer) -> Identity:
 class Authoriser(Protocol):
     """Says what an identity is here. Implemented by `fabric.authorisation.Judge`."""
 
-    async def admit(self, identity: Identity, *, unmapped: bool) -> Standing:
+    async def admit(
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()
+    ) -> Standing:
         """For a new session; may ask others once before refusing. Raises Refused BANNED, NOT_MAPPED (unless
         `unmapped`)."""
         ...
 
-    def judge(self, identity: Identity, *, unmapped: bool) -> Standing:
+    def judge(self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()) -> Standing:
         """For a session that exists; never waits. Raises as `admit`."""
         ...

@@ -15,11 +15,13 @@ from fabric.ids import unique_id
 from fabric.logs import Logger
 from fabric.rpc.peer import Authoriser, Peer, Standing, current_peer
 from fabric.rpc.sessions import Nonces, Session, SessionTable
+from fabric.voms_servers import VomsServers
 from security import certificates
 from security.errors import SecurityError
 from security.session import check_proof
 from security.trust import TrustStore
-from security.validation import Identity, ValidationPolicy, validate_client_chain
+from security.validation import ChainInput, Identity, ValidationPolicy, validate_client_chain
+from security.voms import VomsAttributes
 
 if TYPE_CHECKING:
     from grpc.aio import ServicerContext
@@ -47,10 +49,12 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         log: Logger,
         session_lifetime_s: float,
         admits_unmapped: bool,
+        voms: VomsServers | None = None,
     ) -> None:
+        """Without `voms` no attribute certificate is believed or looked at."""
         self._leaf = server_leaf_der
         self._sessions, self._trust, self._policy, self._authoriser = sessions, trust, policy, authoriser
-        self._clock, self._log = clock, log
+        self._clock, self._log, self._voms = clock, log, voms
         self._lifetime = timedelta(seconds=session_lifetime_s)
         self._admits_unmapped = admits_unmapped
         self._nonces = Nonces(clock)
@@ -68,17 +72,19 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
                 f"the chain has {len(request.chain_pem)} bytes, more than the {MAX_CHAIN_BYTES} accepted",
             )
         self._nonces.check(request.nonce)
-        identity = self._verify(request)
+        identity, attributes = self._verify(request)
         self._nonces.spend(request.nonce)  # no await since the check: of two equal calls one is refused
-        standing = await self._admit(identity)
-        peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited)
-        session = self._sessions.open(peer, min(identity.not_after, self._clock.now() + self._lifetime))
+        standing = await self._admit(identity, attributes)
+        peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited, attributes)
+        ends = [identity.not_after, self._clock.now() + self._lifetime, *(found.not_after for found in attributes)]
+        session = self._sessions.open(peer, min(ends))
         self._log.audit(
             "session.opened",
             peer=peer.subject,
             leaf=str(identity.leaf_subject),
             session_id=peer.session_id,
             account=standing.account or None,
+            fqans=list(peer.fqans) or None,
             limited=peer.is_limited or None,
             expires_at=f"{session.expires_at:%Y-%m-%dT%H:%M:%SZ}",
             warnings=list(identity.warnings) or None,
@@ -90,23 +96,31 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             account=standing.account,
         )
 
-    def _verify(self, request: pb.EstablishRequest) -> Identity:
+    def _verify(self, request: pb.EstablishRequest) -> tuple[Identity, tuple[VomsAttributes, ...]]:
         try:
             # The proof first: it is cheap, and shows that the chain is the caller's own and not one found somewhere.
             chain = certificates.load_chain(request.chain_pem)
             check_proof(chain[0], request.proof, request.nonce, self._leaf, request.chain_pem)
-            return validate_client_chain(chain, self._trust.snapshot(), self._policy, now=self._clock.now())
+            return self._judge_chain(chain)
         except SecurityError as error:
             raise from_security(error) from error
 
-    async def _admit(self, identity: Identity) -> Standing:
+    def _judge_chain(self, chain: ChainInput) -> tuple[Identity, tuple[VomsAttributes, ...]]:
+        """The chain by all rules, then the attribute certificates in it. Raises SecurityError."""
+        trust, now = self._trust.snapshot(), self._clock.now()
+        identity = validate_client_chain(chain, trust, self._policy, now=now)
+        if self._voms is None:
+            return identity, ()
+        return identity, self._voms.attributes_of(identity, trust, self._policy, now)
+
+    async def _admit(self, identity: Identity, attributes: tuple[VomsAttributes, ...]) -> Standing:
         if self._waiting >= MAX_WAITING:
             raise Exhausted(
                 "SESSIONS_EXHAUSTED", "too many sessions are being established here; try again", retry_after_s=1
             )
         self._waiting += 1
         try:
-            return await self._authoriser.admit(identity, unmapped=self._admits_unmapped)
+            return await self._authoriser.admit(identity, unmapped=self._admits_unmapped, attributes=attributes)
         finally:
             self._waiting -= 1
 
@@ -127,10 +141,8 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         if identity is None:
             return None
         try:
-            verified = validate_client_chain(
-                identity.certificates, self._trust.snapshot(), self._policy, now=self._clock.now()
-            )
-            standing = self._authoriser.judge(verified, unmapped=self._admits_unmapped)
+            verified, attributes = self._judge_chain(identity.certificates)
+            standing = self._authoriser.judge(verified, unmapped=self._admits_unmapped, attributes=attributes)
         except SecurityError as error:
             return from_security(error)
         except GridError as error:

@@ -31,6 +31,7 @@ from fabric.rpc.peer import ANONYMOUS, Authoriser, Peer, set_current_peer
 from fabric.rpc.rules import Rule
 from fabric.rpc.security_context import SecurityContext
 from fabric.rpc.sessions import Session, SessionTable, streaming
+from fabric.voms_servers import VomsServers
 from security.credentials import Credential
 from security.errors import SecurityError
 from security.trust import TrustStore
@@ -167,6 +168,7 @@ class ServerConfig:
     authoriser: Authoriser
     clock: Clock
     log: Logger
+    voms: VomsServers | None = None
     session_lifetime_s: float = 12 * 3600.0
     max_sessions: int = 4096
     max_sessions_per_owner: int = 64
@@ -199,6 +201,7 @@ class RpcServer:
             log=config.log,
             session_lifetime_s=config.session_lifetime_s,
             admits_unmapped=any(method.rule.admits_unmapped for method in self._methods.values()),
+            voms=config.voms,
         )
         self._add(
             RpcService(

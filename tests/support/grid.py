@@ -57,12 +57,13 @@ class LabGrid:
         clock: Clock | None = None,
         vos: Iterable[str] = (VO,),
         fabric: Mapping[str, Any] | None = None,
+        key_type: str = "ec-p256",
     ) -> None:
-        """`fabric` is the settings section of that name for every agent."""
+        """`fabric` is the settings section of that name for every agent. `key_type`: some old tools want RSA."""
         self.directory = directory
         self.clock: Clock = clock or SystemClock()
         self.vos = list(vos)
-        self.grid = TestGrid(directory / "authority", now=self.clock.now().astimezone(UTC))
+        self.grid = TestGrid(directory / "authority", now=self.clock.now().astimezone(UTC), key_type=key_type)
         self.certificates = self.grid.trust_directory
         self.map_file = directory / "grid-mapfile"
         self.ban_file = directory / "bans"

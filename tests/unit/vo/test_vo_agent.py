@@ -31,7 +31,7 @@ async def in_directory(lab: LabGrid, text: str = "(objectClass=gridMember)") -> 
 
 
 async def test_members_come_and_go_in_both_lists(lab):
-    await lab.start("vo")
+    await lab.start("vo", options={"groups": ["/cms/production"]})
     vo = await manager(lab)
     await vo.add_member(ADA, "Ada Lovelace", "ada@example.org", ["/cms/production"])
     await vo.add_member(ADA, "Ada Lovelace", "ada@example.org", ["/cms/production"])

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class VirtualOrganisationStub:
-    """The VO server: who belongs to the virtual organisation. Its member list is also an LDAP tree (EDG VO server).
+    """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
+    tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
+    a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
     """
 
     def __init__(self, channel):
@@ -50,28 +52,250 @@ class VirtualOrganisationStub:
                 request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersResponse.FromString,
                 _registered_method=True)
+        self.GetMember = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/GetMember',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.RequestMembership = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/RequestMembership',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RequestMembershipRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.ApproveMember = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/ApproveMember',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ApproveMemberRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.SuspendMember = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/SuspendMember',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SuspendMemberRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.RestoreMember = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/RestoreMember',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RestoreMemberRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.RenewMember = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/RenewMember',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RenewMemberRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.AddGroup = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/AddGroup',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupResponse.FromString,
+                _registered_method=True)
+        self.RemoveGroup = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/RemoveGroup',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupResponse.FromString,
+                _registered_method=True)
+        self.AddRole = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/AddRole',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleResponse.FromString,
+                _registered_method=True)
+        self.RemoveRole = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/RemoveRole',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleResponse.FromString,
+                _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/ListGroups',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
+        self.Grant = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/Grant',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GrantRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/Withdraw',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.SetAttribute = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/SetAttribute',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SetAttributeRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.GetAup = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/GetAup',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.FromString,
+                _registered_method=True)
+        self.PublishAup = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/PublishAup',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.PublishAupRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.FromString,
+                _registered_method=True)
+        self.SignAup = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/SignAup',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SignAupRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+                _registered_method=True)
+        self.IssueAttributes = channel.unary_unary(
+                '/gridfabric.vo.v1.VirtualOrganisation/IssueAttributes',
+                request_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesResponse.FromString,
+                _registered_method=True)
 
 
 class VirtualOrganisationServicer:
-    """The VO server: who belongs to the virtual organisation. Its member list is also an LDAP tree (EDG VO server).
+    """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
+    tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
+    a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
     """
 
     def AddMember(self, request, context):
-        """VO manager only. After: the DN is a member and in the LDAP list. Idempotent.
+        """Manager. After: the DN is a member (APPROVED, if it was not known or had asked) with these particulars and exactly
+        these groups and roles, which exist. A suspended or expired member stays so. Idempotent.
+        Errors: MEMBER_INVALID, GROUP_UNKNOWN, ROLE_UNKNOWN, VO_FULL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveMember(self, request, context):
-        """VO manager only. After: the DN is no member. Idempotent.
+        """Manager. After: the DN is no member. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListMembers(self, request, context):
+        """Any member or service. Reasons and attributes only for managers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMember(self, request, context):
+        """Anybody about himself (empty subject), managers about everybody. Errors: NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestMembership(self, request, context):
+        """Anybody with a certificate, for himself. After: REQUESTED, if the DN was not known; else unchanged. Errors: VO_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveMember(self, request, context):
+        """Manager. REQUESTED -> APPROVED. Errors: MEMBER_STATE, AUP_UNSIGNED, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendMember(self, request, context):
+        """Manager. APPROVED, EXPIRED, SUSPENDED -> SUSPENDED. Errors: MEMBER_STATE, REASON_INVALID, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreMember(self, request, context):
+        """Manager. SUSPENDED -> APPROVED. Errors: MEMBER_STATE, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewMember(self, request, context):
+        """Manager. Sets the end; EXPIRED -> APPROVED. Errors: MEMBER_STATE, LIFETIME_INVALID, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddGroup(self, request, context):
+        """Manager. After: the group exists; its parent did. Idempotent. Errors: FQAN_INVALID, GROUP_UNKNOWN (parent).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveGroup(self, request, context):
+        """Manager. After: neither the group nor any below it exists, and nobody is in one. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddRole(self, request, context):
+        """Manager. After: the role exists and can be given in any group. Idempotent. Errors: FQAN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRole(self, request, context):
+        """Manager. After: the role does not exist and nobody holds it. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroups(self, request, context):
         """Any member or service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Grant(self, request, context):
+        """Manager. After: the member has the group or role. Idempotent. Errors: GROUP_UNKNOWN, ROLE_UNKNOWN, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Withdraw(self, request, context):
+        """Manager. After: the member has not the group or role, nor what lies below that group. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAttribute(self, request, context):
+        """Manager. A generic attribute of a member; an empty value removes it. Errors: ATTRIBUTE_INVALID, NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAup(self, request, context):
+        """Anybody with a certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishAup(self, request, context):
+        """Manager. After: a new version, which everybody has to sign before the grace ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignAup(self, request, context):
+        """Members and who asked to be one, for themselves. Errors: AUP_VERSION (not the current one), NOT_A_MEMBER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueAttributes(self, request, context):
+        """Members in good standing. A VOMS attribute certificate for the end entity of the session.
+        Errors: NOT_A_MEMBER, MEMBER_REQUESTED, MEMBER_SUSPENDED, MEMBER_EXPIRED, AUP_UNSIGNED, FQAN_REFUSED, VO_UNKNOWN,
+        ATTRIBUTES_WIDENED, LIMITED_PROXY, BANNED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +319,96 @@ def add_VirtualOrganisationServicer_to_server(servicer, server):
                     request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersRequest.FromString,
                     response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersResponse.SerializeToString,
             ),
+            'GetMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMember,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'RequestMembership': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestMembership,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RequestMembershipRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'ApproveMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveMember,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ApproveMemberRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'SuspendMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendMember,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SuspendMemberRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'RestoreMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreMember,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RestoreMemberRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'RenewMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewMember,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RenewMemberRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'AddGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddGroup,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupResponse.SerializeToString,
+            ),
+            'RemoveGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveGroup,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupResponse.SerializeToString,
+            ),
+            'AddRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddRole,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleResponse.SerializeToString,
+            ),
+            'RemoveRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRole,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'Grant': grpc.unary_unary_rpc_method_handler(
+                    servicer.Grant,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GrantRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.WithdrawRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'SetAttribute': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAttribute,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SetAttributeRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'GetAup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAup,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.SerializeToString,
+            ),
+            'PublishAup': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishAup,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.PublishAupRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.SerializeToString,
+            ),
+            'SignAup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignAup,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.SignAupRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.SerializeToString,
+            ),
+            'IssueAttributes': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueAttributes,
+                    request_deserializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesRequest.FromString,
+                    response_serializer=gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'gridfabric.vo.v1.VirtualOrganisation', rpc_method_handlers)
@@ -104,7 +418,9 @@ def add_VirtualOrganisationServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VirtualOrganisation:
-    """The VO server: who belongs to the virtual organisation. Its member list is also an LDAP tree (EDG VO server).
+    """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
+    tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
+    a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
     """
 
     @staticmethod
@@ -178,6 +494,492 @@ class VirtualOrganisation:
             '/gridfabric.vo.v1.VirtualOrganisation/ListMembers',
             gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersRequest.SerializeToString,
             gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/GetMember',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestMembership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/RequestMembership',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RequestMembershipRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/ApproveMember',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.ApproveMemberRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/SuspendMember',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.SuspendMemberRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/RestoreMember',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RestoreMemberRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/RenewMember',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RenewMemberRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/AddGroup',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/RemoveGroup',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/AddRole',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.AddRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/RemoveRole',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.RemoveRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/ListGroups',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Grant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/Grant',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GrantRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/Withdraw',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.WithdrawRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAttribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/SetAttribute',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.SetAttributeRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/GetAup',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishAup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/PublishAup',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.PublishAupRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetAupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignAup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/SignAup',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.SignAupRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.GetMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueAttributes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.vo.v1.VirtualOrganisation/IssueAttributes',
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesRequest.SerializeToString,
+            gridfabric_dot_vo_dot_v1_dot_vo__pb2.IssueAttributesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,195 @@
+"""A TLS port whose clients show an X.509 chain that *we* judge, after the handshake, with a sentence.
+
+OpenSSL proves that the client holds the key of the certificate it shows; which chains are good is left to the handler
+(`security.validation`), since a refusal inside the handshake reaches the user as an alert without a reason. No session
+is ever resumed: a resumed one would bring no chain, and nobody would have judged it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
+
+from cryptography import x509
+from OpenSSL import SSL
+
+from fabric.errors import Unavailable
+from fabric.logs import Logger
+from security.credentials import Credential
+from security.errors import os_error_text
+
+HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 2.0
+MAX_CONNECTIONS = 256
+"""More at one moment are closed at once."""
+PIECE_BYTES = 64 * 1024
+
+
+class TlsClosed(ConnectionError):
+    """The peer broke the connection, or what it sent is not TLS."""
+
+
+class TlsStream:
+    """One connection whose handshake is done. Not safe for two tasks at once."""
+
+    def __init__(
+        self, connection: SSL.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str
+    ) -> None:
+        self._connection, self._reader, self._writer = connection, reader, writer
+        connection.set_accept_state()
+        self.peer = peer
+        """Address of the client, for logs."""
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """What the client showed, leaf first, in its order; empty if nothing. The leaf's key is proved, no more."""
+        leaf = self._connection.get_peer_certificate(as_cryptography=True)
+        if leaf is None:
+            return ()
+        rest = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        return (leaf, *(certificate for certificate in rest if certificate != leaf))
+
+    async def handshake(self) -> None:
+        """Used by the door. Raises TlsClosed."""
+        while True:
+            try:
+                self._connection.do_handshake()
+                break
+            except SSL.WantReadError:
+                await self._flush()
+                if not await self._fill():
+                    raise TlsClosed("the client left during the handshake") from None
+            except SSL.Error as error:
+                await self._flush()  # the alert
+                raise TlsClosed(f"the handshake failed ({_words(error)})") from error
+        await self._flush()
+
+    async def read(self) -> bytes:
+        """Some bytes; none at the end of the stream. Raises TlsClosed."""
+        while True:
+            try:
+                return self._connection.recv(PIECE_BYTES)
+            except SSL.WantReadError:
+                await self._flush()
+                if not await self._fill():
+                    return b""
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.Error as error:
+                raise TlsClosed(f"the connection broke ({_words(error)})") from error
+
+    async def write(self, data: bytes) -> None:
+        """All of it. Raises TlsClosed, OSError."""
+        view = memoryview(data)
+        while view:
+            try:
+                sent = self._connection.send(bytes(view[:PIECE_BYTES]))
+            except SSL.Error as error:
+                raise TlsClosed(f"the connection broke ({_words(error)})") from error
+            view = view[sent:]
+            await self._flush()
+
+    async def finish(self) -> None:
+        """Say that there is no more: clients that read to the end need the close notice."""
+        with contextlib.suppress(SSL.Error, OSError):
+            self._connection.shutdown()
+            await self._flush()
+
+    async def _fill(self) -> bool:
+        data = await self._reader.read(PIECE_BYTES)
+        if data:
+            self._connection.bio_write(data)
+        return bool(data)
+
+    async def _flush(self) -> None:
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                self._writer.write(self._connection.bio_read(PIECE_BYTES))
+        await self._writer.drain()
+
+
+Handler = Callable[[TlsStream], Awaitable[None]]
+
+
+class TlsDoor:
+    """Accepts connections and hands each, once its handshake is done, to `handler`, which may take its time."""
+
+    def __init__(self, credential: Credential, handler: Handler, log: Logger) -> None:
+        self._context = _context(credential)
+        self._handler, self._log = handler, log
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def start(self, host: str, port: int) -> None:
+        """Open the port. Raises Unavailable PORT_IN_USE."""
+        try:
+            self._server = await asyncio.start_server(self._accept, host, port, limit=PIECE_BYTES)
+        except OSError as error:
+            raise Unavailable(
+                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening and end what is open."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        address = writer.get_extra_info("peername")
+        stream = TlsStream(
+            SSL.Connection(self._context, None), reader, writer, ":".join(map(str, address[:2])) if address else "?"
+        )
+        try:
+            if len(self._connections) > MAX_CONNECTIONS:
+                return
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await stream.handshake()
+            await self._handler(stream)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await stream.finish()
+        except TlsClosed as error:
+            self._log.info("tls.closed", peer=stream.peer, why=str(error))
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client is gone or too slow, or we stop
+        except Exception as error:
+            self._log.exception("tls.defect", error, peer=stream.peer)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+
+def _context(credential: Credential) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.use_certificate(credential.certificate)
+    for certificate in credential.certificates[1:]:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(credential.key)
+    # Every chain passes here; without a certificate at all the handler has the sentence.
+    context.set_verify(SSL.VERIFY_PEER, _judged_later)
+    return context
+
+
+def _judged_later(connection: SSL.Connection, certificate: object, error: int, depth: int, good: int) -> bool:
+    return True
+
+
+def _words(error: SSL.Error) -> str:
+    """OpenSSL's own words, the last of its list of (library, function, reason)."""
+    listed = cast("Sequence[Sequence[Sequence[str]]]", error.args)
+    try:
+        return listed[0][-1][-1]
+    except IndexError:
+        return type(error).__name__
