@@ -58,6 +58,13 @@ class Grid:
         await delegate(channel, self.credential, lifetime=DELEGATED_LIFETIME)
 
 
+def certificates_of(services: Endpoints, environ: Mapping[str, str]) -> Path:
+    """The authorities to trust: X509_CERT_DIR, else the grid's own, else the usual places. Raises CredentialError."""
+    if services.certificates and not environ.get("X509_CERT_DIR"):
+        return Path(services.certificates)
+    return find_certificate_directory(environ)
+
+
 @asynccontextmanager
 async def open_grid(
     services: Endpoints, credential: Credential, certificates: Path, *, policy: ValidationPolicy | None = None
@@ -90,9 +97,5 @@ async def open_for_user(environ: Mapping[str, str] = os.environ, state: Path | N
             f"the proxy {path} expired at {utc_text(credential.not_after)}; make a new one with: grid proxy init",
             {"path": str(path), "subject": str(credential.subject)},
         )
-    if services.certificates and "X509_CERT_DIR" not in environ:
-        certificates = Path(services.certificates)
-    else:
-        certificates = find_certificate_directory(environ)
-    async with open_grid(services, credential, certificates) as grid:
+    async with open_grid(services, credential, certificates_of(services, environ)) as grid:
         yield grid

@@ -303,7 +303,7 @@ def check_namespaces() -> Finding:
 def examine_grid(state: Path | None, environ: Mapping[str, str]) -> list[Finding]:
     """The grid of the state folder or of the environment; one note if there is none."""
     try:
-        services = endpoints.find(environ, state.absolute() if state else None)
+        services = endpoints.find(endpoints.chosen(state, environ))
     except (GridError, UsageProblem) as error:
         missing = getattr(error, "reason", "") == "GRID_UNKNOWN"
         return [
@@ -322,7 +322,7 @@ def examine_grid(state: Path | None, environ: Mapping[str, str]) -> list[Finding
         agents, running = check_agents(folder)
         findings += agents
         findings += check_host_certificates(folder)
-    findings += check_trust(services, environ)
+    findings += check_trust(services, endpoints.chosen(state, environ))
     findings += check_proxy(environ)
     if running:
         findings += asyncio.run(_check_network(services))
@@ -390,12 +390,11 @@ def check_host_certificates(folder: Path) -> list[Finding]:
 
 def check_trust(services: endpoints.Endpoints, environ: Mapping[str, str]) -> list[Finding]:
     """Authorities, revocation lists and signing policies as this client would use them."""
-    from security.credentials import find_certificate_directory
+    from agents.user_interface.connection import certificates_of
     from security.trust import TrustStore
 
     try:
-        named = environ.get("X509_CERT_DIR") or services.certificates
-        directory = Path(named) if named else find_certificate_directory(environ)
+        directory = certificates_of(services, environ)
         store = TrustStore(directory)
     except SecurityError as error:
         return [Finding("grid", "authorities", BAD, error.sentence, 'eval "$(grid env)"')]

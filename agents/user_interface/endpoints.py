@@ -94,6 +94,19 @@ def state_folder(state: Path | None, environ: Mapping[str, str]) -> Path:
     return (running or known)[0]
 
 
+def chosen(state: Path | None, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment in which a command with the option `--state` looks for its grid.
+
+    On the command line it chooses a whole grid: no variable of another one counts then. The parser fills the option
+    from GRIDFABRIC_STATE too, and that goes behind the other variables.
+    """
+    named = environ.get("GRIDFABRIC_STATE")
+    if state is None or (named and Path(named) == state):
+        return environ
+    others = {name: value for name, value in environ.items() if not name.startswith(("GRIDFABRIC_", "X509_"))}
+    return {**others, "GRIDFABRIC_STATE": str(state)}
+
+
 def known_states() -> list[Path]:
     """State folders in this user's default place."""
     from clusters.paths import default_state

@@ -17,7 +17,7 @@ from gridfabric.vo.v1 import vo_pb2 as vo_wire
 from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 
 from agents.user_interface import console, endpoints
-from agents.user_interface.connection import Grid, open_grid
+from agents.user_interface.connection import Grid, certificates_of, open_grid
 from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
 from security.certificates import subject_of
 from security.credentials import Credential, PrivateKey, generate_key
@@ -140,13 +140,15 @@ async def add_command(
 ) -> None:
     """`grid user add`."""
     folder = endpoints.state_folder(state, environ)
-    services = endpoints.find(environ, folder)
-    target = out or Path(environ.get("HOME", ".")) / ".globus"
     credential = administrator(folder)
-    async with open_grid(services, credential, Path(services.certificates)) as grid:
+    environ = {**endpoints.chosen(state, environ), "GRIDFABRIC_STATE": str(folder)}
+    services = endpoints.find(environ)
+    certificates = certificates_of(services, environ)
+    target = out or Path(environ.get("HOME", ".")) / ".globus"
+    async with open_grid(services, credential, certificates) as grid:
         chosen = vo or grid.vo
         user = await add(grid, name, chosen, groups, target, renew=renew)
-    async with open_grid(services, user.credential, Path(services.certificates)) as grid:
+    async with open_grid(services, user.credential, certificates) as grid:
         unknown = await await_known(grid)
     facts = {"subject": user.subject, "vo": user.vo, "certificate": str(user.certificate), "key": str(user.key)}
     if unknown:

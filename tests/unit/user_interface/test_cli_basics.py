@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.user_interface import console, exits, jobs
+from agents.user_interface import console, exits, jobs, users
 from agents.user_interface.application import app
 from agents.user_interface.exits import ExitCode, UsageProblem
 from agents.user_interface.main import run
@@ -180,6 +182,38 @@ def test_without_a_command_the_help_is_shown_as_it_is(line: list[str], capsys: p
     assert run(line) == ExitCode.USAGE
     text = capsys.readouterr().err
     assert text.startswith("Usage: grid") and text.count("\n") > 5
+
+
+def written_state(folder: Path, port: int) -> Path:
+    """A state folder whose authority is at this port."""
+    folder.mkdir()
+    authority = {"name": "authority.A", "host": "localhost", "rpc": port}
+    content = {"vos": ["cms"], "certificates": f"{folder}/certificates", "endpoints": {"authority": [authority]}}
+    (folder / "endpoints.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_user_add_honours_the_variables_but_not_against_a_state_folder_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[Any, ...]] = []
+
+    @asynccontextmanager
+    async def met_instead(services: Any, credential: Any, certificates: Path) -> AsyncIterator[Any]:
+        met.append((credential, *services.one("authority"), certificates.parent.name))
+        raise NotFound("ENOUGH", "seen enough")
+        yield
+
+    monkeypatch.setattr(users, "open_grid", met_instead)
+    monkeypatch.setattr(users, "administrator", lambda folder: folder.name)
+    one, two = written_state(tmp_path / "one", 1), written_state(tmp_path / "two", 2)
+    monkeypatch.setenv("GRIDFABRIC_STATE", str(one))
+    run(["user", "add", "Ada"])
+    monkeypatch.setenv("GRIDFABRIC_AUTHORITY", "elsewhere:9")
+    monkeypatch.setenv("X509_CERT_DIR", "/other/certificates")
+    run(["user", "add", "Ada"])
+    run(["user", "add", "Ada", "--state", str(two)])
+    assert met == [("one", "localhost", 1, "one"), ("one", "elsewhere", 9, "other"), ("two", "localhost", 2, "two")]
 
 
 def test_down_on_nothing_is_no_error() -> None:
