@@ -6,6 +6,7 @@ the full rules of `security.validation`, the signer's names against the VO's `.l
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,7 @@ def lsc_text(chain: Sequence[DistinguishedName]) -> str:
     They compare with OpenSSL's one-line form, where versions since 2023 write a slash inside a value as `\\/`; so the
     chain stands there in both spellings, and for an intermediate authority subject and issuer of each certificate.
     """
-    names = [name for pair in zip(chain, chain[1:], strict=False) for name in pair]
+    names = [name for pair in itertools.pairwise(chain) for name in pair]
     spellings = dict.fromkeys("".join(f"{spell(name)}\n" for name in names) for spell in (_oneline, _oneline_escaped))
     return "------ NEXT CHAIN ------\n".join(spellings)
 

@@ -36,3 +36,87 @@ class VoClient:
             token = answer.next_page_token
             if not token:
                 return found
+
+    # -- one member --------------------------------------------------------------------------------------------------
+
+    async def get_member(self, subject: str = "") -> pb.GetMemberResponse:
+        """A membership and whether it is in good standing; the caller's own without a subject."""
+        return await self._stub.GetMember(pb.GetMemberRequest(subject=subject))
+
+    async def request_membership(self, common_name: str = "", email: str = "") -> pb.GetMemberResponse:
+        """The caller asks to become a member. May be repeated."""
+        return await self._stub.RequestMembership(pb.RequestMembershipRequest(common_name=common_name, email=email))
+
+    async def approve(self, subject: str, expires_at_us: int = 0) -> pb.GetMemberResponse:
+        """VO managers."""
+        return await self._stub.ApproveMember(pb.ApproveMemberRequest(subject=subject, expires_at_us=expires_at_us))
+
+    async def suspend(self, subject: str, reason: str) -> pb.GetMemberResponse:
+        """VO managers."""
+        return await self._stub.SuspendMember(pb.SuspendMemberRequest(subject=subject, reason=reason))
+
+    async def restore(self, subject: str) -> pb.GetMemberResponse:
+        """VO managers."""
+        return await self._stub.RestoreMember(pb.RestoreMemberRequest(subject=subject))
+
+    async def renew(self, subject: str, expires_at_us: int = 0) -> pb.GetMemberResponse:
+        """VO managers. 0: for good."""
+        return await self._stub.RenewMember(pb.RenewMemberRequest(subject=subject, expires_at_us=expires_at_us))
+
+    # -- groups, roles, attributes -----------------------------------------------------------------------------------
+
+    async def list_groups(self) -> pb.ListGroupsResponse:
+        """Groups and roles that exist."""
+        return await self._stub.ListGroups(pb.ListGroupsRequest())
+
+    async def add_group(self, group: str) -> None:
+        """VO managers. May be repeated."""
+        await self._stub.AddGroup(pb.AddGroupRequest(group=group))
+
+    async def remove_group(self, group: str) -> None:
+        """VO managers. May be repeated."""
+        await self._stub.RemoveGroup(pb.RemoveGroupRequest(group=group))
+
+    async def add_role(self, role: str) -> None:
+        """VO managers. May be repeated."""
+        await self._stub.AddRole(pb.AddRoleRequest(role=role))
+
+    async def remove_role(self, role: str) -> None:
+        """VO managers. May be repeated."""
+        await self._stub.RemoveRole(pb.RemoveRoleRequest(role=role))
+
+    async def grant(self, subject: str, fqan: str) -> pb.GetMemberResponse:
+        """VO managers: a group or role for a member. May be repeated."""
+        return await self._stub.Grant(pb.GrantRequest(subject=subject, fqan=fqan))
+
+    async def withdraw(self, subject: str, fqan: str) -> pb.GetMemberResponse:
+        """VO managers: take a group or role. May be repeated."""
+        return await self._stub.Withdraw(pb.WithdrawRequest(subject=subject, fqan=fqan))
+
+    async def set_attribute(self, subject: str, name: str, value: str) -> pb.GetMemberResponse:
+        """VO managers: a generic attribute; an empty value removes it."""
+        return await self._stub.SetAttribute(pb.SetAttributeRequest(subject=subject, name=name, value=value))
+
+    # -- acceptable use policy ---------------------------------------------------------------------------------------
+
+    async def get_aup(self) -> pb.GetAupResponse:
+        """The current version; version 0 if the VO has none."""
+        return await self._stub.GetAup(pb.GetAupRequest())
+
+    async def publish_aup(self, text: str, grace_s: float = 0.0) -> pb.GetAupResponse:
+        """VO managers: a new version, to be signed by everybody before the grace ends. Not to be repeated."""
+        return await self._stub.PublishAup(pb.PublishAupRequest(text=text, grace_s=grace_s))
+
+    async def sign_aup(self, version: int) -> pb.GetMemberResponse:
+        """The caller signs that version, which must be the current one."""
+        return await self._stub.SignAup(pb.SignAupRequest(version=version))
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    async def issue_attributes(
+        self, fqans: Sequence[str] = (), lifetime_s: float = 0.0, order: Sequence[str] = ()
+    ) -> pb.IssueAttributesResponse:
+        """A VOMS attribute certificate for the caller's end-entity certificate."""
+        return await self._stub.IssueAttributes(
+            pb.IssueAttributesRequest(fqans=fqans, lifetime_s=lifetime_s, order=order)
+        )
