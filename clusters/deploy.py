@@ -22,7 +22,7 @@ from clusters import enrolment, inventory, processes, ray, trust
 from clusters.inventory import Inventory, Run
 from clusters.model import GridDescription
 from clusters.node.launcher import NodeConfiguration
-from clusters.paths import StatePaths
+from clusters.paths import StatePaths, default_state
 from clusters.plan import PlannedAgent, Ports, endpoint, endpoints_for, lab_ports, make_plan, well_known_ports
 from clusters.ports import chooser, is_free
 from clusters.report import AgentStatus, GridStatus, head_host, status, status_of, with_process
@@ -312,8 +312,19 @@ def down(state: Path, *, purge: bool = False) -> list[int]:
                 _stop_agents(paths, run)
         killed = _end(paths)
     if purge:
-        shutil.rmtree(paths.root, ignore_errors=True)
+        remove_state(paths.root)
     return killed
+
+
+def remove_state(state: Path) -> None:
+    """Remove the state folder of a grid that is down, also what its workers keep elsewhere. May be called twice."""
+    for link in state.glob("sites/*/*/scratch"):
+        if link.is_symlink() and link.readlink().match("/var/tmp/gridfabric-*"):
+            shutil.rmtree(link.readlink(), ignore_errors=True)
+    shutil.rmtree(state, ignore_errors=True)
+    if state.parent == default_state(state.name, {}, os.getuid()).parent:
+        with contextlib.suppress(OSError):  # other grids are there
+            state.parent.rmdir()
 
 
 def _stop_agents(paths: StatePaths, run: Run) -> None:
@@ -423,4 +434,4 @@ def invite(state: Path, site: str, host: str | None = None) -> Invitation:
     return replace(given, host=host, ray_address=run.address, ray_token=paths.token.read_text())
 
 
-__all__ = ["AgentStatus", "GridStatus", "RunningGrid", "down", "host_join", "invite", "status", "up"]
+__all__ = ["AgentStatus", "GridStatus", "RunningGrid", "down", "host_join", "invite", "remove_state", "status", "up"]

@@ -352,3 +352,10 @@ def stop(state: Path) -> list[int]:
     from clusters import deploy
 
     return deploy.down(state)
+
+
+def remove(state: Path) -> None:
+    """Remove the state folder of a grid that is down."""
+    from clusters import deploy
+
+    deploy.remove_state(state)

@@ -46,16 +46,22 @@ def reachable(path: Path) -> bool:
 
 
 def choose_root(configured: str, state_dir: Path, *, for_others: bool) -> Path:
-    """Where the directories go; see the option `scratch_dir`."""
+    """Where the directories go; see the option `scratch_dir`. One outside the state has a link there: for `--purge`."""
     if configured:
         return Path(configured)
+    usual = state_dir / "scratch"
+    if usual.is_symlink():
+        usual.unlink()
     if for_others:
         # Accounts of users must be able to walk through; files in there stay closed by their own modes.
         with contextlib.suppress(OSError):
             os.chmod(state_dir, 0o711)
         if not reachable(state_dir):
-            return Path("/var/tmp") / f"gridfabric-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]}"
-    return state_dir / "scratch"
+            name = f"gridfabric-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12]}"
+            with contextlib.suppress(OSError):
+                usual.symlink_to(Path("/var/tmp") / name)
+            return Path("/var/tmp") / name
+    return usual
 
 
 def make_root(root: Path, *, for_others: bool) -> None:

@@ -435,7 +435,7 @@ class Demo:
                 drawn.result()
         if self.running is not None and not self.report.ok:
             self._keep_logs()
-        shutil.rmtree(self.state, ignore_errors=True)
+        deployment.remove(self.state)
         if self.state.exists():
             console.warn(f"{self.state} could not be removed completely")
 

@@ -2,12 +2,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from clusters import processes
+from clusters import deploy, processes
 from clusters.node import launcher
 from clusters.ports import chooser, is_free
 from clusters.units import parse_duration
@@ -64,6 +65,22 @@ def test_only_folders_of_a_run_are_removed(tmp_path):
     folder.mkdir()
     processes.remove_folder(str(folder))
     assert not folder.exists()
+
+
+def test_removing_a_state_leaves_neither_scratch_elsewhere_nor_an_empty_default_place(tmp_path, monkeypatch):
+    elsewhere = Path(tempfile.mkdtemp(prefix="gridfabric-", dir="/var/tmp"))
+    (elsewhere / "job").mkdir()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    monkeypatch.setattr(deploy, "default_state", lambda grid, environ, uid: tmp_path / "gridfabric-7" / grid)
+    for name, target in (("one", elsewhere), ("two", foreign)):
+        worker = tmp_path / "gridfabric-7" / name / "sites" / "A" / "worker.A"
+        worker.mkdir(parents=True)
+        (worker / "scratch").symlink_to(target)
+    deploy.remove_state(tmp_path / "gridfabric-7" / "one")
+    assert not elsewhere.exists() and (tmp_path / "gridfabric-7" / "two").exists()
+    deploy.remove_state(tmp_path / "gridfabric-7" / "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
 
 
 def test_ports_are_free_and_below_the_ephemeral_range():

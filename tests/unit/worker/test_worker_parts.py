@@ -130,7 +130,11 @@ def test_scratch_goes_where_accounts_can_walk(tmp_path: Path) -> None:
     os.chmod(closed, 0o700)
     assert scratch.choose_root("", state, for_others=False) == state / "scratch"
     assert scratch.choose_root("/x/y", state, for_others=True) == Path("/x/y")
-    assert scratch.choose_root("", state, for_others=True).parent == Path("/var/tmp")
+    elsewhere = scratch.choose_root("", state, for_others=True)
+    assert elsewhere.parent == Path("/var/tmp") and (state / "scratch").readlink() == elsewhere
+    assert scratch.choose_root("", state, for_others=True) == elsewhere
+    assert scratch.choose_root("", state, for_others=False) == state / "scratch"
+    assert not (state / "scratch").is_symlink()
 
 
 def test_a_mirror_follows_its_source(tmp_path: Path) -> None:
