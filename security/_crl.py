@@ -28,9 +28,12 @@ KEPT_ENTRY_BYTES = 4 * 1024 * 1024
 MAX_SERIAL_BYTES = 48
 """RFC 5280 section 5.1.2.6 allows 20; some authorities had a few more."""
 _PIECE = 1 << 20
+_PEM_PIECE = 48 * 1024
 _INTEGER, _BIT_STRING, _SEQUENCE, _EXTENSIONS = 0x02, 0x03, 0x30, 0xA0
 _TIMES = frozenset({0x17, 0x18})
-_BUCKETS = 256
+_PADDING = frozenset({0x00, 0xFF})
+_WIDTH = 21
+"""Bytes of a row of the index: 20 and one for the sign."""
 
 _PEM_BEGIN, _PEM_END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 _KNOWN_ENTRY_EXTENSIONS = frozenset({CRLEntryExtensionOID.CRL_REASON, CRLEntryExtensionOID.INVALIDITY_DATE})
@@ -45,25 +48,27 @@ _KNOWN_CRITICAL = frozenset(
 
 
 class SerialIndex:
-    """A set of serial numbers in about 20 bytes each: 256 sorted tables by the last byte, searched by halving."""
+    """A set of serial numbers in about 25 bytes each: up to 4096 small tables by hash, searched by the C library."""
 
-    __slots__ = ("_count", "_tables")
+    __slots__ = ("_count", "_long", "_mask", "_tables")
 
-    def __init__(self, serials: Iterable[bytes]) -> None:
-        """From the contents of DER INTEGERs; equal ones count once."""
-        buckets: list[list[bytes]] = [[] for _ in range(_BUCKETS)]
-        for serial in serials:
-            buckets[serial[-1]].append(serial)
-        self._tables: list[tuple[int, bytes]] = []
+    def __init__(self, serials: Iterable[bytes] = (), *, expected: int = 0) -> None:
+        """From the contents of DER INTEGERs; `expected`: about how many there will be."""
+        self._mask = (1 << min(12, (expected // 64).bit_length())) - 1
+        self._tables = [bytearray() for _ in range(self._mask + 1)]
+        self._long: set[bytes] = set()
         self._count = 0
-        for bucket in buckets:
-            distinct = set(bucket)
-            width = max(map(len, distinct), default=0)
-            # Left-padded with the sign, so that one length compares with another; DER has one form of each number.
-            rows = sorted(serial.rjust(width, b"\xff" if serial[0] & 0x80 else b"\0") for serial in distinct)
-            bucket.clear()
-            self._tables.append((width, b"".join(rows)))
-            self._count += len(rows)
+        for serial in serials:
+            self.add(serial)
+
+    def add(self, serial: bytes) -> None:
+        """Take in one more, in the form of a DER INTEGER's content."""
+        self._count += 1
+        row = serial.rjust(_WIDTH, b"\xff" if serial[0] & 0x80 else b"\0")
+        if len(row) == _WIDTH:
+            self._tables[hash(row) & self._mask] += row
+        else:
+            self._long.add(serial)
 
     def __len__(self) -> int:
         return self._count
@@ -71,27 +76,20 @@ class SerialIndex:
     def __contains__(self, serial: object) -> bool:
         if not isinstance(serial, int):
             return False
-        width, table = self._tables[serial & 0xFF]
-        if not width or (serial if serial >= 0 else ~serial).bit_length() >= 8 * width:
-            return False
-        wanted = serial.to_bytes(width, "big", signed=True)
-        low, high = 0, len(table) // width
-        while low < high:
-            middle = (low + high) // 2
-            if table[middle * width : (middle + 1) * width] < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return table[low * width : (low + 1) * width] == wanted
+        bits = (serial if serial >= 0 else ~serial).bit_length()
+        if bits >= 8 * _WIDTH:
+            return bool(self._long) and serial.to_bytes(bits // 8 + 1, "big", signed=True) in self._long
+        row = serial.to_bytes(_WIDTH, "big", signed=True)
+        table = self._tables[hash(row) & self._mask]
+        at = table.find(row)
+        while at % _WIDTH and at > 0:
+            at = table.find(row, at + 1)
+        return at >= 0
 
     def serials(self) -> frozenset[int]:
         """Every number. For small lists: it makes an object of each."""
-        return frozenset(
-            int.from_bytes(table[at : at + width], "big", signed=True)
-            for width, table in self._tables
-            if width
-            for at in range(0, len(table), width)
-        )
+        rows = (bytes(table[at : at + _WIDTH]) for table in self._tables for at in range(0, len(table), _WIDTH))
+        return frozenset(int.from_bytes(row, "big", signed=True) for row in (*rows, *self._long))
 
 
 @dataclass(frozen=True)
@@ -175,17 +173,21 @@ def to_der(data: bytes) -> bytes:
 
 def to_pem(der: bytes) -> bytes:
     """PEM as Globus, VOMS and curl read it: lines of 64 characters."""
-    lines = [_PEM_BEGIN]
-    for start in range(0, len(der), 48):
-        lines.append(binascii.b2a_base64(der[start : start + 48], newline=False))
-    return b"\n".join([*lines, _PEM_END, b""])
+    pieces = [_PEM_BEGIN]
+    for start in range(0, len(der), _PEM_PIECE):
+        text = binascii.b2a_base64(der[start : start + _PEM_PIECE], newline=False)
+        pieces.append(b"\n".join(text[at : at + 64] for at in range(0, len(text), 64)))
+    return b"\n".join([*pieces, _PEM_END, b""])
 
 
-def read_document(data: bytes) -> CrlDocument:
-    """Read a PEM or DER list. Raises ValidationError CRL_INVALID."""
+def read_document(data: bytes, *, entries: bool = True) -> CrlDocument:
+    """Read a PEM or DER list; without its entries where only its age and signature matter.
+
+    Raises ValidationError CRL_INVALID.
+    """
     der = to_der(data)
     try:
-        return _read(der)
+        return _read(der, entries)
     except (_der.DerError, ValueError, TypeError, IndexError, UnsupportedAlgorithm) as error:
         raise invalid(f"the revocation list cannot be read ({error})") from error
 
@@ -208,7 +210,7 @@ def _span(data: bytes, position: int, limit: int) -> tuple[int, int, int]:
     return data[position], start, start + length
 
 
-def _read(der: bytes) -> CrlDocument:
+def _read(der: bytes, with_entries: bool) -> CrlDocument:
     tag, start, end = _span(der, 0, len(der))
     if tag != _SEQUENCE or end != len(der):
         raise _der.DerError("not one sequence")
@@ -233,6 +235,8 @@ def _read(der: bytes) -> CrlDocument:
     for at in range(start, tbs_end, _PIECE):
         digest.update(der[at : min(at + _PIECE, tbs_end)])
     number, base_number, key_identifier, scope, problem = _extensions(header)
+    if not with_entries:
+        entries_start = entries_end
     serials, restored, entry_problem = _serials(der, entries_start, entries_end, delta=base_number is not None)
     large = entries_end - entries_start > KEPT_ENTRY_BYTES
     return CrlDocument(
@@ -244,7 +248,7 @@ def _read(der: bytes) -> CrlDocument:
         key_identifier=key_identifier,
         scope=scope,
         problem=problem or entry_problem,
-        revoked=SerialIndex(serials),
+        revoked=serials,
         restored=restored,
         fingerprint=whole.digest(),
         digest=digest.digest(),
@@ -277,27 +281,28 @@ def _entries(der: bytes, start: int, end: int) -> tuple[int, int, int]:
     return position, position, position
 
 
-def _serials(der: bytes, start: int, end: int, *, delta: bool) -> tuple[list[bytes], frozenset[int], str]:
+def _serials(der: bytes, start: int, end: int, *, delta: bool) -> tuple[SerialIndex, frozenset[int], str]:
     """The serial numbers of the entries, those that a delta list restores, and what is not understood."""
-    found: list[bytes] = []
+    found = SerialIndex(expected=(end - start) // 36)  # bytes of an entry with a reason
+    add = found.add
     restored: set[int] = set()
     seen: dict[bytes, tuple[bool, str]] = {}
     problem = ""
     position = start
     while position < end:
-        tag, inner, after = der[position], position + 2, position + 2 + der[position + 1]
-        if der[position + 1] >= 0x80:  # only entries with long extensions
+        tag, length = der[position], der[position + 1]
+        inner, after = position + 2, position + 2 + length
+        if length >= 0x80:  # only entries with long extensions
             tag, inner, after = _span(der, position, end)
         length = der[inner + 1]
-        first = inner + 2
-        time = first + length
+        time = inner + 2 + length
         if tag != _SEQUENCE or after > end or der[inner] != _INTEGER or not 0 < length <= MAX_SERIAL_BYTES:
             raise _der.DerError("an entry is malformed")
         rest = time + 2 + der[time + 1]
         if der[time] not in _TIMES or rest > after:
             raise _der.DerError("an entry has no date")
-        serial = der[first:time]
-        if length > 1 and (serial[0], serial[1] >> 7) in ((0, 0), (0xFF, 1)):
+        serial = der[inner + 2 : time]
+        if length > 1 and serial[0] in _PADDING and serial[0] & 0x80 == serial[1] & 0x80:
             raise _der.DerError("a serial number is not in its shortest form")
         position = after
         if rest < after:
@@ -313,7 +318,7 @@ def _serials(der: bytes, start: int, end: int, *, delta: bool) -> tuple[list[byt
                     restored.add(int.from_bytes(serial, "big", signed=True))
                     continue
                 problem = problem or "removeFromCRL in a list that is not a delta list"
-        found.append(serial)
+        add(serial)
     return found, frozenset(restored), problem
 
 

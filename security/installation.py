@@ -17,7 +17,7 @@ from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subjec
 from security.errors import Reason, SecurityError, ValidationError, require_utc, utc_text
 from security.files import read_bounded, sync_directory, write_atomic
 from security.names import DistinguishedName, same_name
-from security.revocation import MAX_CRL_BYTES, RevocationList, parse_crl, verify_crl
+from security.revocation import MAX_CRL_BYTES, RevocationList, is_delta, parse_crl, signed_by, verify_crl
 from security.signing_policy import parse_signing_policy
 
 MAX_SAME_HASH = 100
@@ -66,7 +66,7 @@ def install_authority(
         index = _index_of(folder, stem, certificate)
         write_atomic(folder / f"{stem}.signing_policy", signing_policy.encode(), 0o644)
         if good is not None and crl is not None:
-            _write_crl(folder / f"{stem}.r{index}", certificate, good, crl, now)
+            _write_crl(folder, stem, index, certificate, good, crl, now)
         path = folder / f"{stem}.{index}"
         write_atomic(path, certificates.pem([certificate]), 0o644)
     return path
@@ -87,7 +87,13 @@ def _index_of(folder: Path, stem: str, certificate: x509.Certificate) -> int:
 
 
 def _write_crl(
-    path: Path, authority: x509.Certificate, offered: RevocationList, data: bytes, now: datetime | None
+    folder: Path,
+    stem: str,
+    index: int,
+    authority: x509.Certificate,
+    offered: RevocationList,
+    data: bytes,
+    now: datetime | None,
 ) -> Path:
     facts = {"check": "revocation list", "issuer": str(offered.issuer), "lastUpdate": utc_text(offered.last_update)}
     if now is not None:
@@ -105,10 +111,7 @@ def _write_crl(
                 f"the revocation list of {offered.issuer} offered is already expired; fetch again",
                 facts,
             )
-    try:
-        installed = verify_crl(parse_crl(read_bounded(path, MAX_CRL_BYTES)), authority)
-    except (OSError, SecurityError):
-        installed = None  # none, or damaged: any good list is better
+    path, installed = _slot(folder, stem, index, authority, offered)
     if installed is not None and offered.older_than(installed):
         raise ValidationError(
             Reason.CRL_OLDER,
@@ -120,6 +123,39 @@ def _write_crl(
     # PEM is the only form that Globus, VOMS and curl all read.
     write_atomic(path, to_pem(to_der(data)), 0o644)
     return path
+
+
+def _slot(
+    folder: Path, stem: str, index: int, authority: x509.Certificate, offered: RevocationList
+) -> tuple[Path, RevocationList | None]:
+    """The file for a list of this authority and scope, and what is in it: HASH.rN of its certificate's N, if it can be.
+
+    A list for a part of the certificates, or a delta, never takes the place of another one.
+    """
+    free: Path | None = None
+    for number in (index, *(other for other in range(MAX_SAME_HASH) if other != index)):
+        path = folder / f"{stem}.r{number}"
+        if not path.exists():
+            free = free or path
+            if number != index:
+                break
+            continue
+        try:
+            document = parse_crl(read_bounded(path, MAX_CRL_BYTES), entries=False)
+        except (OSError, SecurityError):
+            if number == index:
+                return path, None  # damaged: any good list is better
+            continue
+        if document.scope != offered.scope or (document.base_number is None) == is_delta(offered):
+            continue
+        try:
+            return path, verify_crl(document, authority, delta=is_delta(offered))
+        except SecurityError:
+            if number == index:
+                return path, None  # not this authority's: it was of no use there
+    if free is None:
+        raise ValidationError(Reason.TRUST_DIRECTORY_INVALID, f"more than {MAX_SAME_HASH} lists {stem} in {folder}")
+    return free, None
 
 
 def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
@@ -140,11 +176,11 @@ def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
             if not same_name(authority.subject, crl.issuer) or stem != subject_hash(authority) or not index.isdigit():
                 continue
             try:
-                good = verify_crl(crl, authority)
+                good = verify_crl(crl, authority, delta=crl.base_number is not None)
             except SecurityError as error:
                 refusal = error
                 continue
-            return _write_crl(folder / f"{stem}.r{index}", authority, good, crl_pem, now)
+            return _write_crl(folder, stem, int(index), authority, good, crl_pem, now)
     if refusal is not None:
         raise refusal
     raise ValidationError(
@@ -153,6 +189,17 @@ def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
         "revocation list",
         {"check": "revocation list", "path": str(folder)},
     )
+
+
+_BESIDE = ("signing_policy", "namespaces", "info", "crl_url")
+"""What else of an authority stands in the directory (IGTF distribution)."""
+
+
+def _is_of(path: Path, authority: x509.Certificate) -> bool:
+    try:
+        return signed_by(parse_crl(read_bounded(path, MAX_CRL_BYTES), entries=False), authority)
+    except (OSError, SecurityError):
+        return False
 
 
 def remove_authority(directory: str | Path, subject: DistinguishedName) -> tuple[Path, ...]:
@@ -168,7 +215,8 @@ def remove_authority(directory: str | Path, subject: DistinguishedName) -> tuple
             if certificates.subject_of(authority) != subject:
                 continue
             stem, _, index = path.name.partition(".")
-            for name in (path.name, f"{stem}.r{index}", f"{stem}.signing_policy", f"{stem}.namespaces"):
+            lists = {f"{stem}.r{index}", *(one.name for one in folder.glob(f"{stem}.r*") if _is_of(one, authority))}
+            for name in (path.name, *sorted(lists), *(f"{stem}.{kind}" for kind in _BESIDE)):
                 with contextlib.suppress(FileNotFoundError):
                     (folder / name).unlink()
                     removed.append(folder / name)

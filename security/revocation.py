@@ -24,7 +24,9 @@ __all__ = [
     "Scope",
     "SerialIndex",
     "complete",
+    "is_delta",
     "parse_crl",
+    "signed_by",
     "verify_crl",
 ]
 
@@ -138,9 +140,12 @@ def _same_general_name(one: x509.GeneralName, other: x509.GeneralName) -> bool:
     return one == other
 
 
-def parse_crl(data: bytes) -> CrlDocument:
-    """Read a PEM or DER list. Raises ValidationError CRL_INVALID. Verifies nothing."""
-    return _crl.read_document(data)
+def parse_crl(data: bytes, *, entries: bool = True) -> CrlDocument:
+    """Read a PEM or DER list. Raises ValidationError CRL_INVALID. Verifies nothing.
+
+    Without `entries` it is for comparing with another one only: it seems to revoke nobody.
+    """
+    return _crl.read_document(data, entries=entries)
 
 
 def verify_crl(
@@ -205,6 +210,11 @@ def _signed_by(document: CrlDocument, key: certificates.PublicKey) -> bool:
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
     return True
+
+
+def is_delta(revocation_list: RevocationList) -> bool:
+    """True for a list that only completes another one."""
+    return revocation_list.document.base_number is not None
 
 
 def complete(base: RevocationList, deltas: Iterable[RevocationList], now: datetime) -> RevocationList:

@@ -33,6 +33,7 @@ from security.revocation import (
     RevocationList,
     Scope,
     complete,
+    is_delta,
     parse_crl,
     signed_by,
     verify_crl,
@@ -248,11 +249,6 @@ class TrustSnapshot:
         now = require_utc(now)
         found = [alarm for authority in self.authorities if (alarm := _alarm(authority, now)) is not None]
         return tuple(sorted(found, key=lambda alarm: alarm.remaining or timedelta.min))
-
-
-def is_delta(revocation_list: RevocationList) -> bool:
-    """True for a list that only completes another one."""
-    return revocation_list.document.base_number is not None
 
 
 def newest_lists(lists: Sequence[RevocationList]) -> tuple[RevocationList, ...]:
