@@ -15,7 +15,7 @@ from security.errors import os_error_text
 MAX_REQUEST_BYTES = 8 * 1024
 """Request line and headers."""
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
-"""Of a fetched body: the largest revocation lists of real authorities have a few MiB."""
+"""Of a fetched body, where the caller does not say."""
 REQUEST_TIMEOUT_S = 10.0
 """From the first byte of a request to its last, and as long for the answer."""
 IDLE_TIMEOUT_S = 30.0
@@ -178,7 +178,8 @@ async def http_get(
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(host, port, limit=MAX_REQUEST_BYTES)
-            lines = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", "Connection: close"]
+            # HTTP/1.0: nobody answers in chunks
+            lines = [f"GET {path} HTTP/1.0", f"Host: {host}:{port}", "Connection: close"]
             if etag:
                 lines.append(f'If-None-Match: "{etag}"')
             writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
@@ -189,10 +190,15 @@ async def http_get(
                 return Fetched(None, etag)
             if status == 404:
                 raise NotFound("HTTP_NOT_FOUND", f"{url} does not exist", url=url)
+            if status != 200:
+                raise ValueError(f"status {status}")
+            etag = headers.get("etag", "").strip('"')
+            if "content-length" not in headers:
+                return Fetched(await _until_end(reader, max_bytes), etag)
             length = int(headers["content-length"])
-            if status != 200 or not 0 <= length <= max_bytes:
-                raise ValueError(f"status {status} with {length} bytes")
-            return Fetched(await reader.readexactly(length), headers.get("etag", "").strip('"'))
+            if not 0 <= length <= max_bytes:
+                raise ValueError(f"{length} bytes where {max_bytes} are accepted")
+            return Fetched(await reader.readexactly(length), etag)
     except (OSError, TimeoutError, ValueError, KeyError, IndexError, EOFError, asyncio.LimitOverrunError) as error:
         what = "no answer in time" if isinstance(error, TimeoutError) else str(error)
         raise Unavailable("HTTP_FAILED", f"{url} cannot be fetched ({what}); try again later", url=url) from error
@@ -201,3 +207,15 @@ async def http_get(
             writer.close()
             with contextlib.suppress(OSError):
                 writer.transport.abort()
+
+
+async def _until_end(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
+    """What comes until the server closes. Raises ValueError if it is too much."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await reader.read(1 << 16):
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
+            raise ValueError(f"more than the {max_bytes} bytes accepted")
+    return b"".join(pieces)

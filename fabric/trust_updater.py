@@ -1,8 +1,11 @@
 """Fresh revocation lists in this host's directory of authorities.
 
-Every authority in the directory is asked for its list by HTTP (`/crl/<HASH>.r0` at each `authority` endpoint). Agents
-of one host share the directory and one fetcher: whoever holds the lock when the last look is old enough does it for
-all. What is fetched is believed only by its signature, and never replaces a newer list.
+Two sources: the grid's own authorities (`/crl/<HASH>.r0` at each `authority` endpoint), and for authorities from
+elsewhere the addresses that the IGTF distribution puts beside them (`HASH.crl_url`, or `crl_url =` in `HASH.info`),
+as fetch-crl reads them. Everything of a source is asked at once, each with its own deadline, at times that no two hosts
+share. Agents of one host share the directory and one fetcher per source: whoever holds the lock when the last look is
+old enough does it for all. What is fetched is believed only by its signature, never replaces a newer list, and while
+nothing better comes the last good list stays.
 """
 
 from __future__ import annotations
@@ -10,47 +13,90 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fabric.agent import AgentContext
 from fabric.errors import GridError
 from fabric.http import http_get
-from fabric.settings import Endpoint
 from security.errors import Reason, SecurityError, os_error_text
+from security.files import read_bounded
+from security.revocation import MAX_CRL_BYTES
 from security.trust import install_crl
 
 FETCH_TIMEOUT_S = 5.0
+"""For a list of the grid's own authority, on a fast network."""
+DISTRIBUTION_TIMEOUT_S = 60.0
+"""For a list from elsewhere: some are megabytes on slow servers."""
+DISTRIBUTION_EVERY_S = 3600.0
+"""fetch-crl runs every six hours; a list is valid for days."""
+JITTER = 0.2
+"""Part of a pause that is left to chance, so that many hosts do not ask in the same moment."""
+MAX_AT_ONCE = 8
+MAX_SOURCES = 1000
+"""Addresses of one directory; the IGTF bundle has about 100."""
+MAX_TEXT_BYTES = 64 * 1024
 WATCH_TURNS = 3
 """Who sees that another agent fetches looks again after this many turns."""
-MAX_CRL_BYTES = 32 * 1024 * 1024
 LOCK_NAME = ".gridfabric-fetch"
+_INFO_URL = re.compile(r"^\s*crl_url\.?\d*\s*=\s*(?P<urls>\S.*?)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a list may be had."""
+
+    host: str
+    port: int
+    path: str
+    timeout_s: float
+    expected: bool = True
+    """False: it is no fault if there is none (an old-style hash, another authority's)."""
+
+    @property
+    def url(self) -> str:
+        """For logs."""
+        return f"http://{self.host}:{self.port}{self.path}"
 
 
 class TrustUpdater:
     """Runs in every agent; at most one of a directory fetches at a time."""
 
-    def __init__(self, context: AgentContext) -> None:
+    def __init__(self, context: AgentContext, *, chance: random.Random | None = None) -> None:
         self._context = context
         self._directory = context.settings.certificates
+        self._chance = chance or random.Random()
         self._etags: dict[str, str] = {}
+        self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
         """Fetch for ever."""
-        every_s = self._context.settings.fabric.crl_refresh_s
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                self._loop(LOCK_NAME, self._context.settings.fabric.crl_refresh_s, self.authority_sources)
+            )
+            group.create_task(self._loop(f"{LOCK_NAME}-distribution", DISTRIBUTION_EVERY_S, self.distribution_sources))
+
+    async def _loop(self, lock: str, every_s: float, sources: Callable[[], Sequence[Source]]) -> None:
         while True:
-            descriptor = self._take_turn(every_s)
+            descriptor = self._take_turn(lock, every_s)
             if descriptor is not None:
                 try:
-                    await self.fetch_all()
+                    await self.fetch(sources())
                 finally:
                     os.pwrite(descriptor, b"\n", 0)  # its time tells the others when; a file without it is new
                     os.close(descriptor)
-            await asyncio.sleep(every_s if descriptor is not None else WATCH_TURNS * every_s)
+            pause_s = every_s if descriptor is not None else WATCH_TURNS * every_s
+            await asyncio.sleep(pause_s * (1 + self._chance.uniform(-JITTER, JITTER) / 2))
 
-    def _take_turn(self, every_s: float) -> int | None:
+    def _take_turn(self, lock: str, every_s: float) -> int | None:
         """The lock, if nobody has it and the last fetch is old enough."""
         try:
-            descriptor = os.open(self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self._directory / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             self._context.problem(
                 "crl fetch", f"the directory {self._directory} cannot be written ({os_error_text(error)})"
@@ -63,40 +109,76 @@ class TrustUpdater:
             return None
         status = os.fstat(descriptor)
         age_s = self._context.clock.now().timestamp() - status.st_mtime
-        if status.st_size and 0 <= age_s < every_s * 0.9:
+        if status.st_size and 0 <= age_s < every_s * 0.75:
             os.close(descriptor)
             return None
         return descriptor
 
-    async def fetch_all(self) -> None:
-        """One look at every list of every authority in the directory."""
+    def authority_sources(self) -> list[Source]:
+        """The list of every authority in the directory, at every authority of the grid."""
         stems = sorted({stem for authority in self._context.trust.snapshot().authorities for stem in authority.stems})
-        for endpoint in self._context.settings.endpoints("authority"):
-            if not endpoint.http:
-                continue
-            for stem in stems:
-                await self._fetch(endpoint, f"/crl/{stem}.r0")
+        return [
+            Source(endpoint.host, endpoint.http, f"/crl/{stem}.r0", FETCH_TIMEOUT_S, expected=False)
+            for endpoint in self._context.settings.endpoints("authority")
+            if endpoint.http
+            for stem in stems
+        ]
 
-    async def _fetch(self, endpoint: Endpoint, path: str) -> None:
-        url = f"{endpoint.host}:{endpoint.http}{path}"
+    def distribution_sources(self) -> list[Source]:
+        """The addresses beside the authorities of the directory, one of each where one list has several."""
+        found: dict[str, Source] = {}
+        for authority in self._context.trust.snapshot().authorities:
+            for stem in sorted(authority.stems):
+                for url in published_urls(self._directory, stem):
+                    source = _source(url)
+                    if source is None:
+                        self._failed(url, f"{url} is not an address that lists are fetched from; use http://")
+                    elif len(found) < MAX_SOURCES:
+                        found.setdefault(url, source)
+        return list(found.values())
+
+    async def fetch_all(self) -> None:
+        """One look at everything, now."""
+        await self.fetch([*self.authority_sources(), *self.distribution_sources()])
+
+    async def fetch(self, sources: Sequence[Source]) -> None:
+        """Ask all of these at once, a few at a time. Never raises for one of them."""
+        limit = asyncio.Semaphore(MAX_AT_ONCE)
+
+        async def one(source: Source) -> None:
+            async with limit:
+                await self._fetch(source)
+
+        await asyncio.gather(*(one(source) for source in sources))
+
+    async def _fetch(self, source: Source) -> None:
         try:
             fetched = await http_get(
-                endpoint.host,
-                endpoint.http,
-                path,
-                timeout_s=FETCH_TIMEOUT_S,
+                source.host,
+                source.port,
+                source.path,
+                timeout_s=source.timeout_s,
                 max_bytes=MAX_CRL_BYTES,
-                etag=self._etags.get(url, ""),
+                etag=self._etags.get(source.url, ""),
             )
         except GridError as error:
-            if error.reason != "HTTP_NOT_FOUND":  # an old-style hash, or another authority's
-                self._context.log.debug("crl.not_fetched", url=url, sentence=error.sentence)
+            if source.expected or error.reason != "HTTP_NOT_FOUND":
+                self._failed(source.url, error.sentence)
             return
-        if fetched.body is None:
-            return
-        installed = await asyncio.get_running_loop().run_in_executor(None, self._install, fetched.body, url)
-        if installed and fetched.etag:
-            self._etags[url] = fetched.etag
+        if fetched.body is not None:
+            installed = await asyncio.to_thread(self._install, fetched.body, source.url)
+            if not installed:
+                return
+            if fetched.etag:
+                self._etags[source.url] = fetched.etag
+        if self._failures.pop(source.url, 0):
+            self._context.log.info("crl.fetched_again", url=source.url)
+
+    def _failed(self, url: str, sentence: str) -> None:
+        """The first failure in a row is told, the others are for who looks closer."""
+        self._failures[url] = self._failures.get(url, 0) + 1
+        log = self._context.log.warning if self._failures[url] == 1 else self._context.log.debug
+        log("crl.not_fetched", url=url, sentence=sentence, failures=self._failures[url])
 
     def _install(self, crl: bytes, url: str) -> bool:
         """True if this list needs not be fetched again."""
@@ -113,7 +195,39 @@ class TrustUpdater:
             self._context.log.warning("crl.refused", url=url, reason=error.reason.value, sentence=error.sentence)
             return False
         except OSError as error:
-            self._context.log.error("crl.not_installed", url=url, detail=str(error))
+            self._context.log.error("crl.not_installed", url=url, detail=os_error_text(error))
             return False
         self._context.log.info("crl.installed", url=url, path=str(path))
         return True
+
+
+def published_urls(directory: Path, stem: str) -> tuple[str, ...]:
+    """Addresses of an authority's list in `HASH.crl_url` (one a line) and `HASH.info` (separated by semicolons)."""
+    found: list[str] = []
+    for line in _text(directory / f"{stem}.crl_url").splitlines():
+        found.append(line.partition("#")[0].strip())
+    for match in _INFO_URL.finditer(_text(directory / f"{stem}.info")):
+        found += (url.strip() for url in match["urls"].split(";"))
+    return tuple(dict.fromkeys(url for url in found if url))
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _source(url: str) -> Source | None:
+    """Only http: the list brings its own signature, and RFC 5280 section 8 warns of https for lists."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError:
+        return None
+    if parts.scheme != "http" or not parts.hostname or parts.username is not None or not url.isascii():
+        return None
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return None
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Source(parts.hostname, port, path, DISTRIBUTION_TIMEOUT_S)

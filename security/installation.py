@@ -120,6 +120,8 @@ def _write_crl(
             f"from {utc_text(installed.last_update)}; the installed one stays",
             facts,
         )
+    if installed is not None and installed.document.fingerprint == offered.document.fingerprint:
+        return path  # written again it would look like news
     # PEM is the only form that Globus, VOMS and curl all read.
     write_atomic(path, to_pem(to_der(data)), 0o644)
     return path
