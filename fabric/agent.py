@@ -438,7 +438,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
         voms = VomsServers.of(settings)
     except SecurityError as error:
         raise from_security(error) from error
-    policy = default_policy(options.crl_policy)
+    policy = default_policy(options.crl_policy, options.expired_crl_policy)
     channels = Channels(trust=trust, policy=policy, clock=clock, log=log, credential=credential)
     return AgentContext(
         settings=settings,
@@ -488,7 +488,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
         await asyncio.sleep(context.settings.fabric.trust_poll_s)
         changed = False
         try:
-            changed = context.trust.refresh()
+            changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
             context.solved("trust")
         except SecurityError as error:
             context.problem("trust", error.sentence)

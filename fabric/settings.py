@@ -69,7 +69,9 @@ class FabricOptions:
     gridmapdir: str = ""
     """Path of the pool account directory; if set, a user's session leases an account (gatekeepers only)."""
     crl_policy: str = field(default="require", metadata={"choices": ("require", "warn", "ignore")})
-    """What a missing or expired revocation list means."""
+    """What a missing revocation list means."""
+    expired_crl_policy: str = field(default="same", metadata={"choices": ("same", "require", "warn", "ignore")})
+    """What a revocation list past its nextUpdate means; `same`: as `crl_policy`."""
     session_lifetime_s: float = field(default=12 * 3600.0, metadata={"minimum": 1})
     """Longest session; never longer than the chain's own life."""
     max_sessions: int = field(default=4096, metadata={"minimum": 1})

@@ -477,8 +477,8 @@ async def _parsed_stream(requests: AsyncIterator[bytes], method: _Method) -> Asy
         yield _parsed(raw, method.parse, method.name)
 
 
-def default_policy(crl_policy: str) -> ValidationPolicy:
-    """The validation policy of a site by its one option: require, warn or ignore missing and expired revocation
-    lists."""
-    kind: Any = crl_policy
-    return ValidationPolicy(missing_crl=kind, expired_crl=kind, clock_skew=timedelta(minutes=5))
+def default_policy(crl_policy: str, expired_crl_policy: str = "same") -> ValidationPolicy:
+    """The validation policy of a site by its options: require, warn or ignore missing and expired lists."""
+    missing: Any = crl_policy
+    expired: Any = crl_policy if expired_crl_policy == "same" else expired_crl_policy
+    return ValidationPolicy(missing_crl=missing, expired_crl=expired, clock_skew=timedelta(minutes=5))

@@ -71,6 +71,7 @@ def test_one_vo_may_be_a_text() -> None:
         ({"endpoints": {"broker": [{"name": "b", "host": "h", "rcp": 1}]}}, "did you mean 'rpc'"),
         ({"fabric": {"map_refresh_s": -1}}, "at least 0"),
         ({"fabric": {"crl_policy": "maybe"}}, "require, warn, ignore"),
+        ({"fabric": {"expired_crl_policy": "maybe"}}, "same, require, warn, ignore"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], words: str) -> None:
