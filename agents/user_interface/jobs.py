@@ -8,12 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name, state_number
-from agents.broker.client import BrokerClient
 from agents.user_interface import console
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
@@ -21,6 +20,9 @@ from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe,
 from agents.user_interface.output import get_output
 from fabric.errors import Conflict, GridError, NotFound, Unavailable
 from security.errors import SecurityError
+
+if TYPE_CHECKING:
+    from agents.broker.client import BrokerClient
 
 MAX_JDL_BYTES = 1024 * 1024
 POLL_S = 0.5
@@ -57,11 +59,18 @@ def read_jdl(path: Path) -> str:
         raise UsageProblem(f"{path} is not a text in UTF-8 (byte {error.start})") from None
 
 
+async def broker(grid: Grid) -> BrokerClient:
+    """A client of the broker; imported here because it reads JDL, which who looks at jobs does not need."""
+    from agents.broker.client import BrokerClient
+
+    return BrokerClient(await grid.channel("broker"))
+
+
 async def submit(grid: Grid, jdl: str, folder: Path, file: str = "") -> Submitted:
     """Submit one description; its sandbox files are looked for in `folder`. Raises GridError."""
-    channel = await grid.channel("broker")
-    await grid.delegate(channel)
-    response = await BrokerClient(channel).submit(jdl, folder)
+    client = await broker(grid)
+    await grid.delegate(await grid.channel("broker"))
+    response = await client.submit(jdl, folder)
     return Submitted(file, response.job_id, tuple(response.children))
 
 
@@ -286,8 +295,8 @@ async def wait_command(
 
 async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) -> list[dict[str, Any]]:
     """Fetch one job's output sandbox into `folder`. Returns name, size and sha256 of each file. Raises GridError."""
-    broker = BrokerClient(await grid.channel("broker"))
-    locations = await broker.locate([job_id])
+    client = await broker(grid)
+    locations = await client.locate([job_id])
     location = next((place for place in locations if place.job_id == job_id), None)
     if location is None:
         raise NotFound("JOB_UNKNOWN", f"the broker knows no job {job_id}", job_id=job_id)
@@ -299,17 +308,17 @@ async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) ->
     folder.mkdir(parents=True, exist_ok=True)
     files = await get_output(await grid.channel_to(host, port), job_id, folder)
     if clear:
-        await _clear(broker, job_id)
+        await _clear(client, job_id)
     return [{"name": f.name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]
 
 
-async def _clear(broker: BrokerClient, job_id: str) -> None:
+async def _clear(client: BrokerClient, job_id: str) -> None:
     """Tell the broker that the output is here. It may hear a little later than bookkeeping that the job has ended."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + CLEAR_PATIENCE_S
     while True:
         try:
-            return await broker.clear([job_id])
+            return await client.clear([job_id])
         except Conflict:
             if loop.time() > deadline:
                 raise
@@ -356,7 +365,7 @@ async def cancel_command(job_ids: Sequence[str], *, as_json: bool, environ: Mapp
     """`grid job cancel`."""
     check_ids(job_ids)
     async with open_for_user(environ) as grid:
-        outcomes = await BrokerClient(await grid.channel("broker")).cancel(list(job_ids))
+        outcomes = await (await broker(grid)).cancel(list(job_ids))
     rows = [{"job_id": outcome.job_id, "outcome": outcome.outcome} for outcome in outcomes]
     if as_json:
         console.print_json(rows)
@@ -413,7 +422,7 @@ async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str,
     """`grid job list-match`."""
     text = read_jdl(file)
     async with open_for_user(environ) as grid:
-        matches = list(await BrokerClient(await grid.channel("broker")).list_match(text))
+        matches = list(await (await broker(grid)).list_match(text))
     matches.sort(key=lambda match: (not match.matches, -match.rank, match.ce))
     if as_json:
         console.print_json(

@@ -25,6 +25,7 @@ from fabric.clock import Clock, from_us
 from fabric.errors import Exhausted, GridError, Unavailable, from_rpc_error, from_security
 from fabric.ids import unique_id
 from fabric.logs import Logger
+from fabric.rpc.agreed import FRAME_BYTES, HARD_MESSAGE_BYTES, SESSION_KEY, STREAM_WINDOW_BYTES, TRACE_KEY
 from fabric.rpc.calls import (
     RECONNECT_WAIT_S,
     Metadata,
@@ -35,7 +36,6 @@ from fabric.rpc.calls import (
     refused_session,
 )
 from fabric.rpc.probe import fetch_server_chain
-from fabric.rpc.server import FRAME_BYTES, HARD_MESSAGE_BYTES, SESSION_KEY, STREAM_WINDOW_BYTES, TRACE_KEY
 from fabric.rpc.sessions import RETRY_REASONS
 from security import certificates
 from security.credentials import Credential

@@ -26,6 +26,14 @@ from fabric.errors import Defect, GridError, InvalidRequest, Unavailable, from_s
 from fabric.ids import unique_id
 from fabric.logs import Logger
 from fabric.rpc import rules
+from fabric.rpc.agreed import (
+    FRAME_BYTES,
+    HARD_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES,
+    SESSION_KEY,
+    STREAM_WINDOW_BYTES,
+    TRACE_KEY,
+)
 from fabric.rpc.calls import ACCEPTED_KEY, SESSION_REFUSED_KEY
 from fabric.rpc.peer import ANONYMOUS, Authoriser, Peer, set_current_peer
 from fabric.rpc.rules import Rule
@@ -37,21 +45,9 @@ from security.errors import SecurityError
 from security.trust import TrustStore
 from security.validation import ValidationPolicy
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""One message. Streams send data in pieces of 1 MiB."""
-HARD_MESSAGE_BYTES = 2 * MAX_MESSAGE_BYTES
-"""What grpc itself cuts off. In between we refuse with a sentence that both ends can read."""
-STREAM_WINDOW_BYTES = 4 << 20
-"""What a sender may have under way on one stream before the receiver reads. grpc's own estimate on a fast link is too
-small for pieces of 1 MiB: both ends then wait for each other (a third of the throughput, measured)."""
-FRAME_BYTES = 256 * 1024
-"""Of one HTTP/2 frame: a piece of 1 MiB comes in 4 parts instead of 64."""
 MAX_METADATA_BYTES = 16 * 1024
 MAX_CONCURRENT_CALLS = 10_000
 """Calls of one server at a time, streams included."""
-SESSION_KEY = "gridfabric-session"
-TRACE_KEY = "gridfabric-trace"
-
 
 _TRACE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 # Pings of idle clients are welcome: they find cut links.

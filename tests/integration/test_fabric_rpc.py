@@ -34,9 +34,10 @@ from fabric.errors import (
     Unavailable,
 )
 from fabric.rpc import rules
+from fabric.rpc.agreed import MAX_MESSAGE_BYTES
 from fabric.rpc.calls import StreamCall
 from fabric.rpc.channel import SecureChannel
-from fabric.rpc.server import MAX_MESSAGE_BYTES, RpcService
+from fabric.rpc.server import RpcService
 from security import proxies
 from security.credentials import Credential, generate_key
 from security.session import prove

@@ -307,11 +307,18 @@ def test_closed_standard_streams_are_no_defect() -> None:
     )
 
 
-def test_help_and_proxy_info_load_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("line", "spared"),
+    [
+        ("--help", "pydantic cryptography grpc asyncio rich matplotlib numpy ray sqlalchemy"),
+        ("proxy info", "pydantic grpc google.protobuf asyncio rich matplotlib numpy ray sqlalchemy"),
+        ("job status", "pydantic classad2 fabric.rpc.server rich matplotlib numpy ray sqlalchemy"),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(line: str, spared: str) -> None:
     program = (
-        "import sys; from agents.user_interface.main import run; run(['--help']); run(['proxy', 'info']);"
-        "heavy = {'ray', 'grpc', 'rich', 'matplotlib', 'numpy', 'sqlalchemy', 'asyncio'};"
-        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+        f"import sys; from agents.user_interface.main import run; run({line.split()});"
+        f"print(sorted(set({spared.split()}) & set(sys.modules)), file=sys.stderr)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "proto" / "gen")))}
     answer = subprocess.run(
