@@ -37,6 +37,7 @@ KINDS = _kinds(
     Kind("information", "information", {"rpc": 2171, "ldap": 2170}, 3, options={"level": "site"}),
     Kind("bookkeeping", "bookkeeping", {"rpc": 9000}, 4, central=True),
     Kind("catalog", "catalog", {"rpc": 5010}, 5, central=True),
+    Kind("myproxy", "myproxy", {"rpc": 7511, "myproxy": 7512}, 6, central=True),
     Kind("storage", "storage", {"rpc": 8446, "ldap": 2135}, 6),
     Kind("gatekeeper", "gatekeeper", {"rpc": 2119, "ldap": 2135}, 7),
     Kind("worker", "worker", {"rpc": 2125}, 8),

@@ -35,6 +35,8 @@ class Endpoint:
     rpc: int = 0
     ldap: int = 0
     http: int = 0
+    myproxy: int = 0
+    """Of a credential store only."""
 
     @property
     def address(self) -> str:

@@ -116,9 +116,23 @@ Handler = Callable[[TlsStream], Awaitable[None]]
 class TlsDoor:
     """Accepts connections and hands each, once its handshake is done, to `handler`, which may take its time."""
 
-    def __init__(self, credential: Credential, handler: Handler, log: Logger) -> None:
+    def __init__(
+        self,
+        credential: Credential,
+        handler: Handler,
+        log: Logger,
+        *,
+        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        max_per_address: int = MAX_CONNECTIONS,
+        newest: int = SSL.TLS1_3_VERSION,
+    ) -> None:
+        """`handshake_timeout_s`: from the connection on; some clients connect before they ask their user.
+        `newest`: TLS 1.2 for clients that take the session ticket of TLS 1.3 for an empty message (MyProxy's)."""
         self._context = _context(credential)
+        self._context.set_max_proto_version(newest)
         self._handler, self._log = handler, log
+        self._handshake_timeout_s, self._max_per_address = handshake_timeout_s, max_per_address
+        self._by_address: dict[str, int] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -146,13 +160,16 @@ class TlsDoor:
         assert task is not None
         self._connections.add(task)
         address = writer.get_extra_info("peername")
+        host = str(address[0]) if address else "?"
+        self._by_address[host] = self._by_address.get(host, 0) + 1
         stream = TlsStream(
             SSL.Connection(self._context, None), reader, writer, ":".join(map(str, address[:2])) if address else "?"
         )
         try:
-            if len(self._connections) > MAX_CONNECTIONS:
+            if len(self._connections) > MAX_CONNECTIONS or self._by_address[host] > self._max_per_address:
+                self._log.warning("tls.too_many_connections", peer=stream.peer)
                 return
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with asyncio.timeout(self._handshake_timeout_s):
                 await stream.handshake()
             await self._handler(stream)
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -165,6 +182,9 @@ class TlsDoor:
             self._log.exception("tls.defect", error, peer=stream.peer)
         finally:
             self._connections.discard(task)
+            self._by_address[host] -= 1
+            if not self._by_address[host]:
+                del self._by_address[host]
             writer.close()
 
 
