@@ -183,7 +183,13 @@ def agent_settings(found: Trust) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shell = {"map_updater": False, "trust_updater": False, "map_file": str(map_file), "ban_file": str(bans)}
+    shell = {
+        "map_updater": False,
+        "trust_updater": False,
+        "ban_updater": False,
+        "map_file": str(map_file),
+        "ban_file": str(bans),
+    }
     return {
         "grid": "bench", "kind": "storage", "name": "storage.BENCH", "site": "BENCH", "host": "bench",
         "listen": "127.0.0.1", "advertise": "localhost", "ports": {"rpc": port}, "state_dir": str(state),

@@ -107,6 +107,24 @@ class Closable(Protocol):
         ...
 
 
+class Bell:
+    """Wakes everybody who waits at the moment that it is rung."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake them."""
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def wait(self, limit_s: float) -> None:
+        """Until it is rung, at most `limit_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._event.wait()
+
+
 class AgentContext:
     """What the shell gives an agent. Valid until the agent has stopped."""
 
@@ -133,6 +151,10 @@ class AgentContext:
         self._publisher: InformationPublisher | None = None
         self.rpc: RpcServer | None = None
         """The server, once the port is open."""
+        self.news = Bell()
+        """Rung by who has changed trust, map or bans on disk: everybody is judged now, not at the next regular look."""
+        self.judged = Bell()
+        """Rung when a change was seen: what is not a session (jobs under way) is to be judged again too."""
 
     @property
     def state_dir(self) -> Path:
@@ -434,6 +456,9 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
             log=log,
             gridmapdir=Path(options.gridmapdir) if options.gridmapdir else None,
             group_map=group_map_path(settings) if options.mapping == "vo-groups" else None,
+            central_bans=central_bans_path(settings),
+            site=settings.site,
+            clock=clock,
         )
         voms = VomsServers.of(settings)
     except SecurityError as error:
@@ -464,6 +489,11 @@ def group_map_path(settings: Settings) -> Path:
     return Path(named) if named else settings.state_dir / "groupmapfile"
 
 
+def central_bans_path(settings: Settings) -> Path:
+    """Where this agent's copy of the grid's ban list is."""
+    return settings.state_dir / "central-bans"
+
+
 def _start_updaters(context: AgentContext) -> None:
     settings = context.settings
     if settings.fabric.map_updater and settings.endpoints("vo"):
@@ -476,6 +506,10 @@ def _start_updaters(context: AgentContext) -> None:
         from fabric.trust_updater import TrustUpdater
 
         context.spawn(TrustUpdater(context).run(), "trust updater")
+    if settings.fabric.ban_updater and settings.endpoints("authority"):
+        from fabric.ban_updater import BanUpdater
+
+        context.spawn(BanUpdater(context, central_bans_path(settings)).run(), "ban updater")
 
 
 async def _watch(context: AgentContext, server: RpcServer) -> None:
@@ -485,7 +519,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
     judged_at = context.clock.monotonic()
     seen = context.judge.generation
     while True:
-        await asyncio.sleep(context.settings.fabric.trust_poll_s)
+        await context.news.wait(context.settings.fabric.trust_poll_s)
         changed = False
         try:
             changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
@@ -507,6 +541,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
         if changed or due:
             judged_at = context.clock.monotonic()
+            context.judged.ring()
         await server.watch(changed=changed or due)
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from fabric.clock import Clock, SystemClock
 from fabric.errors import Exhausted, GridError, from_security
 from fabric.logs import Logger
 from fabric.rpc.peer import Standing
@@ -50,12 +51,19 @@ class Judge:
         log: Logger,
         gridmapdir: Path | None = None,
         group_map: Path | None = None,
+        central_bans: Path | None = None,
+        site: str = "",
+        clock: Clock | None = None,
         update_now: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """`update_now` is asked once for news before somebody is refused as not mapped; it limits its own rate.
-        `group_map` is the file of rules of the mode `vo-groups`; without it the mode is `coarse`."""
+        `group_map` is the file of rules of the mode `vo-groups`; without it the mode is `coarse`. `central_bans` is the
+        copy of the grid's list: bans of other sites in it mean nothing at `site`, and a copy that is missing was not
+        fetched yet."""
         self._organisation = DistinguishedName.parse(organisation)
-        self._map_path, self._ban_path, self._log = map_file, ban_file, log
+        self._map_path, self._log = map_file, log
+        self._ban_path, self._central_path = ban_file, central_bans
+        self._site, self._clock = site, clock or SystemClock()
         self._pool = GridMapDir(gridmapdir) if gridmapdir is not None else None
         self.update_now = update_now
         self._map = GridMapFile(())
@@ -64,7 +72,7 @@ class Judge:
         self._bans: BanList | None = None
         self._ban_error: GridError | None = None
         self._map_stamp: _Stamp | None = None
-        self._ban_stamp: _Stamp | None = None
+        self._ban_stamps: tuple[_Stamp | None, _Stamp | None] = (None, None)
         self._read_before = False
         self.generation = 0
         self.refresh()
@@ -84,10 +92,10 @@ class Judge:
         if self._group_path is not None and (stamp := _stamp(self._group_path)) != self._group_stamp:
             changed = self._read_groups(self._group_path) or changed
             self._group_stamp = stamp
-        stamp = _stamp(self._ban_path)
-        if stamp != self._ban_stamp or not self._read_before:
-            self._read_bans()
-            self._ban_stamp, self._read_before, changed = stamp, True, True
+        stamps = (_stamp(self._ban_path), _stamp(self._central_path) if self._central_path is not None else None)
+        if stamps != self._ban_stamps or not self._read_before:
+            self._read_bans(central=stamps[1] is not None)
+            self._ban_stamps, self._read_before, changed = stamps, True, True
         if changed:
             self.generation += 1
         return changed
@@ -113,34 +121,40 @@ class Judge:
             return False
         return True
 
-    def _read_bans(self) -> None:
+    def _read_bans(self, *, central: bool) -> None:
         try:
-            self._bans, self._ban_error = BanList.load(self._ban_path), None
+            bans = BanList.load(self._ban_path)
+            if central and self._central_path is not None:
+                bans += BanList.load(self._central_path)
+            self._bans, self._ban_error = bans.at(self._site), None
         except SecurityError as error:
             self._bans, self._ban_error = None, from_security(error)
             self._log.error("bans.unreadable", path=str(self._ban_path), sentence=error.sentence)
 
     async def admit(
-        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
     ) -> Standing:
         """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted
         POOL_EXHAUSTED."""
-        standing = self.judge(identity, unmapped=True, attributes=attributes)
-        if standing != Standing() or self._group_path is not None:
-            return (
-                standing if standing != Standing() else self.judge(identity, unmapped=unmapped, attributes=attributes)
-            )
-        if self.update_now is not None:
-            await self.update_now()
-        self.refresh()
-        return self.judge(identity, unmapped=unmapped, attributes=attributes)
+        standing = self.judge(identity, unmapped=True, attributes=attributes, address=address)
+        if standing != Standing():
+            return standing
+        if self._group_path is None:
+            if self.update_now is not None:
+                await self.update_now()
+            self.refresh()
+        return self.judge(identity, unmapped=unmapped, attributes=attributes, address=address)
 
-    def judge(self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()) -> Standing:
+    def judge(
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
+    ) -> Standing:
         """The standing by what is known now. Raises as `admit`; with `unmapped` a stranger gets an empty standing."""
         if self._bans is None:
             raise self._ban_error or Exhausted("BAN_LIST_UNREADABLE", "the ban list was not read yet; try again")
         try:
-            self._bans.check(identity)
+            fqans = [fqan for found in attributes for fqan in found.fqans]
+            vos = {found.vo for found in attributes} | self._vos_by_map(identity)
+            self._bans.check(identity, now=self._clock.now(), fqans=fqans, vos=vos, address=address)
             by_name = self._by_name(identity.subject)
             if by_name is not None:
                 return by_name
@@ -185,6 +199,10 @@ class Judge:
         if self._pool is not None and pool:
             account = self._pool.lease(identity.subject, pool, per_pool=by_groups)
         return Standing(account=account, vo=vo)
+
+    def _vos_by_map(self, identity: Identity) -> set[str]:
+        """The VO that the map file gives the person, if the proxy names none."""
+        return {account[1:] for account in self._map.accounts_of(identity.subject)[:1] if account.startswith(".")}
 
     def _by_map_file(self, identity: Identity, attributes: tuple[VomsAttributes, ...]) -> tuple[str, ...]:
         """The person's accounts; for somebody of several VOs, that of the VO in the proxy first."""

@@ -58,6 +58,8 @@ class FabricOptions:
     """How often revocation lists are asked; agents of one host share one fetcher."""
     trust_poll_s: float = 1.0
     """How often the certificates directory, map file and ban list are looked at."""
+    ban_updater: bool = True
+    """Follow the authority's ban list."""
     ban_file: str = ""
     """Path of the ban list; empty: <state_dir>/bans."""
     map_file: str = ""

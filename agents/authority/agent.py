@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from gridfabric.authority.v1 import authority_pb2_grpc
+from gridfabric.authority.v1 import authority_pb2_grpc, bans_pb2_grpc
 
 from agents.authority import store as rows
+from agents.authority.bans import RULES as BAN_RULES
+from agents.authority.bans import BansServicer
 from agents.authority.config import parse_config
 from agents.authority.register import PublishedCrl, Register, refusals
 from agents.authority.servicer import RULES, AuthorityServicer
@@ -41,7 +43,11 @@ class AuthorityAgent(Agent):
         self.servicer = AuthorityServicer(
             self._register, self._store, self._config, context.clock, context.log, self.publish
         )
-        self.services = [RpcService(self.servicer, authority_pb2_grpc.add_AuthorityServicer_to_server, RULES)]
+        self._bans = BansServicer(self._store, context.clock, context.log)
+        self.services = [
+            RpcService(self.servicer, authority_pb2_grpc.add_AuthorityServicer_to_server, RULES),
+            RpcService(self._bans, bans_pb2_grpc.add_BansServicer_to_server, BAN_RULES),
+        ]
 
     def _fixed_files(self) -> dict[str, Content]:
         """By path: what never changes."""

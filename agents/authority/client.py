@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gridfabric.authority.v1 import authority_pb2 as pb
 from gridfabric.authority.v1 import authority_pb2_grpc as pb_grpc
+from gridfabric.authority.v1 import bans_pb2, bans_pb2_grpc
 
-from fabric.clock import SystemClock
+from fabric.clock import SystemClock, to_us
 from fabric.errors import from_security
 from fabric.logs import null_logger
 from fabric.rpc.channel import Channels
@@ -25,6 +28,7 @@ class AuthorityClient:
 
     def __init__(self, channel: Any) -> None:
         self._stub = pb_grpc.AuthorityStub(channel)
+        self._bans = bans_pb2_grpc.BansStub(channel)
 
     async def invite(self, site: str) -> tuple[str, bytes]:
         """Operators: a token for one enrolment of that site, and the authority's certificate (PEM)."""
@@ -61,6 +65,31 @@ class AuthorityClient:
     async def list_issued(self, prefix: str = "") -> list[pb.Issued]:
         """Operators: the register."""
         return list((await self._stub.ListIssued(pb.ListIssuedRequest(subject_prefix=prefix))).issued)
+
+    async def ban(
+        self,
+        kind: str,
+        value: str,
+        *,
+        reason: str = "",
+        until: datetime | None = None,
+        sites: Sequence[str] = (),
+        ban_id: str | None = None,
+    ) -> bans_pb2.Ban:
+        """Operators: ban somebody at these sites (none: everywhere). Again with the same id: succeeds."""
+        asked = bans_pb2.Ban(
+            id=ban_id or uuid.uuid4().hex[:12], kind=kind, value=value, reason=reason, sites=sites,
+            until_us=to_us(until) if until else 0,
+        )  # fmt: skip
+        return (await self._bans.Add(bans_pb2.AddBanRequest(ban=asked))).ban
+
+    async def lift(self, ban_id: str) -> bool:
+        """Operators: end a ban. False if there was none with this id."""
+        return (await self._bans.Lift(bans_pb2.LiftBanRequest(id=ban_id))).was_there
+
+    async def bans(self) -> list[bans_pb2.Ban]:
+        """Every ban in force."""
+        return list((await self._bans.List(bans_pb2.ListBansRequest())).bans)
 
 
 @asynccontextmanager

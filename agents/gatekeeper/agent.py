@@ -39,6 +39,8 @@ from security.errors import Reason, SecurityError
 from security.validation import validate_client_chain
 
 CLEAN_EVERY_S = 10.0
+JUDGE_OWNERS_S = 60.0
+"""Owners of jobs are judged after every change of trust, map or bans, and this often besides."""
 KILL_REASONS = frozenset(
     {Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value}
 )
@@ -203,23 +205,19 @@ class Gatekeeper(Agent):
     async def _judge_owners(self) -> None:
         """When trust, bans or the map change: jobs of people who would be refused now are stopped (option
         `revoked_jobs`)."""
-        seen: tuple[int, int] | None = None
         while self.options.revoked_jobs == "kill":
-            now = (self.context.trust.snapshot().generation, self.context.judge.generation)
-            if now != seen:
-                seen = now
-                for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
-                    await self._judge_owner(owner)
-            await asyncio.sleep(self.context.settings.fabric.trust_poll_s)
+            for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
+                await self._judge_owner(owner)
+            await self.context.judged.wait(JUDGE_OWNERS_S)
 
     async def _judge_owner(self, owner: str) -> None:
         context = self.context
         try:
             chain = context.delegations.get(owner).pem_chain()
-            identity = await asyncio.to_thread(
-                validate_client_chain, chain, context.trust.snapshot(), context.policy, context.clock.now()
-            )
-            context.judge.judge(identity, unmapped=False)
+            trust, now = context.trust.snapshot(), context.clock.now()
+            identity = await asyncio.to_thread(validate_client_chain, chain, trust, context.policy, now)
+            attributes = context.voms.attributes_of(identity, trust, context.policy, now)
+            context.judge.judge(identity, unmapped=False, attributes=attributes)
             return
         except SecurityError as error:
             refusal = from_security(error)

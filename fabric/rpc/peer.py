@@ -40,6 +40,8 @@ class Peer:
     is_limited: bool
     attributes: tuple[VomsAttributes, ...] = ()
     """What VO servers say of the user, verified; one for each VO in the proxy."""
+    address: str = ""
+    """IP address that the session was established from."""
 
     @property
     def agent_kind(self) -> str:
@@ -113,12 +115,14 @@ class Authoriser(Protocol):
     """Says what an identity is here. Implemented by `fabric.authorisation.Judge`."""
 
     async def admit(
-        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
     ) -> Standing:
         """For a new session; may ask others once before refusing. Raises Refused BANNED, NOT_MAPPED (unless
         `unmapped`)."""
         ...
 
-    def judge(self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = ()) -> Standing:
+    def judge(
+        self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
+    ) -> Standing:
         """For a session that exists; never waits. Raises as `admit`."""
         ...

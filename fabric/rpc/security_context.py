@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
@@ -74,8 +75,9 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         self._nonces.check(request.nonce)
         identity, attributes = self._verify(request)
         self._nonces.spend(request.nonce)  # no await since the check: of two equal calls one is refused
-        standing = await self._admit(identity, attributes)
-        peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited, attributes)
+        address = _address(context.peer())
+        standing = await self._admit(identity, attributes, address)
+        peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited, attributes, address)
         ends = [identity.not_after, self._clock.now() + self._lifetime, *(found.not_after for found in attributes)]
         session = self._sessions.open(peer, min(ends))
         self._log.audit(
@@ -86,6 +88,7 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             account=standing.account or None,
             fqans=list(peer.fqans) or None,
             limited=peer.is_limited or None,
+            address=address or None,
             expires_at=f"{session.expires_at:%Y-%m-%dT%H:%M:%SZ}",
             warnings=list(identity.warnings) or None,
         )
@@ -113,14 +116,16 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             return identity, ()
         return identity, self._voms.attributes_of(identity, trust, self._policy, now)
 
-    async def _admit(self, identity: Identity, attributes: tuple[VomsAttributes, ...]) -> Standing:
+    async def _admit(self, identity: Identity, attributes: tuple[VomsAttributes, ...], address: str) -> Standing:
         if self._waiting >= MAX_WAITING:
             raise Exhausted(
                 "SESSIONS_EXHAUSTED", "too many sessions are being established here; try again", retry_after_s=1
             )
         self._waiting += 1
         try:
-            return await self._authoriser.admit(identity, unmapped=self._admits_unmapped, attributes=attributes)
+            return await self._authoriser.admit(
+                identity, unmapped=self._admits_unmapped, attributes=attributes, address=address
+            )
         finally:
             self._waiting -= 1
 
@@ -142,7 +147,9 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             return None
         try:
             verified, attributes = self._judge_chain(identity.certificates)
-            standing = self._authoriser.judge(verified, unmapped=self._admits_unmapped, attributes=attributes)
+            standing = self._authoriser.judge(
+                verified, unmapped=self._admits_unmapped, attributes=attributes, address=session.peer.address
+            )
         except SecurityError as error:
             return from_security(error)
         except GridError as error:
@@ -158,3 +165,9 @@ def caller_certificates(context: object = None) -> bytes:
     """The PEM chain that the current peer established its session with; empty for ANONYMOUS."""
     identity = current_peer(context).identity
     return b"" if identity is None else certificates.pem(identity.certificates)
+
+
+def _address(peer: str) -> str:
+    """The IP address in grpc's `ipv4:192.0.2.1:4711` or `ipv6:[::1]:4711` (its brackets may be percent-encoded)."""
+    family, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else ""

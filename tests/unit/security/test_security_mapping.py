@@ -300,5 +300,5 @@ def test_a_missing_ban_list_refuses_everybody(tmp_path: Path) -> None:
     with pytest.raises(AuthorizationError) as caught:
         BanList.load(tmp_path / "bans")
     assert caught.value.reason == Reason.BAN_LIST_UNREADABLE
-    BanList(frozenset({JANE})).write(tmp_path / "bans")
+    BanList().with_subjects([JANE]).write(tmp_path / "bans")
     assert BanList.load(tmp_path / "bans").subjects == {JANE}
