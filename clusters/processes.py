@@ -49,21 +49,32 @@ def is_running(identity: Identity) -> bool:
         return False
 
 
-def of_run(run: str) -> list[Identity]:
-    """Every process with this run's id in its environment, except the caller."""
+def of_run(run: str, session: int = 0) -> list[Identity]:
+    """Every process with this run's id in its environment, except the caller.
+
+    Ray writes a title `ray::...` over the environment of its helpers: such a process is of the run if it is in the
+    launcher's session (0 if that is not known).
+    """
     wanted = f"{RUN_VARIABLE}={run}".encode()
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
         try:
-            with open(f"/proc/{name}/environ", "rb") as stream:
-                environment = stream.read(MAX_ENVIRONMENT_BYTES)
+            ours = wanted in _read(pid, "environ").split(b"\0") or (
+                session
+                and _read(pid, "cmdline").startswith(b"ray::")
+                and os.getsid(pid) == session
+                and os.stat(f"/proc/{pid}").st_uid == os.getuid()
+            )
         except OSError:
             continue  # gone, or somebody else's
-        if wanted in environment.split(b"\0") and (identity := identify(int(name))) is not None:
+        if ours and (identity := identify(pid)) is not None:
             found.append(identity)
     return found
+
+
+def _read(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as stream:
+        return stream.read(MAX_ENVIRONMENT_BYTES)
 
 
 def starters_below(folder: Path) -> list[Identity]:
@@ -98,19 +109,6 @@ def signal_and_wait(identities: Iterable[Identity], grace_s: float) -> list[int]
     return killed
 
 
-def titled_by_ray(session: int) -> list[Identity]:
-    """Ray's own helpers of a session: their title `ray::...` is written over their environment, run id included."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "uids"]):
-        arguments, uids = process.info["cmdline"] or [], process.info["uids"]
-        if not arguments or not arguments[0].startswith("ray::") or uids is None or uids.real != os.getuid():
-            continue
-        with contextlib.suppress(OSError):
-            if os.getsid(process.pid) == session and (identity := identify(process.pid)) is not None:
-                found.append(identity)
-    return found
-
-
 def end_run(run: str, grace_s: float = 3.0, session: int = 0) -> list[int]:
     """End every process of a run, and those that they start meanwhile. Returns what had to be killed.
 
@@ -118,9 +116,7 @@ def end_run(run: str, grace_s: float = 3.0, session: int = 0) -> list[int]:
     """
     killed: list[int] = []
     for _ in range(5):
-        left = of_run(run)
-        if session:
-            left += [identity for identity in titled_by_ray(session) if identity not in left]
+        left = of_run(run, session)
         if not left:
             break
         killed += signal_and_wait(left, grace_s)

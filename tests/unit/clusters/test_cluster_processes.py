@@ -31,6 +31,19 @@ def test_only_processes_of_the_run_are_found_and_ended():
         other.wait()
 
 
+def test_a_helper_with_ray_s_title_is_known_by_the_launchers_session():
+    titled = subprocess.Popen(["ray::IDLE", "60"], executable=shutil.which("sleep"), env={}, start_new_session=True)
+    plain = subprocess.Popen(["sleep", "60"], env={}, start_new_session=True)
+    try:
+        assert processes.of_run("c" * 32) == processes.of_run("c" * 32, plain.pid) == []
+        assert processes.end_run("c" * 32, session=titled.pid) == []
+        assert titled.poll() is not None and plain.poll() is None
+    finally:
+        for process in (titled, plain):
+            process.kill()
+            process.wait()
+
+
 def test_who_ignores_sigterm_is_killed():
     script = "import signal,sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); signal.pause()"
     stubborn = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
