@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clusters import enrolment, inventory, processes, ray, trust
+from clusters import enrolment, inventory, processes, ray, trust, voms_files
 from clusters.inventory import Inventory, Run
 from clusters.model import GridDescription
 from clusters.node.launcher import NodeConfiguration
@@ -263,6 +263,7 @@ def _prepare(
         trust.prepare_here(description, paths, here, now)
     else:
         enrolment.prepare_elsewhere(paths, here, invitation, now)
+    voms_files.write_for(paths, here)
 
 
 def _write_settings(paths: StatePaths, agents: Sequence[PlannedAgent]) -> None:

@@ -356,6 +356,28 @@ def verify_attributes(
     return ()
 
 
+def objections(
+    identity: Identity, servers: VomsDirectory, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
+) -> list[str]:
+    """For each attribute certificate that `verify_attributes` would look at, why it is not good; empty if it is.
+
+    Raises ValidationError when they cannot be read.
+    """
+    now = require_utc(now)
+    end_entity = identity.certificates[identity.proxy_depth]
+    for certificate in identity.certificates[: identity.proxy_depth]:
+        found: list[str] = []
+        for entry in attribute_certificates(certificate):
+            try:
+                _verify(entry, end_entity, servers, trust, policy, now)
+                found.append("")
+            except ValidationError as error:
+                found.append(error.sentence)
+        if found:
+            return found
+    return []
+
+
 def _verify(
     entry: AttributeCertificate,
     holder: x509.Certificate,

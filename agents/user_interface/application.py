@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.commands import data, fabric, info, job, proxy
+from agents.user_interface.commands import data, fabric, info, job, proxy, vo
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(proxy.app, name="proxy")
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(info.app, name="info")
+app.add_typer(vo.app, name="vo")
 app.add_typer(fabric.user_app, name="user")
 app.add_typer(fabric.host_app, name="host")
 

@@ -200,10 +200,35 @@ def variables(found: Endpoints, state: Path | None) -> dict[str, str]:
                 break
     if found.vos:
         shown["GRIDFABRIC_VO"] = found.vos[0]
+    if state is not None:
+        shown |= voms_variables(state)
     return shown
 
 
-def env_command(environ: Mapping[str, str], state: Path | None, file: Path | None, *, as_json: bool) -> None:
+def voms_variables(folder: Path) -> dict[str, str]:
+    """The variables by which VOMS clients find a folder's `vomses` and `vomsdir`; none if it has none."""
+    if not (folder / "vomses").is_file() or not (folder / "vomsdir").is_dir():
+        return {}
+    vomses = str(folder / "vomses")
+    return {"X509_VOMS_DIR": str(folder / "vomsdir"), "VOMS_USERCONF": vomses, "X509_VOMSES": vomses}
+
+
+def copy_voms_files(state: Path, target: Path) -> None:
+    """`vomses` and `vomsdir` of a grid into a folder for another machine. Raises NotFound, OSError."""
+    if not voms_variables(state):
+        raise NotFound(
+            "VOMS_FILES_MISSING", f"{state} has no vomses file; start the grid again with: grid up", state=state
+        )
+    for path in [state / "vomses", *sorted((state / "vomsdir").glob("*/*.lsc"))]:
+        copy = target / path.relative_to(state)
+        copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o644)
+
+
+def env_command(
+    environ: Mapping[str, str], state: Path | None, file: Path | None, voms: Path | None = None, *, as_json: bool
+) -> None:
     """`grid env`."""
     folder = state_folder(state, environ)
     found = find(environ, folder)
@@ -212,6 +237,8 @@ def env_command(environ: Mapping[str, str], state: Path | None, file: Path | Non
         text = json.dumps(as_data(found), indent=2) + "\n"
         file.write_text(text, encoding="utf-8")
         os.chmod(file, 0o644)
+    if voms is not None:
+        copy_voms_files(folder, voms)
     if as_json:
         console.print_json(shown)
         return

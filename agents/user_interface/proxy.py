@@ -5,14 +5,18 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography.x509 import UnrecognizedExtension
+
+from agents.user_interface import console
 from security.credentials import Credential, find_proxy_path, find_user_certificate
 from security.errors import CredentialError, Reason, utc_text
 from security.proxies import create_proxy, proxy_info
+from security.voms import proxy_extension
 
 
 def ask_passphrase(path: Path, *, from_stdin: bool) -> bytes:
@@ -55,8 +59,13 @@ def make(
     limited: bool,
     path_length: int | None,
     passphrase_from_stdin: bool,
-) -> tuple[Credential, Path]:
-    """A new proxy of the user's certificate, saved with mode 0600. Returns it and where it is. Raises SecurityError."""
+    voms: Sequence[str] = (),
+    voms_lifetime: timedelta | None = None,
+) -> tuple[Credential, Path, list[str]]:
+    """A new proxy of the user's certificate, saved with mode 0600. Returns it, where it is, and VO servers' warnings.
+
+    With `voms`, an attribute certificate of each VO is in it, or nothing is written. Raises SecurityError, GridError.
+    """
     if certificate is not None:
         key = key or (certificate if certificate.suffix in (".p12", ".pfx") else certificate.with_name("userkey.pem"))
         paths = (certificate, key)
@@ -69,10 +78,26 @@ def make(
 
     same = paths[0] == paths[1]
     user = Credential.load(paths[0], None if same else paths[1], passphrase=passphrase)
-    proxy = create_proxy(user, lifetime=lifetime, now=now, key_type=key_type, limited=limited, path_length=path_length)
+    extensions: list[UnrecognizedExtension] = []
+    warnings: list[str] = []
+    if voms:
+        from agents.user_interface import attributes
+
+        requests = attributes.parse_requests(voms)
+        encoded, warnings = console.run_async(attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ))
+        extensions.append(proxy_extension(encoded))
+    proxy = create_proxy(
+        user,
+        lifetime=lifetime,
+        now=now,
+        key_type=key_type,
+        limited=limited,
+        path_length=path_length,
+        extensions=extensions,
+    )
     target = out or find_proxy_path(environ, os.getuid())
     proxy.save(target)
-    return proxy, target
+    return proxy, target, warnings
 
 
 def summary(proxy: Credential, path: Path, now: datetime) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def down(
 def env(
     state: State = None,
     file: Annotated[Path | None, typer.Option("--file", help="Also write the endpoints to this file (JSON).")] = None,
+    voms: Annotated[
+        Path | None, typer.Option("--voms", help="Also write vomses and vomsdir (.lsc files) into this folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the shell variables that tell the other commands where the grid is.
@@ -102,10 +105,11 @@ def env(
     Examples:
       eval "$(grid env)"
       grid env --file endpoints.json     # for a machine with only credentials: GRIDFABRIC_ENDPOINTS=endpoints.json
+      grid env --voms ./voms             # vomses and .lsc files for voms-proxy-init elsewhere
     """
     from agents.user_interface import endpoints
 
-    endpoints.env_command(os.environ, state, file, as_json=as_json)
+    endpoints.env_command(os.environ, state, file, voms, as_json=as_json)
 
 
 def doctor(state: State = None, as_json: Json = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,13 @@ def init(
         Path | None, typer.Option(help="Its key; else $X509_USER_KEY or userkey.pem beside the certificate.")
     ] = None,
     pwstdin: Annotated[bool, typer.Option("--pwstdin", help="Read the key's pass phrase from standard input.")] = False,
+    voms: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VO[:FQAN]", help="With your groups of this VO, and the group or role named, first."),
+    ] = None,
+    vomslife: Annotated[
+        str | None, typer.Option(help="Life of the VO's attributes; else as --valid.", callback=console.duration_option)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a proxy from your certificate.
@@ -54,13 +61,15 @@ def init(
       grid proxy init
       grid proxy init --valid 24:00 --key-type rsa-2048
       grid proxy init --limited --out /tmp/limited.pem
+      grid proxy init --voms cms
+      grid proxy init --voms cms:/cms/Role=production
     """
     from datetime import timedelta
 
     from agents.user_interface import proxy
 
     now = proxy.now_utc()
-    made, path = proxy.make(
+    made, path, warnings = proxy.make(
         environ=os.environ,
         now=now,
         certificate=cert,
@@ -71,14 +80,24 @@ def init(
         limited=limited,
         path_length=path_length,
         passphrase_from_stdin=pwstdin,
+        voms=voms or (),
+        voms_lifetime=timedelta(seconds=console.parse_duration(vomslife)) if vomslife is not None else None,
     )
+    for warning in warnings:
+        console.warn(warning)
     facts = proxy.summary(made, path, now)
+    if voms:
+        from agents.user_interface import attributes
+
+        facts["voms"] = attributes.show(made, now, os.environ)
     if as_json:
         console.print_json(facts)
         return
     asked = console.parse_duration(valid)
     print(f"Your identity: {facts['identity']}")
     print(f"Your proxy {path} is valid until {facts['not_after']}")
+    for entry in facts.get("voms", ()):
+        print(f"Your groups and roles of {entry['vo']} until {entry['not_after']}: {' '.join(entry['fqans'])}")
     if facts["seconds_left"] < asked - 60:
         console.warn("the proxy is shorter than asked for: your certificate ends first")
 
@@ -92,13 +111,17 @@ def info(
     valid: Annotated[
         str | None, typer.Option(help="With --exists: for at least this long.", callback=console.duration_option)
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also the groups and roles that it carries, and whether they verify.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show your proxy. Exit 1 if it has expired, 3 if there is none.
+    """Show your proxy. Exit 1 if it has expired or, with --all, attributes do not verify; 3 if there is none.
 
     \b
     Examples:
       grid proxy info
+      grid proxy info --all
       grid proxy info --exists --valid 1:00 || grid proxy init
     """
     from agents.user_interface import proxy
@@ -114,6 +137,13 @@ def info(
     facts = proxy.summary(found, path, proxy.now_utc())
     if exists:
         raise Ended(ExitCode.OK if facts["seconds_left"] >= needed else ExitCode.FAILED)
+    carried: list[dict[str, Any]] = []
+    shown_attributes: list[dict[str, object]] = []
+    if everything:
+        from agents.user_interface import attributes
+
+        facts["voms"] = carried = attributes.show(found, proxy.now_utc(), os.environ)
+        shown_attributes = attributes.lines(carried)
     if as_json:
         console.print_json(facts)
     else:
@@ -130,7 +160,10 @@ def info(
             "time left": console.hours_text(facts["seconds_left"]) if facts["valid"] else "expired",
         }
         console.print_facts(shown)
-    if not facts["valid"]:
+        for entry in shown_attributes:
+            print()
+            console.print_facts(entry)
+    if not facts["valid"] or not all(entry["verified"] for entry in carried):
         raise Ended(ExitCode.FAILED)
 
 

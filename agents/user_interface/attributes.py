@@ -1,0 +1,171 @@
+"""VOMS attributes for the user's proxy: asked of VO servers, and shown with whether they verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from agents.user_interface import endpoints
+from agents.user_interface.connection import Grid, open_grid
+from agents.user_interface.exits import UsageProblem
+from agents.vo.client import VoClient
+from fabric.errors import Conflict, NotFound
+from fabric.settings import Endpoint
+from fabric.voms_servers import servers_of
+from security import voms
+from security.certificates import subject_of
+from security.credentials import Credential, find_certificate_directory
+from security.errors import SecurityError, utc_text
+from security.proxies import create_proxy
+from security.trust import TrustStore
+from security.validation import ValidationPolicy, validate_client_chain
+
+ASKING_LIFETIME = timedelta(minutes=10)
+"""Of the proxy with which the VO server is asked; it stays in memory."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one or more `--voms` options of the same VO ask for."""
+
+    vo: str
+    fqans: tuple[str, ...]
+
+
+def parse_requests(texts: Sequence[str]) -> tuple[Request, ...]:
+    """`cms`, `cms:/cms/Role=production`, `cms:/cms/higgs`, `cms:all`; one request for each VO, in order.
+
+    Raises UsageProblem.
+    """
+    wanted: dict[str, list[str]] = {}
+    for text in texts:
+        vo, colon, fqan = text.partition(":")
+        if not vo or "/" in vo or (colon and not (fqan == "all" or fqan.startswith("/"))):
+            raise UsageProblem(
+                f"--voms {text[:100]!r} is not VO or VO:/VO/GROUP/Role=ROLE, for instance cms:/cms/higgs"
+            )
+        wanted.setdefault(vo, []).append(fqan or f"/{vo}")
+    return tuple(Request(vo, tuple(fqans)) for vo, fqans in wanted.items())
+
+
+async def fetch(
+    user: Credential, requests: Sequence[Request], lifetime: timedelta, now: datetime, environ: Mapping[str, str]
+) -> tuple[list[bytes], list[str]]:
+    """An attribute certificate for each request (DER), and the servers' warnings.
+
+    Raises GridError with the VO server's sentence, NotFound VO_UNKNOWN.
+    """
+    services = endpoints.find(environ)
+    certificates = environ.get("X509_CERT_DIR") or services.certificates or find_certificate_directory(environ)
+    asking = create_proxy(user, lifetime=ASKING_LIFETIME, now=now)
+    encoded: list[bytes] = []
+    warnings: list[str] = []
+    async with open_grid(services, asking, Path(certificates)) as grid:
+        for request in requests:
+            client = await vo_client(grid, request.vo)
+            answer = await client.issue_attributes(request.fqans, lifetime.total_seconds())
+            _require_ours(answer.attribute_certificate, request, user)
+            encoded.append(answer.attribute_certificate)
+            warnings += answer.warnings
+    return encoded, warnings
+
+
+def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:
+    """Before it goes into a proxy that every service would refuse because of it."""
+    extension = voms.proxy_extension([encoded])
+    (entry,) = voms.parse_extension(extension.value)
+    holder = next(c for c in user.certificates if subject_of(c) == user.identity)
+    if entry.vo != request.vo or entry.holder_serial != holder.serial_number:
+        raise Conflict(
+            "ATTRIBUTES_OF_OTHERS",
+            f"the server of {request.vo} sent attributes of {entry.vo} for another certificate; tell its operator",
+        )
+
+
+def server_of(grid: Grid, vo: str) -> Endpoint:
+    """The server of a VO. Raises NotFound VO_UNKNOWN."""
+    servers = [server for server in grid.services.all("vo") if server.rpc]
+    found = servers_of(vo, tuple(servers), len(grid.services.vos) or 1)
+    if not found or (vo not in grid.services.vos and grid.services.vos):
+        known = ", ".join(grid.services.vos) or "none"
+        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; known are: {known}", vo=vo)
+    return found[0]
+
+
+async def vo_client(grid: Grid, vo: str) -> VoClient:
+    """Calls to the server of a VO in the name of the grid's credential. Raises NotFound VO_UNKNOWN."""
+    server = server_of(grid, vo)
+    return VoClient(await grid.channel_to(server.host, server.rpc))
+
+
+# Showing
+
+
+def vomsdir(environ: Mapping[str, str]) -> Path:
+    """X509_VOMS_DIR, else beside the directory of authorities, else /etc/grid-security/vomsdir."""
+    if environ.get("X509_VOMS_DIR"):
+        return Path(environ["X509_VOMS_DIR"])
+    beside = Path(environ.get("X509_CERT_DIR", "/etc/grid-security/certificates")).parent / "vomsdir"
+    return beside if beside.is_dir() else Path("/etc/grid-security/vomsdir")
+
+
+def show(proxy: Credential, now: datetime, environ: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The attribute certificates of a proxy, as it carries them, each with whether it verifies and why not."""
+    carried: tuple[voms.AttributeCertificate, ...] = ()
+    for certificate in proxy.certificates:
+        try:
+            carried = voms.attribute_certificates(certificate)
+        except SecurityError as error:
+            return [{"verified": False, "problem": error.sentence}]
+        if carried:
+            break
+    if not carried:
+        return []
+    problems = _verify(proxy, now, environ, len(carried))
+    return [
+        {
+            "vo": entry.vo,
+            "fqans": list(entry.fqans),
+            "attributes": {attribute.name: attribute.value for attribute in entry.attributes},
+            "issuer": str(entry.issuer),
+            "uri": entry.uri,
+            "serial": f"{entry.serial:X}",
+            "not_after": utc_text(entry.not_after),
+            "seconds_left": max(0, int((entry.not_after - now).total_seconds())),
+            "verified": not problem,
+            "problem": problem,
+        }
+        for entry, problem in zip(carried, problems, strict=True)
+    ]
+
+
+def _verify(proxy: Credential, now: datetime, environ: Mapping[str, str], count: int) -> list[str]:
+    """For each attribute certificate why it is not good; empty if it is."""
+    policy = ValidationPolicy()
+    try:
+        trust = TrustStore(find_certificate_directory(environ)).snapshot()
+        identity = validate_client_chain(proxy.pem_chain(), trust, policy, now)
+        servers = voms.VomsDirectory.load(vomsdir(environ))
+    except SecurityError as error:
+        return [error.sentence] * count
+    return voms.objections(identity, servers, trust, policy, now)
+
+
+def lines(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """What `grid proxy info --all` prints of each."""
+    printed: list[dict[str, object]] = []
+    for entry in shown:
+        if "vo" not in entry:
+            printed.append({"attributes": f"not readable: {entry['problem']}"})
+            continue
+        facts: dict[str, object] = {"VO": entry["vo"], "issuer": entry["issuer"], "server": entry["uri"]}
+        facts["groups and roles"] = " ".join(entry["fqans"])
+        if entry["attributes"]:
+            facts["attributes"] = " ".join(f"{name}={value}" for name, value in entry["attributes"].items())
+        facts["not after"] = entry["not_after"]
+        facts["verified"] = "yes" if entry["verified"] else f"no: {entry['problem']}"
+        printed.append(facts)
+    return printed
