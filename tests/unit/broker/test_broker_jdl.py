@@ -138,7 +138,13 @@ def test_names_have_no_case():
         (TRUE + "Rank = 1 - rank;", "JDL_VALUE", 1, 37, "leads back to itself"),
         (TRUE + "Rank = a;\na = 1 + self.b;\nb = .A;", "JDL_VALUE", 3, 6, "leads back to itself"),
         (TRUE + "Rank = a0;" + "".join(f"a{n} = a{n + 1};" for n in range(30)), "JDL_TOO_LARGE", 1, 173, "than 16 ref"),
-        (TRUE + "Rank = x.a; x = [a = b+b+b+b+b+b+b; b = c+c+c+c+c+c+c; c = d+d;];", "JDL_TOO_LARGE", 1, 83, "than 16"),
+        (
+            TRUE + "Rank = x.a; x = [a = b+b+b+b+b+b+b+b; b = c+c+c+c+c+c+c+c; c = 1;];",
+            "JDL_TOO_LARGE",
+            1,
+            83,
+            "than 16",
+        ),
     ],
 )
 def test_errors_have_a_place_and_a_cure(text, reason, line, column, words):
