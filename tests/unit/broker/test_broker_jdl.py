@@ -142,7 +142,7 @@ def test_names_have_no_case():
             TRUE + "Rank = x.a; x = [a = b+b+b+b+b+b+b+b; b = c+c+c+c+c+c+c+c; c = 1;];",
             "JDL_TOO_LARGE",
             1,
-            83,
+            82,
             "than 16",
         ),
     ],
