@@ -134,7 +134,11 @@ async def test_from_publisher_to_site_to_top_to_broker(lab: LabGrid) -> None:
     assert str(at_top.dn).endswith(",mds-vo-name=RAL,mds-vo-name=local,o=grid")
     assert at_top.first("GridFabricProducer") == "gatekeeper.RAL" == at_site.first("GridFabricProducer")
     assert at_top.first("GridFabricState") == "current"
-    assert len(await ldap(lab, "top.CERN", "(objectClass=GlueSite)")) == 2
+
+    async def both_sites() -> bool:
+        return len(await ldap(lab, "top.CERN", "(objectClass=GlueSite)")) == 2
+
+    await until(both_sites, "both sites at the top")
 
     async def view() -> Any:
         return follower.subscriber.view.elements().get("ce.ral:2119/jobmanager-fork-grid")

@@ -173,7 +173,8 @@ def test_what_is_no_text_or_no_file_is_said_so(tmp_path: Path, capsys: pytest.Ca
 def test_bytes_that_are_no_utf8_are_not_a_defect(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def encodes(*_: object, **__: object) -> None:
+    def encodes(work: Any) -> None:
+        work.close()
         "\udcff".encode()
 
     monkeypatch.setattr(console, "run_async", encodes)
