@@ -7,6 +7,10 @@ One connection to each server is kept. A server that publishes `contextCSN` (our
 for the list only when that has changed; and agents of one host tell each other, by a file in the directory of
 authorities that they share, which version a server was just seen to have, so that not each of them asks each time.
 Nothing but "not now" is believed of that file.
+
+A list that loses more than a set share of its people (`map_shrink_share`, at least `map_shrink_least`) is held: the old
+one stays, the agent is degraded and names who would lose access, until the digest in that sentence is a line of
+<map file>.confirm. Single people are removed at once, and a ban takes effect whatever the lists say.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ import asyncio
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import quote
 
 from fabric.agent import AgentContext, map_path
 from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.filters import Equality
 from fabric.ldap.tree import Scope
+from fabric.member_lists import Held, hold
 from fabric.settings import Endpoint
 from security.errors import SecurityError, os_error_text
 from security.mapfile import GridMapFile, MapEntry, emit
@@ -34,6 +40,7 @@ ASK_PAUSE_S = 1.0
 """Between two updates that strangers cause: a flood of unknown names must not become a flood at the VO servers."""
 HINT_AGE = 0.45
 """How old, in refresh times, a version that another agent of this host saw may be."""
+MAX_CONFIRMATION_BYTES = 64 * 1024
 OLD_AFTER_S = 60.0
 """A member list of this age degrades the agent's health."""
 
@@ -48,6 +55,10 @@ class _VoList:
     """What is known of one VO. `members` None: never heard of."""
 
     members: tuple[DistinguishedName, ...] | None = None
+    """In use."""
+    offered: tuple[DistinguishedName, ...] | None = None
+    """What the server says, if that is held."""
+    held: Held | None = None
     texts: Texts = ()
     """What the server said last; the same again is not read again."""
     version: Version = ()
@@ -107,6 +118,8 @@ class MapFileUpdater:
     def _is_known_to_be_good(self) -> bool:
         """True if another agent of this host has just seen that no list has changed, and nobody changed the file."""
         lists = [self._lists[vo] for vo in self._vos]
+        if any(found.held for found in lists):
+            return False  # a confirmation may have come
         if self._updating is not None or self._written != (*(found.members for found in lists), self._stamp()):
             return False
         if not all(found.version and found.version == self._seen_by_others(vo) for vo, found in self._lists.items()):
@@ -208,12 +221,46 @@ class MapFileUpdater:
                 await self._drop(vo, endpoint)
                 continue
             if found.members is None or texts != found.texts:
-                found.members, found.texts = self._names(texts, vo), texts
+                found.offered, found.texts = self._names(texts, vo), texts
+            self._take_offered(vo, found)
             found.version = version
             if version:
                 self._tell_others(vo, version)
             found.good_at, found.sentence = self._context.clock.monotonic(), ""
             return
+
+    def _take_offered(self, vo: str, found: _VoList) -> None:
+        """Use what the server says, unless too many would lose access and nobody has confirmed that."""
+        if found.offered is None:
+            return
+        options = self._context.settings.fabric
+        held = hold(found.members or (), found.offered, share=options.map_shrink_share, least=options.map_shrink_least)
+        if held is not None and held.digest not in self._confirmed():
+            if found.held != held:
+                self._context.log.audit(
+                    "map.shrink_held",
+                    vo=vo,
+                    before=held.before,
+                    after=held.after,
+                    digest=held.digest,
+                    lost=[str(name) for name in held.lost[:100]],
+                )
+            found.held = held
+            return
+        if held is not None:
+            self._context.log.audit("map.shrink_confirmed", vo=vo, digest=held.digest, lost=len(held.lost))
+        found.members, found.offered, found.held = found.offered, None, None
+
+    @property
+    def _confirmations(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.confirm")
+
+    def _confirmed(self) -> frozenset[str]:
+        try:
+            with open(self._confirmations, encoding="ascii") as file:
+                return frozenset(file.read(MAX_CONFIRMATION_BYTES).split())
+        except (OSError, ValueError):
+            return frozenset()
 
     def _servers(self, vo: str) -> list[Endpoint]:
         """Servers named after the VO first, then all others: one server may serve several VOs."""
@@ -263,6 +310,15 @@ class MapFileUpdater:
         now = self._context.clock.monotonic()
         for vo, found in self._lists.items():
             age_s = now - (found.good_at or self._started_at)
+            if found.held is not None:
+                self._context.problem(
+                    f"shrunken list of {vo}",
+                    f"the member list of {vo} shrank from {found.held.before} to {found.held.after} and is held; "
+                    f"{found.held.names} would lose access; if that is right: echo {found.held.digest} >> "
+                    f"{self._confirmations}",
+                )
+            else:
+                self._context.solved(f"shrunken list of {vo}")
             if found.sentence and age_s > OLD_AFTER_S:
                 self._context.problem(f"members of {vo}", f"{found.sentence}; the list in use is {age_s:.0f} s old")
             else:

@@ -52,6 +52,10 @@ class FabricOptions:
     """Keep <state_dir>/grid-mapfile from the VO servers' member lists. Off: somebody else writes the file."""
     map_refresh_s: float = 2.0
     """How often the member lists are asked."""
+    map_shrink_share: float = field(default=0.2, metadata={"minimum": 0, "maximum": 1})
+    """A member list that loses more than this share of its people is held for confirmation; 1: never."""
+    map_shrink_least: int = field(default=20, metadata={"minimum": 1})
+    """Fewer people than this are removed at once, whatever their share."""
     trust_updater: bool = True
     """Fetch revocation lists into the certificates directory."""
     crl_refresh_s: float = 2.0

@@ -9,6 +9,7 @@ from support.grid import ORGANISATION, LabGrid
 
 from agents.user_interface import application
 from agents.user_interface.exits import ExitCode
+from agents.vo.client import VoClient
 from clusters import voms_files
 from fabric.errors import Refused, Unauthenticated
 from fabric.settings import Settings
@@ -231,6 +232,99 @@ async def test_env_tells_voms_clients_where_to_look(lab, grid, tmp_path):
     assert "X509_VOMS_DIR" not in await grid("env")
     error = (await grid("env", "--voms", str(tmp_path / "more"), code=ExitCode.NOT_FOUND))["error"]
     assert error["reason"] == "VOMS_FILES_MISSING"
+
+
+# Map files
+
+
+async def fill(lab, name, people, vo="cms"):
+    client = VoClient(await lab.channel("vo", name=name, credential=lab.operator()))
+    for person in people:
+        await client.add_member(f"{ORGANISATION}/OU=Users/CN={person}")
+    return client
+
+
+async def test_a_map_file_from_two_member_lists_one_of_which_goes_down(lab, grid, tmp_path):
+    await lab.start("vo", name="vo.atlas", options={"vo": "atlas"})
+    await fill(lab, "vo.CERN", ["ada", "bob"])
+    atlas = await fill(lab, "vo.atlas", ["bob", "eve"])
+    out = tmp_path / "grid-mapfile"
+    one = f"localhost:{lab.port('vo.CERN', 'ldap')}/cms"
+    two = f"ldap://localhost:{lab.port('vo.atlas', 'ldap')}/o=atlas=.atl"
+    made = await grid("mkgridmap", "--from", one, "--from", two, "--out", str(out))
+    base = f"{ORGANISATION}/OU=Users/CN="
+    text = f'"{base}ada" .cms\n"{base}bob" .cms,.atl\n"{base}eve" .atl\n'
+    assert out.read_text() == text and (made["people"], made["gained"]) == (3, 3)
+
+    await atlas.remove_member(f"{base}eve")
+    await lab.stop("vo.atlas")
+    made = await grid("mkgridmap", "--from", one, "--from", two, "--out", str(out))
+    down = made["lists"][1]
+    assert out.read_text() == text and "no LDAP server answers" in down["problem"] and down["members"] == 2
+    kept = tmp_path / "grid-mapfile.lists.json"
+    kept.write_text("{damaged")
+    error = (await grid("mkgridmap", "--from", one, "--from", two, "--out", str(out), code=ExitCode.UNREACHABLE))[
+        "error"
+    ]
+    assert error["reason"] == "MEMBER_LIST_MISSING" and out.read_text() == text
+    await lab.start("vo", name="vo.atlas", options={"vo": "atlas"})
+    made = await grid("mkgridmap", "--from", one, "--from", two, "--out", str(out))
+    assert made["lost"] == [f"{base}eve"]
+
+
+async def test_a_map_file_that_would_shrink_is_held_with_the_names(lab, grid, tmp_path):
+    people = [f"person {number}" for number in range(8)]
+    client = await fill(lab, "vo.CERN", people)
+    out = tmp_path / "grid-mapfile"
+    arguments = ["mkgridmap", "--out", str(out), "--least", "3"]
+    await grid(*arguments)
+    before = out.read_text()
+    for person in people[:4]:
+        await client.remove_member(f"{ORGANISATION}/OU=Users/CN={person}")
+    error = (await grid(*arguments, code=ExitCode.FAILED))["error"]
+    assert error["reason"] == "MAP_SHRUNK" and out.read_text() == before
+    assert "from 8 to 4 people" in error["sentence"] and "CN=person 3" in error["facts"]["names"]
+    await grid(*arguments, "--confirm", "0" * 12, code=ExitCode.FAILED)
+    made = await grid(*arguments, "--confirm", error["facts"]["digest"])
+    assert (made["people"], len(made["lost"])) == (4, 4)
+
+
+@pytest.mark.parametrize("source", ["cms", "host/cms", "host:0/cms", "host:99999/cms", "host:1/", "host:1/cms=root;"])
+async def test_sources_that_are_none(lab, grid, source, tmp_path):
+    error = (await grid("mkgridmap", "--from", source, "--out", str(tmp_path / "x"), code=ExitCode.USAGE))["error"]
+    assert error["reason"] == "USAGE" and not (tmp_path / "x").exists()
+
+
+async def test_an_agent_holds_a_shrunken_list_until_it_is_confirmed(lab):
+    fabric = {"map_updater": True, "map_file": "", "map_refresh_s": 3600, "map_shrink_least": 3}
+    people = [f"person {number}" for number in range(6)]
+    client = await fill(lab, "vo.CERN", people)
+    agent = await lab.start("storage", fabric=fabric)
+    updater = agent.context.judge.update_now.__self__
+    path = agent.context.state_dir / "grid-mapfile"
+    await updater._update_shared()
+    assert path.read_text().count("\n") == 6
+    await client.remove_member(f"{ORGANISATION}/OU=Users/CN=person 5")
+    await updater._update_shared()
+    assert path.read_text().count("\n") == 5, "one person is a decision"
+    for person in people[:4]:
+        await client.remove_member(f"{ORGANISATION}/OU=Users/CN={person}")
+    await updater._update_shared()
+    updater._report()
+    health = agent.health()
+    assert path.read_text().count("\n") == 5 and health.state.value == "degraded"
+    assert "shrank from 5 to 1" in health.detail and "CN=person 0" in health.detail
+    (line,) = lab.audit("storage.CERN", "map.shrink_held")
+    assert len(line["lost"]) == 4 and not updater._is_known_to_be_good()
+    confirm = path.with_name("grid-mapfile.confirm")
+    confirm.write_text("000000000000\n")
+    await updater._update_shared()
+    assert path.read_text().count("\n") == 5
+    confirm.write_text(f"000000000000\n{line['digest']}\n")
+    await updater._update_shared()
+    updater._report()
+    assert path.read_text().count("\n") == 1 and agent.health().state.value == "green"
+    assert lab.audit("storage.CERN", "map.shrink_confirmed")
 
 
 # Sessions

@@ -345,3 +345,29 @@ def aup_publish(
 
     grace_s = 0.0 if grace is None else float(console.parse_duration(grace))
     console.run_async(organisation.publish_aup(file, grace_s, vo, state, as_json=as_json))
+
+
+def mkgridmap(
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="HOST:PORT/VO[=ACCOUNT]", help="A member list by LDAP; else the grid's own."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The map file.")] = Path("grid-mapfile"),
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Hold a file that loses more than this share of its people.")
+    ] = 0.2,
+    least: Annotated[int, typer.Option(min=1, help="Fewer people than this are removed without asking.")] = 20,
+    confirm: Annotated[str, typer.Option(metavar="DIGEST", help="Yes, those people shall lose access.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make a grid-mapfile from the member lists of VO servers. A server that is down counts with its last list.
+
+    \b
+    Examples:
+      grid mkgridmap --out /etc/grid-security/grid-mapfile
+      grid mkgridmap --from vo1.example.org:3890/cms --from vo2.example.org:3890/atlas=.atlprd
+    """
+    from agents.user_interface import mapping
+
+    console.run_async(mapping.make_command(sources or [], out, share, least, confirm, state, as_json=as_json))
