@@ -225,7 +225,6 @@ def _read(der: bytes, with_entries: bool) -> CrlDocument:
     if last[0] != _BIT_STRING or last[2] != end or der[tbs_end:algorithm] not in head:
         raise _der.DerError("two signature algorithms, or none")
     hash_algorithm = header.signature_hash_algorithm
-    parameters = header.signature_algorithm_parameters
     if hash_algorithm is None:
         raise _der.DerError("no digest in the signature algorithm")
     digest = hashlib.new(hash_algorithm.name)
@@ -253,10 +252,22 @@ def _read(der: bytes, with_entries: bool) -> CrlDocument:
         fingerprint=whole.digest(),
         digest=digest.digest(),
         digest_name=hash_algorithm.name,
-        padding=parameters if isinstance(parameters, (padding.PKCS1v15, padding.PSS)) else None,
+        padding=_padding(header),
         signature=header.signature,
         entries=b"" if large else der[entries_start:entries_end],
     )
+
+
+def _padding(header: x509.CertificateRevocationList) -> padding.PKCS1v15 | padding.PSS | None:
+    oid = header.signature_algorithm_oid.dotted_string
+    if oid == _PSS:
+        parameters = header.signature_algorithm_parameters
+        return parameters if isinstance(parameters, padding.PSS) else None
+    return padding.PKCS1v15() if oid.startswith(_PKCS1) else None
+
+
+_PKCS1, _PSS = "1.2.840.113549.1.1.", "1.2.840.113549.1.1.10"
+"""RFC 8017: the algorithms of RSA."""
 
 
 def _entries(der: bytes, start: int, end: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -195,7 +196,7 @@ def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certific
         except (ValueError, UnsupportedAlgorithm) as error:
             raise ValidationError(
                 Reason.CHAIN_MALFORMED,
-                f"the certificate chain is not readable PEM ({error}); send the proxy, then its issuers",
+                f"the certificate chain is not readable PEM ({_short(error)}); send the proxy, then its issuers",
                 {"check": "parse"},
             ) from error
     else:
@@ -214,6 +215,11 @@ def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certific
                 {"check": "parse", "serial": serial_text(certificate.serial_number)},
             ) from error
     return certificates
+
+
+def _short(error: Exception) -> str:
+    """What the library says without the address of its manual."""
+    return re.sub(r"[ .]*See https?://\S+( for more details)?", "", str(error)).rstrip(". ")
 
 
 def _too_many() -> ValidationError:

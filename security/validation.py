@@ -11,7 +11,7 @@ The caller gives the time. Nothing here reads files or clocks; a `TrustSnapshot`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -34,12 +34,21 @@ __all__ = [
     "CrlPolicy",
     "Identity",
     "ValidationPolicy",
+    "usage_problem",
     "validate_chain",
     "validate_client_chain",
     "validate_host_chain",
 ]
 
 ChainInput = bytes | Sequence[x509.Certificate]
+
+Passed = Callable[[str, tuple[x509.Certificate, ...]], None]
+"""Told of each step that a chain passed (`parse`, `path`, `proxy rules`, `revocation lists`, `namespaces`, `purpose`)
+with the chain, from the second step on the path to the root. For explaining a verdict: see `security.explanation`."""
+
+
+def _nobody(_step: str, _path: tuple[x509.Certificate, ...]) -> None:
+    """Who is told of passed steps where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +95,19 @@ class _Path:
         return self.certificates[self.depth]
 
 
-def validate_client_chain(chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime) -> Identity:
+def validate_client_chain(
+    chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime, *, passed: Passed = _nobody
+) -> Identity:
     """The identity behind a user's, robot's or service's chain (PEM bytes or certificates, leaf first).
 
     Raises ValidationError with the failing certificate in its facts. Does not check that the peer holds the key (see
     `security.session`), nor bans and maps (see `security.authorization`).
     """
     now = require_utc(now)
-    path, warnings = _validate(chain, trust, policy, now)
+    path, warnings = _validate(chain, trust, policy, now, passed)
     for certificate in path.certificates[: path.depth + 1]:
         _require_usage(certificate, ExtendedKeyUsageOID.CLIENT_AUTH, "a client", now)
+    passed("purpose", path.certificates)
     return _identity(path, warnings)
 
 
@@ -105,10 +117,12 @@ def validate_host_chain(
     trust: TrustSnapshot,
     policy: ValidationPolicy,
     now: datetime,
+    *,
+    passed: Passed = _nobody,
 ) -> Identity:
     """The identity of a server that was reached as `host` (DNS name or address). Proxies are refused."""
     now = require_utc(now)
-    path, warnings = _validate(chain, trust, policy, now)
+    path, warnings = _validate(chain, trust, policy, now, passed)
     leaf = path.certificates[0]
     if path.depth:
         raise ValidationError(
@@ -118,17 +132,20 @@ def validate_host_chain(
         )
     _require_usage(leaf, ExtendedKeyUsageOID.SERVER_AUTH, "a server", now)
     _require_host_name(leaf, host, now)
+    passed("purpose", path.certificates)
     return _identity(path, warnings)
 
 
-def validate_chain(chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime) -> Identity:
+def validate_chain(
+    chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime, *, passed: Passed = _nobody
+) -> Identity:
     """As `validate_client_chain`, for a signer that is neither client nor host: no extended key usage is asked for."""
     now = require_utc(now)
-    return _identity(*_validate(chain, trust, policy, now))
+    return _identity(*_validate(chain, trust, policy, now, passed))
 
 
 def _validate(
-    chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
+    chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime, passed: Passed
 ) -> tuple[_Path, tuple[str, ...]]:
     """Steps 1 to 6, in this order."""
     # 1. parse and bounds
@@ -140,15 +157,20 @@ def _validate(
             f"more than the {policy.max_chain} accepted",
             certificates.facts_of(offered[0], "parse", now),
         )
+    passed("parse", offered)
     # 2. path, times, keys
     path = _path(offered, trust, policy, now)
+    passed("path", path.certificates)
     # 3. proxy rules
     proxy_rules(path.certificates, path.proxies, policy.max_proxy_depth, now)
+    passed("proxy rules", path.certificates)
     # 4. revocation lists of the authorities, 5. applied to proxies as well
     warnings = RevocationCheck(offered, trust, policy, now).of_path(path.certificates, path.depth)
+    passed("revocation lists", path.certificates)
     # 6. namespaces
     if policy.namespaces:
         _namespaces(path, trust, now)
+        passed("namespaces", path.certificates)
     return path, warnings
 
 
@@ -216,20 +238,25 @@ def _namespaces(path: _Path, trust: TrustSnapshot, now: datetime) -> None:
         )
 
 
-def _require_usage(certificate: x509.Certificate, purpose: x509.ObjectIdentifier, role: str, now: datetime) -> None:
-    problem = ""
+def usage_problem(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> str:
+    """Why a certificate may not serve this purpose (RFC 5280 sections 4.2.1.3 and 4.2.1.12), or an empty string."""
     for extension in certificate.extensions:
         value = extension.value
         if isinstance(value, x509.KeyUsage):
             server = purpose == ExtendedKeyUsageOID.SERVER_AUTH
             if not (value.digital_signature or (server and value.key_encipherment)):
-                problem = "its key usage has no digitalSignature"
+                return "its key usage has no digitalSignature"
         elif (
             isinstance(value, x509.ExtendedKeyUsage)
             and purpose not in value
             and ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE not in value
         ):
-            problem = "its extended key usage does not name this purpose"
+            return "its extended key usage does not name this purpose"
+    return ""
+
+
+def _require_usage(certificate: x509.Certificate, purpose: x509.ObjectIdentifier, role: str, now: datetime) -> None:
+    problem = usage_problem(certificate, purpose)
     if problem:
         raise ValidationError(
             Reason.KEY_USAGE,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.commands import data, fabric, info, job, proxy, vo
+from agents.user_interface.commands import data, fabric, info, job, judges, proxy, vo
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
@@ -23,12 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 fabric.register(app)
+proxy.app.command("verify")(judges.verify)
 app.add_typer(proxy.app, name="proxy")
+app.add_typer(judges.ca_app, name="ca")
+app.add_typer(judges.mapfile_app, name="mapfile")
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(info.app, name="info")
 app.add_typer(vo.app, name="vo")
-app.command()(vo.mkgridmap)
 app.add_typer(fabric.user_app, name="user")
 app.add_typer(fabric.host_app, name="host")
 

@@ -70,7 +70,8 @@ def test_every_command_that_prints_data_can_print_json(words: tuple[str, ...], c
 def test_the_commands_are_those_promised() -> None:
     assert {" ".join(words) for words, _ in ALL} == {
         "up", "status", "down", "env", "doctor", "demo", "version",
-        "proxy init", "proxy info", "proxy destroy",
+        "proxy init", "proxy info", "proxy destroy", "proxy verify",
+        "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "info sites", "info ces", "info ses", "info query",
@@ -78,7 +79,7 @@ def test_the_commands_are_those_promised() -> None:
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",
         "vo member restore", "vo member renew", "vo member remove", "vo member grant", "vo member withdraw",
         "vo member attribute", "vo group ls", "vo group add", "vo group rm", "vo role add", "vo role rm",
-        "vo aup show", "vo aup sign", "vo aup publish", "mkgridmap",
+        "vo aup show", "vo aup sign", "vo aup publish",
     }  # fmt: skip
 
 
