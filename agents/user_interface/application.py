@@ -31,6 +31,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(info.app, name="info")
 app.add_typer(vo.app, name="vo")
+app.command()(vo.mkgridmap)
 app.add_typer(fabric.user_app, name="user")
 app.add_typer(fabric.host_app, name="host")
 
