@@ -27,6 +27,9 @@ class MyProxyConfig:
     """Who may retrieve with its certificate alone, where the owner names it too (`myproxy-init -Z`)."""
     renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper")
     """Who may renew, where the owner names it too (`myproxy-init -R`)."""
+    default_renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper")
+    """Who may renew where the owner gave no passphrase and named nobody (`myproxy-init -d -n`, the habit of LCG and
+    gLite). None: such a credential is not taken."""
     max_stored_lifetime_s: float = field(default=7 * DAY_S, metadata={"minimum": 60})
     """Longest life of a stored credential, from now."""
     delegated_lifetime_s: float = field(default=12 * HOUR_S, metadata={"minimum": 60})
@@ -63,7 +66,13 @@ class MyProxyConfig:
     def __post_init__(self) -> None:
         if self.delegated_lifetime_s > self.max_delegated_lifetime_s:
             raise ValueError("'delegated_lifetime_s' is more than 'max_delegated_lifetime_s'")
-        for pattern in (*self.accepted, *self.retrievers, *self.trusted_retrievers, *self.renewers):
+        for pattern in (
+            *self.accepted,
+            *self.retrievers,
+            *self.trusted_retrievers,
+            *self.renewers,
+            *self.default_renewers,
+        ):
             if not pattern.startswith(("/", "*", ANONYMOUS, AGENT)):
                 raise ValueError(f"{pattern!r} is no pattern of a DN, which begins with '/' or '*', nor {AGENT}KIND")
 

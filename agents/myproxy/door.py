@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,9 +16,6 @@ from fabric.errors import DeadlineExceeded, Defect, GridError, InvalidRequest, R
 from fabric.logs import Logger
 from fabric.tls_door import TlsClosed, TlsStream
 from security.certificates import PrivateKey
-
-End = Callable[[bytes], int | None]
-"""Where a message ends in what was received so far."""
 
 _REFUSED = {
     Command.STORE: "this credential store takes no private keys made elsewhere; delegate to it with myproxy-init",
@@ -116,7 +112,6 @@ class _Dialogue:
     def __init__(self, stream: TlsStream, step_timeout_s: float) -> None:
         self._stream, self._step_timeout_s = stream, step_timeout_s
         self._data = b""
-        self._began = False
 
     async def request(self, timeout_s: float) -> bytes | None:
         """The text of the request; None if the client left without a word."""
@@ -145,7 +140,7 @@ class _Dialogue:
             if not self._data:
                 await self._more()
 
-    async def receive(self, end: End) -> bytes:
+    async def receive(self, end: protocol.End) -> bytes:
         """The next message. Raises DeadlineExceeded, InvalidRequest."""
         try:
             async with asyncio.timeout(self._step_timeout_s):
@@ -153,7 +148,7 @@ class _Dialogue:
         except TimeoutError:
             raise _too_slow("the next message", self._step_timeout_s) from None
 
-    async def _until(self, end: End) -> bytes:
+    async def _until(self, end: protocol.End) -> bytes:
         while (at := end(self._data)) is None:
             if not await self._more():
                 raise InvalidRequest("MYPROXY_REQUEST_INVALID", "the client left in the middle of a message")

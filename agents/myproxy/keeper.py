@@ -145,7 +145,7 @@ class Keeper:
                     "a credential for renewers (-R, -A) or trusted retrievers (-Z) has no passphrase, since these know "
                     "none; use -n, or leave them out",
                 )
-        elif not request.renewers and not request.trusted_retrievers:
+        elif not request.renewers and not request.trusted_retrievers and not config.default_renewers:
             raise InvalidRequest(
                 "PASSPHRASE_MISSING",
                 "a credential without a passphrase could be retrieved by nobody; give one, or name renewers (-R, -A) "
@@ -256,7 +256,7 @@ class Keeper:
                 raise _logon_refused(request, "not a trusted retriever of this site")
             how = "trusted retriever"
             credential = await asyncio.to_thread(self._vault.open, row, b"")
-        elif row is not None and not row.has_passphrase and self._names(row.renewers, client, row):
+        elif row is not None and not row.has_passphrase and self._renews(client, row):
             if not permits(self.config.renewers, client):
                 raise _logon_refused(request, "not a renewer of this site")
             if request.passphrase:
@@ -276,6 +276,11 @@ class Keeper:
     def _names(self, pattern: str, client: Client, row: Stored) -> bool:
         """The owner named this client. Nobody renews with its own certificate: a stolen proxy would live for ever."""
         return bool(pattern) and client.identity is not None and client.name != row.owner and fits(pattern, client.name)
+
+    def _renews(self, client: Client, row: Stored) -> bool:
+        if row.renewers or row.trusted_retrievers:
+            return self._names(row.renewers, client, row)
+        return client.name != row.owner and permits(self.config.default_renewers, client)
 
     async def _by_passphrase(self, client: Client, request: Request, row: Stored | None) -> tuple[Stored, Credential]:
         if not request.passphrase:

@@ -7,7 +7,7 @@ with NUL (some clients leave that out), everything binary says its own length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,6 +27,8 @@ MAX_PASSPHRASE_BYTES = 1024
 MAX_NAME = 255
 MAX_PATTERN = 1024
 MAX_DESCRIPTION = 1024
+End = Callable[[bytes], int | None]
+"""Where a message ends in what was received so far; None while more is to come."""
 CHALLENGE_METHOD = "X509_certificate_SHA256"
 """The older method signs SHA-1 and is not offered."""
 CHALLENGE_METHOD_ID = 4

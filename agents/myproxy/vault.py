@@ -110,7 +110,8 @@ class Vault:
         return HKDF(hashes.SHA256(), KEY_BYTES, row.salt, _LABEL).derive(mixed)
 
     def _stretch(self, passphrase: bytes, salt: bytes) -> bytes:
-        return Scrypt(salt=salt, length=KEY_BYTES, n=self._n, r=8, p=1).derive(passphrase)
+        digest = hashlib.sha256(passphrase).digest()  # HMAC inside scrypt cannot tell a passphrase from one with NULs
+        return Scrypt(salt=salt, length=KEY_BYTES, n=self._n, r=8, p=1).derive(digest)
 
 
 def _bound(row: Stored) -> bytes:
