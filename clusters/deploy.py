@@ -178,6 +178,7 @@ def _save_inventory(description: GridDescription, paths: StatePaths, site: str |
         {
             "grid": description.name,
             "vos": [vo.name for vo in description.vos],
+            "organisation": description.organisation,
             "certificates": str(paths.certificates),
             "endpoints": endpoints_for(description, everything, None),
         },

@@ -124,9 +124,11 @@ def read_file(path: Path) -> Endpoints:
             str(kind): tuple(_endpoint(str(kind), item) for item in items) for kind, items in raw["endpoints"].items()
         }
         vos = raw.get("vos", [])
+        organisation = str(raw.get("organisation", ""))
         return Endpoints(
-            services, str(raw.get("grid", "")), tuple(map(str, vos)), str(raw.get("certificates", "")), str(path)
-        )
+            services, str(raw.get("grid", "")), tuple(map(str, vos)), str(raw.get("certificates", "")), str(path),
+            {"organisation": organisation} if organisation else {},
+        )  # fmt: skip
     except FileNotFoundError:
         raise NotFound(
             "ENDPOINTS_MISSING",
@@ -138,7 +140,7 @@ def read_file(path: Path) -> Endpoints:
 
 
 def _endpoint(kind: str, item: Mapping[str, Any]) -> Endpoint:
-    ports = {name: int(item.get(name) or 0) for name in ("rpc", "ldap", "http")}
+    ports = {name: int(item.get(name) or 0) for name in ("rpc", "ldap", "http", "myproxy")}
     return Endpoint(kind, str(item.get("name", "")), str(item["host"]), str(item.get("site", "")), **ports)
 
 
@@ -176,6 +178,7 @@ def as_data(found: Endpoints) -> dict[str, Any]:
         "grid": found.grid,
         "vos": list(found.vos),
         "certificates": found.certificates,
+        **found.extra,
         "endpoints": {
             kind: [
                 {k: v for k, v in vars(endpoint).items() if k != "kind" and v not in ("", 0)} for endpoint in services
@@ -202,7 +205,18 @@ def variables(found: Endpoints, state: Path | None) -> dict[str, str]:
         shown["GRIDFABRIC_VO"] = found.vos[0]
     if state is not None:
         shown |= voms_variables(state)
-    return shown
+    return shown | myproxy_variables(found)
+
+
+def myproxy_variables(found: Endpoints) -> dict[str, str]:
+    """The variables by which MyProxy clients find the grid's credential store and know it; none if there is none."""
+    for store in found.all("myproxy"):
+        if store.myproxy:
+            shown = {"MYPROXY_SERVER": store.host, "MYPROXY_SERVER_PORT": str(store.myproxy)}
+            if "organisation" in found.extra and store.site:
+                shown["MYPROXY_SERVER_DN"] = f"{found.extra['organisation']}/OU={store.site}/CN=myproxy/{store.name}"
+            return shown
+    return {}
 
 
 def voms_variables(folder: Path) -> dict[str, str]:

@@ -31,6 +31,17 @@ def test_settings_are_what_an_agent_reads():
         assert settings.state_dir == Path(f"/state/sites/A/{agent.name}")
 
 
+def test_a_credential_store_is_placed_and_every_agent_knows_it():
+    agents = planned(SMALL.replace("gatekeeper = {}", "gatekeeper = {}\nmyproxy = { max_credentials = 10 }"))
+    settings = Settings.from_dict(json.loads(json.dumps(dict(agents["myproxy.A"].settings))))
+    assert set(settings.ports) == {"rpc", "myproxy"} and settings.options == {"max_credentials": 10}
+    for agent in agents.values():
+        known = Settings.from_dict(json.loads(json.dumps(dict(agent.settings))))
+        assert known.endpoint("myproxy").myproxy == settings.ports["myproxy"]
+    text = HOSTS.replace("storage = {", "myproxy = {}\nstorage = {")
+    assert planned(text)["myproxy.B"].settings["ports"] == {"rpc": 7511, "myproxy": 7512}
+
+
 def test_lab_ports_stay_and_never_clash():
     grid = load.loads(SMALL)
     first = plan.lab_ports(grid, {}, itertools.count(20000).__next__)
