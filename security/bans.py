@@ -269,6 +269,21 @@ class BanList:
         of_fqans = [ban for ban in self._fqans for fqan in fqans if _within(fqan, ban.value)]
         _refuse([*of_vos, *of_fqans, *self._of_address(address)], now, str(identity.subject), facts)
 
+    def names(
+        self, subject: DistinguishedName, serial: int | None = None, issuer: DistinguishedName | None = None
+    ) -> bool:
+        """True if a certificate of this name, serial number and issuer is named; what is None is not looked at."""
+        return (
+            subject in self._subjects
+            or any(pattern.match(str(subject)) for pattern, _ in self._patterns)
+            or (serial is not None and issuer is not None and (issuer, serial) in self._certificates)
+            or (issuer is not None and issuer in self._authorities)
+        )
+
+    def groups(self, fqans: Iterable[str]) -> bool:
+        """True if one of these FQANs is banned."""
+        return any(_within(fqan, ban.value) for fqan in fqans for ban in self._fqans)
+
     def _of_address(self, address: str) -> list[Ban]:
         if not address or not self._networks:
             return []

@@ -126,6 +126,7 @@ class AuthorityServicer(pb_grpc.AuthorityServicer):
                     not_after_us=to_us(row.not_after),
                     revoked_at_us=to_us(row.revoked_at) if row.revoked_at else 0,
                     reason=row.revocation_reason or "",
+                    issuer=str(self._register.authority.subject),
                 )
                 for row in found
             ]

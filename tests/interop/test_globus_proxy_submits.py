@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from support.whole_grid import Lab, running_lab
+from support.whole_grid import GRID, Lab, running_lab, until
 
 DESCRIPTION = """
 [grid]
@@ -86,6 +86,30 @@ def test_a_limited_proxy_of_grid_proxy_init_is_refused_by_name(lab: Lab) -> None
     theirs.environment = environment | {"X509_USER_PROXY": str(lab.folder / "limited.pem")}
     with pytest.raises(AssertionError, match="limited"):
         theirs.grid("job", "submit", "true.jdl")
+
+
+def test_an_operator_bans_by_the_command_line(lab: Lab) -> None:
+    (lab.folder / "sleep.jdl").write_text('Executable = "/bin/sleep"; Arguments = "300";')
+    job = lab.json("job", "submit", "sleep.jdl")[0]["job_id"]
+    until(lambda: lab.json("job", "status", job)[0]["state"] == "RUNNING", 30, "the job runs")
+    would = lab.json("ban", "add", "pattern:/O=Lab/OU=Users/*", "--dry-run")
+    assert [person["subject"] for person in would["people"]] == ["/O=Lab/OU=Users/CN=alice"]
+    assert [(hit["job_id"], hit["state"]) for hit in would["jobs"]] == [(job, "RUNNING")]
+    assert lab.json("ban", "ls") == []
+
+    made = lab.json("ban", "add", "/O=Lab/OU=Users/CN=alice", "--reason", "laptop stolen", "--for", "1h")
+
+    refused = subprocess.run(
+        [str(GRID), "job", "submit", "sleep.jdl"],
+        env=lab.environment, cwd=lab.folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "/O=Lab/OU=Users/CN=alice" in refused.stderr and "laptop stolen" in refused.stderr
+    assert [ban["id"] for ban in lab.json("ban", "ls")] == [made["id"]]
+    assert lab.json("ban", "lift", made["id"]) == {"id": made["id"], "lifted": True}
+    lab.grid("job", "wait", job, "--timeout", "30s", codes=(6,))
+    stopped = lab.json("job", "status", job)[0]
+    assert (stopped["state"], stopped["reason"]) == ("CANCELLED", "BANNED")
 
 
 def test_the_tree_is_found_by_ldapsearch_and_the_revocation_list_by_http(lab: Lab) -> None:

@@ -97,15 +97,17 @@ class ListIssuedResponse(_message.Message):
     def __init__(self, issued: _Optional[_Iterable[_Union[Issued, _Mapping]]] = ...) -> None: ...
 
 class Issued(_message.Message):
-    __slots__ = ("serial", "subject", "not_after_us", "revoked_at_us", "reason")
+    __slots__ = ("serial", "subject", "not_after_us", "revoked_at_us", "reason", "issuer")
     SERIAL_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     NOT_AFTER_US_FIELD_NUMBER: _ClassVar[int]
     REVOKED_AT_US_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ISSUER_FIELD_NUMBER: _ClassVar[int]
     serial: str
     subject: str
     not_after_us: int
     revoked_at_us: int
     reason: str
-    def __init__(self, serial: _Optional[str] = ..., subject: _Optional[str] = ..., not_after_us: _Optional[int] = ..., revoked_at_us: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    issuer: str
+    def __init__(self, serial: _Optional[str] = ..., subject: _Optional[str] = ..., not_after_us: _Optional[int] = ..., revoked_at_us: _Optional[int] = ..., reason: _Optional[str] = ..., issuer: _Optional[str] = ...) -> None: ...
