@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ MAX_LINK_NAME = 255
 MAX_ROUNDS = 20
 """Passes over the pool while others are seen to take and give back the same accounts at the same moment."""
 
+_GUARD = ".recycling-"
+"""A further link of an account while it is looked at: hidden, so that it is no account and no lease."""
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_.-]{0,63}\Z", re.IGNORECASE)
 
 
@@ -38,6 +41,10 @@ class Lease:
     account: str
     used_at: datetime
     """When it was leased or last used."""
+    pool: str = ""
+    """Of a lease taken `per_pool`."""
+    link: str = ""
+    """The file name of the lease."""
 
 
 def encode_subject(subject: DistinguishedName) -> str:
@@ -96,10 +103,13 @@ class GridMapDir:
         link = self._link(subject, prefix if per_pool else "")
         try:
             held = self._account_of(link)
+            if held is not None:
+                try:
+                    os.utime(link)
+                except FileNotFoundError:
+                    held = None  # it was recycled at this moment
             if held is None:
                 held = self._take(subject, link, prefix)
-            else:
-                os.utime(link)
         except OSError as error:
             raise _invalid(
                 f"the pool directory {self._directory} cannot be used ({os_error_text(error)})", self._directory
@@ -126,21 +136,71 @@ class GridMapDir:
             return False
         return True
 
+    def recycle(self, lease: Lease, in_use: Callable[[str], str]) -> str:
+        """Give an account back if nobody uses it. Returns why it was kept, empty when it is free now.
+
+        `in_use` is asked for the account while nobody can take it: a further link makes it look leased until the answer
+        is there. A lease that was renewed since `lease` was read is kept; so nobody loses an account under way, and no
+        two people ever hold the same one. Where the lease cannot be put back (the person came meanwhile and has another
+        account), or after a crash, that link stays and the account unused until `free_interrupted`.
+        """
+        link, account = self._directory / lease.link, self._directory / lease.account
+        guard = self._directory / f"{_GUARD}{lease.account}"
+        try:
+            os.link(account, guard)
+        except FileExistsError:
+            return "somebody else is recycling it"
+        except FileNotFoundError:
+            return "its account file is gone"
+        try:
+            if not _same(link, guard):
+                raise FileNotFoundError
+            link.unlink()
+        except FileNotFoundError:
+            guard.unlink()
+            return "the lease was given back by somebody else"
+        why = "it was not looked at"
+        try:
+            # Renewing a lease sets the time of the account's i-node, and fails once the link is gone.
+            why = "it was used again" if _used_at(guard) > lease.used_at else in_use(lease.account)
+        finally:
+            if not why:
+                guard.unlink()
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.link(guard, link)
+                    guard.unlink()
+        return why
+
+    def free_interrupted(self, in_use: Callable[[str], str]) -> tuple[str, ...]:
+        """Accounts whose recycling was not finished and that nobody uses are free again; returns them.
+
+        To be called while nobody recycles in this directory: at start, and between two rounds.
+        """
+        freed: list[str] = []
+        for guard in sorted(self._directory.glob(f"{_GUARD}*")):
+            account = guard.name[len(_GUARD) :]
+            if guard.stat().st_nlink <= 2 and in_use(account):
+                continue  # the account and this link: the lease is gone, and something is left
+            guard.unlink()
+            freed.append(account)
+        return tuple(freed)
+
     def leases(self) -> tuple[Lease, ...]:
         """Every lease, by account."""
         accounts: dict[int, str] = {}
-        links: list[tuple[int, str, float]] = []
+        links: list[tuple[int, str, int]] = []
         for name in self._names():
             try:
                 status = os.stat(self._directory / name)
             except FileNotFoundError:
                 continue
             if name.startswith("%"):
-                links.append((status.st_ino, name, status.st_mtime))
+                links.append((status.st_ino, name, status.st_mtime_ns))
             else:
                 accounts[status.st_ino] = name
         found = [
-            Lease(unquote(name), accounts[inode], datetime.fromtimestamp(used, UTC))
+            Lease(unquote(name.partition(":")[0]), accounts[inode], _moment(used), name.partition(":")[2], name)
             for inode, name, used in links
             if inode in accounts
         ]
@@ -239,6 +299,22 @@ class GridMapDir:
     def _require_prefix(self, prefix: str) -> None:
         if not _ACCOUNT.match(prefix):
             raise _invalid(f"{prefix[:80]!r} is not a pool name", self._directory)
+
+
+def _moment(nanoseconds: int) -> datetime:
+    return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC).replace(
+        microsecond=nanoseconds // 1_000 % 1_000_000
+    )
+
+
+def _used_at(path: Path) -> datetime:
+    return _moment(os.stat(path).st_mtime_ns)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names are one file."""
+    first, second = os.stat(one), os.stat(other)
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
 def _invalid(sentence: str, directory: Path) -> MappingError:

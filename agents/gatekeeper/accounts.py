@@ -17,6 +17,7 @@ from fabric.errors import GridError, Refused, from_security
 from security.authorization import system_account
 from security.errors import SecurityError
 from security.gridmapdir import GridMapDir
+from security.leftovers import leftovers_of
 from security.names import DistinguishedName
 
 _POOL_ACCOUNT = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]+)\Z")
@@ -34,7 +35,10 @@ class Account:
 class Accounts:
     """Leases and their numbers."""
 
-    def __init__(self, directory: Path, options: GatekeeperOptions, vos: Sequence[str], log: Any) -> None:
+    def __init__(
+        self, directory: Path, options: GatekeeperOptions, vos: Sequence[str], log: Any, *, per_pool: bool = False
+    ) -> None:
+        """`per_pool`: one person may hold an account of each pool, where groups and roles decide on the pool."""
         self.directory = GridMapDir(directory)
         self._options, self._log = options, log
         mode = options.account_mode
@@ -47,6 +51,10 @@ class Accounts:
         for position, (prefix, _, uid_base) in enumerate(pools):
             self._uid_bases[prefix.lower()] = uid_base or options.uid_base + 1000 * position
         self._idle_since: dict[str, float] = {}
+        self._kept: dict[str, str] = {}
+        """Accounts that could not be recycled, and why."""
+        self._per_pool = per_pool
+        self._releasing = asyncio.Lock()
         self._soon = asyncio.Event()
         self.submitting: Counter[str] = Counter()
         """Subjects whose lease is taken and whose jobs are not kept yet."""
@@ -68,7 +76,7 @@ class Accounts:
         prefix = name.removeprefix(".") if name.startswith(".") else self._prefix_of(name)
         if prefix:
             try:
-                name = self.directory.lease(DistinguishedName.parse(subject), prefix)
+                name = self.directory.lease(DistinguishedName.parse(subject), prefix, per_pool=self._per_pool)
             except SecurityError as error:
                 raise from_security(error) from error
         if self.mode == "caller":
@@ -115,7 +123,13 @@ class Accounts:
                 self._log.warning("leases.not_looked_at", detail=str(error))
 
     async def release(self, owners: Callable[[], Awaitable[set[str]]], now: float, linger_s: float) -> None:
-        """Give back the leases of people without jobs who have been without for `linger_s`."""
+        """Give back the leases of people without jobs who have been without for `linger_s`, and left nothing."""
+        async with self._releasing:
+            for account in await asyncio.to_thread(self.directory.free_interrupted, self.in_use):
+                self._log.audit("lease.freed", account=account)
+            await self._release(owners, now, linger_s)
+
+    async def _release(self, owners: Callable[[], Awaitable[set[str]]], now: float, linger_s: float) -> None:
         before = datetime.now(UTC) - timedelta(seconds=1)
         submitting = {subject.lower() for subject in self.submitting}
         busy = {owner.lower() for owner in await owners()} | submitting
@@ -128,11 +142,27 @@ class Accounts:
             if taken_meanwhile or now - since < linger_s:
                 continue
             try:
-                if self.directory.release(DistinguishedName.parse(lease.subject)):
-                    self._log.audit("lease.released", subject=lease.subject, account=lease.account)
-            except SecurityError as error:
-                self._log.warning("lease.not_released", subject=lease.subject, sentence=error.sentence)
+                why = await asyncio.to_thread(self.directory.recycle, lease, self.in_use)
+            except (SecurityError, OSError) as error:
+                why = str(error)
+            if why:
+                if self._kept.get(lease.account) != why:
+                    self._log.warning("lease.kept", subject=lease.subject, account=lease.account, why=why)
+                self._kept[lease.account] = why
+                continue  # asked again at the next look
+            self._kept.pop(lease.account, None)
+            self._log.audit("lease.released", subject=lease.subject, account=lease.account)
             self._idle_since.pop(lease.subject, None)
+
+    def in_use(self, account: str) -> str:
+        """Why an account may not go to the next person yet: processes or files of the last one. Blocking."""
+        if self.mode == "caller":
+            return ""  # everything runs under our own account, and nobody is kept from anybody
+        try:
+            uid = self._numbers(account, "nobody").uid
+        except GridError as error:
+            return error.sentence
+        return leftovers_of(uid).sentence
 
     def leases(self) -> int:
         """How many accounts are leased now. Blocking."""

@@ -55,7 +55,13 @@ class Gatekeeper(Agent):
         self.options = parse_options(GatekeeperOptions, settings.options, f"options of {settings.name}")
         self._store = context.store("gatekeeper", rows.metadata)
         self._outbox = Outbox(self._store, settings.name)
-        self._accounts = Accounts(context.state_dir / "gridmapdir", self.options, settings.vos, context.log)
+        self._accounts = Accounts(
+            context.state_dir / "gridmapdir",
+            self.options,
+            settings.vos,
+            context.log,
+            per_pool=settings.fabric.mapping == "vo-groups",
+        )
         area = SandboxArea(
             context.state_dir / "sandbox",
             max_bytes=self.options.sandbox_area_bytes,
