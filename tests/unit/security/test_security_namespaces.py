@@ -158,7 +158,9 @@ def test_an_authority_with_a_new_key_may_name_itself(grid: TestGrid) -> None:
         for extension in old.extensions
         if not isinstance(extension.value, (x509.SubjectKeyIdentifier, x509.AuthorityKeyIdentifier))
     ]
+    old_key = certificates.public_key_of(old)
     extensions.append((x509.SubjectKeyIdentifier.from_public_key(new_key.public_key()), False))
+    extensions.append((x509.AuthorityKeyIdentifier.from_issuer_public_key(old_key), False))
     new_with_old = grid.certificate(old.subject, new_key, extensions=extensions)
     signing_policy(grid, "/C=XX/O=TestGrid/CN=alice")
     builder = (
