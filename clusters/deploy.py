@@ -302,17 +302,19 @@ def down(state: Path, *, purge: bool = False) -> list[int]:
     """Stop the grid of a state folder: agents gracefully, then Ray, then whatever is left of what was started.
 
     Works after a crash and on a half-started grid; nothing to do is no error. `purge` removes the folder too.
-    Returns the process ids that had to be killed.
+    Returns the process ids that had to be killed. Raises NotFound GRID_UNKNOWN rather than remove any other folder.
     """
     paths = StatePaths(state.absolute())
-    if not paths.root.exists():
-        return []
-    with inventory.changing(paths):
-        run = inventory.read_run(paths)
-        if run is not None and run.address and not run.host and inventory.is_up(run):
-            with contextlib.suppress(GridError):  # what does not stop by itself is killed below
-                _stop_agents(paths, run)
-        killed = _end(paths)
+    killed: list[int] = []
+    if paths.inventory.exists() or paths.run.exists():
+        with inventory.changing(paths):
+            run = inventory.read_run(paths)
+            if run is not None and run.address and not run.host and inventory.is_up(run):
+                with contextlib.suppress(GridError):  # what does not stop by itself is killed below
+                    _stop_agents(paths, run)
+            killed = _end(paths)
+    elif purge and paths.root.exists():
+        raise NotFound("GRID_UNKNOWN", f"no grid was started with the folder {paths.root}; nothing is removed")
     if purge:
         remove_state(paths.root)
     return killed

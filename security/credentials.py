@@ -192,6 +192,16 @@ def is_proxy_certificate(certificate: x509.Certificate) -> bool:
     return any(e.oid in (PROXY_CERT_INFO_OID, DRAFT_PROXY_CERT_INFO_OID) for e in certificate.extensions)
 
 
+def is_proxy_file(pem: bytes) -> bool:
+    """True for the text of a proxy file, also of GT2: its first certificate is a proxy. To ask before erasing it."""
+    try:
+        leaf = certificates.load_chain(_KEY_BLOCK.sub(b"", pem))[0]
+    except ValidationError:
+        return False
+    legacy = certificates.subject_of(leaf).rdns[-1] in ((("CN", "proxy"),), (("CN", "limited proxy"),))
+    return legacy or is_proxy_certificate(leaf)
+
+
 def _public_key(certificate: x509.Certificate) -> certificates.PublicKey:
     try:
         return certificates.public_key_of(certificate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,15 @@ from typing import Any
 from cryptography.x509 import UnrecognizedExtension
 
 from agents.user_interface import console
-from security.credentials import Credential, find_proxy_path, find_user_certificate
+from security.credentials import (
+    MAX_CREDENTIAL_BYTES,
+    Credential,
+    find_proxy_path,
+    find_user_certificate,
+    is_proxy_file,
+)
 from security.errors import CredentialError, Reason, utc_text
+from security.files import read_bounded
 from security.proxies import create_proxy, proxy_info
 from security.voms import proxy_extension
 
@@ -72,6 +80,8 @@ def make(
     else:
         paths = find_user_certificate(environ)
     asked = paths[1]
+    target = out or find_proxy_path(environ, os.getuid())
+    refuse_other(target)
 
     def passphrase() -> bytes:
         return ask_passphrase(asked, from_stdin=passphrase_from_stdin)
@@ -95,9 +105,28 @@ def make(
         path_length=path_length,
         extensions=extensions,
     )
-    target = out or find_proxy_path(environ, os.getuid())
     proxy.save(target)
     return proxy, target, warnings
+
+
+def refuse_other(path: Path) -> None:
+    """A proxy is written over nothing but a proxy. Raises CredentialError."""
+    try:
+        content = read_bounded(path, MAX_CREDENTIAL_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:  # a folder, a device, something large, or somebody else's
+        raise _not_a_proxy(path) from None
+    if content and not is_proxy_file(content):
+        raise _not_a_proxy(path)
+
+
+def _not_a_proxy(path: Path) -> CredentialError:
+    return CredentialError(
+        Reason.CREDENTIAL_MALFORMED,
+        f"{path} is not a proxy and is left as it is; name another file (X509_USER_PROXY), or remove it yourself",
+        {"path": str(path)},
+    )
 
 
 def summary(proxy: Credential, path: Path, now: datetime) -> dict[str, Any]:
@@ -145,19 +174,21 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Credential, Pat
 
 
 def destroy(path: Path) -> None:
-    """Overwrite and remove a proxy file. Raises CredentialError CREDENTIAL_NOT_FOUND."""
+    """Overwrite and remove a proxy file, and no other. Raises CredentialError, OSError."""
+    facts = {"path": str(path)}
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND, f"there is no proxy at {path}: nothing to destroy", {"path": str(path)}
-        ) from None
-    try:
-        size = os.fstat(descriptor).st_size
-        os.write(descriptor, b"\0" * min(size, 1 << 20))
+        sentence = f"there is no proxy at {path}: nothing to destroy"
+        raise CredentialError(Reason.CREDENTIAL_NOT_FOUND, sentence, facts) from None
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        content = file.read(MAX_CREDENTIAL_BYTES) if regular else b""
+        if not is_proxy_file(content):
+            raise _not_a_proxy(path)
+        file.seek(0)
+        file.write(b"\0" * len(content))
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     os.unlink(path)
 
 

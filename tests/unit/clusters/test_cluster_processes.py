@@ -12,6 +12,7 @@ from clusters import deploy, processes
 from clusters.node import launcher
 from clusters.ports import chooser, is_free
 from clusters.units import parse_duration
+from fabric.errors import NotFound
 
 
 def sleeper(**environment: str) -> subprocess.Popen:
@@ -94,6 +95,18 @@ def test_removing_a_state_leaves_neither_scratch_elsewhere_nor_an_empty_default_
     assert not elsewhere.exists() and (tmp_path / "gridfabric-7" / "two").exists()
     deploy.remove_state(tmp_path / "gridfabric-7" / "two")
     assert [path.name for path in tmp_path.iterdir()] == ["foreign"]
+
+
+def test_only_the_folder_of_a_grid_is_purged(tmp_path):
+    (tmp_path / "precious").touch()
+    tmp_path.chmod(0o700)
+    assert deploy.down(tmp_path) == deploy.down(tmp_path / "none", purge=True) == []
+    with pytest.raises(NotFound, match="nothing is removed"):
+        deploy.down(tmp_path, purge=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"] and tmp_path.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "inventory.json").write_text("{}")
+    deploy.down(tmp_path, purge=True)
+    assert not tmp_path.exists()
 
 
 def test_ports_are_free_and_below_the_ephemeral_range():

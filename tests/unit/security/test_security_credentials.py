@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from security import credentials, proxies, session
 from security._der import DerError
-from security.credentials import Credential, find_certificate_directory, find_proxy_path, find_user_certificate
+from security.credentials import (
+    Credential,
+    find_certificate_directory,
+    find_proxy_path,
+    find_user_certificate,
+    is_proxy_file,
+)
 from security.errors import CredentialError, Reason, SecurityError, ValidationError, os_error_text
 from security.files import write_atomic
 from security.testing import NOW, TestGrid, shared_key
@@ -38,6 +44,13 @@ def test_a_saved_proxy_file_comes_back(shared_grid: TestGrid, tmp_path: Path) ->
     assert (
         blocks == ["-----BEGIN CERTIFICATE-----", "-----BEGIN PRIVATE KEY-----"] + ["-----BEGIN CERTIFICATE-----"] * 2
     )
+
+
+def test_what_is_a_proxy_file(shared_grid: TestGrid) -> None:
+    for proxy in (shared_grid.proxy("alice"), shared_grid.limited(), shared_grid.legacy_proxy(limited=True)):
+        assert is_proxy_file(proxy.dumps())
+    for other in (shared_grid.user("alice").dumps(), b"", b"root:*:1::::::"):
+        assert not is_proxy_file(other)
 
 
 def test_no_representation_shows_the_key(shared_grid: TestGrid) -> None:

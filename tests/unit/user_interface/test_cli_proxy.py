@@ -137,6 +137,37 @@ def test_destroy_leaves_nothing_to_read(user: Path, tmp_path: Path, capsys: pyte
     assert "grid proxy init" in capsys.readouterr().err
 
 
+def test_a_proxy_is_not_written_over_a_folder(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["proxy", "init", "--out", str(user)]) == 1
+    assert f"{user} is not a proxy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other", ["a text", "a certificate with its key", "an empty file", "a fifo", "a link to a proxy"]
+)
+def test_destroy_leaves_everything_else_as_it_is(
+    user: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
+    assert run(["proxy", "init"]) == 0
+    path = tmp_path / "other"
+    contents = {"a text": b"root:*:1::::::\n", "an empty file": b""}
+    contents["a certificate with its key"] = (user / "usercert.pem").read_bytes() + (user / "userkey.pem").read_bytes()
+    if other == "a fifo":
+        os.mkfifo(path)
+    elif other == "a link to a proxy":
+        path.symlink_to(tmp_path / "proxy.pem")
+    else:
+        path.write_bytes(contents[other])
+    capsys.readouterr()
+    assert run(["proxy", "destroy", "--file", str(path)]) == 1
+    assert str(path) in capsys.readouterr().err
+    if other not in ("a link to a proxy", "an empty file"):
+        assert run(["proxy", "init", "--out", str(path)]) == 1
+        assert f"{path} is not a proxy and is left as it is" in capsys.readouterr().err
+    assert path.is_fifo() or path.read_bytes() == contents.get(other, (tmp_path / "proxy.pem").read_bytes())
+    assert run(["proxy", "info"]) == 0
+
+
 def test_openssl_sees_a_proxy_below_the_user(user: Path, tmp_path: Path) -> None:
     assert run(["proxy", "init"]) == 0
     shown = subprocess.run(
