@@ -85,7 +85,7 @@ class VoAgent(Agent):
         context = self.context
         return validate_client_chain(chain, context.trust.snapshot(), context.policy, context.clock.now())
 
-    async def _issue(self, identity: Identity, wanted: Wanted) -> Issued:
+    async def _issue(self, identity: Identity, wanted: Wanted, address: str) -> Issued:
         context = self.context
         try:
             carried = context.voms.attributes_of(
@@ -93,7 +93,7 @@ class VoAgent(Agent):
             )
         except SecurityError as error:
             raise from_security(error) from error
-        return await self._organisation.issue(identity, carried, wanted, "https")
+        return await self._organisation.issue(identity, carried, wanted, "https", address)
 
     async def stop(self) -> None:
         if self._publisher is not None:

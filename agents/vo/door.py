@@ -18,7 +18,8 @@ REQUEST_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 
 Validate = Callable[[ChainInput], Identity]
-Issue = Callable[[Identity, Wanted], Awaitable[Issued]]
+Issue = Callable[[Identity, Wanted, str], Awaitable[Issued]]
+"""Of a verified chain, a request, and the address that it came from."""
 
 
 class VomsDoor:
@@ -40,7 +41,7 @@ class VomsDoor:
             identity = self._identify(stream)
             subject = str(identity.subject)
             request = voms_wire.parse(data)
-            issued = await self._issue(identity, request.wanted)
+            issued = await self._issue(identity, request.wanted, stream.peer.rpartition(":")[0])
             answer = voms_wire.success(request, issued.encoded, issued.fqans, issued.warnings)
         except GridError as error:
             self._log.audit(

@@ -244,12 +244,17 @@ class Organisation:
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
-    async def issue(self, identity: Identity, carried: Sequence[VomsAttributes], wanted: Wanted, door: str) -> Issued:
+    async def issue(
+        self, identity: Identity, carried: Sequence[VomsAttributes], wanted: Wanted, door: str, address: str = ""
+    ) -> Issued:
         """An attribute certificate for a verified chain, which has these verified attributes. Raises GridError."""
-        # bans; who is in no map file is no concern of this server
-        self._judge.judge(identity, unmapped=True)
+        # bans of the person, of what the chain has and of where it comes from; maps are no concern of this server
+        self._judge.judge(identity, unmapped=True, attributes=tuple(carried), address=address)
         known = await self.look_up(str(identity.subject))
         issued = self._issuer.issue(identity, carried, known, wanted, self._clock.now())
+        # bans of what would be given: it does not leave this server
+        given = VomsAttributes(self.vo, issued.fqans, identity.subject, "", issued.not_after)
+        self._judge.judge(identity, unmapped=True, attributes=(given,), address=address)
         self.issued += 1
         self._log.audit(
             "attributes.issued",
@@ -265,7 +270,7 @@ class Organisation:
 
     async def issue_to_peer(self, peer: Peer, wanted: Wanted) -> Issued:
         """As `issue`, for a session; refusals are audited by the RPC server."""
-        return await self.issue(require_identity(peer), peer.attributes, wanted, "rpc")
+        return await self.issue(require_identity(peer), peer.attributes, wanted, "rpc", peer.address)
 
 
 def manager_fqan(vo: str) -> str:

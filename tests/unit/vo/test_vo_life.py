@@ -10,10 +10,12 @@ import pytest
 from support.grid import ORGANISATION, LabGrid
 
 from agents.vo.client import VoClient
+from agents.vo.issuing import Wanted
 from fabric.clock import ManualClock, to_us
 from fabric.errors import Conflict, GridError, NotFound, Refused
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filters import Equality
+from security.validation import validate_client_chain
 
 BASE = f"{ORGANISATION}/OU=Users/CN="
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -202,6 +204,32 @@ async def test_policies_and_attributes_out_of_bounds(lab):
         with pytest.raises(GridError) as caught:
             await call
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("ban", "refused"),
+    [
+        ("vo: cms", True),
+        ("fqan: /cms/higgs", True),
+        ("fqan: /cms/Role=VO-Admin", False),  # not asked for, so not given
+        ("network: 127.0.0.0/8", True),
+        ("network: 192.0.2.0/24", False),
+        ("vo: atlas", False),
+    ],
+)
+async def test_what_is_banned_is_not_issued(lab, ban, refused):
+    vo = await manager(lab)
+    await vo.add_member(f"{BASE}ada", groups=["/cms/higgs", "/cms/Role=VO-Admin"])
+    identity = validate_client_chain(lab.user("ada", vo=None).pem_chain(), lab.grid.trust, lab.grid.policy, NOW)
+    lab.ban_file.write_text(f"{ban}\n")
+    lab.agents["vo.CERN"].context.judge.refresh()
+    if not refused:
+        issued = await organisation(lab).issue(identity, (), Wanted(), "test", "127.0.0.1")
+        assert issued.fqans == ("/cms", "/cms/higgs")
+        return
+    with pytest.raises(GridError) as caught:
+        await organisation(lab).issue(identity, (), Wanted(), "test", "127.0.0.1")
+    assert caught.value.reason == "BANNED" and not lab.audit("vo.CERN", "attributes.issued")
 
 
 # The door
