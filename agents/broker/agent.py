@@ -118,6 +118,8 @@ class BrokerAgent(Agent):
             "delivered": float(core.delivered),
             "illegal_events": float(board.refused),
             "links": float(core.links),
+            "proxies_renewed": float(core.renewals.renewed),
+            "renewals_failed": float(core.renewals.failed),
             "ces": float(len(core.ces)),
             "ces_usable": float(sum(ce.alive for ce in core.ces.values())),
             "events_waiting": float(self.outbox.waiting),

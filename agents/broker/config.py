@@ -41,6 +41,14 @@ class BrokerOptions:
     proxy_warning_s: float = field(default=1800.0, metadata={"minimum": 0.0})
     """A note is logged when the owner's delegated proxy ends within this time."""
     proxy_poll_s: float = field(default=2.0, metadata={"minimum": 0.05})
+    renew_before_s: float = field(default=3600.0, metadata={"minimum": 0.0})
+    """The proxy of jobs with a credential store (`MyProxyServer`) is renewed when less than this, or half of its life,
+    is left: early enough for somebody to act when it fails."""
+    renew_retry_s: float = field(default=60.0, metadata={"minimum": 0.01})
+    renewed_lifetime_s: float = field(default=12 * 3600.0, metadata={"minimum": 60.0})
+    """What the credential store is asked for; it may give less."""
+    myproxy_servers: tuple[str, ...] = ()
+    """Further credential stores that jobs may name, host:port; the grid's own are known."""
     sandbox_keep_s: float = field(default=3600.0, metadata={"minimum": 1.0})
     """Input sandbox files that no unfinished job needs are kept this long after their last use."""
     job_keep_s: float = field(default=14 * 86400.0, metadata={"minimum": 1.0})

@@ -26,6 +26,7 @@ from agents.broker.matching import (
     room_of,
 )
 from agents.broker.model import ComputingElement, JobDescription, JobState
+from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
 from agents.broker.store import Change, LogSink
 from fabric.clock import to_us
@@ -94,6 +95,7 @@ class BrokerCore:
         self._proxies_wanted = asyncio.Event()
         self._proxy_missing_since: dict[str, float] = {}
         self._proxy_warned: dict[str, int] = {}
+        self.renewals = Renewals(context, options, store, sink)
         self._commits: set[asyncio.Task[object]] = set()
         self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
         self.stopping = False
@@ -431,6 +433,7 @@ class BrokerCore:
                     await self._abort_all(owner, "PROXY_MISSING", error.sentence)
             return
         self._proxy_missing_since.pop(owner, None)
+        self.renewals.look(owner, credential)
         ends_us = to_us(credential.not_after)
         left_s = (ends_us - self.now_us) / 1e6
         if left_s < self.options.proxy_warning_s and self._proxy_warned.get(owner) != ends_us:

@@ -100,6 +100,8 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         core.credential(peer.subject)  # refuses who has delegated nothing
         template = await _parse(request.jdl)
         vo = self._vo(template, peer)
+        for item in template.descriptions:
+            core.renewals.server_of(item.extra)  # refuses a credential store that will not be used
         template = replace(template, descriptions=tuple(replace(item, vo=vo) for item in template.descriptions))
         files = wire.sandbox_files(request)
         used = self._check_sandbox(template, files)

@@ -671,6 +671,12 @@ def unfinished_of(connection: sa.Connection, owner: str, limit: int) -> list[Job
     return [_job_row(row) for row in rows]
 
 
+def clusters_unfinished(connection: sa.Connection, owner: str) -> list[int]:
+    """The clusters of an owner's unfinished jobs."""
+    rows = connection.exec_driver_sql("SELECT DISTINCT cluster FROM jobs WHERE state < 5 AND owner = ?", (owner,))
+    return [int(row[0]) for row in rows]
+
+
 def waiting_since(connection: sa.Connection, before_us: int, limit: int) -> list[JobRow]:
     """Jobs that have waited for a match since before a time."""
     rows = connection.exec_driver_sql(

@@ -20,7 +20,16 @@ from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
 
 from fabric.clock import Clock, to_us
-from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Unauthenticated, Unavailable, from_security
+from fabric.errors import (
+    Conflict,
+    Exhausted,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    from_security,
+)
 from fabric.logs import Logger
 from fabric.rpc import rules
 from fabric.rpc.peer import current_peer
@@ -164,6 +173,30 @@ class DelegationStore:
             )
         self._save(key, credential)
         del self._waiting[key]
+        return credential
+
+    def renew(self, subject: str, delegation_id: str, credential: Credential, replaces: Credential) -> Credential:
+        """Replace a delegated credential by one that this service got for the same subject.
+
+        Raises as `put`, and Conflict DELEGATION_CHANGED when it is no longer `replaces` that is here: what its owner
+        did meanwhile, a new delegation or a recall, stays.
+        """
+        known = self._credentials.get((subject, delegation_id))
+        if known is None or known.certificate != replaces.certificate:
+            raise Conflict(
+                "DELEGATION_CHANGED", f"{subject} delegated anew or took the proxy back meanwhile; that stays as it is"
+            )
+        try:
+            identity = validate_client_chain(
+                credential.certificates, self._trust.snapshot(), self._policy, now=self._clock.now()
+            )
+        except SecurityError as error:
+            raise from_security(error) from error
+        if str(identity.subject) != subject or not identity.is_proxy:
+            raise InvalidRequest(
+                "DELEGATION_WRONG_SUBJECT", f"a proxy of {identity.subject} does not renew one of {subject}"
+            )
+        self._save((subject, delegation_id), credential)
         return credential
 
     def _save(self, key: tuple[str, str], credential: Credential) -> None:

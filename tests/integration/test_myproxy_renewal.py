@@ -1,0 +1,156 @@
+"""The broker renews the proxies of jobs that name a credential store, and the jobs' history says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from integration.test_workload_broker import TRUE, Workload
+from support.grid import ORGANISATION, LabGrid
+
+from agents.broker.client import BrokerClient
+from agents.myproxy.client import MyProxyClient
+from fabric.errors import InvalidRequest, NotFound
+from fabric.rpc.delegation import delegate
+
+ALICE = f"{ORGANISATION}/OU=Users/CN=alice"
+JDL = TRUE + 'MyProxyServer = "localhost"; '
+FAST = {"renew_retry_s": 0.1, "proxy_poll_s": 0.05}
+
+
+@pytest.fixture
+async def workload(tmp_path: Path) -> AsyncIterator[Workload]:
+    async with LabGrid(tmp_path) as lab:
+        found = Workload(lab)
+        lab.plan("myproxy")
+        await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_type": "ec-p256"})
+        yield found
+
+
+def store(lab: LabGrid) -> MyProxyClient:
+    port = lab.port("myproxy.CERN", "myproxy")
+    return MyProxyClient("localhost", port, lab._trust, lab.grid.policy, lab.clock, lab.user("alice"))
+
+
+async def submit(workload: Workload, jdl: str = JDL, minutes: float = 3, jobs: int = 1) -> list[str]:
+    """Jobs of alice that stay queued, with a proxy that ends soon."""
+    await workload.start("ce1", **FAST)
+    workload.ces["ce1"].runs = False
+    proxy = workload.lab.user("alice")
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(minutes=minutes))
+    return [(await BrokerClient(channel).submit(jdl)).job_id for _ in range(jobs)]
+
+
+async def notes(workload: Workload, job_id: str, words: str) -> list[str]:
+    client = await workload.bookkeeping()
+    async with asyncio.timeout(15):
+        while True:
+            events = (await client.history(job_id)).events
+            texts = [event.fields["text"] for event in events if event.fields.get("text")]
+            if any(words in text for text in texts):
+                return texts
+            await asyncio.sleep(0.05)
+
+
+def delegated(workload: Workload, agent: str):
+    return workload.lab.agents[agent].context.delegations.get(ALICE)
+
+
+async def test_queued_jobs_get_a_renewed_proxy_also_at_the_gatekeeper(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE)
+    first, second = await submit(workload, minutes=600, jobs=2)
+    broker = workload.lab.agents["broker.CERN"].agent
+    await workload.until(lambda: workload.ces["ce1"].jobs)
+    before = delegated(workload, "ce1")
+    assert broker.core.renewals.renewed == 0  # there is time
+    proxy = workload.lab.user("alice")
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(minutes=2))
+    for job_id in (first, second):
+        (text,) = [text for text in await notes(workload, job_id, "was renewed by localhost") if "renewed" in text]
+        assert "RENEWAL_FAILED" not in text
+    until = workload.lab.clock.now() + timedelta(hours=11)
+    assert delegated(workload, "broker.CERN").not_after > until
+    await workload.until(lambda: delegated(workload, "ce1").certificate != before.certificate)
+    await workload.until(lambda: delegated(workload, "ce1").not_after > until)
+    (line,) = workload.lab.audit("broker.CERN", "proxy.renewed")
+    assert line["owner"] == ALICE
+
+
+async def test_a_renewal_that_fails_is_told_early_and_once(workload: Workload) -> None:
+    (job_id,) = await submit(workload)  # nothing is stored
+    texts = await notes(workload, job_id, "RENEWAL_FAILED")
+    assert "no proxy is given" in texts[-1] and "which ends at" in texts[-1]
+    broker = workload.lab.agents["broker.CERN"].agent
+    failed = broker.core.renewals.failed
+    await workload.until(lambda: broker.core.renewals.failed > failed + 2)
+    assert len([text for text in await notes(workload, job_id, "RENEWAL_FAILED") if "RENEWAL_FAILED" in text]) == 1
+    await store(workload.lab).put(ALICE)  # the user acts
+    await notes(workload, job_id, "was renewed")
+
+
+async def test_a_banned_owner_is_not_renewed(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE)
+    lab = workload.lab
+    own = lab.directory / "bans of the store"
+    own.write_text(f'"{ALICE}"\n')
+    await lab.stop("myproxy.CERN")
+    await lab.start("myproxy", options={"scrypt_log2_n": 10}, fabric={"ban_file": str(own)})
+    (job_id,) = await submit(workload)
+    texts = await notes(workload, job_id, "RENEWAL_FAILED")
+    assert "banned" in texts[-1]
+    assert lab.audit("myproxy.CERN", "credential.delegated") == []
+
+
+async def test_a_store_that_is_down_is_asked_again(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE)
+    await workload.lab.stop("myproxy.CERN")
+    (job_id,) = await submit(workload)
+    assert "cannot be reached" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
+    await workload.lab.start("myproxy", options={"scrypt_log2_n": 10})
+    await notes(workload, job_id, "was renewed")
+
+
+async def test_a_stored_credential_that_ends_as_soon_is_no_renewal(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE, lifetime=timedelta(minutes=6))
+    (job_id,) = await submit(workload)
+    assert "store another with: myproxy-init" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
+
+
+async def test_what_the_owner_did_meanwhile_stays(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE)
+    (job_id,) = await submit(workload, minutes=600)
+    core = workload.lab.agents["broker.CERN"].agent.core
+    old = delegated(workload, "broker.CERN")
+    proxy = workload.lab.user("alice")
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(minutes=590))
+    newer = delegated(workload, "broker.CERN")
+    await core.renewals._renew(ALICE, old)
+    assert delegated(workload, "broker.CERN") is newer
+    core.context.delegations.destroy(ALICE, "default")
+    await core.renewals._renew(ALICE, newer)
+    with pytest.raises(NotFound):
+        delegated(workload, "broker.CERN")
+    assert (core.renewals.renewed, core.renewals.failed) == (0, 0) and job_id
+
+
+async def test_jobs_that_name_no_store_are_left_alone(workload: Workload) -> None:
+    await store(workload.lab).put(ALICE)
+    await submit(workload, TRUE)
+    broker = workload.lab.agents["broker.CERN"].agent
+    await workload.until(lambda: workload.ces["ce1"].jobs)
+    await asyncio.wait_for(broker.core.renewals._renew(ALICE, delegated(workload, "broker.CERN")), 5)
+    assert (broker.core.renewals.renewed, broker.core.renewals.failed) == (0, 0)
+
+
+@pytest.mark.parametrize("server", ["elsewhere.example.org", "localhost:1", "", "a b", "localhost:99999999"])
+async def test_a_store_that_the_broker_does_not_use_is_refused_at_once(workload: Workload, server: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await submit(workload, TRUE + f'MyProxyServer = "{server}";')
+    assert caught.value.reason == "MYPROXY_SERVER_UNKNOWN"
+    assert "it uses localhost:" in caught.value.sentence
