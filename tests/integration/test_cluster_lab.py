@@ -51,7 +51,7 @@ def test_every_agent_is_green(grid, state):
     assert found.green and found.trust == "shared"
     run = inventory.read_run(StatePaths(state))
     assert run is not None and Path(run.temp_dir).stat().st_mode & 0o777 == 0o700  # Ray's sockets are only ours
-    assert len({agent.pid for agent in found.agents}) == len(found.agents) == 10  # one process each
+    assert len({agent.pid for agent in found.agents}) == len(found.agents) == 11  # one process each
     assert all(agent.memory_bytes > 1e6 for agent in found.agents)
 
 
