@@ -72,7 +72,7 @@ def changing(state: StatePaths) -> Iterator[None]:
     except OSError as error:
         raise Conflict(  # not Unavailable: the same command never succeeds later
             "STATE_UNUSABLE",
-            f"the state folder {state.root} cannot be used ({error.strerror}); choose another with --state",
+            f"the state folder {state.root} cannot be used ({os_error_text(error)}); choose another with --state",
         ) from error
     try:
         try:

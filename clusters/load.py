@@ -24,6 +24,7 @@ from clusters.model import (
 )
 from clusters.units import parse_duration
 from fabric.errors import InvalidRequest, NotFound
+from security.errors import os_error_text
 
 PRESETS = Path(__file__).parent
 """Descriptions that come with the package."""
@@ -74,7 +75,7 @@ def load(reference: str | Path, folder: Path | None = None) -> GridDescription:
         with path.open("rb") as stream:
             data = stream.read(MAX_DESCRIPTION_BYTES + 1)
     except OSError as error:
-        raise InvalidRequest("DESCRIPTION_INVALID", f"{path} cannot be read ({error.strerror})") from error
+        raise InvalidRequest("DESCRIPTION_INVALID", f"{path} cannot be read ({os_error_text(error)})") from error
     if len(data) > MAX_DESCRIPTION_BYTES:
         raise InvalidRequest("DESCRIPTION_INVALID", f"{path} is larger than {MAX_DESCRIPTION_BYTES} bytes")
     try:

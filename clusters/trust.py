@@ -22,7 +22,7 @@ from clusters.plan import PlannedAgent
 from fabric.errors import InvalidRequest, from_security
 from security.authority import CertificateAuthority
 from security.credentials import Credential, generate_key
-from security.errors import CredentialError, SecurityError
+from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
 from security.installation import install_authority
 from security.names import DistinguishedName
@@ -182,7 +182,7 @@ class Invitation:
             return cls(**{**raw, "vos": tuple(raw.get("vos", ()))})
         except OSError as error:
             raise InvalidRequest(
-                "INVITATION_INVALID", f"the invitation {path} cannot be read ({error.strerror})", path=path
+                "INVITATION_INVALID", f"the invitation {path} cannot be read ({os_error_text(error)})", path=path
             ) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise InvalidRequest(

@@ -71,7 +71,8 @@ def unusable(path: Path, what: str, error: OSError) -> CredentialError:
     """A credential's file that cannot be opened: CREDENTIAL_NOT_FOUND if it is not there, else FILE_UNSAFE."""
     facts = {"check": "credential file", "path": str(path)}
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        sentence = f"there is no {what} file {path}; create a proxy, or name the file that you have"
+        make = "make one, or " if what == "credential" else ""
+        sentence = f"there is no {what} file {path}; {make}name the file that you have"
         return CredentialError(Reason.CREDENTIAL_NOT_FOUND, sentence, facts)
     sentence = f"the {what} file {path} cannot be read ({os_error_text(error)}); name a file of your own"
     return CredentialError(Reason.CREDENTIAL_FILE_UNSAFE, sentence, facts)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from security import _der, certificates
 from security.credentials import Credential
-from security.errors import Reason, SecurityError, ValidationError, require_utc, utc_text
+from security.errors import Reason, SecurityError, ValidationError, os_error_text, require_utc, utc_text
 from security.files import read_bounded
 from security.names import DistinguishedName
 from security.trust import TrustSnapshot
@@ -120,7 +120,7 @@ class VomsDirectory:
         except OSError as error:
             raise ValidationError(
                 Reason.ATTRIBUTE_INVALID,
-                f"the directory of VOMS servers {directory} cannot be read ({error.strerror}); set X509_VOMS_DIR",
+                f"the directory of VOMS servers {directory} cannot be read ({os_error_text(error)}); set X509_VOMS_DIR",
                 {"check": "vomsdir", "path": str(directory)},
             ) from error
         for folder in folders:

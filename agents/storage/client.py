@@ -27,6 +27,7 @@ from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
+from security.errors import os_error_text
 
 __all__ = [
     "Checksums",
@@ -137,7 +138,7 @@ async def put_file(
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not block us
     except OSError as error:
         raise InvalidRequest(
-            "FILE_UNREADABLE", f"{path} cannot be read ({error.strerror}); give a file that you may read"
+            "FILE_UNREADABLE", f"{path} cannot be read ({os_error_text(error)}); give a file that you may read"
         ) from error
     try:
         return await put_open_file(
@@ -486,4 +487,4 @@ def _info(file: pb.FileInfo) -> FileInfo:
 
 
 def _unwritable(path: Path, error: OSError) -> InvalidRequest:
-    return InvalidRequest("FILE_UNWRITABLE", f"{path} cannot be written ({error.strerror}); choose another place")
+    return InvalidRequest("FILE_UNWRITABLE", f"{path} cannot be written ({os_error_text(error)}); choose another place")

@@ -16,7 +16,7 @@ from agents.user_interface import console, information
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
-from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
 from security.errors import SecurityError
 
 COPIES_AT_ONCE = 8
@@ -246,7 +246,12 @@ async def list_command(directory: str, *, long: bool, as_json: bool, environ: Ma
     name = check_lfn(directory)
     async with open_for_user(environ) as grid:
         channel = await grid.channel("catalog")
-        files = [entry async for entry in catalog.list_directory(channel, name)]
+        try:
+            files = [entry async for entry in catalog.list_directory(channel, name)]
+        except Conflict as error:
+            if error.reason != "NOT_A_DIRECTORY":
+                raise
+            files = await lookup(grid, [name])
         if long or as_json:
             files = await _with_replicas(channel, files)
     if as_json:

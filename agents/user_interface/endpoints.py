@@ -135,8 +135,8 @@ def read_file(path: Path) -> Endpoints:
             f"there is no endpoints file {path}; start a grid (grid up lab), or name another with GRIDFABRIC_ENDPOINTS",
             path=path,
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageProblem(f"{path} is not an endpoints file ({type(error).__name__}: {str(error)[:100]})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UsageProblem(f"{path} is not an endpoints file; have one written with: grid env --file") from None
 
 
 def _endpoint(kind: str, item: Mapping[str, Any]) -> Endpoint:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from collections.abc import Mapping
 from typing import Any
+
+from security.errors import os_error_text
 
 
 class ExitCode(enum.IntEnum):
@@ -70,7 +73,20 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.TIMEOUT
     if isinstance(error, FileNotFoundError):
         return ExitCode.NOT_FOUND
+    if isinstance(error, IsADirectoryError):
+        return ExitCode.USAGE
     return ExitCode.FAILED
+
+
+_CURES: Mapping[int | None, str] = {
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "check the name",
+    errno.EISDIR: "name a file",
+    errno.EACCES: "see to its permissions, or name another",
+    errno.EPERM: "see to its permissions, or name another",
+    errno.EROFS: "name another place",
+    errno.ENOSPC: "make room, or name another place",
+}
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -81,10 +97,10 @@ def describe(error: BaseException) -> dict[str, Any]:
         reason = getattr(error, "reason", "FAILED")
         return {"reason": str(getattr(reason, "value", reason)), "sentence": str(sentence), "facts": facts}
     if isinstance(error, OSError):
-        what = error.strerror or str(error) or type(error).__name__
         where = f"{os.fspath(error.filename)!s}: " if error.filename else ""
+        cure = f"; {_CURES[error.errno]}" if error.errno in _CURES else ""
         facts = {"path": os.fspath(error.filename)} if isinstance(error.filename, str) else {}
-        return {"reason": "SYSTEM", "sentence": f"{where}{what[:1].lower()}{what[1:]}", "facts": facts}
+        return {"reason": "SYSTEM", "sentence": f"{where}{os_error_text(error)}{cure}", "facts": facts}
     if isinstance(error, TimeoutError):
         return {"reason": "TIMEOUT", "sentence": str(error) or "not finished in time", "facts": {}}
     text = " ".join(str(error).split())[:500]

@@ -201,19 +201,31 @@ def print_jobs(jobs: Sequence[lb.JobSummary], *, as_json: bool) -> None:
     console.print_table(["JOB", "STATE", "EXIT", "CE", "ATTEMPT", "CHANGED", "REASON"], rows)
 
 
+def _about(name: str, sentence: str) -> str:
+    """A sentence that says what it is about."""
+    return sentence if name in sentence else f"{name}: {sentence}"
+
+
 async def submit_command(
     files: Sequence[Path], ids: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid job submit`: each file on its own; what was accepted is always printed, even if a later one is refused."""
-    texts = [(path, read_jdl(path)) for path in files]
+    texts: list[tuple[Path, str]] = []
     done: list[Submitted] = []
     failures: list[tuple[Path, Exception]] = []
-    async with open_for_user(environ) as grid:
-        for path, text in texts:
-            try:
-                done.append(await submit(grid, text, path.resolve().parent, str(path)))
-            except (GridError, SecurityError, OSError, UsageProblem) as error:
-                failures.append((path, error))
+    for path in files:
+        try:
+            texts.append((path, read_jdl(path)))
+        except (OSError, UsageProblem) as error:
+            failures.append((path, error))
+    if texts:
+        async with open_for_user(environ) as grid:
+            for path, text in texts:
+                try:
+                    done.append(await submit(grid, text, path.resolve().parent, str(path)))
+                except (GridError, SecurityError, OSError, UsageProblem) as error:
+                    failures.append((path, error))
+    failures.sort(key=lambda failure: files.index(failure[0]))
     if ids is not None and done:
         with ids.open("a", encoding="utf-8") as file:
             file.writelines(f"{submitted.job_id}\n" for submitted in done)
@@ -225,7 +237,7 @@ async def submit_command(
         for submitted in done:
             print(submitted.job_id)
     for path, error in failures:
-        console.warn(f"{path}: {describe(error)['sentence']}")
+        console.warn(_about(str(path), describe(error)["sentence"]))
     if failures:
         raise Ended(exit_code(failures[0][1]))
 
@@ -300,6 +312,10 @@ async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) ->
     location = next((place for place in locations if place.job_id == job_id), None)
     if location is None:
         raise NotFound("JOB_UNKNOWN", f"the broker knows no job {job_id}", job_id=job_id)
+    if location.state.upper() == "CLEARED":
+        raise NotFound(
+            "OUTPUT_CLEARED", f"the output of {job_id} was fetched before and is cleared; --keep leaves it at the site"
+        )
     if not location.gatekeeper:
         raise NotFound(
             "NO_OUTPUT", f"{job_id} is {location.state.upper()} and has no output at any site (yet)", job_id=job_id
@@ -354,7 +370,7 @@ async def output_command(
         console.print_json(ordered)
     for row in ordered:
         if "error" in row:
-            console.warn(f"{row['job_id']}: {row['error']['sentence']}")
+            console.warn(_about(row["job_id"], row["error"]["sentence"]))
         elif not as_json:
             print(f"{row['directory']}: {', '.join(file['name'] for file in row['files']) or 'no files'}")
     if failures:

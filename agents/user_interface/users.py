@@ -19,6 +19,7 @@ from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, certificates_of, open_grid
 from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
+from fabric.settings import Endpoint
 from security.certificates import subject_of
 from security.credentials import Credential, PrivateKey, generate_key
 from security.files import write_atomic
@@ -69,29 +70,39 @@ async def add(grid: Grid, name: str, vo: str, groups: Sequence[str], folder: Pat
     for path in (certificate, key_file):
         if path.exists() and not renew:
             raise AlreadyExists("FILE_EXISTS", f"{path} exists; choose another folder with --out", path=path)
+    server = vo_server(grid, vo)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what can fail here fails before there is a certificate
     key = generate_key("rsa-2048")
     authority = ca_grpc.AuthorityStub(await grid.channel("authority"))
-    answer = await authority.IssueUser(
-        ca.IssueUserRequest(common_name=name, request_pem=make_request(key, name), renew=renew)
-    )
+    try:
+        answer = await authority.IssueUser(
+            ca.IssueUserRequest(common_name=name, request_pem=make_request(key, name), renew=renew)
+        )
+    except AlreadyExists as error:
+        raise AlreadyExists(error.reason, f"{error.sentence}; for a second one: grid user add --renew") from None
     credential = Credential(x509.load_pem_x509_certificate(answer.certificate_pem), key)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_atomic(key_file, pem, 0o600)
     write_atomic(certificate, answer.certificate_pem, 0o644)
-    await join(grid, vo, str(subject_of(credential.certificate)), name, groups)
+    await join(grid, server, str(subject_of(credential.certificate)), name, groups)
     return User(credential, certificate, key_file, vo)
 
 
-async def join(grid: Grid, vo: str, subject: str, name: str, groups: Sequence[str]) -> None:
-    """Make a DN a member of a VO. Idempotent. Raises GridError."""
+def vo_server(grid: Grid, vo: str) -> Endpoint:
+    """The server of a VO: by its name, else the only one of a grid that has this VO. Raises NotFound VO_UNKNOWN."""
     servers = grid.services.all("vo")
-    server = next((s for s in servers if s.name in (vo, f"vo.{vo}")), None)
-    if server is None and len(servers) != 1:
-        known = ", ".join(s.name for s in servers) or "none"
-        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; known are: {known}", vo=vo)
-    chosen = server or servers[0]
-    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(chosen.host, chosen.rpc))
+    named = [server for server in servers if server.name in (vo, f"vo.{vo}")]
+    if not named and len(servers) == 1 and vo in (grid.services.vos or (vo,)):
+        named = list(servers)
+    if not named:
+        known = ", ".join(grid.services.vos) or "none"
+        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; VOs of this grid: {known}", vo=vo)
+    return named[0]
+
+
+async def join(grid: Grid, server: Endpoint, subject: str, name: str, groups: Sequence[str]) -> None:
+    """Make a DN a member of the VO of this server. Idempotent. Raises GridError."""
+    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(server.host, server.rpc))
     member = vo_wire.Member(subject=subject, common_name=name, groups=groups)
     await stub.AddMember(vo_wire.AddMemberRequest(member=member))
 

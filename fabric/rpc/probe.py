@@ -14,6 +14,7 @@ import ssl
 from typing import Any
 
 from fabric.errors import Unavailable
+from security.errors import os_error_text
 
 PROBE_TIMEOUT_S = 5.0
 """For connecting and the handshake; a healthy server needs milliseconds."""
@@ -53,7 +54,7 @@ async def fetch_server_chain(host: str, port: int, timeout_s: float = PROBE_TIME
     except OSError as error:
         raise Unavailable(
             "SERVER_UNREACHABLE",
-            f"{peer} cannot be reached ({error.strerror or error}); try again when it is up",
+            f"{peer} cannot be reached ({os_error_text(error)}); try again when it is up",
             peer=peer,
         ) from error
     finally:

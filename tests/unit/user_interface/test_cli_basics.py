@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from hypothesis import strategies as st
 
 from agents.user_interface import console, exits, jobs, users
 from agents.user_interface.application import app
+from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import ExitCode, UsageProblem
 from agents.user_interface.main import run
 from fabric.errors import DeadlineExceeded, InvalidRequest, NotFound, Refused, Unavailable
+from fabric.settings import Endpoint
 from fabric.text import counted
 from security.errors import CredentialError, Reason, ValidationError
 
@@ -222,6 +225,38 @@ def test_user_add_honours_the_variables_but_not_against_a_state_folder_on_the_co
     assert met == [("one", "localhost", 1, "one"), ("one", "elsewhere", 9, "other"), ("two", "localhost", 2, "two")]
 
 
+async def test_user_add_finds_out_what_cannot_work_before_there_is_a_certificate(tmp_path: Path) -> None:
+    known = Endpoints({"vo": (Endpoint("vo", "vo.cms", "localhost", "CERN"),)}, vos=("cms",))
+    grid: Any = SimpleNamespace(services=known)  # asked for a channel it would fail
+    with pytest.raises(NotFound, match="VO 'nosuch' is known; VOs of this grid: cms"):
+        await users.add(grid, "Ada", "nosuch", (), tmp_path / "ada")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        await users.add(grid, "Ada", "cms", (), tmp_path / "file" / "ada")
+    assert users.vo_server(grid, "cms") == known.all("vo")[0]
+
+
+async def test_of_several_files_one_that_is_not_there_keeps_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def submitted(grid: Any, text: str, folder: Path, file: str) -> jobs.Submitted:
+        return jobs.Submitted(file, f"https://h:1/{text}", ())
+
+    @asynccontextmanager
+    async def opened(environ: Any) -> AsyncIterator[None]:
+        yield
+
+    monkeypatch.setattr(jobs, "submit", submitted)
+    monkeypatch.setattr(jobs, "open_for_user", opened)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(exits.Ended) as end:
+        await jobs.submit_command([tmp_path / "one", tmp_path / "none", tmp_path / "two"], None, as_json=False)
+    said = capsys.readouterr()
+    assert said.out == "https://h:1/one\nhttps://h:1/two\n" and end.value.code == ExitCode.NOT_FOUND
+    assert said.err == f"grid: {tmp_path}/none: no such file or directory; check the name\n"
+
+
 def test_down_on_nothing_is_no_error() -> None:
     assert run(["down"]) == 0
 
@@ -241,6 +276,7 @@ def test_down_on_nothing_is_no_error() -> None:
         (InvalidRequest("JDL_SYNTAX", "x"), 2),
         (UsageProblem("x"), 2),
         (FileNotFoundError(2, "x"), 3),
+        (IsADirectoryError(21, "x"), 2),
         (PermissionError(13, "x"), 1),
         (RuntimeError("x"), 1),
     ],
@@ -253,7 +289,11 @@ def test_what_is_said_of_an_error() -> None:
     said = exits.describe(Refused("NOT_MAPPED", "nobody knows you", subject="/CN=x"))
     assert said == {"reason": "NOT_MAPPED", "sentence": "nobody knows you", "facts": {"subject": "/CN=x"}}
     said = exits.describe(PermissionError(13, "Permission denied", "/x/y"))
-    assert said == {"reason": "SYSTEM", "sentence": "/x/y: permission denied", "facts": {"path": "/x/y"}}
+    assert said == {
+        "reason": "SYSTEM",
+        "sentence": "/x/y: permission denied; see to its permissions, or name another",
+        "facts": {"path": "/x/y"},
+    }
     said = exits.describe(ZeroDivisionError("a\nb"))
     assert said["reason"] == "DEFECT" and "ZeroDivisionError: a b" in said["sentence"]
 
