@@ -86,7 +86,7 @@ class Keeper:
         if not chain:
             return Client(address)
         identity = self._validated(chain)
-        return Client(address, identity, await self._standing(identity, unmapped=True))
+        return Client(address, identity, await self._standing(identity, address, unmapped=True))
 
     def _validated(self, chain: Sequence[x509.Certificate]) -> Identity:
         context = self._context
@@ -95,16 +95,21 @@ class Keeper:
         except SecurityError as error:
             raise from_security(error) from error
 
-    async def _standing(self, identity: Identity, *, unmapped: bool) -> Standing:
+    async def _standing(self, identity: Identity, address: str, *, unmapped: bool, stored: bool = False) -> Standing:
+        """What the person is here, and not banned. VO attributes of a stored proxy may have ended before it did."""
         context = self._context
         try:
             attributes = context.voms.attributes_of(
                 identity, context.trust.snapshot(), context.policy, context.clock.now()
             )
-        except SecurityError:
-            attributes = ()  # those of a stored proxy end before it does; the name alone counts then
+        except SecurityError as error:
+            if not stored:
+                raise from_security(error) from error
+            attributes = ()
         by_groups = context.settings.fabric.mapping == "vo-groups"
-        return await context.judge.admit(identity, unmapped=unmapped or by_groups, attributes=attributes)
+        return await context.judge.admit(
+            identity, unmapped=unmapped or by_groups, attributes=attributes, address=address
+        )
 
     def _owner_of_request(self, client: Client, what: str) -> Identity:
         if client.identity is None:
@@ -135,7 +140,7 @@ class Keeper:
                 "NOT_ACCEPTED", f"{client.name} may not store credentials here; ask the site", subject=client.name
             )
         if config.members_only:
-            await self._standing(identity, unmapped=False)
+            await self._standing(identity, client.address, unmapped=False)
         # 2. under which secret
         if request.passphrase:
             self._require_passphrase(request.passphrase, request.username)
@@ -261,15 +266,15 @@ class Keeper:
                 raise _logon_refused(request, "not a renewer of this site")
             if request.passphrase:
                 raise _logon_refused(request, "a passphrase for a credential that has none")
-            limited = await self._prove(row, ask) or limited
+            limited = await self._prove(row, client, ask) or limited
             how = "renewal"
             credential = await asyncio.to_thread(self._vault.open, row, b"")
         else:
             row, credential = await self._by_passphrase(client, request, row)
             how = "passphrase"
-        # 2. is the owner still good: revocation, bans, membership
+        # 2. is the owner still good: revocation, bans (of the network, too), membership
         identity = self._validated(credential.certificates)
-        await self._standing(identity, unmapped=not self.config.members_only)
+        await self._standing(identity, client.address, unmapped=not self.config.members_only, stored=True)
         # 3. for how long
         return Grant(row, credential, self._lifetime(row, request), limited, how)
 
@@ -335,7 +340,7 @@ class Keeper:
         finally:
             self._waiting -= 1
 
-    async def _prove(self, row: Stored, ask: Ask) -> bool:
+    async def _prove(self, row: Stored, client: Client, ask: Ask) -> bool:
         """The client holds a proxy of the owner that is good now; whether that is a limited one. Raises GridError."""
         nonce = secrets.token_hex(16)
         proof = await ask(nonce)
@@ -344,7 +349,7 @@ class Keeper:
         except SecurityError as error:
             raise from_security(error) from error
         identity = self._validated(proof.chain)
-        await self._standing(identity, unmapped=True)
+        await self._standing(identity, client.address, unmapped=True)
         if str(identity.subject) != row.owner:
             raise Refused(
                 "RENEWAL_NOT_OWNER",

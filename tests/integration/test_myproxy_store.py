@@ -363,6 +363,15 @@ async def test_a_chain_that_is_no_good_is_told_so(lab):
     assert audited(lab)[-1]["reason"] == "BANNED"
 
 
+async def test_a_banned_network_gets_nothing_also_without_a_certificate(lab):
+    await start(lab)
+    await client(lab, lab.user("ada")).put("ada", PASS)
+    lab.ban_file.write_text("network: 127.0.0.0/8\n")
+    lab.agents["myproxy.CERN"].context.judge.refresh()
+    assert "banned" in await refusal(client(lab).get("ada", PASS))
+    assert "banned" in await refusal(client(lab, lab.user("ada")).info("ada"))
+
+
 async def test_every_wait_has_an_end(lab):
     await start(lab, request_timeout_s=0.2, step_timeout_s=0.2)
     assert "did not come within 0.2 s" in await answer_to(lab, b"")
