@@ -22,6 +22,12 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 
+# Guided by coverage where atheris has a wheel for this Python: make fuzz FUZZ="--atheris --target crl --seconds 600"
+FUZZ ?= --seconds 30
+fuzz: $(VENV)/.dev
+	-$(PIP) --only-binary=:all: atheris
+	PYTHONPATH=.:proto/gen:tests $(BIN)/python -m fuzz $(FUZZ)
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir dist .
 
@@ -44,4 +50,4 @@ proto: $(VENV)/.dev
 	  $$(find proto/gridfabric -name '*.proto' | sort)
 
 clean:
-	rm -rf $(VENV) demo-out dist build bench/out
+	rm -rf $(VENV) demo-out dist build bench/out fuzz-out

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
-from security import _der
+from security import _der, certificates
 from security.errors import Reason, ValidationError
 
 MAX_CRL_BYTES = 128 * 1024 * 1024
@@ -188,7 +187,7 @@ def read_document(data: bytes, *, entries: bool = True) -> CrlDocument:
     der = to_der(data)
     try:
         return _read(der, entries)
-    except (_der.DerError, ValueError, TypeError, IndexError, UnsupportedAlgorithm) as error:
+    except (*certificates.UNREADABLE, IndexError) as error:
         raise invalid(f"the revocation list cannot be read ({error})") from error
 
 

@@ -104,7 +104,10 @@ def _translate(
     error: crypto.X509StoreContextError, offered: tuple[x509.Certificate, ...], trust: TrustSnapshot, now: datetime
 ) -> ValidationError:
     code = int(error.errors[0])
-    failing = error.certificate.to_cryptography()
+    try:
+        failing = error.certificate.to_cryptography()
+    except (crypto.Error, *certificates.UNREADABLE):  # OpenSSL failed before it came to one
+        failing = offered[0]
     if code != _FORGED_KEY:
         # OpenSSL says "invalid CA certificate" for most malformed proxies: our own rules name the fault.
         try:
@@ -311,9 +314,9 @@ _BROKEN_DIGESTS = frozenset({"md5", "sha1"})
 def require_strength(certificate: x509.Certificate, is_root: bool, policy: ValidationPolicy, now: datetime) -> None:
     problem = certificates.key_problem(certificates.public_key_of(certificate), policy.shortest_rsa_bits)
     if problem is None and not is_root and not policy.allow_weak:  # nothing rests on the signature of an installed root
-        digest = certificate.signature_hash_algorithm
-        if digest is None or digest.name in _BROKEN_DIGESTS:
-            problem = f"it is signed with {digest.name if digest else 'an unknown digest'}"
+        digest = certificates.digest_name(certificate)
+        if not digest or digest in _BROKEN_DIGESTS:
+            problem = f"it is signed with {digest or 'an unknown digest'}"
     if problem is not None:
         raise ValidationError(
             Reason.KEY_TOO_WEAK,

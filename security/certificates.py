@@ -34,6 +34,10 @@ MAX_RSA_BITS = 8192
 """Verification time grows with the square of the length; nobody uses more."""
 
 
+UNREADABLE: tuple[type[Exception], ...] = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What `cryptography` raises for bytes that are no certificate, request or list. InvalidVersion is no ValueError."""
+
+
 class _View:
     """What is asked of one certificate many times: names, encoding, OpenSSL's own object, some of its extensions."""
 
@@ -193,7 +197,7 @@ def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certific
             raise _too_many()
         try:
             certificates = tuple(x509.load_pem_x509_certificates(raw))
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise ValidationError(
                 Reason.CHAIN_MALFORMED,
                 f"the certificate chain is not readable PEM ({_short(error)}); send the proxy, then its issuers",
@@ -215,6 +219,18 @@ def load_chain(chain: bytes | Sequence[x509.Certificate]) -> tuple[x509.Certific
                 {"check": "parse", "serial": serial_text(certificate.serial_number)},
             ) from error
     return certificates
+
+
+def load_der(encoded: bytes) -> x509.Certificate:
+    """One certificate in DER. Raises ValidationError CHAIN_MALFORMED for anything else."""
+    try:
+        return load_chain([x509.load_der_x509_certificate(encoded)])[0]
+    except UNREADABLE as error:
+        raise ValidationError(
+            Reason.CHAIN_MALFORMED,
+            f"a certificate cannot be read ({_short(error)}); use another one",
+            {"check": "parse"},
+        ) from error
 
 
 def _short(error: Exception) -> str:
@@ -254,7 +270,7 @@ def public_key_of(certificate: x509.Certificate, check: str = "key") -> PublicKe
     """The RSA or ECDSA key of a certificate. Raises ValidationError KEY_TOO_WEAK for any other kind."""
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise ValidationError(
             Reason.KEY_TOO_WEAK,
             f"the key of {describe(certificate)} cannot be used ({error})",
@@ -282,12 +298,21 @@ def key_problem(key: object, minimum_rsa_bits: int) -> str | None:
     return "the key is neither RSA nor ECDSA"
 
 
+def digest_name(certificate: x509.Certificate) -> str:
+    """The digest of a certificate's signature (`sha256`), empty for one that is not known or has none."""
+    try:
+        digest = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return ""
+    return digest.name if digest is not None else ""
+
+
 def signs(issuer_key: PublicKey, certificate: x509.Certificate) -> bool:
     """True if `issuer_key` made the signature of `certificate`."""
-    digest = certificate.signature_hash_algorithm
-    if digest is None:
-        return False
     try:
+        digest = certificate.signature_hash_algorithm
+        if digest is None:
+            return False
         if isinstance(issuer_key, rsa.RSAPublicKey):
             parameters = certificate.signature_algorithm_parameters
             if not isinstance(parameters, (padding.PKCS1v15, padding.PSS)):

@@ -242,7 +242,6 @@ def _kind(certificate: x509.Certificate) -> str:
 
 def key_text(certificate: x509.Certificate) -> str:
     """`RSA 2048, sha256`"""
-    digest = certificate.signature_hash_algorithm
     try:
         key = certificates.public_key_of(certificate)
     except SecurityError:
@@ -253,7 +252,7 @@ def key_text(certificate: x509.Certificate) -> str:
         else:
             assert isinstance(key, ec.EllipticCurvePublicKey)
             kind = key.curve.name
-    return f"{kind}, {digest.name if digest is not None else 'no digest'}"
+    return f"{kind}, {certificates.digest_name(certificate) or 'unknown digest'}"
 
 
 def list_text(one: RevocationList) -> str:

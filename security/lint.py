@@ -121,9 +121,9 @@ def _certificate(certificate: x509.Certificate, expected: Profile, now: datetime
     found: list[Finding] = []
     problem = certificates.key_problem(certificates.public_key_of(certificate), expected.authority_rsa_bits)
     found.append(Finding("error" if problem else "ok", "key", problem or "its key is strong enough"))
-    digest = certificate.signature_hash_algorithm
-    if certificate.subject != certificate.issuer and (digest is None or digest.name in ("md5", "sha1")):
-        found.append(Finding("error", "signature", f"it is signed with {digest.name if digest else 'no digest'}"))
+    digest = certificates.digest_name(certificate)
+    if certificate.subject != certificate.issuer and digest in ("", "md5", "sha1"):
+        found.append(Finding("error", "signature", f"it is signed with {digest or 'an unknown digest'}"))
     left = certificate.not_valid_after_utc - now
     if left.total_seconds() < 0:
         found.append(Finding("error", "validity", f"it expired at {utc_text(certificate.not_valid_after_utc)}"))

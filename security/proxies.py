@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
@@ -294,7 +293,7 @@ def load_request(csr: bytes) -> tuple[x509.CertificateSigningRequest, PublicKey]
         request = x509.load_pem_x509_csr(csr) if b"-----BEGIN" in csr else x509.load_der_x509_csr(csr)
         key = request.public_key()
         genuine = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except certificates.UNREADABLE as error:
         raise ValidationError(
             Reason.REQUEST_MALFORMED, f"the certificate request cannot be read ({error})", facts
         ) from error

@@ -231,7 +231,7 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
         if oid == _SIGNER_CHAIN_OID:
             outer = _der.read_single(value, _der.SEQUENCE)
             encoded = _der.read_all(_der.read_single(outer.content, _der.SEQUENCE).content)
-            chain = certificates.load_chain([x509.load_der_x509_certificate(e.encoded) for e in encoded[:8]])
+            chain = certificates.load_chain([certificates.load_der(e.encoded) for e in encoded[:8]])
         elif oid == _GENERIC_ATTRIBUTES_OID:
             generic = _generic_attributes(value)
         elif oid == _TARGETS_OID or (critical and oid not in _KNOWN_CRITICAL):

@@ -111,12 +111,10 @@ def read_chain(path: Path) -> tuple[x509.Certificate, ...]:
     data = read_file(path, WEAK_CHAIN_BYTES)
     try:
         if b"-----BEGIN" not in data and data[:1] == b"\x30":
-            return certificates.load_chain([x509.load_der_x509_certificate(data)])
+            return (certificates.load_der(data),)
         return certificates.load_chain(leaf_first(certificates.load_chain(data)))
     except SecurityError as error:
         raise unusable(f"{path}: {error.sentence}", path=path) from error
-    except ValueError as error:
-        raise unusable(f"{path} is neither PEM nor a certificate ({error})", path=path) from error
 
 
 # grid proxy verify
