@@ -100,7 +100,7 @@ async def lookup(grid: Grid, names: Sequence[str]) -> list[catalog.Entry]:
     """Files with their replicas, in the order asked. Raises NotFound for a name that is not there."""
     found, unknown = await catalog.lookup(await grid.channel("catalog"), names)
     if unknown:
-        raise NotFound("LFN_NOT_FOUND", f"the catalogue has no {unknown[0]}", lfn=unknown[0])
+        raise NotFound("LFN_NOT_FOUND", f"the catalogue has no file {unknown[0]}", lfn=unknown[0])
     by_name = {lfn_of(entry): entry for entry in found}
     by_name |= {guid if guid.startswith("guid:") else f"guid:{guid}": entry for entry in found if (guid := entry.guid)}
     return [by_name[name] for name in names]

@@ -210,6 +210,9 @@ async def submit_command(
     files: Sequence[Path], ids: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid job submit`: each file on its own; what was accepted is always printed, even if a later one is refused."""
+    if ids is not None:
+        with ids.open("a", encoding="utf-8"):  # refused now, not when the jobs are submitted and their ids lost
+            pass
     texts: list[tuple[Path, str]] = []
     done: list[Submitted] = []
     failures: list[tuple[Path, Exception]] = []
@@ -226,16 +229,16 @@ async def submit_command(
                 except (GridError, SecurityError, OSError, UsageProblem) as error:
                     failures.append((path, error))
     failures.sort(key=lambda failure: files.index(failure[0]))
-    if ids is not None and done:
-        with ids.open("a", encoding="utf-8") as file:
-            file.writelines(f"{submitted.job_id}\n" for submitted in done)
     if as_json:
         rows: list[dict[str, Any]] = [{"file": s.file, "job_id": s.job_id, "children": list(s.children)} for s in done]
         rows += [{"file": str(path), "error": describe(error)} for path, error in failures]
         console.print_json(rows)
     else:
         for submitted in done:
-            print(submitted.job_id)
+            print(submitted.job_id, flush=True)
+    if ids is not None:
+        with ids.open("a", encoding="utf-8") as file:
+            file.writelines(f"{submitted.job_id}\n" for submitted in done)
     for path, error in failures:
         console.warn(_about(str(path), describe(error)["sentence"]))
     if failures:

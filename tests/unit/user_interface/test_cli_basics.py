@@ -255,6 +255,9 @@ async def test_of_several_files_one_that_is_not_there_keeps_no_other_back(
     said = capsys.readouterr()
     assert said.out == "https://h:1/one\nhttps://h:1/two\n" and end.value.code == ExitCode.NOT_FOUND
     assert said.err == f"grid: {tmp_path}/none: no such file or directory; check the name\n"
+    with pytest.raises(FileNotFoundError):
+        await jobs.submit_command([tmp_path / "one"], tmp_path / "no" / "ids", as_json=False)
+    assert capsys.readouterr().out == ""  # nothing was submitted whose id could be lost
 
 
 def test_down_on_nothing_is_no_error() -> None:
