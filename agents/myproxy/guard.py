@@ -13,80 +13,108 @@ MAX_COUNTERS = 50_000
 """Of each kind; the one that failed longest ago goes first."""
 
 
+class TooManyAtOnceError(Exception):
+    """As many attempts are being judged now as could be wrong without a wait; ask again when one of them is over."""
+
+
 @dataclass
 class _Counter:
-    failures: int
-    at: float
+    failures: int = 0
+    judging: int = 0
+    """Attempts under way."""
+    at: float = 0.0
     """Of the last failure, monotonic."""
 
 
 class _Counters:
     def __init__(self, free: int, config: MyProxyConfig, longest_s: float) -> None:
-        self._free, self._config, self._longest_s = free, config, longest_s
+        self._free, self._longest_s = free, longest_s
+        self._first_s = config.back_off_s
+        self._forget_s = max(config.forget_failures_s, longest_s)
         self._found: OrderedDict[str, _Counter] = OrderedDict()
 
     def wait_s(self, key: str, now: float) -> float:
         counter = self._found.get(key)
-        if counter is None or counter.failures < self._free:
+        if counter is None:
             return 0.0
-        if now - counter.at >= max(self._config.forget_failures_s, self._longest_s):
-            del self._found[key]
+        if now - counter.at >= self._forget_s:
+            counter.failures = 0
+        if counter.failures < self._free:
             return 0.0
-        doubled = self._config.back_off_s * 2.0 ** min(counter.failures - self._free, 40)
+        doubled = self._first_s * 2.0 ** min(counter.failures - self._free, 40)
         return max(0.0, counter.at + min(doubled, self._longest_s) - now)
 
-    def failed(self, key: str, now: float) -> None:
-        counter = self._found.pop(key, None)
-        if counter is not None and now - counter.at >= max(self._config.forget_failures_s, self._longest_s):
-            counter = None
-        self._found[key] = _Counter((counter.failures if counter else 0) + 1, now)
+    def is_full(self, key: str) -> bool:
+        counter = self._found.get(key)
+        return counter is not None and 0 < counter.judging >= self._free - counter.failures
+
+    def begin(self, key: str) -> None:
+        self._found.setdefault(key, _Counter()).judging += 1
         while len(self._found) > MAX_COUNTERS:
             self._found.popitem(last=False)
 
-    def undo(self, key: str) -> None:
-        counter = self._found.get(key)
-        if counter is not None:
-            counter.failures -= 1
-            if counter.failures <= 0:
-                del self._found[key]
+    def end(self, key: str, failed_at: float | None = None) -> None:
+        counter = self._found.setdefault(key, _Counter(judging=1))
+        counter.judging -= 1
+        if failed_at is not None:
+            counter.failures, counter.at = counter.failures + 1, failed_at
+            self._found.move_to_end(key)
+        elif not counter.failures and not counter.judging:
+            del self._found[key]
 
     def forget(self, key: str) -> None:
-        self._found.pop(key, None)
+        counter = self._found.get(key)
+        if counter is not None:
+            counter.failures = 0
 
     def __len__(self) -> int:
         return len(self._found)
 
 
 class Attempt:
-    """One attempt at a secret, already counted as a failure: so many at once get no free guesses."""
+    """One attempt at a secret under way. Exactly one of its methods is called."""
 
-    def __init__(self, guard: Guard, user: str, peers: tuple[str, ...]) -> None:
+    def __init__(self, guard: Guard, user: str | None, peers: tuple[str, ...]) -> None:
         self._guard, self._user, self._peers = guard, user, peers
 
     def succeeded(self) -> None:
         """It was right. Failures of a peer stay: an attacker could have a credential of its own here."""
-        self._guard.succeeded(self._user, self._peers)
+        if self._user is not None:
+            self._guard.users.forget(self._user)
+        self.withdrawn()
+
+    def failed(self, now: float) -> None:
+        """It was wrong, or the client left before it was told."""
+        self._end(now)
 
     def withdrawn(self) -> None:
-        """It was not judged at all."""
-        self._guard.withdrawn(self._user, self._peers)
+        """It was not judged."""
+        self._end(None)
+
+    def _end(self, failed_at: float | None) -> None:
+        if self._user is not None:
+            self._guard.users.end(self._user, failed_at)
+        for name in self._peers:
+            self._guard.peers.end(name, failed_at)
 
 
 class Guard:
     """All counters, in memory and bounded; a restart forgets them. The caller gives the time (monotonic seconds)."""
 
     def __init__(self, config: MyProxyConfig) -> None:
-        self._users = _Counters(config.failures_per_user, config, config.max_back_off_user_s)
-        self._peers = _Counters(config.failures_per_peer, config, config.max_back_off_peer_s)
+        self.users = _Counters(config.failures_per_user, config, config.max_back_off_user_s)
+        self.peers = _Counters(config.failures_per_peer, config, config.max_back_off_peer_s)
 
     def attempt(self, user: str, peers: Iterable[str], now: float, *, is_owner: bool = False) -> Attempt:
-        """Before a secret is looked at. Raises Exhausted TOO_MANY_FAILURES, equal for known and unknown users.
+        """Before a secret is looked at; equal for known and unknown users. Attempts under way count as if they were
+        wrong, so that many at once get no free guesses.
 
         `is_owner`: the client has proved to be the owner; failures of others at its name do not make it wait.
+        Raises Exhausted TOO_MANY_FAILURES, and TooManyAtOnceError.
         """
-        names = tuple(peers)
-        user_s = 0.0 if is_owner else self._users.wait_s(user, now)
-        peer_s = max((self._peers.wait_s(name, now) for name in names), default=0.0)
+        names = tuple(dict.fromkeys(peers))
+        user_s = 0.0 if is_owner else self.users.wait_s(user, now)
+        peer_s = max((self.peers.wait_s(name, now) for name in names), default=0.0)
         wait_s = max(user_s, peer_s)
         if wait_s > 0:
             whose = f"for the user name {user!r}" if user_s >= peer_s else "from you"
@@ -95,22 +123,13 @@ class Guard:
                 f"there were too many wrong attempts {whose}; try again in {max(1, round(wait_s))} s",
                 retry_after_s=f"{wait_s:.3f}",
             )
-        self._users.failed(user, now)
+        if (not is_owner and self.users.is_full(user)) or any(self.peers.is_full(name) for name in names):
+            raise TooManyAtOnceError
+        if not is_owner:
+            self.users.begin(user)
         for name in names:
-            self._peers.failed(name, now)
-        return Attempt(self, user, names)
-
-    def succeeded(self, user: str, peers: tuple[str, ...]) -> None:
-        """See `Attempt`."""
-        self._users.forget(user)
-        for name in peers:
-            self._peers.undo(name)
-
-    def withdrawn(self, user: str, peers: tuple[str, ...]) -> None:
-        """See `Attempt`."""
-        self._users.undo(user)
-        for name in peers:
-            self._peers.undo(name)
+            self.peers.begin(name)
+        return Attempt(self, None if is_owner else user, names)
 
     def __len__(self) -> int:
-        return len(self._users) + len(self._peers)
+        return len(self.users) + len(self.peers)

@@ -17,7 +17,7 @@ from cryptography import x509
 
 from agents.myproxy import store as rows
 from agents.myproxy.config import MyProxyConfig
-from agents.myproxy.guard import Attempt, Guard
+from agents.myproxy.guard import Attempt, Guard, TooManyAtOnceError
 from agents.myproxy.model import Stored
 from agents.myproxy.policy import Client, fits, permits
 from agents.myproxy.protocol import Listed, Proof, Request
@@ -48,6 +48,8 @@ DERIVATIONS = 2
 """Passphrases stretched at one moment: each takes a core and 16 MiB."""
 MAX_WAITING = 32
 """Requests that wait for that; more are told to come back."""
+PLACE_TIMEOUT_S = 15.0
+"""Longest wait for other attempts of the same peer, or at the same user name, to be over."""
 CLOCK_TOLERANCE = timedelta(minutes=10)
 """A week's credential made by a client whose clock is ahead is not too long."""
 
@@ -75,6 +77,7 @@ class Keeper:
         self._guard = Guard(config)
         self._stretching = asyncio.Semaphore(DERIVATIONS)
         self._waiting = 0
+        self._judged = asyncio.Condition()
         self.held = 0
         self.delegated = 0
         self.stored = 0
@@ -290,8 +293,7 @@ class Keeper:
     async def _by_passphrase(self, client: Client, request: Request, row: Stored | None) -> tuple[Stored, Credential]:
         if not request.passphrase:
             raise _logon_refused(request, "no passphrase")
-        attempt = self._attempt(client, request, row)
-        credential = await self._opened(row, request, attempt)
+        credential = await self._opened(client, request, row)
         if row is None or credential is None:
             why = "unknown" if row is None else "wrong passphrase" if row.has_passphrase else "renewal only"
             raise _logon_refused(request, why)
@@ -302,13 +304,23 @@ class Keeper:
             raise _logon_refused(request, "not a retriever of this credential")
         return row, credential
 
-    def _attempt(self, client: Client, request: Request, row: Stored | None) -> Attempt:
+    async def _attempt(self, client: Client, request: Request, row: Stored | None) -> Attempt:
+        """A place among those whose secret is being judged. Raises Exhausted."""
         peers = [client.address] if client.identity is None else [client.address, client.name]
         is_owner = row is not None and client.name == row.owner
-        return self._guard.attempt(request.username, peers, self._context.clock.monotonic(), is_owner=is_owner)
+        try:
+            async with asyncio.timeout(PLACE_TIMEOUT_S), self._judged:
+                while True:
+                    try:
+                        now = self._context.clock.monotonic()
+                        return self._guard.attempt(request.username, peers, now, is_owner=is_owner)
+                    except TooManyAtOnceError:
+                        await self._judged.wait()
+        except TimeoutError:
+            raise _busy() from None
 
-    async def _opened(self, row: Stored | None, request: Request, attempt: Attempt) -> Credential | None:
-        """The credential if the passphrase is right. Takes equally long if there is none. Counts."""
+    async def _opened(self, client: Client, request: Request, row: Stored | None) -> Credential | None:
+        """The credential if the passphrase is right. Takes equally long if there is none. Counts. Raises Exhausted."""
 
         def look() -> Credential | None:
             if row is None or not row.has_passphrase:
@@ -319,20 +331,29 @@ class Keeper:
             except WrongPassphrase:
                 return None
 
+        attempt = await self._attempt(client, request, row)
+        credential: Credential | None = None
         try:
             credential = await self._stretched(look)
         except GridError:
             attempt.withdrawn()
             raise
-        if credential is not None:
-            attempt.succeeded()
+        except BaseException:
+            attempt.failed(self._context.clock.monotonic())  # who leaves before the answer has guessed all the same
+            raise
+        else:
+            if credential is None:
+                attempt.failed(self._context.clock.monotonic())
+            else:
+                attempt.succeeded()
+        finally:
+            async with self._judged:
+                self._judged.notify_all()
         return credential
 
     async def _stretched(self, work: Callable[[], T]) -> T:
         if self._waiting >= MAX_WAITING:
-            raise Exhausted(
-                "CREDENTIAL_STORE_BUSY", "the credential store has too many requests now; try again", retry_after_s=2
-            )
+            raise _busy()
         self._waiting += 1
         try:
             async with self._stretching:
@@ -425,7 +446,7 @@ class Keeper:
                 "this credential is for renewers or trusted retrievers and has no passphrase; store it again with one",
                 subject=client.name,
             )
-        credential = await self._opened(row, request, self._attempt(client, request, row))
+        credential = await self._opened(client, request, row)
         if credential is None:
             raise Refused(
                 "PASSPHRASE_WRONG", "the current passphrase is not right; it stays as it is", subject=client.name
@@ -476,6 +497,12 @@ def _logon_refused(request: Request, why: str) -> Refused:
         f"no proxy is given for the user name {request.username!r}: nothing is stored for it, or the passphrase is "
         "wrong, or you may not retrieve it; its owner sees it with myproxy-info",
         why=why,
+    )
+
+
+def _busy() -> Exhausted:
+    return Exhausted(
+        "CREDENTIAL_STORE_BUSY", "the credential store has too many requests now; try again", retry_after_s=2
     )
 
 

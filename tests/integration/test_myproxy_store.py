@@ -332,6 +332,13 @@ async def test_guesses_in_parallel_are_not_free(lab):
     assert "too many" in await refusal(client(lab).get("ada", PASS))
 
 
+async def test_a_portal_that_logs_many_on_at_once_is_no_attacker(lab):
+    await start(lab, failures_per_peer=2, back_off_s=3600)
+    await client(lab, lab.user("ada")).put("ada", PASS)
+    got = await asyncio.gather(*(client(lab).get("ada", PASS) for _ in range(12)))
+    assert len(got) == 12 and audited(lab) == []
+
+
 # -- what is not the protocol ------------------------------------------------------------------------------------------
 
 

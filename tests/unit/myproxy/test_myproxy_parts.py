@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from agents.myproxy.config import parse_config
-from agents.myproxy.guard import MAX_COUNTERS, Guard
+from agents.myproxy.guard import Guard, TooManyAtOnceError
 from agents.myproxy.model import Stored
 from agents.myproxy.policy import Client, fits, permits
 from agents.myproxy.vault import Vault, WrongPassphrase, load_key
@@ -89,12 +89,16 @@ def wait_of(counters: Guard, user: str, peer: str, now: float, **more) -> float:
         return error.retry_after_s or 0.0
 
 
+def fail(counters: Guard, user: str, peer: str, now: float) -> None:
+    counters.attempt(user, [peer], now).failed(now)
+
+
 def test_waits_double_up_to_a_limit():
     counters = guard(max_back_off_peer_s=10)
     waits, now = [], 0.0
     for number in range(6):
         now += wait_of(counters, f"user {number}", "10.0.0.1", now)
-        counters.attempt(f"user {number}", ["10.0.0.1"], now)
+        fail(counters, f"user {number}", "10.0.0.1", now)
         waits.append(wait_of(counters, "another", "10.0.0.1", now))
     assert waits == [0, 2, 4, 8, 10, 10]
     assert wait_of(counters, "another", "10.0.0.2", now) == 0
@@ -103,41 +107,54 @@ def test_waits_double_up_to_a_limit():
 def test_many_addresses_do_not_guess_at_one_user():
     counters = guard()
     for number in range(3):
-        counters.attempt("ada", [f"10.0.0.{number}"], 0)
+        fail(counters, "ada", f"10.0.0.{number}", 0)
     assert wait_of(counters, "ada", "10.0.0.9", 0) == 2
     assert wait_of(counters, "ada", "10.0.0.9", 0, is_owner=True) == 0  # strangers do not lock the owner out
     assert wait_of(counters, "bob", "10.0.0.9", 0) == 0
 
 
-def test_attempts_count_before_they_are_judged():
+def test_attempts_under_way_are_no_free_guesses_and_no_failures_either():
     counters = guard()
     running = [counters.attempt("ada", ["10.0.0.1"], 0) for _ in range(2)]
+    with pytest.raises(TooManyAtOnceError):
+        counters.attempt("ada", ["10.0.0.1"], 0)
+    running.pop().succeeded()
+    running.append(counters.attempt("ada", ["10.0.0.1"], 0))
+    for attempt in running:
+        attempt.failed(0)
     assert wait_of(counters, "ada", "10.0.0.1", 0) == 2
-    running[0].succeeded()
-    assert wait_of(counters, "ada", "10.0.0.1", 0) == 0
+    last = counters.attempt("ada", ["10.0.0.1"], 2)  # one at a time from now on
+    with pytest.raises(TooManyAtOnceError):
+        counters.attempt("ada", ["10.0.0.1"], 2)
+    last.failed(2)
+    assert wait_of(counters, "ada", "10.0.0.1", 2) == 4
 
 
 def test_ones_own_credential_does_not_wash_an_address_clean():
     counters = guard()
     for _ in range(2):
-        counters.attempt("victim", ["10.0.0.1"], 0)
+        fail(counters, "victim", "10.0.0.1", 0)
     counters.attempt("own", ["10.0.0.1"], 2).succeeded()
-    assert wait_of(counters, "victim", "10.0.0.1", 2) > 0
+    fail(counters, "victim", "10.0.0.1", 2)
+    assert wait_of(counters, "victim", "10.0.0.1", 2) == 4
 
 
-def test_failures_are_forgotten_and_bounded():
+def test_failures_are_forgotten_and_counters_do_not_stay():
     counters = guard(forget_failures_s=100, max_back_off_peer_s=10, max_back_off_user_s=10)
-    for _ in range(4):
-        try:
-            counters.attempt("ada", ["10.0.0.1"], 0)
-        except Exhausted:
-            pass
+    for _ in range(2):
+        fail(counters, "ada", "10.0.0.1", 0)
     assert wait_of(counters, "ada", "10.0.0.1", 0) > 0
     assert wait_of(counters, "ada", "10.0.0.1", 100) == 0
-    many = guard()
-    for number in range(200):
-        many.attempt(f"u{number}", [f"p{number}"], 0)
-    assert len(many) == 400 <= 2 * MAX_COUNTERS
+    counters.attempt("bob", ["10.0.0.2"], 0).succeeded()
+    assert len(counters) == 0
+
+
+def test_counters_are_bounded(monkeypatch):
+    monkeypatch.setattr("agents.myproxy.guard.MAX_COUNTERS", 10)
+    counters = guard()
+    for number in range(50):
+        fail(counters, f"u{number}", f"p{number}", 0)
+    assert len(counters) == 20
 
 
 # -- the seal ----------------------------------------------------------------------------------------------------------
