@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from cryptography import x509
@@ -55,10 +55,13 @@ class RevocationCheck:
         lists = [one for one in self._trust.lists_of(above[0], self._now) if one.covers(certificate)]
         if not lists:
             lists = [one for one in self._of_other_signers(above) if one.covers(certificate)]
-        facts = {**certificates.facts_of(certificate, "revocation list", self._now), "authority": str(name)}
+
+        def facts(of: x509.Certificate = certificate) -> dict[str, str]:
+            return {**certificates.facts_of(of, "revocation list", self._now), "authority": str(name)}
+
         if not lists:
             sentence = f"no revocation list of {name} is installed, {certificates.describe(certificate)} is unchecked"
-            self._judge(self._policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts)
+            self._judge(self._policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts())
             return
         for one in lists:
             if one.last_update > self._now + self._policy.clock_skew:
@@ -66,10 +69,10 @@ class RevocationCheck:
                     Reason.CRL_INVALID,
                     f"the revocation list of {name} is valid only from {utc_text(one.last_update)}; check the clock "
                     "of this host",
-                    facts,
+                    facts(),
                 )
             # Revocation before expiry: what an expired list says is still true.
-            self._look_up(one, certificate, proxies, name, facts)
+            self._look_up(one, certificate, proxies, facts)
         self._require_current(lists, name, facts)
 
     def _look_up(
@@ -77,15 +80,14 @@ class RevocationCheck:
         one: RevocationList,
         certificate: x509.Certificate,
         proxies: Sequence[x509.Certificate],
-        name: DistinguishedName,
-        facts: dict[str, str],
+        facts: Callable[[x509.Certificate], dict[str, str]],
     ) -> None:
         if one.revokes(certificate.serial_number):
             raise ValidationError(
                 Reason.CERTIFICATE_REVOKED,
                 f"{certificates.describe(certificate)} was revoked {one.revocation_text(certificate.serial_number)}; "
                 "ask the authority for a new certificate",
-                facts,
+                facts(certificate),
             )
         for proxy in proxies:
             if one.revokes(proxy.serial_number):
@@ -93,16 +95,20 @@ class RevocationCheck:
                     Reason.PROXY_REVOKED,
                     f"the proxy {certificates.describe(proxy)} was revoked "
                     f"{one.revocation_text(proxy.serial_number)}; make a new proxy",
-                    {**certificates.facts_of(proxy, "revocation list", self._now), "authority": str(name)},
+                    facts(proxy),
                 )
 
-    def _require_current(self, lists: Sequence[RevocationList], name: DistinguishedName, facts: dict[str, str]) -> None:
+    def _require_current(
+        self, lists: Sequence[RevocationList], name: DistinguishedName, facts: Callable[[], dict[str, str]]
+    ) -> None:
         """The newest of the lists that cover a certificate has to be current."""
         newest = max(lists, key=lambda one: one.last_update)
         if newest.expired(self._now):
             until = utc_text(newest.next_update) if newest.next_update else ""
             sentence = f"the revocation list of {name} expired at {until}"
-            self._judge(self._policy.expired_crl, Reason.CRL_EXPIRED, sentence, "the site must fetch a new one", facts)
+            self._judge(
+                self._policy.expired_crl, Reason.CRL_EXPIRED, sentence, "the site must fetch a new one", facts()
+            )
 
     def _judge(self, mode: CrlPolicy, reason: Reason, sentence: str, cure: str, facts: dict[str, str]) -> None:
         if mode == "require":
