@@ -43,19 +43,25 @@ def run(arguments: Sequence[str]) -> int:
     if not sys.warnoptions:  # libraries' advice to programmers, for instance on the certificates of other authorities
         warnings.simplefilter("ignore")
     try:
-        result = app(list(arguments), prog_name="grid", standalone_mode=False)
+        try:
+            result = app(list(arguments), prog_name="grid", standalone_mode=False)
+            code = int(result) if isinstance(result, int) else ExitCode.OK
+        except Ended as end:
+            code = end.code
         sys.stdout.flush()
-        return int(result) if isinstance(result, int) else ExitCode.OK
-    except Ended as end:
-        return end.code
+        return code
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except BrokenPipeError:
-        # `grid ... | head`: the reader has what it wanted. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # `grid ... | head`: the reader has what it wanted
+        _give_output_up()
         return ExitCode.OK
     except Exception as error:
         return _report(error)
+
+
+def _give_output_up() -> None:
+    """Standard output takes nothing more: Python would try, and complain, once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _report(error: Exception) -> int:
@@ -73,8 +79,12 @@ def _report(error: Exception) -> int:
         code: int = ExitCode.USAGE
     else:
         facts, code = describe(error), exit_code(error)
-    if console.mode.as_json:
-        console.print_json({"error": facts})
+    try:
+        if console.mode.as_json:
+            console.print_json({"error": facts})
+        sys.stdout.flush()
+    except OSError:
+        _give_output_up()
     print(f"grid: {facts['sentence']}", file=sys.stderr)
     _keep_traceback(error)
     return code

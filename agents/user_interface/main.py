@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def complete_streams() -> None:
     for name, descriptor, access in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, access, encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding has not is shown by its codes
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

@@ -356,6 +356,25 @@ def test_closed_standard_streams_are_no_defect() -> None:
     )
 
 
+@pytest.mark.parametrize(("line", "code"), [("version", 1), ("env --json", 3)])
+def test_output_that_cannot_be_written_is_one_sentence(line: str, code: int) -> None:
+    command = [sys.executable, "-m", "agents.user_interface.main", *line.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": ""}, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60,
+        )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr.startswith("grid: ") and done.stderr.count("\n") == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_by_its_codes() -> None:
+    program = "from agents.user_interface import main; main.complete_streams(); print('z\\u00fc', '\\udcff')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"z\\xfc \\udcff\n"
+
+
 @pytest.mark.parametrize(
     ("line", "spared"),
     [
