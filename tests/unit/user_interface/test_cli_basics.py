@@ -359,11 +359,9 @@ def test_closed_standard_streams_are_no_defect() -> None:
 @pytest.mark.parametrize(("line", "code"), [("version", 1), ("env --json", 3)])
 def test_output_that_cannot_be_written_is_one_sentence(line: str, code: int) -> None:
     command = [sys.executable, "-m", "agents.user_interface.main", *line.split()]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": ""}, stdout=full, stderr=subprocess.PIPE, text=True,
-            timeout=60,
-        )  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == code
     assert done.stderr.startswith("grid: ") and done.stderr.count("\n") == 1
 
