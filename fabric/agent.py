@@ -343,6 +343,7 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) -> AsyncGenerator[RunningAgent]:
+    from fabric.rpc.audit_trail import audit_service
     from fabric.rpc.delegation import delegation_service
     from fabric.rpc.server import RpcServer, ServerConfig
 
@@ -355,6 +356,8 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
         services = [*agent.services]
         if context.has_delegations:
             services.append(delegation_service(context.delegations, log))
+        if log.audit_file is not None:
+            services.append(audit_service(log.audit_file))
         server = RpcServer(
             ServerConfig(
                 name=settings.name,

@@ -13,12 +13,15 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fabric.clock import Clock, SystemClock, utc_text
 from fabric.ids import unique_id
+
+if TYPE_CHECKING:
+    from fabric.audit import AuditFile
 
 MAX_LOG_BYTES = 16 * 1024 * 1024
 """One log file; a busy agent writes about 200 bytes per event."""
@@ -27,6 +30,9 @@ MAX_AUDIT_BYTES = 64 * 1024 * 1024
 KEPT_AUDITS = 10
 MAX_VALUE_LENGTH = 4000
 """Characters of one logged value; tracebacks may take four times as many."""
+
+MAX_ITEMS = 100
+"""Of one logged list."""
 
 _SECRET_KEYS = frozenset(
     {"session", "session_token", "token", "proof", "password", "passphrase", "key_pem", "private_key"}
@@ -53,35 +59,38 @@ class LogFile:
     """An append-only file of lines that rotates by size. Usable from any thread. One process per file."""
 
     def __init__(self, path: Path, max_bytes: int, kept: int) -> None:
-        self._path, self._max_bytes, self._kept = path, max_bytes, kept
+        self.path, self._max_bytes, self.kept = path, max_bytes, kept
         self._lock = threading.Lock()
         self._descriptor = self._open()
         self._size = os.fstat(self._descriptor).st_size
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def write(self, line: bytes) -> None:
-        """Append one line (with its newline). A full disk loses the line and never the caller."""
+    def write(self, line: bytes) -> bool:
+        """Append one line (with its newline). A full disk loses the line, or its end, and never the caller: False."""
         with self._lock:
             if self._descriptor < 0:
-                return
+                return False
             try:
                 if self._size + len(line) > self._max_bytes and self._size:
                     self._rotate()
             except OSError as error:
-                _last_resort(f"{self._path}: {error}")
+                _last_resort(f"{self.path}: {error}")
             try:
-                self._size += os.write(self._descriptor, line)
+                done = os.write(self._descriptor, line)
             except OSError as error:
-                _last_resort(f"{self._path}: {error}")
+                _last_resort(f"{self.path}: {error}")
+                return False
+            self._size += done
+            return done == len(line)
 
     def _rotate(self) -> None:
-        for number in range(self._kept - 1, 0, -1):
-            older = self._path.with_name(f"{self._path.name}.{number}")
+        for number in range(self.kept - 1, 0, -1):
+            older = self.path.with_name(f"{self.path.name}.{number}")
             if older.exists():
-                older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
-        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                older.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
+        self.path.replace(self.path.with_name(f"{self.path.name}.1"))
         full, self._descriptor = self._descriptor, self._open()  # if it cannot be opened the full one is still in use
         os.close(full)
         self._size = 0
@@ -107,19 +116,19 @@ class Logger:
     def __init__(
         self,
         log_file: LogFile | None,
-        audit_file: LogFile | None,
+        audit_file: AuditFile | None,
         fields: Mapping[str, object],
         *,
         clock: Clock,
         stderr: bool = False,
     ) -> None:
-        self._log_file, self._audit_file, self._clock, self._stderr = log_file, audit_file, clock, stderr
+        self._log_file, self.audit_file, self._clock, self._stderr = log_file, audit_file, clock, stderr
         self._fields = dict(fields)
 
     def bind(self, **fields: object) -> Logger:
         """A logger whose lines also carry these fields."""
         merged = {**self._fields, **fields}
-        return Logger(self._log_file, self._audit_file, merged, clock=self._clock, stderr=self._stderr)
+        return Logger(self._log_file, self.audit_file, merged, clock=self._clock, stderr=self._stderr)
 
     def debug(self, event: str, **fields: object) -> None:
         """Detail for developers; written like the others."""
@@ -145,19 +154,22 @@ class Logger:
 
     def audit(self, event: str, **fields: object) -> None:
         """A decision about somebody: written to the audit log and to the log, never sampled."""
-        line = self._line("audit", event, fields)
-        if self._audit_file is not None:
-            self._audit_file.write(line)
-        self._emit(line)
+        record = self._record("audit", event, fields)
+        self._emit(encode(record) if self.audit_file is None else self.audit_file.append(record))
+
+    def audit_each(self, event: str, name: str, values: Sequence[str], **fields: object) -> None:
+        """As `audit` for a decision about many: as many entries as it takes to name all of them in the field `name`."""
+        for start in range(0, max(1, len(values)), MAX_ITEMS):
+            self.audit(event, **{**fields, name: values[start : start + MAX_ITEMS] or None})
 
     def close(self) -> None:
         """Close the files, for this logger and all bound from it."""
-        for file in (self._log_file, self._audit_file):
+        for file in (self._log_file, self.audit_file):
             if file is not None:
                 file.close()
 
     def _write(self, level: str, event: str, fields: Mapping[str, object], **unbounded: object) -> None:
-        self._emit(self._line(level, event, fields, unbounded))
+        self._emit(encode(self._record(level, event, fields, unbounded)))
 
     def _emit(self, line: bytes) -> None:
         if self._log_file is not None:
@@ -168,9 +180,9 @@ class Logger:
             except (OSError, ValueError):
                 pass
 
-    def _line(
+    def _record(
         self, level: str, event: str, fields: Mapping[str, object], unbounded: Mapping[str, object] | None = None
-    ) -> bytes:
+    ) -> dict[str, object]:
         record: dict[str, object] = {
             "at": utc_text(self._clock.now()),
             "level": level,
@@ -182,7 +194,12 @@ class Logger:
             if value is not None:
                 record[name if name not in record else f"{name}_"] = _safe(name, value)
         record.update(unbounded or {})
-        return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+        return record
+
+
+def encode(record: Mapping[str, object]) -> bytes:
+    """One line of JSON with its newline."""
+    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _safe(name: str, value: object) -> object:
@@ -195,10 +212,10 @@ def _safe(name: str, value: object) -> object:
         return f"[{len(value)} bytes]"
     if isinstance(value, Mapping):
         entries = cast("Mapping[Any, Any]", value)
-        return {str(k): _safe(str(k), v) for k, v in list(entries.items())[:100]}
+        return {str(k): _safe(str(k), v) for k, v in list(entries.items())[:MAX_ITEMS]}
     if isinstance(value, (list, tuple, set, frozenset)):
         items = list(cast("Iterable[Any]", value))
-        return [_safe("", v) for v in items[:100]]
+        return [_safe("", v) for v in items[:MAX_ITEMS]]
     text = value if isinstance(value, str) else str(value)
     if _SECRET_MARK in text:
         return "[not logged]"
@@ -209,9 +226,11 @@ def open_logs(
     directory: Path, *, clock: Clock | None = None, stderr: bool = False, fields: Mapping[str, object] | None = None
 ) -> Logger:
     """The logger of one agent: `<directory>/log.jsonl` and `<directory>/audit.jsonl`, mode 0600. Raises OSError."""
+    from fabric.audit import AuditFile
+
     return Logger(
         LogFile(directory / "log.jsonl", MAX_LOG_BYTES, KEPT_LOGS),
-        LogFile(directory / "audit.jsonl", MAX_AUDIT_BYTES, KEPT_AUDITS),
+        AuditFile(directory / "audit.jsonl", MAX_AUDIT_BYTES, KEPT_AUDITS),
         fields or {},
         clock=clock or SystemClock(),
         stderr=stderr,

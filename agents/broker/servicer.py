@@ -114,8 +114,16 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                 peer.subject, request.submission_id, request.jdl, vo, template, used, parent, job_ids, core.now_us
             )
         )
-        core.log.audit(
-            "jobs.submitted", peer=peer.subject, vo=vo, job_id=done.job_id, jobs=len(template), again=not done.changes
+        core.log.audit_each(
+            "jobs.submitted",
+            "children",
+            list(done.children),
+            peer=peer.subject,
+            vo=vo,
+            job_id=done.job_id,
+            jobs=len(template),
+            again=not done.changes,
+            session_id=peer.session_id,
         )
         await self._registered()
         return pb.SubmitResponse(job_id=done.job_id, children=done.children)

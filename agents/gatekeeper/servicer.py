@@ -216,6 +216,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         events: list[Event] = []
         payloads: dict[int, NewJob] = {}
         positions: list[int] = []
+        job_ids: list[str] = []
         now_us = to_us(self._context.clock.now())
         for position, job in wires:
             inputs = [file.sha256 for file in job.description.input_sandbox]
@@ -232,10 +233,17 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 )
             )
             positions.append(position)
+            job_ids.append(job.job_id)
         if not events:
             return
-        self._context.log.audit(
-            "job.submit", peer=peer.subject, account=account.name, jobs=len(events), session_id=peer.session_id
+        self._context.log.audit_each(
+            "job.submit",
+            "job_ids",
+            job_ids,
+            peer=peer.subject,
+            account=account.name,
+            uid=account.uid,
+            session_id=peer.session_id,
         )
         for position, outcome in zip(positions, await self._driver.ask(events, payloads), strict=True):
             outcomes[position] = outcome

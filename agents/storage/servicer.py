@@ -84,7 +84,14 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         announced = wire.header_from_wire(first.header, peer.subject)
         self._own_vo(peer, announced.vo)
         file = await self._element.put(announced, _pieces(first, requests))
-        self._log.info("storage.put", peer=peer.subject, file=file.file_id, vo=file.vo, size_bytes=file.size_bytes)
+        self._log.audit(
+            "storage.put",
+            peer=peer.subject,
+            surl=self._surl(file),
+            name=file.name_hint,
+            vo=file.vo,
+            size_bytes=file.size_bytes,
+        )
         return pb.PutResponse(
             surl=self._surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
         )
@@ -110,7 +117,9 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 ) from None
             finally:
                 await messages.aclose()
-        self._log.info("storage.get", peer=peer.subject, file=file.file_id, vo=file.vo, size_bytes=size_bytes)
+        self._log.audit(
+            "storage.get", peer=peer.subject, surl=request.surl, name=file.name_hint, vo=file.vo, size_bytes=size_bytes
+        )
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:
         """See the proto."""
@@ -130,7 +139,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 )
 
         if await self._element.remove(surl.file_id, peer.vo, allowed):
-            self._log.info("storage.removed", peer=peer.subject, file=surl.file_id, vo=surl.vo)
+            self._log.audit("storage.removed", peer=peer.subject, surl=request.surl, vo=surl.vo)
         return pb.RemoveResponse()
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
@@ -172,10 +181,10 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 request.vo, opened.size_bytes, request.put_id, peer.subject, checksums=opened.checksums
             )
             file = await self._element.put(replace(announced, name_hint=str(source)), opened.pieces())
-        self._log.info(
+        self._log.audit(
             "storage.copied",
             peer=peer.subject,
-            file=file.file_id,
+            surl=self._surl(file),
             vo=file.vo,
             size_bytes=file.size_bytes,
             source=str(source),

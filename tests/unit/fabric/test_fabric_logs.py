@@ -102,7 +102,7 @@ def test_rotation_keeps_every_line_of_the_kept_files(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_stops_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = LogFile(tmp_path / "f", 100, 1)
-    file._path = tmp_path / "gone" / "f"  # pyright: ignore[reportPrivateUsage]
+    file.path = tmp_path / "gone" / "f"
     for _ in range(5):
         file.write(b"x" * 80 + b"\n")
     assert "cannot write a log" in capsys.readouterr().err

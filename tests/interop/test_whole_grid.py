@@ -1,7 +1,9 @@
-"""A proxy made by Debian's `grid-proxy-init` from our user certificate runs a job, and the field's tools read ours."""
+"""One whole grid in Ray: a proxy of Debian's `grid-proxy-init` runs a job, the field's tools read ours, and an operator
+bans, searches the audit logs and finds one that was changed."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -110,6 +112,34 @@ def test_an_operator_bans_by_the_command_line(lab: Lab) -> None:
     lab.grid("job", "wait", job, "--timeout", "30s", codes=(6,))
     stopped = lab.json("job", "status", job)[0]
     assert (stopped["state"], stopped["reason"]) == ("CANCELLED", "BANNED")
+
+
+def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
+    (lab.folder / "data.bin").write_bytes(b"some data")
+    lab.grid("data", "put", "data.bin", "lfn:/grid/cms/alice/data.bin")
+    lab.grid("data", "get", "lfn:/grid/cms/alice/data.bin", "back.bin")
+    found = lab.json("audit", "search", "--file", "lfn:/grid/cms/alice/data.bin", "--since", "1h")
+    assert found["missing"] == {}
+    assert [entry["event"] for entry in found["entries"]] == ["storage.put", "catalog.registered", "storage.get"]
+    assert {entry["peer"] for entry in found["entries"]} == {"/O=Lab/OU=Users/CN=alice"}
+    job = lab.json("job", "status")[-1]["job_id"]
+    events = [entry["event"] for entry in lab.json("audit", "search", "--job", job)["entries"]]
+    assert "jobs.submitted" in events and "job.submit" in events
+
+    logs = lab.json("audit", "verify")["logs"]
+    assert len(logs) == 9 and not [log for log in logs if log["problems"]]
+    path = lab.state / "sites" / "LAB" / "storage.LAB" / "audit.jsonl"
+
+    def overwrite(old: bytes, new: bytes) -> None:
+        with path.open("r+b") as log:
+            log.seek(log.read().index(old))
+            log.write(new)
+
+    overwrite(b"CN=alice", b"CN=mallo")
+    told = json.loads(lab.grid("audit", "verify", "--json", codes=(1,)))
+    assert [log["agent"] for log in told["logs"] if log["problems"]] == ["storage.LAB"]
+    overwrite(b"CN=mallo", b"CN=alice")
+    lab.grid("audit", "verify")
 
 
 def test_the_tree_is_found_by_ldapsearch_and_the_revocation_list_by_http(lab: Lab) -> None:

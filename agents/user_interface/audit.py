@@ -1,0 +1,138 @@
+"""What `grid audit` does, in the name of the grid's operator."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gridfabric.security.v1 import audit_pb2 as pb
+from gridfabric.security.v1 import audit_pb2_grpc
+
+from agents.user_interface import console
+from agents.user_interface.bans import as_operator
+from agents.user_interface.connection import Grid
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem
+from fabric.errors import GridError
+from fabric.settings import Endpoint
+
+T = TypeVar("T")
+DEADLINE_S = 60.0
+"""For one agent to search or check its log."""
+AT_ONCE = 32
+"""Agents asked at one moment."""
+_HIDDEN = frozenset({"at", "level", "event", "grid", "site", "agent", "trace", "seq", "prev", "session_id"})
+
+
+async def search(
+    dns: Sequence[str],
+    jobs: Sequence[str],
+    files: Sequence[str],
+    hosts: Sequence[str],
+    since: str | None,
+    limit: int,
+    state: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """`grid audit search`."""
+    about = [*dns, *jobs, *hosts, *(file.removeprefix("lfn:") for file in files)]
+    if not about:
+        raise UsageProblem("name what to look for: --dn, --job, --file or --host; see grid audit search --help")
+    since_us = int((time.time() - console.parse_duration(since)) * 1e6) if since else 0
+    async with as_operator(state) as grid:
+        request = pb.SearchAuditRequest(about=about, since_us=since_us, limit=limit)
+        entries, missing = await _search_all(grid, request)
+        if files:  # what was found names the replicas, and these appear where the data is
+            surls = {entry["surl"] for entry in entries if isinstance(entry.get("surl"), str)} - set(about)
+            if surls:
+                request = pb.SearchAuditRequest(about=sorted(surls)[:100], since_us=since_us, limit=limit)
+                more, missing = await _search_all(grid, request)
+                entries += more
+    unique = {(entry["agent"], entry["seq"]): entry for entry in entries}
+    found = sorted(unique.values(), key=lambda entry: (entry["at"], entry["agent"], entry["seq"]))
+    if as_json:
+        console.print_json({"entries": found, "missing": missing})
+    else:
+        rows = [(entry["at"], entry["agent"], entry["event"], _rest(entry)) for entry in found]
+        console.print_table(("time", "agent", "event", "what"), rows)
+        for name, sentence in missing.items():
+            console.warn(f"{name} did not answer: {sentence}")
+    if missing:
+        raise Ended(ExitCode.UNREACHABLE)
+
+
+async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    async def ask(stub: Any) -> list[dict[str, Any]]:
+        return [json.loads(entry.json) async for entry in stub.Search(request)]
+
+    answers, missing = await _ask_all(grid, ask)
+    return [entry for entries in answers.values() for entry in entries], missing
+
+
+async def verify(state: Path | None, *, as_json: bool) -> None:
+    """`grid audit verify`."""
+    async with as_operator(state) as grid:
+        answers, missing = await _ask_all(grid, lambda stub: stub.Verify(pb.VerifyAuditRequest(), timeout=DEADLINE_S))
+    rows = [
+        {
+            "agent": name,
+            "entries": answer.entries,
+            "first": answer.first,
+            "last": answer.last,
+            "oldest_at": answer.oldest_at,
+            "problems": list(answer.problems),
+        }
+        for name, answer in sorted(answers.items())
+    ]
+    problems = sum(len(row["problems"]) for row in rows)
+    if as_json:
+        console.print_json({"logs": rows, "missing": missing})
+    else:
+        shown = [
+            (row["agent"], row["entries"], row["oldest_at"], "; ".join(row["problems"]) or "whole") for row in rows
+        ]
+        console.print_table(("agent", "entries", "since", "log"), shown)
+        for name, sentence in missing.items():
+            console.warn(f"{name} did not answer: {sentence}")
+    if problems:
+        raise Ended(ExitCode.FAILED)
+    if missing:
+        raise Ended(ExitCode.UNREACHABLE)
+
+
+async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
+    """Every agent's answer by its name, and the sentences of those that gave none."""
+    answers: dict[str, T] = {}
+    missing: dict[str, str] = {}
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(endpoint: Endpoint) -> None:
+        try:
+            async with gate, asyncio.timeout(DEADLINE_S):
+                channel = await grid.channel_to(endpoint.host, endpoint.rpc)
+                answers[endpoint.name] = await ask(audit_pb2_grpc.AuditTrailStub(channel))
+        except GridError as error:
+            missing[endpoint.name] = error.sentence
+        except TimeoutError:
+            missing[endpoint.name] = f"no answer within {DEADLINE_S:g} s"
+
+    agents = [endpoint for endpoints in grid.services.services.values() for endpoint in endpoints if endpoint.rpc]
+    await asyncio.gather(*(one(endpoint) for endpoint in agents))
+    return answers, dict(sorted(missing.items()))
+
+
+def _rest(entry: dict[str, Any]) -> str:
+    sentence = entry.get("sentence")
+    if isinstance(sentence, str):
+        return sentence
+    return " ".join(f"{name}={_short(value)}" for name, value in entry.items() if name not in _HIDDEN)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"[{len(value)}]"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

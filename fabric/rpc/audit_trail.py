@@ -1,0 +1,79 @@
+"""Operators read and check an agent's audit log through this service, which every agent has."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+from gridfabric.security.v1 import audit_pb2 as pb
+from gridfabric.security.v1 import audit_pb2_grpc
+
+from fabric import audit
+from fabric.clock import from_us, utc_text
+from fabric.errors import InvalidRequest
+from fabric.rpc.rules import administrator
+from fabric.rpc.server import RpcService
+
+MAX_ABOUT = 100
+MAX_ABOUT_LENGTH = 4096
+MAX_ENTRIES = 10_000
+"""Of one answer, if the caller gave no smaller limit."""
+BATCH = 200
+"""Entries that a thread looks up at once."""
+READERS = 2
+"""Looks at a log at one moment; each may read hundreds of MB."""
+
+
+class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
+    """Reads files only; what is written meanwhile is not disturbed."""
+
+    def __init__(self, file: audit.AuditFile) -> None:
+        self._file = file
+        self._gate = asyncio.Semaphore(READERS)
+
+    async def Search(self, request: pb.SearchAuditRequest, context: Any) -> AsyncIterator[pb.AuditEntry]:
+        """See the proto."""
+        about = [value for value in request.about if value]
+        if not about or len(about) > MAX_ABOUT or max(map(len, about)) > MAX_ABOUT_LENGTH:
+            raise InvalidRequest(
+                "SEARCH_INVALID",
+                f"name 1 to {MAX_ABOUT} DNs, jobs, files or hosts, each below {MAX_ABOUT_LENGTH} bytes",
+            )
+        limit = min(request.limit, MAX_ENTRIES) if request.limit > 0 else MAX_ENTRIES
+        try:
+            since = utc_text(from_us(request.since_us)) if request.since_us else ""
+            until = utc_text(from_us(request.until_us)) if request.until_us else ""
+        except (OverflowError, ValueError) as error:
+            raise InvalidRequest("SEARCH_INVALID", "a time of this search is none; give microseconds of UTC") from error
+        async with self._gate:
+            with self._file.reading() as (_, descriptors):
+                lines = audit.search(descriptors, about, since=since, until=until, limit=limit)
+
+                def some() -> list[str]:
+                    return list(itertools.islice(lines, BATCH))
+
+                while found := await asyncio.to_thread(some):
+                    for line in found:
+                        yield pb.AuditEntry(json=line)
+
+    async def Verify(self, request: pb.VerifyAuditRequest, context: Any) -> pb.VerifyAuditResponse:
+        """See the proto."""
+        async with self._gate:
+            with self._file.reading() as (head, descriptors):
+                found = await asyncio.to_thread(audit.verify, descriptors, head)
+        return pb.VerifyAuditResponse(
+            first=found.first,
+            last=found.last,
+            entries=found.entries,
+            problems=found.problems,
+            oldest_at=found.oldest_at,
+        )
+
+
+def audit_service(file: audit.AuditFile) -> RpcService:
+    """The service for a server."""
+    registration: Any = audit_pb2_grpc
+    rules = {"Search": administrator, "Verify": administrator}
+    return RpcService(AuditTrail(file), registration.add_AuditTrailServicer_to_server, rules)
