@@ -188,6 +188,25 @@ class TlsDoor:
             writer.close()
 
 
+def client_stream(
+    credential: Credential, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
+) -> TlsStream:
+    """The client's side of such a connection; `handshake` it, then judge the server's `chain` before anything else."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.use_certificate(credential.certificate)
+    for certificate in credential.certificates[1:]:
+        context.add_extra_chain_cert(certificate)
+    context.use_privatekey(credential.key)
+    context.set_verify(SSL.VERIFY_PEER, _judged_later)
+    connection = SSL.Connection(context, None)
+    stream = TlsStream(connection, reader, writer, host)
+    connection.set_connect_state()
+    with contextlib.suppress(UnicodeError):
+        connection.set_tlsext_host_name(host.encode("idna"))
+    return stream
+
+
 def _context(credential: Credential) -> SSL.Context:
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)

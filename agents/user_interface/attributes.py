@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,19 +11,24 @@ from typing import Any
 
 from agents.user_interface import endpoints
 from agents.user_interface.connection import Grid, open_grid
+from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import UsageProblem
-from agents.vo.client import VoClient
-from fabric.errors import Conflict, NotFound
+from agents.vo.client import VoClient, fetch_by_voms
+from fabric.errors import Conflict, NotFound, Unavailable
 from fabric.settings import Endpoint
 from fabric.voms_servers import servers_of
 from security import voms
 from security.certificates import subject_of
 from security.credentials import Credential, find_certificate_directory
 from security.errors import SecurityError, utc_text
+from security.files import read_bounded
+from security.names import DistinguishedName
 from security.proxies import create_proxy
-from security.trust import TrustStore
+from security.trust import TrustSnapshot, TrustStore
 from security.validation import ValidationPolicy, validate_client_chain
 
+MAX_VOMSES_BYTES = 1024 * 1024
+_QUOTED = re.compile(r'"([^"]*)"')
 ASKING_LIFETIME = timedelta(minutes=10)
 """Of the proxy with which the VO server is asked; it stays in memory."""
 
@@ -52,25 +58,131 @@ def parse_requests(texts: Sequence[str]) -> tuple[Request, ...]:
 
 
 async def fetch(
-    user: Credential, requests: Sequence[Request], lifetime: timedelta, now: datetime, environ: Mapping[str, str]
+    user: Credential,
+    requests: Sequence[Request],
+    lifetime: timedelta,
+    now: datetime,
+    environ: Mapping[str, str],
+    vomses: Path | None = None,
 ) -> tuple[list[bytes], list[str]]:
     """An attribute certificate for each request (DER), and the servers' warnings.
 
-    Raises GridError with the VO server's sentence, NotFound VO_UNKNOWN.
+    VOs of this grid are asked by gRPC; others, and all with `vomses`, by the HTTPS of VOMS. Raises GridError with the
+    VO server's sentence, NotFound VO_UNKNOWN.
     """
-    services = endpoints.find(environ)
+    try:
+        services = endpoints.find(environ)
+    except NotFound:
+        services = Endpoints({})
     certificates = environ.get("X509_CERT_DIR") or services.certificates or find_certificate_directory(environ)
     asking = create_proxy(user, lifetime=ASKING_LIFETIME, now=now)
     encoded: list[bytes] = []
     warnings: list[str] = []
     async with open_grid(services, asking, Path(certificates)) as grid:
         for request in requests:
-            client = await vo_client(grid, request.vo)
-            answer = await client.issue_attributes(request.fqans, lifetime.total_seconds())
-            _require_ours(answer.attribute_certificate, request, user)
-            encoded.append(answer.attribute_certificate)
-            warnings += answer.warnings
+            foreign = VomsList.of(environ, vomses).servers_of(request.vo)
+            if foreign and (vomses is not None or not _is_known(grid, request.vo)):
+                trust = TrustStore(Path(certificates)).snapshot()
+                made, warned = await _ask_any(foreign, request, asking, lifetime, trust, now)
+            else:
+                client = await vo_client(grid, request.vo)
+                answer = await client.issue_attributes(request.fqans, lifetime.total_seconds())
+                made, warned = answer.attribute_certificate, tuple(answer.warnings)
+            _require_ours(made, request, user)
+            encoded.append(made)
+            warnings += warned
     return encoded, warnings
+
+
+def _is_known(grid: Grid, vo: str) -> bool:
+    try:
+        server_of(grid, vo)
+    except NotFound:
+        return False
+    return True
+
+
+async def _ask_any(
+    servers: Sequence[VomsesEntry],
+    request: Request,
+    asking: Credential,
+    lifetime: timedelta,
+    trust: TrustSnapshot,
+    now: datetime,
+) -> tuple[bytes, tuple[str, ...]]:
+    """The first answer; a server that cannot be reached is followed by the next, a refusal by none."""
+    for number, server in enumerate(servers, 1):
+        try:
+            return await fetch_by_voms(
+                server.host,
+                server.port,
+                server.subject,
+                asking,
+                request.fqans,
+                int(lifetime.total_seconds()),
+                trust,
+                ValidationPolicy(),
+                now,
+            )
+        except Unavailable:
+            if number == len(servers):
+                raise
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class VomsesEntry:
+    """One line of a vomses file."""
+
+    nick: str
+    host: str
+    port: int
+    subject: DistinguishedName
+    vo: str
+
+
+@dataclass(frozen=True)
+class VomsList:
+    """The lines of the vomses files that this user has."""
+
+    entries: tuple[VomsesEntry, ...]
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], named: Path | None) -> VomsList:
+        """Of the file or folder named, else of VOMS_USERCONF, X509_VOMSES, ~/.voms/vomses, /etc/vomses together.
+
+        Raises UsageProblem for a named one that cannot be read or understood; elsewhere bad lines say nothing.
+        """
+        home = Path(environ.get("HOME", "/"))
+        places = [environ[name] for name in ("VOMS_USERCONF", "X509_VOMSES") if environ.get(name)]
+        usual = [*map(Path, places), home / ".voms" / "vomses", home / ".glite" / "vomses", Path("/etc/vomses")]
+        entries: list[VomsesEntry] = []
+        for place in [named] if named is not None else usual:
+            for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+                try:
+                    text = read_bounded(path, MAX_VOMSES_BYTES).decode("utf-8")
+                    entries += _vomses(text)
+                except (OSError, ValueError, SecurityError) as error:
+                    if named is not None:
+                        raise UsageProblem(f"the vomses file {path} cannot be used ({error})") from None
+        return cls(tuple(dict.fromkeys(entries)))
+
+    def servers_of(self, vo: str) -> tuple[VomsesEntry, ...]:
+        """By the name that users give a VO."""
+        return tuple(entry for entry in self.entries if vo in (entry.nick, entry.vo))
+
+
+def _vomses(text: str) -> list[VomsesEntry]:
+    """`"nick" "host" "port" "DN" "vo" ["version"]`. Raises ValueError naming the line, SecurityError for a DN."""
+    found: list[VomsesEntry] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        parts = _QUOTED.findall(line)
+        if len(parts) < 5 or not parts[2].isdigit() or not 0 < int(parts[2]) < 65536:
+            raise ValueError(f'line {number} is not "nick" "host" "port" "DN" "vo"')
+        found.append(VomsesEntry(parts[0], parts[1], int(parts[2]), DistinguishedName.parse(parts[3]), parts[4]))
+    return found
 
 
 def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:

@@ -69,6 +69,7 @@ def make(
     passphrase_from_stdin: bool,
     voms: Sequence[str] = (),
     voms_lifetime: timedelta | None = None,
+    vomses: Path | None = None,
 ) -> tuple[Credential, Path, list[str]]:
     """A new proxy of the user's certificate, saved with mode 0600. Returns it, where it is, and VO servers' warnings.
 
@@ -94,7 +95,9 @@ def make(
         from agents.user_interface import attributes
 
         requests = attributes.parse_requests(voms)
-        encoded, warnings = console.run_async(attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ))
+        encoded, warnings = console.run_async(
+            attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ, vomses)
+        )
         extensions.append(proxy_extension(encoded))
     proxy = create_proxy(
         user,

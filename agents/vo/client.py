@@ -1,12 +1,27 @@
-"""Calls to a VO server."""
+"""Calls to a VO server: ours by gRPC, anybody's by the HTTPS of VOMS."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from gridfabric.vo.v1 import vo_pb2 as pb
 from gridfabric.vo.v1 import vo_pb2_grpc as pb_grpc
+
+from agents.vo import voms_wire
+from fabric.errors import InvalidRequest, Refused, Unauthenticated, Unavailable, from_security
+from fabric.tls_door import TlsClosed, client_stream
+from security.credentials import Credential
+from security.errors import SecurityError, os_error_text
+from security.names import DistinguishedName
+from security.trust import TrustSnapshot
+from security.validation import ValidationPolicy, validate_host_chain
+
+VOMS_TIMEOUT_S = 20.0
+MAX_ANSWER_BYTES = 256 * 1024
 
 
 class VoClient:
@@ -120,3 +135,61 @@ class VoClient:
         return await self._stub.IssueAttributes(
             pb.IssueAttributesRequest(fqans=fqans, lifetime_s=lifetime_s, order=order)
         )
+
+
+async def fetch_by_voms(
+    host: str,
+    port: int,
+    subject: DistinguishedName,
+    credential: Credential,
+    fqans: Sequence[str],
+    lifetime_s: int,
+    trust: TrustSnapshot,
+    policy: ValidationPolicy,
+    now: datetime,
+) -> tuple[bytes, tuple[str, ...]]:
+    """An attribute certificate (DER) of any VOMS server of version 2, and its warnings.
+
+    `subject` is the server's name in the vomses file: another one is refused, also with the right host name. Raises
+    Refused VOMS_REFUSED with the server's own words, Unauthenticated, Unavailable, InvalidRequest.
+    """
+    where = f"{host}:{port}"
+    query = f"fqans={quote(','.join(fqans), safe='/,=')}&lifetime={lifetime_s}"
+    request = f"GET {voms_wire.PATH}?{query} HTTP/1.0\r\nHost: {where}\r\nAccept: */*\r\n\r\n"
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(VOMS_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            stream = client_stream(credential, reader, writer, host)
+            await stream.handshake()
+            identity = validate_host_chain(stream.chain, host, trust, policy, now)
+            if identity.subject != subject:
+                raise Unauthenticated(
+                    "HOST_NAME_MISMATCH",
+                    f"the VOMS server {where} is {identity.subject} and not {subject} as the vomses file says; ask the "
+                    "VO for a new vomses file",
+                    subject=identity.subject,
+                )
+            await stream.write(request.encode("ascii"))
+            data = b""
+            while piece := await stream.read():
+                data += piece
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise InvalidRequest("VOMS_ANSWER_INVALID", f"{where} sends more than {MAX_ANSWER_BYTES} bytes")
+    except SecurityError as error:
+        raise from_security(error, peer=where) from error
+    except (OSError, TimeoutError) as error:
+        words = str(error) if isinstance(error, TlsClosed) else os_error_text(error)
+        words = "no answer in time" if isinstance(error, TimeoutError) else words
+        raise Unavailable(
+            "SERVER_UNREACHABLE", f"the VOMS server {where} cannot be reached ({words}); try again", peer=where
+        ) from error
+    finally:
+        if writer is not None:
+            writer.close()
+    answer = voms_wire.parse_answer(data)
+    if not answer.encoded or not data.startswith(b"HTTP/1.") or data[8:12] != b" 200":
+        raise Refused(
+            "VOMS_REFUSED", "; ".join(answer.errors) or f"{where} gave no attributes and no reason", peer=where
+        )
+    return answer.encoded, answer.warnings

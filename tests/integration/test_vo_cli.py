@@ -234,6 +234,76 @@ async def test_env_tells_voms_clients_where_to_look(lab, grid, tmp_path):
     assert error["reason"] == "VOMS_FILES_MISSING"
 
 
+# The HTTPS of VOMS, for servers that are not ours
+
+
+async def test_attributes_of_any_voms_server(lab, grid, tmp_path):
+    grid.operator()
+    grid.log_in("ada")
+    await grid("vo", "member", "add", ADA, "--group", "/cms/Role=production")
+    vomses = grid.folder / "vomses"
+    made = await grid("proxy", "init", "--voms", "cms:/cms/Role=production", "--vomses", str(vomses))
+    assert made["voms"][0]["fqans"] == ["/cms/Role=production", "/cms"] and made["voms"][0]["verified"]
+    assert [line["door"] for line in lab.audit("vo.CERN", "attributes.issued")] == ["https"]
+    # a server that is down is followed by the next of that VO
+    line = vomses.read_text()
+    port = f'"{lab.port("vo.CERN", "http")}"'
+    down = tmp_path / "vomses.d"
+    down.mkdir()
+    (down / "a").write_text("# first one that is down\n" + line.replace(port, '"1"'))
+    (down / "b").write_text(line)
+    assert (await grid("proxy", "init", "--voms", "cms", "--vomses", str(down)))["voms"][0]["verified"]
+    # without a grid, by the usual variables; another name for the same VO
+    grid.patch.setenv("GRIDFABRIC_STATE", str(tmp_path / "no-grid"))
+    vomses.write_text(line.replace('"cms"', '"my-nick"', 1))
+    grid.patch.setenv("VOMS_USERCONF", str(vomses))
+    error = (await grid("proxy", "init", "--voms", "my-nick", code=ExitCode.FAILED))["error"]
+    assert error["reason"] == "VOMS_REFUSED" and "/my-nick" in error["sentence"], (
+        "the server says what it thinks of that"
+    )
+    assert (await grid("proxy", "init", "--voms", "cms"))["voms"][0]["verified"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason", "words"),
+    [
+        (("", ""), ExitCode.FAILED, "VOMS_REFUSED", "is not a member of cms"),
+        (("CN=vo/vo.CERN", "CN=vo/other"), ExitCode.FAILED, "HOST_NAME_MISMATCH", "as the vomses file says"),
+        (("localhost", "127.0.0.2"), ExitCode.UNREACHABLE, "SERVER_UNREACHABLE", "cannot be reached"),
+        (('"cms"', '"cms'), ExitCode.USAGE, "USAGE", "line 1 is not"),
+        (("PORT", "99999"), ExitCode.USAGE, "USAGE", "line 1 is not"),
+        (('"/C=XX', '"no name /C=XX'), ExitCode.USAGE, "USAGE", "cannot be used"),
+        (("http", "rpc"), None, "", ""),
+    ],
+    ids=["stranger", "another name", "another host", "quotes", "port", "name", "grpc port"],
+)
+async def test_voms_servers_that_refuse_or_are_none(lab, grid, tmp_path, change, code, reason, words):
+    grid.log_in("ada")
+    vomses = tmp_path / "vomses"
+    port = str(lab.port("vo.CERN", "rpc" if change[1] == "rpc" else "http"))
+    old = change[0].replace("PORT", port)
+    vomses.write_text((grid.folder / "vomses").read_text().replace(old, change[1]) if change[1] != "rpc" else
+                      (grid.folder / "vomses").read_text().replace(str(lab.port("vo.CERN", "http")), port))  # fmt: skip
+    if code is None:
+        found = await asyncio.to_thread(
+            application.run, ["proxy", "init", "--voms", "cms", "--vomses", str(vomses), "--json"]
+        )
+        assert found != ExitCode.OK and not grid.proxy.exists()
+        return
+    error = (await grid("proxy", "init", "--voms", "cms", "--vomses", str(vomses), code=code))["error"]
+    assert error["reason"] == reason and words in error["sentence"]
+    assert not grid.proxy.exists()
+
+
+async def test_a_voms_server_without_our_trust_is_told_nothing(lab, grid):
+    grid.log_in("ada")
+    lab.revoke(lab.agents["vo.CERN"].context.credential)
+    vomses = str(grid.folder / "vomses")
+    error = (await grid("proxy", "init", "--voms", "cms", "--vomses", vomses, code=ExitCode.FAILED))["error"]
+    assert error["reason"] == "CERTIFICATE_REVOKED"
+    assert not lab.audit("vo.CERN", "attributes.refused"), "the request was not sent"
+
+
 # Map files
 
 

@@ -52,6 +52,9 @@ def init(
     vomslife: Annotated[
         str | None, typer.Option(help="Life of the VO's attributes; else as --valid.", callback=console.duration_option)
     ] = None,
+    vomses: Annotated[
+        Path | None, typer.Option(help="Ask the VOMS servers of this file by HTTPS, also those of this grid.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a proxy from your certificate.
@@ -82,6 +85,7 @@ def init(
         passphrase_from_stdin=pwstdin,
         voms=voms or (),
         voms_lifetime=timedelta(seconds=console.parse_duration(vomslife)) if vomslife is not None else None,
+        vomses=vomses,
     )
     for warning in warnings:
         console.warn(warning)
