@@ -362,7 +362,9 @@ def test_output_that_cannot_be_written_is_one_sentence(line: str, code: int) -> 
     command = [sys.executable, "-m", "agents.user_interface.main", *line.split()]
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
     assert done.returncode == code
     assert done.stderr.startswith("grid: ") and done.stderr.count("\n") == 1
 
