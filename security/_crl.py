@@ -47,13 +47,13 @@ _KNOWN_CRITICAL = frozenset(
 
 
 class SerialIndex:
-    """A set of serial numbers in about 25 bytes each: up to 4096 small tables by hash, searched by the C library."""
+    """A set of serial numbers in about 25 bytes each: up to 16384 small tables by hash, searched by the C library."""
 
     __slots__ = ("_count", "_long", "_mask", "_tables")
 
     def __init__(self, serials: Iterable[bytes] = (), *, expected: int = 0) -> None:
         """From the contents of DER INTEGERs; `expected`: about how many there will be."""
-        self._mask = (1 << min(12, (expected // 64).bit_length())) - 1
+        self._mask = (1 << min(14, (expected // 64).bit_length())) - 1
         self._tables = [bytearray() for _ in range(self._mask + 1)]
         self._long: set[bytes] = set()
         self._count = 0
