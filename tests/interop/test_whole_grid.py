@@ -80,6 +80,35 @@ def test_a_job_runs_with_a_proxy_of_grid_proxy_init(lab: Lab) -> None:
     assert [path.read_text().strip().isdigit() for path in lab.folder.glob("*/out")] == [True]
 
 
+@pytest.mark.skipif(shutil.which("voms-proxy-init") is None, reason="not installed: voms-proxy-init")
+def test_voms_proxy_init_gets_a_role_that_every_service_knows(lab: Lab) -> None:
+    """Only what `grid env` prints tells the C client where to ask and whom to believe."""
+    alice, role = "/O=Lab/OU=Users/CN=alice", "/cms/Role=production"
+    variables = lab.json("env")
+    assert variables["X509_VOMS_DIR"] and variables["VOMS_USERCONF"]
+    lab.grid("vo", "role", "add", "production")
+    theirs = Lab(lab.folder)
+    theirs.environment = {**lab.environment, **variables}
+    asked = ("voms-proxy-init", "-voms", f"cms:{role}", "-valid", "2:00", "-out", "voms.pem")
+    refused = subprocess.run(
+        asked, env=theirs.environment, cwd=lab.folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode == 1 and f"{alice} does not hold the role production in /cms" in refused.stderr
+    lab.grid("vo", "member", "grant", alice, role)
+    tool(theirs, *asked)  # and verifies what it got
+    theirs.environment = {k: v for k, v in theirs.environment.items() if k not in ("X509_USER_CERT", "X509_USER_KEY")}
+    theirs.environment["X509_USER_PROXY"] = str(lab.folder / "voms.pem")
+    (found,) = theirs.json("proxy", "info", "--all")["voms"]
+    assert found["verified"] and found["fqans"] == [role, "/cms"]
+    (lab.folder / "role.jdl").write_text('Executable = "/bin/true";')
+    job = theirs.json("job", "submit", "role.jdl")[0]["job_id"]
+    theirs.grid("job", "wait", job)
+    for service in ("broker", "gatekeeper"):
+        log = next((lab.state / "sites" / "LAB").glob(f"{service}*/audit.jsonl")).read_text()
+        sessions = [line for line in map(json.loads, log.splitlines()) if line["event"] == "session.opened"]
+        assert [role, "/cms"] in [line.get("fqans") for line in sessions], service
+
+
 def test_a_limited_proxy_of_grid_proxy_init_is_refused_by_name(lab: Lab) -> None:
     tool(lab, "grid-proxy-init", "-rfc", "-limited", "-out", "limited.pem")
     (lab.folder / "true.jdl").write_text('Executable = "/bin/true";')
