@@ -6,17 +6,26 @@ it as soon as it changes, and hand it to their workers. So one renewal serves ev
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+
 from agents.broker import store as rows
 from agents.broker.config import BrokerOptions
 from agents.myproxy.client import MyProxyClient
-from fabric.errors import GridError, InvalidRequest
+from agents.vo.client import VoClient
+from fabric.errors import GridError, InvalidRequest, from_security
 from fabric.rpc.delegation import DEFAULT_ID
+from fabric.voms_servers import servers_of
+from security import proxies
+from security.errors import SecurityError
+from security.validation import validate_client_chain
+from security.voms import VomsAttributes, attribute_certificates, proxy_extension
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -87,8 +96,9 @@ class Renewals:
 
     def look(self, owner: str, credential: Credential) -> None:
         """Called every few seconds for each owner with unfinished jobs; never waits."""
-        left = credential.not_after - self._context.clock.now()
-        half = (credential.not_after - credential.certificate.not_valid_before_utc) / 2
+        ends = ends_at(credential)
+        left = ends - self._context.clock.now()
+        half = (ends - credential.certificate.not_valid_before_utc) / 2
         now = self._context.clock.monotonic()
         if (
             left > min(timedelta(seconds=self._options.renew_before_s), half)
@@ -110,10 +120,10 @@ class Renewals:
             if error.reason == "DELEGATION_CHANGED":
                 return
             self.failed += 1
-            ends = f"{credential.not_after:%Y-%m-%d %H:%M:%S} UTC"
+            ends = f"{ends_at(credential):%Y-%m-%d %H:%M:%S} UTC"
             text = f"RENEWAL_FAILED: the proxy of this job, which ends at {ends}, was not renewed: {error.sentence}"
             self._context.log.warning("proxy.not_renewed", owner=owner, reason=error.reason, sentence=error.sentence)
-            told = (credential.not_after, error.sentence)
+            told = (ends_at(credential), error.sentence)
             if self._told.get(owner) != told:  # tried again and again, told once
                 self._told[owner] = told
                 await self._note(owner, text)
@@ -121,7 +131,7 @@ class Renewals:
             self.renewed += 1
             self._again_at.pop(owner, None)
             self._told.pop(owner, None)
-            ends = f"{renewed.not_after:%Y-%m-%d %H:%M:%S} UTC"
+            ends = f"{ends_at(renewed):%Y-%m-%d %H:%M:%S} UTC"
             self._context.log.audit("proxy.renewed", owner=owner, server=str(server), until=ends)
             await self._note(owner, f"the proxy of this job was renewed by {server} and ends at {ends}")
         finally:
@@ -142,13 +152,51 @@ class Renewals:
         )
         lifetime = timedelta(seconds=self._options.renewed_lifetime_s)
         renewed = await client.get(owner, lifetime=lifetime, proof=credential)
-        if renewed.not_after < credential.not_after + LEAST_GAIN:
+        renewed = await self._with_attributes(owner, credential, renewed)
+        if ends_at(renewed) < ends_at(credential) + LEAST_GAIN:
             raise InvalidRequest(
                 "RENEWAL_TOO_SHORT",
-                f"the credential stored at {server} ends at {renewed.not_after:%Y-%m-%d %H:%M:%S} UTC; store another "
+                f"what {server} gives ends at {ends_at(renewed):%Y-%m-%d %H:%M:%S} UTC; store another credential "
                 f"with: myproxy-init -s {server.host} -p {server.port} -d -n",
             )
         return context.delegations.renew(owner, DEFAULT_ID, renewed, credential)
+
+    async def _with_attributes(self, owner: str, credential: Credential, renewed: Credential) -> Credential:
+        """The renewed proxy with the VO attributes of the one before, asked for anew; the VO may refuse its member."""
+        fqans: dict[str, list[str]] = {}
+        for attributes in self._attributes(credential):
+            fqans.setdefault(attributes.vo, []).extend(attributes.fqans)
+        for attributes in self._attributes(renewed):  # a stored credential may have its own, still good
+            fqans.pop(attributes.vo, None)
+        if not fqans:
+            return renewed
+        context = self._context
+        lifetime = renewed.not_after - context.clock.now()
+        encoded: list[bytes] = []
+        for vo, wanted in fqans.items():
+            servers = servers_of(vo, context.settings.endpoints("vo"), len(context.settings.vos))
+            if not servers:
+                raise InvalidRequest(
+                    "VO_UNKNOWN", f"the proxy of {owner} has attributes of {vo}, whose server this broker does not know"
+                )
+            channel = await context.channels.get(servers[0].host, servers[0].rpc, credential=renewed)
+            answer = await VoClient(channel).issue_attributes(wanted, lifetime.total_seconds(), wanted)
+            encoded.append(answer.attribute_certificate)
+        try:
+            return proxies.create_proxy(
+                renewed, lifetime=lifetime, now=context.clock.now(), extensions=[proxy_extension(encoded)]
+            )
+        except SecurityError as error:
+            raise from_security(error) from error
+
+    def _attributes(self, credential: Credential) -> tuple[VomsAttributes, ...]:
+        context = self._context
+        trust, now = context.trust.snapshot(), context.clock.now()
+        try:
+            identity = validate_client_chain(credential.certificates, trust, context.policy, now)
+            return context.voms.attributes_of(identity, trust, context.policy, now)
+        except SecurityError as error:
+            raise from_security(error) from error
 
     async def _note(self, owner: str, text: str) -> None:
         def note(connection: sa.Connection) -> None:
@@ -160,6 +208,20 @@ class Renewals:
 
         now_us = int(self._context.clock.now().timestamp() * 1e6)
         await self._store.write(note)
+
+
+def ends_at(credential: Credential) -> datetime:
+    """When a proxy stops being accepted: with its chain, or with the first of its attribute certificates."""
+    ends = [end for certificate in credential.certificates for end in _attribute_ends(certificate)]
+    return min([credential.not_after, *ends])
+
+
+@functools.lru_cache(4096)
+def _attribute_ends(certificate: x509.Certificate) -> tuple[datetime, ...]:
+    try:
+        return tuple(found.not_after for found in attribute_certificates(certificate))
+    except SecurityError:
+        return ()  # not accepted anyway
 
 
 def _asks(extra: Iterable[tuple[str, str]]) -> bool:

@@ -98,16 +98,18 @@ class Keeper:
         except SecurityError as error:
             raise from_security(error) from error
 
-    async def _standing(self, identity: Identity, address: str, *, unmapped: bool, stored: bool = False) -> Standing:
-        """What the person is here, and not banned. VO attributes of a stored proxy may have ended before it did."""
+    async def _standing(self, identity: Identity, address: str, *, unmapped: bool) -> Standing:
+        """What the person is here, and not banned.
+
+        Attributes give nothing here, they only can be banned: a chain whose attributes do not verify (those of a stored
+        proxy end before it does) counts as one without.
+        """
         context = self._context
         try:
             attributes = context.voms.attributes_of(
                 identity, context.trust.snapshot(), context.policy, context.clock.now()
             )
-        except SecurityError as error:
-            if not stored:
-                raise from_security(error) from error
+        except SecurityError:
             attributes = ()
         by_groups = context.settings.fabric.mapping == "vo-groups"
         return await context.judge.admit(
@@ -277,7 +279,7 @@ class Keeper:
             how = "passphrase"
         # 2. is the owner still good: revocation, bans (of the network, too), membership
         identity = self._validated(credential.certificates)
-        await self._standing(identity, client.address, unmapped=not self.config.members_only, stored=True)
+        await self._standing(identity, client.address, unmapped=not self.config.members_only)
         # 3. for how long
         return Grant(row, credential, self._lifetime(row, request), limited, how)
 

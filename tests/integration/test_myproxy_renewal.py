@@ -12,9 +12,14 @@ from integration.test_workload_broker import TRUE, Workload
 from support.grid import ORGANISATION, LabGrid
 
 from agents.broker.client import BrokerClient
+from agents.broker.renewal import ends_at
 from agents.myproxy.client import MyProxyClient
+from agents.vo.client import VoClient
 from fabric.errors import InvalidRequest, NotFound
 from fabric.rpc.delegation import delegate
+from security.credentials import Credential
+from security.proxies import create_proxy
+from security.voms import proxy_extension
 
 ALICE = f"{ORGANISATION}/OU=Users/CN=alice"
 JDL = TRUE + 'MyProxyServer = "localhost"; '
@@ -118,7 +123,63 @@ async def test_a_store_that_is_down_is_asked_again(workload: Workload) -> None:
 async def test_a_stored_credential_that_ends_as_soon_is_no_renewal(workload: Workload) -> None:
     await store(workload.lab).put(ALICE, lifetime=timedelta(minutes=6))
     (job_id,) = await submit(workload)
-    assert "store another with: myproxy-init" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
+    assert "store another credential with: myproxy-init" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
+
+
+async def with_attributes(workload: Workload, *fqans: str, lifetime_s: float = 0) -> Credential:
+    """A proxy of alice with attributes of the VO server, which then exists."""
+    lab = workload.lab
+    operator = VoClient(await lab.channel("vo", name="vo.cms", credential=lab.operator()))
+    await operator.add_member(ALICE, groups=list(fqans))
+    proxy = lab.user("alice")
+    answer = await VoClient(await lab.channel("vo", name="vo.cms", credential=proxy)).issue_attributes(
+        fqans, lifetime_s
+    )
+    extension = proxy_extension([answer.attribute_certificate])
+    return create_proxy(proxy, lifetime=timedelta(hours=10), now=lab.clock.now(), extensions=[extension])
+
+
+@pytest.fixture
+async def vo(workload: Workload) -> None:
+    workload.lab.plan("vo", name="vo.cms")
+    await workload.lab.start("vo", name="vo.cms", options={"groups": ["/cms/higgs"], "roles": ["VO-Admin", "pilot"]})
+
+
+def fqans_of(workload: Workload) -> tuple[str, ...]:
+    core = workload.lab.agents["broker.CERN"].agent.core
+    (found,) = core.renewals._attributes(delegated(workload, "broker.CERN"))
+    return found.fqans
+
+
+async def test_groups_and_roles_are_renewed_too(workload: Workload, vo: None) -> None:
+    wanted = ("/cms/higgs/Role=pilot", "/cms/higgs")
+    await store(workload.lab).put(ALICE)
+    await workload.start("ce1", **FAST)
+    workload.ces["ce1"].runs = False
+    proxy = await with_attributes(workload, *wanted, lifetime_s=180)  # they end before the proxy does
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(hours=9))
+    before = fqans_of(workload)
+    job_id = (await BrokerClient(channel).submit(JDL)).job_id
+    await notes(workload, job_id, "was renewed")
+    assert fqans_of(workload) == before == ("/cms/higgs/Role=pilot", "/cms/higgs", "/cms")
+    assert ends_at(delegated(workload, "broker.CERN")) > workload.lab.clock.now() + timedelta(hours=8)
+
+
+async def test_a_suspended_member_is_not_renewed(workload: Workload, vo: None) -> None:
+    await store(workload.lab).put(ALICE)
+    await workload.start("ce1", **FAST, renew_before_s=0)
+    workload.ces["ce1"].runs = False
+    proxy = await with_attributes(workload, "/cms/higgs", lifetime_s=3600)
+    channel = await workload.lab.channel("broker", credential=proxy)
+    await delegate(channel, proxy, lifetime=timedelta(hours=9))
+    job_id = (await BrokerClient(channel).submit(JDL)).job_id
+    operator = VoClient(await workload.lab.channel("vo", name="vo.cms", credential=workload.lab.operator()))
+    await operator.suspend(ALICE, "lost a laptop")
+    core = workload.lab.agents["broker.CERN"].agent.core
+    await core.renewals._renew(ALICE, delegated(workload, "broker.CERN"))
+    assert "lost a laptop" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
+    assert core.renewals.renewed == 0
 
 
 async def test_what_the_owner_did_meanwhile_stays(workload: Workload) -> None:
