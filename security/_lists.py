@@ -60,7 +60,10 @@ class RevocationCheck:
             return {**certificates.facts_of(of, "revocation list", self._now), "authority": str(name)}
 
         if not lists:
-            sentence = f"no revocation list of {name} is installed, {certificates.describe(certificate)} is unchecked"
+            sentence = (
+                f"no revocation list of {name} is installed{self._objection(above[0])}, "
+                f"{certificates.describe(certificate)} is unchecked"
+            )
             self._judge(self._policy.missing_crl, Reason.CRL_MISSING, sentence, "the site must fetch it", facts())
             return
         for one in lists:
@@ -74,6 +77,16 @@ class RevocationCheck:
             # Revocation before expiry: what an expired list says is still true.
             self._look_up(one, certificate, proxies, facts)
         self._require_current(lists, name, facts)
+
+    def _objection(self, issuer: x509.Certificate) -> str:
+        """Why the lists of this name that are in the directory do not serve, for the sentence that says none is."""
+        for document in self._trust.documents_named(issuer.subject):
+            try:
+                verify_crl(document, issuer, delta=document.base_number is not None, allow_weak=self._policy.allow_weak)
+            except SecurityError as error:
+                return f" that can be relied upon ({error.sentence.partition(';')[0]})"
+            return " that covers it"
+        return ""
 
     def _look_up(
         self,

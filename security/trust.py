@@ -171,10 +171,14 @@ class TrustSnapshot:
         """Whether the list of this fingerprint is signed by this key: asked once."""
         return {}
 
+    def documents_named(self, issuer: x509.Name) -> tuple[CrlDocument, ...]:
+        """The lists of that name, whoever signed them."""
+        return tuple(self._documents_by_name.get(canonical_name(issuer), ()))
+
     def documents_of(self, signer: x509.Certificate) -> tuple[CrlDocument, ...]:
         """The lists of that name which the key of this certificate signed. Its own path is not looked at."""
         found: list[CrlDocument] = []
-        for document in self._documents_by_name.get(canonical_name(signer.subject), ()):
+        for document in self.documents_named(signer.subject):
             key = (document.fingerprint, certificates.der(signer))
             good = self._verified.get(key)
             if good is None:

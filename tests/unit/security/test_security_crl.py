@@ -168,3 +168,17 @@ def test_lists_for_people_and_for_authorities_make_a_whole(grid: TestGrid) -> No
         validate_client_chain(alice.pem_chain(), trust.snapshot(), ValidationPolicy(), NOW)
     assert caught.value.reason == Reason.CERTIFICATE_REVOKED
     assert len(remove_authority(grid.trust_directory, grid.ca.subject)) == 4
+
+
+def test_a_list_that_is_there_and_of_no_use_is_named(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    point = x509.IssuingDistributionPoint(
+        [x509.UniformResourceIdentifier("http://a/")], None, False, False, None, False, False
+    )
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    for extension, words in ((unknown, "the critical extension 1.2.3.4, not understood"), (point, "that covers it")):
+        grid.crl_path.write_bytes(made(grid, 9, {}, extension))
+        trust = TrustStore(grid.trust_directory).snapshot()
+        with pytest.raises(ValidationError, match=words) as caught:
+            validate_client_chain(alice.pem_chain(), trust, ValidationPolicy(), NOW)
+        assert caught.value.reason == Reason.CRL_MISSING
