@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from integration.test_workload_broker import TRUE, Workload
+from integration.test_workload_grid import Grid
 from support.grid import ORGANISATION, LabGrid
 
+from agents.bookkeeping.client import state_name
 from agents.broker.client import BrokerClient
 from agents.broker.renewal import ends_at
 from agents.myproxy.client import MyProxyClient
@@ -215,3 +217,28 @@ async def test_a_store_that_the_broker_does_not_use_is_refused_at_once(workload:
         await submit(workload, TRUE + f'MyProxyServer = "{server}";')
     assert caught.value.reason == "MYPROXY_SERVER_UNKNOWN"
     assert "it uses localhost:" in caught.value.sentence
+
+
+async def test_a_running_process_sees_the_renewed_proxy(tmp_path: Path) -> None:
+    """Credential store, broker, gatekeeper, worker, process: all real."""
+    async with LabGrid(tmp_path) as lab:
+        lab.plan("myproxy")
+        grid = Grid(lab)
+        await grid.start()
+        await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_type": "ec-p256"})
+        await store(lab).put(ALICE)
+        proxy = lab.user("alice")
+        channel = await lab.channel("broker", credential=proxy)
+        await delegate(channel, proxy, lifetime=timedelta(hours=9))
+        longer = "until openssl x509 -checkend 38000 -noout -in $X509_USER_PROXY; do sleep 0.1; done"  # 10.5 hours
+        jdl = f'Executable = "/bin/sh"; Arguments = "-c \'{longer}\'"; MyProxyServer = "localhost"; '
+        job_id = (await BrokerClient(channel).submit(jdl)).job_id
+        client = await grid.bookkeeping()
+        async with asyncio.timeout(30):
+            while state_name((await client.query(job_ids=[job_id]))[0].state) != "RUNNING":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        core = lab.agents["broker.CERN"].agent.core
+        assert core.renewals.renewed == 0  # with nine hours left
+        await core.renewals._renew(ALICE, lab.agents["broker.CERN"].context.delegations.get(ALICE))
+        (job,) = await grid.ended([job_id])
+        assert (state_name(job.state), core.renewals.renewed) == ("DONE", 1)
