@@ -32,7 +32,7 @@ from security.errors import CredentialError, Reason, SecurityError, require_utc,
 from security.files import write_atomic
 from security.names import DistinguishedName
 from security.proxies import MINIMUM_RSA_BITS, load_request
-from security.signing_policy import emit_signing_policy, matches
+from security.signing_policy import emit_namespaces, emit_signing_policy, matches
 
 MAX_HOSTS = 64
 """Alternative names in one host certificate."""
@@ -179,6 +179,21 @@ class CertificateAuthority:
     def signing_policy(self) -> str:
         """The EACL file to install beside the certificate."""
         return emit_signing_policy(self.subject, self._namespace)
+
+    def namespaces(self) -> str:
+        """The same as `.namespaces` (EUGridPMA), which counts before the EACL file where both are."""
+        return emit_namespaces(self.subject, self._namespace)
+
+    def info(self, crl_url: str = "") -> str:
+        """The `.info` file of the IGTF distribution: who this is, and where its revocation list can be fetched."""
+        fingerprint = self.certificate.fingerprint(hashes.SHA1()).hex(":").upper()  # the format's name for a file
+        lines = [
+            f"alias = {self.subject.common_name}",
+            f'subjectdn = "{self.subject.openssl_oneline()}"',
+            f"sha1fp.0 = {fingerprint}",
+            "status = experimental",
+        ]
+        return "".join(f"{line}\n" for line in (*lines, *([f"crl_url = {crl_url}"] if crl_url else ())))
 
     def issue_user(
         self, subject: Subject, key: KeySource, *, lifetime: timedelta, now: datetime, renew: bool = False

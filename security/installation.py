@@ -18,7 +18,7 @@ from security.errors import Reason, SecurityError, ValidationError, require_utc,
 from security.files import read_bounded, sync_directory, write_atomic
 from security.names import DistinguishedName, same_name
 from security.revocation import MAX_CRL_BYTES, RevocationList, is_delta, parse_crl, signed_by, verify_crl
-from security.signing_policy import parse_signing_policy
+from security.signing_policy import parse_namespaces, parse_signing_policy
 
 MAX_SAME_HASH = 100
 """Authorities with one subject hash in one directory."""
@@ -44,6 +44,8 @@ def install_authority(
     crl: bytes | None = None,
     *,
     now: datetime | None = None,
+    namespaces: str | None = None,
+    info: str | None = None,
 ) -> Path:
     """Install an authority with its signing policy and, where there is one, its revocation list.
 
@@ -60,11 +62,19 @@ def install_authority(
             f"the signing policy offered for {subject} does not name that authority",
             certificates.facts_of(certificate, "signing policy"),
         )
+    if namespaces is not None and not parse_namespaces(namespaces).names_authority(subject, own=True):
+        raise ValidationError(
+            Reason.SIGNING_POLICY_INVALID,
+            f"the namespaces offered for {subject} do not name that authority",
+            certificates.facts_of(certificate, "signing policy"),
+        )
     good = verify_crl(parse_crl(crl), certificate) if crl is not None else None
     stem = subject_hash(certificate)
     with _locked(folder):
         index = _index_of(folder, stem, certificate)
-        write_atomic(folder / f"{stem}.signing_policy", signing_policy.encode(), 0o644)
+        for kind, text in (("signing_policy", signing_policy), ("namespaces", namespaces), ("info", info)):
+            if text is not None:
+                write_atomic(folder / f"{stem}.{kind}", text.encode(), 0o644)
         if good is not None and crl is not None:
             _write_crl(folder, stem, index, certificate, good, crl, now)
         path = folder / f"{stem}.{index}"

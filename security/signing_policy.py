@@ -198,6 +198,21 @@ def emit_signing_policy(authority: DistinguishedName, subjects: Sequence[str]) -
     )
 
 
+def emit_namespaces(authority: DistinguishedName, subjects: Sequence[str]) -> str:
+    """The same as `.namespaces`, for the patterns of a signing policy (a `*` at the end, or none).
+
+    Raises ValueError for any other.
+    """
+    rules: list[str] = []
+    for pattern in subjects:
+        plain = pattern.removesuffix("*")
+        if "*" in plain or any(quote in pattern for quote in "'\"\n\\"):
+            raise ValueError("only a pattern with one star, at its end, can be written")
+        expression = re.sub(r"([.^$+?()\[\]{}|])", r"\\\1", plain) + (".*" if plain != pattern else "")
+        rules.append(f'TO Issuer "{authority.openssl_oneline()}" \\\n  PERMIT Subject "{expression}"\n')
+    return "#NAMESPACES-VERSION: 1.0\n" + "".join(rules)
+
+
 _NAMESPACE_RULE = re.compile(
     r'TO\s+Issuer\s+(?:"(?P<issuer>[^"]+)"|(?P<self>SELF))\s+(?P<verb>PERMIT|DENY)\s+'
     r'Subject\s+"(?P<subject>(?:[^"\\]|\\.)+)"',

@@ -55,11 +55,19 @@ class AuthorityAgent(Agent):
         pem = self._authority.certificate.public_bytes(Encoding.PEM)
         certificate = Content(pem, PEM_TYPE, stem)
         policy = Content(self._authority.signing_policy().encode(), "text/plain", stem)
+        namespaces = Content(self._authority.namespaces().encode(), "text/plain", stem)
+        settings = self.context.settings
+        crl_url = (
+            f"http://{settings.advertise}:{settings.ports['http']}/crl/{stem}.r0" if "http" in settings.ports else ""
+        )
+        info = Content(self._authority.info(crl_url).encode(), "text/plain", stem)
         return {
             f"/certificates/{stem}.0": certificate,
             "/bundle": certificate,
             f"/{stem}.signing_policy": policy,
             f"/certificates/{stem}.signing_policy": policy,
+            f"/certificates/{stem}.namespaces": namespaces,
+            f"/certificates/{stem}.info": info,
         }
 
     def _route(self, path: str) -> Content | None:

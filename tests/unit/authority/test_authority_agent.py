@@ -127,6 +127,10 @@ async def test_what_everybody_may_fetch(lab):
     stem, port = subject_hash(lab.grid.ca.certificate), lab.port("authority.CERN", "http")
     for path in (f"/certificates/{stem}.0", "/bundle"):
         assert (await http_get("127.0.0.1", port, path)).body == lab.grid.ca.ca_pem()
+    namespaces = await http_get("127.0.0.1", port, f"/certificates/{stem}.namespaces")
+    assert (namespaces.body or b"").decode() == lab.grid.ca.namespaces()
+    info = await http_get("127.0.0.1", port, f"/certificates/{stem}.info")
+    assert f":{port}/crl/{stem}.r0".encode() in (info.body or b"")
     policy = await http_get("127.0.0.1", port, f"/{stem}.signing_policy")
     assert policy.body == lab.grid.ca.signing_policy().encode()
     for path in ("/", "/key.pem", "/../ca/key.pem", f"/crl/{'0' * 8}.r0"):

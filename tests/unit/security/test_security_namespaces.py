@@ -236,3 +236,32 @@ def test_no_pattern_takes_long() -> None:
     start = time.process_time()
     assert not pattern.matches("/" + "a" * 4000)
     assert time.process_time() - start < 0.1
+
+
+def test_the_files_of_an_authority_are_in_the_fields_formats(grid: TestGrid, tmp_path: Path) -> None:
+    """Both namespaces say the same, `.info` is about this certificate, and the linter has nothing to say."""
+    from security.lint import lint_authority, read_info
+    from security.trust import TrustStore, subject_hash_old
+
+    folder, ca = tmp_path / "new", grid.ca
+    info = ca.info("http://ca.example.org/crl")
+    install_authority(
+        folder, ca.certificate, ca.signing_policy(), ca.build_crl(NOW, DAY), namespaces=ca.namespaces(), info=info
+    )
+    stem, old = subject_hash(ca.certificate), subject_hash_old(ca.certificate)
+    (folder / f"{old}.0").symlink_to(f"{stem}.0")
+    assert {path.name for path in folder.iterdir()} == {
+        f"{stem}.0", f"{old}.0", f"{stem}.r0", f"{stem}.signing_policy", f"{stem}.namespaces", f"{stem}.info",
+    }  # fmt: skip
+    trust = TrustStore(folder).snapshot()
+    (authority,) = trust.authorities
+    assert [finding for finding in lint_authority(authority, trust, NOW) if finding.level != "ok"] == []
+    assert read_info(folder, authority)["crl_url"] == "http://ca.example.org/crl"
+    assert authority.policy is not None
+    for name, expected in (("/C=XX/O=TestGrid/CN=a", True), ("/C=XX/O=TestGridX/CN=a", False)):
+        assert authority.policy.permits(ca.subject, DistinguishedName.parse(name)) == expected
+    with pytest.raises(ValidationError) as caught:
+        install_authority(
+            tmp_path / "x", ca.certificate, ca.signing_policy(), namespaces='TO Issuer "/CN=B" PERMIT Subject "/.*"'
+        )
+    assert caught.value.reason == Reason.SIGNING_POLICY_INVALID
