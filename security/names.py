@@ -209,7 +209,7 @@ def _bounded(rdns: tuple[Rdn, ...], text: str) -> tuple[Rdn, ...]:
                 raise _malformed("a value of the name holds a NUL character", text)
             if any("\ud800" <= char <= "\udfff" for char in value):
                 raise _malformed("a value of the name is not Unicode text", text)
-            total += len(kind) + len(value) + 2
+            total += len(kind) + len(_escape_oneline(value)) + 2  # what is read can be printed and read again
     if total > MAX_NAME_LENGTH:
         raise _malformed(f"the name is longer than {MAX_NAME_LENGTH} characters", text)
     return rdns

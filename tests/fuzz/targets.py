@@ -29,7 +29,7 @@ from security.bans import BanList
 from security.errors import SecurityError
 from security.explanation import explain
 from security.mapfile import GridMapFile, GroupMapFile
-from security.names import MAX_NAME_LENGTH, DistinguishedName
+from security.names import DistinguishedName
 from security.proxies import create_proxy
 from security.revocation import parse_crl, verify_crl
 from security.signing_policy import parse_namespaces, parse_signing_policy
@@ -241,8 +241,7 @@ def _name(data: bytes) -> None:
         name = DistinguishedName.parse(_text(data))
     except SecurityError:
         return
-    text = str(name)
-    assert len(text) > MAX_NAME_LENGTH or DistinguishedName.parse(text) == name
+    assert DistinguishedName.parse(str(name)) == name
 
 
 def _ldap(data: bytes) -> None:

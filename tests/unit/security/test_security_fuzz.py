@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from security import certificates
 from security.errors import Reason, SecurityError, ValidationError
+from security.names import DistinguishedName
 from security.proxies import load_request, new_request
 from security.revocation import parse_crl
 from security.testing import NOW
@@ -107,6 +108,13 @@ def test_a_signature_of_an_unheard_algorithm_is_refused(world: World) -> None:
     with pytest.raises(ValidationError):
         validate_client_chain([certificate], world.trust, ValidationPolicy(allow_weak=True), NOW)
     assert certificates.digest_name(certificate) == ""
+
+
+def test_a_name_too_long_to_be_printed_is_no_name() -> None:
+    """One such person in a member list, and no map file could be written any more."""
+    with pytest.raises(SecurityError) as caught:
+        DistinguishedName.parse("/CN=" + "/OU=".join("\u20ac" * 300 for _ in range(6)))
+    assert caught.value.reason == Reason.NAME_MALFORMED
 
 
 def test_a_key_that_openssl_cannot_read_is_refused(world: World) -> None:
