@@ -13,10 +13,9 @@ from agents.user_interface import endpoints
 from agents.user_interface.connection import Grid, open_grid
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import UsageProblem
+from agents.user_interface.users import vo_server
 from agents.vo.client import VoClient, fetch_by_voms
 from fabric.errors import Conflict, NotFound, Unavailable
-from fabric.settings import Endpoint
-from fabric.voms_servers import servers_of
 from security import voms
 from security.certificates import subject_of
 from security.credentials import Credential, find_certificate_directory
@@ -96,7 +95,7 @@ async def fetch(
 
 def _is_known(grid: Grid, vo: str) -> bool:
     try:
-        server_of(grid, vo)
+        vo_server(grid, vo)
     except NotFound:
         return False
     return True
@@ -197,19 +196,9 @@ def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:
         )
 
 
-def server_of(grid: Grid, vo: str) -> Endpoint:
-    """The server of a VO. Raises NotFound VO_UNKNOWN."""
-    servers = [server for server in grid.services.all("vo") if server.rpc]
-    found = servers_of(vo, tuple(servers), len(grid.services.vos) or 1)
-    if not found or (vo not in grid.services.vos and grid.services.vos):
-        known = ", ".join(grid.services.vos) or "none"
-        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; known are: {known}", vo=vo)
-    return found[0]
-
-
 async def vo_client(grid: Grid, vo: str) -> VoClient:
     """Calls to the server of a VO in the name of the grid's credential. Raises NotFound VO_UNKNOWN."""
-    server = server_of(grid, vo)
+    server = vo_server(grid, vo)
     return VoClient(await grid.channel_to(server.host, server.rpc))
 
 

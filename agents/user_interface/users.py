@@ -71,6 +71,7 @@ async def add(grid: Grid, name: str, vo: str, groups: Sequence[str], folder: Pat
         if path.exists() and not renew:
             raise AlreadyExists("FILE_EXISTS", f"{path} exists; choose another folder with --out", path=path)
     server = vo_server(grid, vo)
+    await _require_groups(grid, server, vo, groups)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what can fail here fails before there is a certificate
     key = generate_key("rsa-2048")
     authority = ca_grpc.AuthorityStub(await grid.channel("authority"))
@@ -98,6 +99,24 @@ def vo_server(grid: Grid, vo: str) -> Endpoint:
         known = ", ".join(grid.services.vos) or "none"
         raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; VOs of this grid: {known}", vo=vo)
     return named[0]
+
+
+async def _require_groups(grid: Grid, server: Endpoint, vo: str, groups: Sequence[str]) -> None:
+    """Raises NotFound GROUP_UNKNOWN for a group or role that does not exist."""
+    if not groups:
+        return
+    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(server.host, server.rpc))
+    known = await stub.ListGroups(vo_wire.ListGroupsRequest())
+    for fqan in groups:
+        group, _, role = fqan.partition("/Role=")
+        if group not in known.groups or (role and role not in known.roles):
+            what = f"role {role}" if group in known.groups else f"group {group}"
+            raise NotFound(
+                "GROUP_UNKNOWN",
+                f"{vo} has no {what}; make it with: grid vo {what.partition(' ')[0]} add {what.partition(' ')[2]}",
+                vo=vo,
+                group=fqan,
+            )
 
 
 async def join(grid: Grid, server: Endpoint, subject: str, name: str, groups: Sequence[str]) -> None:

@@ -64,7 +64,8 @@ class VoAgent(Agent):
         self.context.close_at_end(ldap)
         if "http" in settings.ports:
             door = VomsDoor(self._config.vo, self._validate, self._issue, self.context.log)
-            tls = TlsDoor(self.context.credential, door.serve, self.context.log)
+            limit = self._config.max_connections_per_address
+            tls = TlsDoor(self.context.credential, door.serve, self.context.log, max_per_address=limit)
             await tls.start(settings.listen, settings.ports["http"])
             self.context.close_at_end(tls)
         self.context.spawn(self._organisation.watch(), "watch memberships")

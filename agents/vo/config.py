@@ -17,6 +17,10 @@ class VoConfig:
     vo: str = ""
     """The virtual organisation; by default the grid's only one."""
     max_members: int = field(default=100_000, metadata={"minimum": 1})
+    max_requests: int = field(default=1000, metadata={"minimum": 1})
+    """People who asked to become members and wait for a decision: anybody with a certificate can ask."""
+    max_connections_per_address: int = field(default=64, metadata={"minimum": 1})
+    """Of the VOMS door, at one moment."""
     page_size: int = field(default=1000, metadata={"minimum": 1, "maximum": 10_000})
     """Members in one answer."""
     groups: tuple[str, ...] = ()

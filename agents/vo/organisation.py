@@ -14,7 +14,7 @@ from agents.vo.issuing import Issued, Issuer, Lookup, Wanted
 from agents.vo.model import Aup, Member, MemberState
 from fabric.authorisation import Judge
 from fabric.clock import Clock, from_us, to_us, utc_text
-from fabric.errors import GridError, InvalidRequest, Refused
+from fabric.errors import Exhausted, GridError, InvalidRequest, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, require_identity
 from fabric.store import Store
@@ -122,6 +122,13 @@ class Organisation:
             known = rows.find(connection, member.subject)
             if known is not None:
                 return known, False
+            if rows.count(connection, MemberState.REQUESTED) >= self.config.max_requests:
+                raise Exhausted(
+                    "REQUESTS_EXHAUSTED",
+                    f"{self.config.max_requests} people wait for a decision of {self.vo}; ask again later, or write to "
+                    "its managers",
+                    retry_after_s=3600,
+                )
             return rows.put(connection, member, self.config.max_members), True
 
         async with self._changing:

@@ -180,6 +180,19 @@ async def test_a_member_with_the_role_manages_the_vo_and_others_do_not(lab, grid
     assert error["reason"] == "MANAGER_REQUIRED", "attributes outlive the role"
 
 
+async def test_no_certificate_is_made_for_somebody_who_could_not_join(lab, grid, tmp_path):
+    grid.operator()
+    out = str(tmp_path / "ada")
+    for group, words in (
+        ("/cms/nowhere", "grid vo group add /cms/nowhere"),
+        ("/cms/Role=boss", "grid vo role add boss"),
+        ("/atlas", "cms has no group /atlas"),
+    ):
+        error = (await grid("user", "add", "Ada", "--group", group, "--out", out, code=ExitCode.NOT_FOUND))["error"]
+        assert error["reason"] == "GROUP_UNKNOWN" and words in error["sentence"]
+    assert not (tmp_path / "ada").exists()
+
+
 async def test_wrong_wishes_are_refused_and_nothing_is_written(lab, grid):
     grid.operator()
     grid.log_in("ada")

@@ -12,7 +12,7 @@ from support.grid import ORGANISATION, LabGrid
 from agents.vo.client import VoClient
 from agents.vo.issuing import Wanted
 from fabric.clock import ManualClock, to_us
-from fabric.errors import Conflict, GridError, NotFound, Refused
+from fabric.errors import Conflict, Exhausted, GridError, NotFound, Refused
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filters import Equality
 from security.validation import validate_client_chain
@@ -182,6 +182,19 @@ async def test_asking_twice_changes_nothing_and_members_stay_members(lab):
     await (await manager(lab)).approve(f"{BASE}ada")
     assert (await ada.request_membership()).objection == ""
     assert len(lab.audit("vo.CERN", "member.requested")) == 1
+
+
+async def test_people_who_ask_cannot_fill_the_vo(lab):
+    await lab.stop("vo.CERN")
+    await lab.start("vo", options={"max_requests": 2, "max_members": 3, "sweep_s": 3600})
+    for name in ("ada", "bob"):
+        await (await me(lab, name)).request_membership()
+    with pytest.raises(Exhausted) as caught:
+        await (await me(lab, "eve")).request_membership()
+    assert caught.value.reason == "REQUESTS_EXHAUSTED"
+    await (await me(lab, "bob")).request_membership()
+    await (await manager(lab)).approve(f"{BASE}ada")
+    await (await me(lab, "eve")).request_membership()
 
 
 async def test_policies_and_attributes_out_of_bounds(lab):

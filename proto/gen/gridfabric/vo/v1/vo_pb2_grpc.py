@@ -181,7 +181,8 @@ class VirtualOrganisationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RequestMembership(self, request, context):
-        """Anybody with a certificate, for himself. After: REQUESTED, if the DN was not known; else unchanged. Errors: VO_FULL.
+        """Anybody with a certificate, for himself. After: REQUESTED, if the DN was not known; else unchanged.
+        Errors: VO_FULL, REQUESTS_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
