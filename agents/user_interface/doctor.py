@@ -444,8 +444,8 @@ async def check_ports(services: endpoints.Endpoints) -> list[Finding]:
         (f"{kind} {endpoint.name}".strip(), endpoint.host, protocol, port)
         for kind, known in services.services.items()
         for endpoint in known
-        for protocol, port in (("rpc", endpoint.rpc), ("ldap", endpoint.ldap), ("http", endpoint.http))
-        if port
+        for protocol in ("rpc", "ldap", "http", "myproxy")
+        if (port := getattr(endpoint, protocol))
     ]
     gate = asyncio.Semaphore(32)
 
