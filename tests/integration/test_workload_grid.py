@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +161,17 @@ async def test_cancel_kills_the_running_process(grid: Grid) -> None:
     assert state_name(job.state) == "CANCELLED"
 
 
-async def test_kill_of_broker_and_bookkeeping_loses_and_doubles_nothing(grid: Grid, tmp_path: Path) -> None:
+@pytest.fixture
+def marks() -> Iterator[Path]:
+    """A folder that pool accounts can write to; pytest closes its own to others each time that one starts somewhere."""
+    with tempfile.TemporaryDirectory(prefix="marks-", dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
+async def test_kill_of_broker_and_bookkeeping_loses_and_doubles_nothing(grid: Grid, marks: Path) -> None:
     await grid.start(apart=True)
     broker = await grid.broker()
-    marks = tmp_path / "marks"
-    marks.mkdir(mode=0o777)
-    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    marks.chmod(0o777)
     jdl = f"""Executable = "/bin/sh"; Parameters = 60; Arguments = "-c 'echo x >> {marks}/_PARAM_; sleep 0.1'";"""
     answer = await broker.submit(jdl, submission_id="one")
     # The answer may have been lost: asking again gives the same jobs.
