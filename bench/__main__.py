@@ -18,12 +18,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "proto/gen")]
 
 from rich.console import Console  # noqa: E402
 
-from bench import information, jobs, lab, limits, machine, present, security, sessions, startup, storage, vo  # noqa: E402
+from bench import information, jobs, lab, limits, machine, myproxy, present, security, sessions, startup, storage, vo  # noqa: E402
 from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
 ALONE: dict[str, Callable[[Bench], None]] = {
     "limits": limits.run,
+    "myproxy": myproxy.run,
     "security": security.run,
     "sessions": sessions.run,
     "startup": startup.run,
@@ -35,7 +36,7 @@ ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
     "information": information.run,
 }
 """Sections that share one grid."""
-SECTIONS = ("limits", "security", "sessions", "storage", "jobs", "information", "startup", "vo")
+SECTIONS = ("limits", "security", "sessions", "storage", "jobs", "information", "startup", "vo", "myproxy")
 SLOTS = 8
 
 

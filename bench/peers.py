@@ -22,6 +22,7 @@ PEERS: dict[str, str] = {
     "small_get": "GridFTP 2 104 pipelined, 108 plain",
     "searches_1": "slapd 12 600, point query",
     "searches_4": "slapd 27 600, point query",
+    "px_command": "MyProxy server 6.2: 224",
     "delay": "BDII cycle 2 700 for 193 changes, 8 000 the first",
 }
 """By figure; in the figure's own unit."""
