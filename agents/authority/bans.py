@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import grpc
 import sqlalchemy as sa
@@ -14,22 +14,25 @@ from gridfabric.authority.v1 import bans_pb2_grpc as pb_grpc
 
 from agents.authority.store import metadata
 from fabric.clock import Clock, from_us, to_us
-from fabric.errors import Conflict, Exhausted, InvalidRequest
+from fabric.errors import Conflict, Exhausted, InvalidRequest, Refused
 from fabric.logs import Logger
-from fabric.rpc.peer import current_peer
-from fabric.rpc.rules import administrator, any_of, any_service
+from fabric.rpc.peer import Peer, current_peer
+from fabric.rpc.rules import administrator, any_of, any_service, user
 from fabric.store import Store
-from security.bans import Ban, BanList
+from security.bans import Ban, BanKind, BanList
 from security.errors import SecurityError
 
 RULES = {
-    "Add": administrator,
+    "Add": any_of(administrator, user, any_service),
     "Lift": administrator,
     "List": any_of(administrator, any_service),
     "Watch": any_service,
 }
 MAX_BANS = 10_000
 """More than this is no list of people to keep out but a VO to close."""
+MAX_OWN_BANS = 100
+MAX_OWN_BAN = timedelta(days=14)
+"""For proxies that their owner takes back; longer than any lives."""
 MAX_ID_LENGTH = 64
 KEEP_ALIVE_S = 20.0
 """The list is said again this often, so that an agent notices a silent authority, and a ban that ended is forgotten."""
@@ -39,6 +42,7 @@ bans = sa.Table(
     metadata,
     sa.Column("id", sa.String(MAX_ID_LENGTH), primary_key=True),
     sa.Column("line", sa.Text, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
     sa.Column("until_us", sa.BigInteger, nullable=False),
 )
 
@@ -52,7 +56,12 @@ class BansServicer(pb_grpc.BansServicer):
 
     async def Add(self, request: pb.AddBanRequest, context: grpc.aio.ServicerContext) -> pb.AddBanResponse:
         """See the proto."""
-        ban = self._checked(request.ban, current_peer(context).subject)
+        peer = current_peer(context)
+        ban = self._checked(request.ban, peer.subject)
+        if not peer.is_administrator:
+            _require_own(ban, peer)
+            if ban.until is None or ban.until > self._clock.now() + MAX_OWN_BAN:
+                raise InvalidRequest("BAN_INVALID", f"give the end of the proxy, within {MAX_OWN_BAN.days} days")
 
         def add(connection: sa.Connection) -> Ban:
             known = connection.execute(sa.select(bans.c.line).where(bans.c.id == ban.ban_id)).scalar()
@@ -62,10 +71,16 @@ class BansServicer(pb_grpc.BansServicer):
                     raise Conflict("BAN_ID_USED", f"ban {ban.ban_id} is about {kept.describe()}; use another id")
                 return kept
             self._forget_ended(connection)
-            if connection.execute(sa.select(sa.func.count()).select_from(bans)).scalar_one() >= MAX_BANS:
+            count = sa.select(sa.func.count()).select_from(bans)
+            own = connection.execute(count.where(bans.c.author == peer.subject)).scalar_one()
+            if not peer.is_administrator and own >= MAX_OWN_BANS:
+                raise Exhausted("TOO_MANY_BANS", f"{peer.subject} has {own} bans of proxies; they end with the proxies")
+            if connection.execute(count).scalar_one() >= MAX_BANS:
                 raise Exhausted("TOO_MANY_BANS", f"there are {MAX_BANS} bans; lift some, or ban their VO or authority")
             until_us = to_us(ban.until) if ban.until else 0
-            connection.execute(bans.insert().values(id=ban.ban_id, line=ban.emit(), until_us=until_us))
+            connection.execute(
+                bans.insert().values(id=ban.ban_id, line=ban.emit(), author=peer.subject, until_us=until_us)
+            )
             return ban
 
         kept = await self._store.write(add)
@@ -136,6 +151,18 @@ class BansServicer(pb_grpc.BansServicer):
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def _require_own(ban: Ban, peer: Peer) -> None:
+    """Who is no operator may ban proxies that it has signed itself, until they have ended."""
+    issuer = ban.value.partition(" ")[2]
+    own = ban.kind is BanKind.CERTIFICATE and (issuer == peer.subject or issuer.startswith(f"{peer.subject}/CN="))
+    if not own or ban.sites:
+        raise Refused(
+            "NOT_OWNER",
+            f"{peer.subject} may ban proxies of its own, by serial number and issuer and everywhere, and not "
+            f"{ban.describe()}; ask an operator of the grid",
+        )
 
 
 def _to_wire(ban: Ban) -> pb.Ban:

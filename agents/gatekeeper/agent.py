@@ -85,6 +85,10 @@ class Gatekeeper(Agent):
         )
         self._pool.driver = self._driver
         context.delegations.on_change(lambda _subject, _id: self._renew.set())
+        context.delegations.jobs_of = self._jobs_of
+        context.delegations.stop_jobs = lambda owner: self._stop_jobs(
+            owner, "DELEGATION_RECALLED", f"the proxy that {owner} delegated was recalled"
+        )
         self._renew = asyncio.Event()
         self._publish_wanted = asyncio.Event()
         self._published: Any = None
@@ -231,11 +235,21 @@ class Gatekeeper(Agent):
             refusal = error
         if refusal.reason not in KILL_REASONS:
             return  # an expired or missing delegation is no reason: the jobs go on with what they have
-        jobs = [job.job_id for job in self.machine.jobs.values() if job.owner == owner and not job.cancel_reason]
+        await self._stop_jobs(owner, refusal.reason, refusal.sentence)
+
+    def _jobs_of(self, owner: str) -> list[str]:
+        return [
+            job.job_id
+            for job in self.machine.jobs.values()
+            if job.owner == owner and not job.cancel_reason and not job.ended
+        ]
+
+    async def _stop_jobs(self, owner: str, reason: str, sentence: str) -> None:
+        jobs = self._jobs_of(owner)
         if not jobs:
             return
-        context.log.audit("jobs.stopped", owner=owner, jobs=len(jobs), reason=refusal.reason, sentence=refusal.sentence)
-        await self._driver.ask([CancelAsked(job_id, refusal.reason) for job_id in jobs])
+        self.context.log.audit("jobs.stopped", owner=owner, jobs=len(jobs), reason=reason, sentence=sentence)
+        await self._driver.ask([CancelAsked(job_id, reason) for job_id in jobs])
 
     async def _clean(self) -> None:
         while True:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,17 +26,18 @@ from fabric.errors import (
     GridError,
     InvalidRequest,
     NotFound,
+    Refused,
     Unauthenticated,
     Unavailable,
     from_security,
 )
 from fabric.logs import Logger
 from fabric.rpc import rules
-from fabric.rpc.peer import current_peer
+from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule
 from fabric.rpc.server import RpcService
 from security import proxies
-from security.certificates import PrivateKey
+from security.certificates import PrivateKey, issuer_of
 from security.credentials import Credential
 from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
@@ -55,6 +56,8 @@ MAX_PER_SUBJECT = 64
 """Delegated credentials of one subject."""
 MAX_CREDENTIALS = 20_000
 MAX_CHAIN_BYTES = 64 * 1024
+MAX_LISTED = 1_000
+MAX_LISTED_JOBS = 100
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
@@ -78,7 +81,12 @@ class DelegationStore:
         self._directory, self._trust, self._policy, self._clock, self._log = directory, trust, policy, clock, log
         self._waiting: OrderedDict[tuple[str, str], _Waiting] = OrderedDict()
         self._credentials: dict[tuple[str, str], Credential] = {}
+        self._since_us: dict[tuple[str, str], int] = {}
         self._listeners: list[Callable[[str, str], None]] = []
+        self.jobs_of: Callable[[str], Sequence[str]] = lambda subject: ()
+        """Ids of the jobs under way here that depend on what this subject delegated; the agent sets it."""
+        self.stop_jobs: Callable[[str], Awaitable[object]] | None = None
+        """Stops them, when the delegation is recalled; the agent sets it."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
@@ -95,6 +103,7 @@ class DelegationStore:
                 record = json.loads(index.read_text("utf-8"))
                 key = (str(record["subject"]), str(record["delegation_id"]))
                 self._credentials[key] = Credential.load(index.with_suffix(".pem"))
+                self._since_us[key] = int(record.get("since_us", 0))
             except (SecurityError, ValueError, KeyError, TypeError) as error:
                 self._log.warning("delegation.unreadable", path=str(index), detail=str(error))
 
@@ -126,6 +135,10 @@ class DelegationStore:
     def all(self) -> list[tuple[str, str, Credential]]:
         """Every (subject, delegation id, credential), expired ones too."""
         return [(subject, name, credential) for (subject, name), credential in self._credentials.items()]
+
+    def since_us(self, subject: str, delegation_id: str) -> int:
+        """When it was delegated; 0 if that is not known."""
+        return self._since_us.get((subject, delegation_id), 0)
 
     def request(self, subject: str, delegation_id: str) -> bytes:
         """A new key kept here and its PEM request. Replaces an open request of the same id."""
@@ -205,14 +218,15 @@ class DelegationStore:
         stem = self._stem(key)
         try:
             credential.save(stem.with_suffix(".pem"))
-            record = {"subject": key[0], "delegation_id": key[1]}
+            since_us = to_us(self._clock.now())
+            record = {"subject": key[0], "delegation_id": key[1], "since_us": since_us}
             write_atomic(stem.with_suffix(".json"), json.dumps(record).encode(), 0o600)
         except OSError as error:
             raise Unavailable(
                 "DELEGATIONS_UNAVAILABLE",
                 f"the delegated credential cannot be stored ({os_error_text(error)}); try again later",
             ) from error
-        self._credentials[key] = credential
+        self._credentials[key], self._since_us[key] = credential, since_us
         self._tell(key)
 
     def _make_room(self, subject: str) -> None:
@@ -236,6 +250,7 @@ class DelegationStore:
         """Erase a credential and an open request. Idempotent."""
         key = (subject, delegation_id)
         self._waiting.pop(key, None)
+        self._since_us.pop(key, None)
         if self._credentials.pop(key, None) is None:
             return
         stem = self._stem(key)
@@ -297,10 +312,58 @@ class Delegation(security_pb2_grpc.DelegationServicer):
         self._log.audit("delegation.destroyed", peer=peer.subject, delegation_id=name)
         return pb.DelegationDestroyResponse()
 
+    async def List(self, request: pb.DelegationListRequest, context: Any) -> pb.DelegationListResponse:
+        """The ledger."""
+        peer = current_peer(context)
+        subject = request.subject if peer.is_administrator else self._own(peer, request.subject)
+        return pb.DelegationListResponse(delegations=self._entries(subject))
+
+    async def Recall(self, request: pb.DelegationRecallRequest, context: Any) -> pb.DelegationRecallResponse:
+        """Erase, and stop what depends on it."""
+        peer = current_peer(context)
+        subject = (request.subject if peer.is_administrator else "") or self._own(peer, request.subject)
+        recalled = self._entries(subject)
+        for entry in recalled:
+            self._store.destroy(subject, entry.delegation_id)
+        if self._store.stop_jobs is not None:
+            await self._store.stop_jobs(subject)
+        self._log.audit(
+            "delegation.recalled", peer=peer.subject, owner=subject, serials=[entry.serial for entry in recalled]
+        )
+        return pb.DelegationRecallResponse(recalled=recalled)
+
+    def _own(self, peer: Peer, subject: str) -> str:
+        if subject not in ("", peer.subject):
+            raise Refused(
+                "NOT_OWNER", f"{peer.subject} may see and recall only its own delegations, not those of {subject[:200]}"
+            )
+        return peer.subject
+
+    def _entries(self, subject: str) -> list[pb.Delegated]:
+        """Of a subject; of everybody for an empty one."""
+        found: list[pb.Delegated] = []
+        for owner, name, credential in self._store.all():
+            if subject not in ("", owner) or len(found) >= MAX_LISTED:
+                continue
+            jobs = self._store.jobs_of(owner)
+            found.append(
+                pb.Delegated(
+                    subject=owner,
+                    delegation_id=name,
+                    serial=f"{credential.certificate.serial_number:X}",
+                    issuer=str(issuer_of(credential.certificate)),
+                    since_us=self._store.since_us(owner, name),
+                    expires_at_us=to_us(credential.not_after),
+                    job_ids=jobs[:MAX_LISTED_JOBS],
+                    jobs=len(jobs),
+                )
+            )
+        return found
+
 
 def delegation_service(store: DelegationStore, log: Logger) -> RpcService:
-    """The service with its rules: any session; it only ever touches the caller's own credentials."""
-    methods: dict[str, Rule] = dict.fromkeys(("Request", "Put", "Show", "Destroy"), DELEGATORS)
+    """The service with its rules: any session, and the caller's own credentials; operators see and recall others'."""
+    methods: dict[str, Rule] = dict.fromkeys(("Request", "Put", "Show", "Destroy", "List", "Recall"), DELEGATORS)
     add = cast("Any", security_pb2_grpc).add_DelegationServicer_to_server
     return RpcService(Delegation(store, log), add, methods)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from gridfabric.security.v1 import security_pb2, security_pb2_grpc
 from integration.test_compute_jobs import ENDED, Site, job
 from support.grid import LabGrid
 
@@ -141,7 +142,7 @@ async def test_bans_outlive_restarts_and_the_absence_of_the_authority(lab: LabGr
 
 async def test_only_operators_ban_and_nonsense_is_refused(lab: LabGrid) -> None:
     authority = await start_authority(lab)
-    for who in (lab.user("alice"), lab.service("storage")):
+    for who in (lab.user("alice"), lab.user("eve", vo=None), lab.service("storage")):
         other = AuthorityClient(await lab.channel("authority", credential=who))
         for attempt in (other.ban("vo", "cms"), other.lift("1")):
             with pytest.raises(Refused):
@@ -165,6 +166,74 @@ async def test_only_operators_ban_and_nonsense_is_refused(lab: LabGrid) -> None:
             await authority.ban(kind, value, **more)
         assert caught.value.reason == "BAN_INVALID"
     assert await authority.bans() == []
+
+
+async def test_a_recalled_delegation_is_refused_everywhere_and_its_jobs_end(lab: LabGrid) -> None:
+    await start_authority(lab)
+    site = Site(lab)
+    await site.start()
+    await lab.start("storage")
+    sleeper = job("-c", "sleep 300")
+    await site.submit(sleeper)
+    await site.reaches(sleeper, pb.JOB_STATE_RUNNING)
+    alice = str(lab.user_certificate("alice").identity)
+    stolen = lab.agents["gatekeeper.CERN"].context.delegations.get(alice)
+    await storage.space(await lab.channel("storage", credential=stolen))
+
+    ledger: Any = security_pb2_grpc.DelegationStub(site.channel)
+    (entry,) = (await ledger.List(security_pb2.DelegationListRequest())).delegations
+    assert (entry.subject, list(entry.job_ids), entry.jobs) == (alice, [sleeper.job_id], 1)
+    assert 0 < entry.since_us < entry.expires_at_us
+    bobs: Any = security_pb2_grpc.DelegationStub(await lab.channel("gatekeeper", credential=lab.user("bob")))
+    assert not (await bobs.List(security_pb2.DelegationListRequest())).delegations
+    for attempt in (
+        bobs.List(security_pb2.DelegationListRequest(subject=alice)),
+        bobs.Recall(security_pb2.DelegationRecallRequest(subject=alice)),
+    ):
+        with pytest.raises(Refused) as caught:
+            await attempt
+        assert caught.value.reason == "NOT_OWNER"
+
+    own = AuthorityClient(await lab.channel("authority", credential=site.alice))
+    until = datetime.now(UTC) + timedelta(hours=1)
+    await own.ban("certificate", f"{entry.serial} {entry.issuer}", until=until)
+    async with asyncio.timeout(PROMPT_S):
+        while True:
+            try:
+                await storage.space(await lab.channel("storage", credential=stolen))
+            except Refused as error:
+                assert error.reason == "BANNED"
+                break
+            await asyncio.sleep(0.01)
+    (recalled,) = (await ledger.Recall(security_pb2.DelegationRecallRequest())).recalled
+    assert recalled.serial == entry.serial
+    (ended,) = await site.ended(sleeper)
+    assert ended.state == pb.JOB_STATE_CANCELLED
+    assert ended.reason in ("DELEGATION_RECALLED", "BANNED")  # whichever came first
+    assert not (await ledger.List(security_pb2.DelegationListRequest())).delegations
+    await space(lab, "alice")  # her own proxy stays good
+    assert lab.audit("gatekeeper.CERN", "delegation.recalled")[0]["serials"] == [entry.serial]
+
+
+async def test_users_ban_only_proxies_that_they_signed(lab: LabGrid) -> None:
+    await start_authority(lab)
+    alice = str(lab.user_certificate("alice").identity)
+    own = AuthorityClient(await lab.channel("authority", credential=lab.user("alice")))
+    until = datetime.now(UTC) + timedelta(hours=1)
+    for kind, value, more in (
+        ("vo", "cms", {"until": until}),
+        ("subject", alice, {"until": until}),
+        ("certificate", f"1 {lab.grid.ca.subject}", {"until": until}),
+        ("certificate", f"1 {alice}2", {"until": until}),
+        ("certificate", f"1 {alice}", {"until": until, "sites": ["CERN"]}),
+    ):
+        with pytest.raises(Refused) as refusal:
+            await own.ban(kind, value, **more)
+        assert refusal.value.reason == "NOT_OWNER"
+    for end in (None, until + timedelta(days=20)):
+        with pytest.raises(InvalidRequest):
+            await own.ban("certificate", f"1 {alice}", until=end)
+    await own.ban("certificate", f"1 {alice}/CN=17", until=until)
 
 
 async def test_a_call_may_be_repeated(lab: LabGrid) -> None:

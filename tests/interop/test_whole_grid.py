@@ -155,6 +155,13 @@ def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
     events = [entry["event"] for entry in lab.json("audit", "search", "--job", job)["entries"]]
     assert "jobs.submitted" in events and "job.submit" in events
 
+    held = lab.json("delegation", "ls")["delegations"]
+    assert {row["service"] for row in held} == {"broker.LAB", "gatekeeper.LAB"}
+    assert lab.json("delegation", "ls", "--dn", "*")["delegations"] == held
+    assert len(lab.json("delegation", "recall")["recalled"]) == len(held)
+    assert lab.json("delegation", "ls")["delegations"] == []
+    lab.grid("job", "submit", "true.jdl")  # the user's own proxy is as good as before
+
     logs = lab.json("audit", "verify")["logs"]
     assert len(logs) == 9 and not [log for log in logs if log["problems"]]
     path = lab.state / "sites" / "LAB" / "storage.LAB" / "audit.jsonl"

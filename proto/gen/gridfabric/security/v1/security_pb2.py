@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gridfabric/security/v1/security.proto\x12\x16gridfabric.security.v1\"\x0e\n\x0c\x42\x65ginRequest\"\x1e\n\rBeginResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"C\n\x10\x45stablishRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"]\n\x11\x45stablishResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rexpires_at_us\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"*\n\x11\x44\x65legationRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"0\n\x19\x44\x65legationRequestResponse\x12\x13\n\x0brequest_pem\x18\x01 \x01(\x0c\"@\n\x14\x44\x65legationPutRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\".\n\x15\x44\x65legationPutResponse\x12\x15\n\rexpires_at_us\x18\x01 \x01(\x03\".\n\x15\x44\x65legationShowRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"@\n\x16\x44\x65legationShowResponse\x12\x15\n\rexpires_at_us\x18\x01 \x01(\x03\x12\x0f\n\x07subject\x18\x02 \x01(\t\"1\n\x18\x44\x65legationDestroyRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65legationDestroyResponse2\xc9\x01\n\x0fSecurityContext\x12T\n\x05\x42\x65gin\x12$.gridfabric.security.v1.BeginRequest\x1a%.gridfabric.security.v1.BeginResponse\x12`\n\tEstablish\x12(.gridfabric.security.v1.EstablishRequest\x1a).gridfabric.security.v1.EstablishResponse2\xb0\x03\n\nDelegation\x12g\n\x07Request\x12).gridfabric.security.v1.DelegationRequest\x1a\x31.gridfabric.security.v1.DelegationRequestResponse\x12\x62\n\x03Put\x12,.gridfabric.security.v1.DelegationPutRequest\x1a-.gridfabric.security.v1.DelegationPutResponse\x12\x65\n\x04Show\x12-.gridfabric.security.v1.DelegationShowRequest\x1a..gridfabric.security.v1.DelegationShowResponse\x12n\n\x07\x44\x65stroy\x12\x30.gridfabric.security.v1.DelegationDestroyRequest\x1a\x31.gridfabric.security.v1.DelegationDestroyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%gridfabric/security/v1/security.proto\x12\x16gridfabric.security.v1\"\x0e\n\x0c\x42\x65ginRequest\"\x1e\n\rBeginResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"C\n\x10\x45stablishRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"]\n\x11\x45stablishResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x15\n\rexpires_at_us\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"*\n\x11\x44\x65legationRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"0\n\x19\x44\x65legationRequestResponse\x12\x13\n\x0brequest_pem\x18\x01 \x01(\x0c\"@\n\x14\x44\x65legationPutRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\x12\x11\n\tchain_pem\x18\x02 \x01(\x0c\".\n\x15\x44\x65legationPutResponse\x12\x15\n\rexpires_at_us\x18\x01 \x01(\x03\".\n\x15\x44\x65legationShowRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"@\n\x16\x44\x65legationShowResponse\x12\x15\n\rexpires_at_us\x18\x01 \x01(\x03\x12\x0f\n\x07subject\x18\x02 \x01(\t\"1\n\x18\x44\x65legationDestroyRequest\x12\x15\n\rdelegation_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65legationDestroyResponse\"(\n\x15\x44\x65legationListRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"\x9b\x01\n\tDelegated\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x15\n\rdelegation_id\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12\x0e\n\x06issuer\x18\x04 \x01(\t\x12\x10\n\x08since_us\x18\x05 \x01(\x03\x12\x15\n\rexpires_at_us\x18\x06 \x01(\x03\x12\x0f\n\x07job_ids\x18\x07 \x03(\t\x12\x0c\n\x04jobs\x18\x08 \x01(\x03\"P\n\x16\x44\x65legationListResponse\x12\x36\n\x0b\x64\x65legations\x18\x01 \x03(\x0b\x32!.gridfabric.security.v1.Delegated\"*\n\x17\x44\x65legationRecallRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"O\n\x18\x44\x65legationRecallResponse\x12\x33\n\x08recalled\x18\x01 \x03(\x0b\x32!.gridfabric.security.v1.Delegated2\xc9\x01\n\x0fSecurityContext\x12T\n\x05\x42\x65gin\x12$.gridfabric.security.v1.BeginRequest\x1a%.gridfabric.security.v1.BeginResponse\x12`\n\tEstablish\x12(.gridfabric.security.v1.EstablishRequest\x1a).gridfabric.security.v1.EstablishResponse2\x84\x05\n\nDelegation\x12g\n\x07Request\x12).gridfabric.security.v1.DelegationRequest\x1a\x31.gridfabric.security.v1.DelegationRequestResponse\x12\x62\n\x03Put\x12,.gridfabric.security.v1.DelegationPutRequest\x1a-.gridfabric.security.v1.DelegationPutResponse\x12\x65\n\x04Show\x12-.gridfabric.security.v1.DelegationShowRequest\x1a..gridfabric.security.v1.DelegationShowResponse\x12n\n\x07\x44\x65stroy\x12\x30.gridfabric.security.v1.DelegationDestroyRequest\x1a\x31.gridfabric.security.v1.DelegationDestroyResponse\x12\x65\n\x04List\x12-.gridfabric.security.v1.DelegationListRequest\x1a..gridfabric.security.v1.DelegationListResponse\x12k\n\x06Recall\x12/.gridfabric.security.v1.DelegationRecallRequest\x1a\x30.gridfabric.security.v1.DelegationRecallResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,8 +55,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELEGATIONDESTROYREQUEST']._serialized_end=648
   _globals['_DELEGATIONDESTROYRESPONSE']._serialized_start=650
   _globals['_DELEGATIONDESTROYRESPONSE']._serialized_end=677
-  _globals['_SECURITYCONTEXT']._serialized_start=680
-  _globals['_SECURITYCONTEXT']._serialized_end=881
-  _globals['_DELEGATION']._serialized_start=884
-  _globals['_DELEGATION']._serialized_end=1316
+  _globals['_DELEGATIONLISTREQUEST']._serialized_start=679
+  _globals['_DELEGATIONLISTREQUEST']._serialized_end=719
+  _globals['_DELEGATED']._serialized_start=722
+  _globals['_DELEGATED']._serialized_end=877
+  _globals['_DELEGATIONLISTRESPONSE']._serialized_start=879
+  _globals['_DELEGATIONLISTRESPONSE']._serialized_end=959
+  _globals['_DELEGATIONRECALLREQUEST']._serialized_start=961
+  _globals['_DELEGATIONRECALLREQUEST']._serialized_end=1003
+  _globals['_DELEGATIONRECALLRESPONSE']._serialized_start=1005
+  _globals['_DELEGATIONRECALLRESPONSE']._serialized_end=1084
+  _globals['_SECURITYCONTEXT']._serialized_start=1087
+  _globals['_SECURITYCONTEXT']._serialized_end=1288
+  _globals['_DELEGATION']._serialized_start=1291
+  _globals['_DELEGATION']._serialized_end=1935
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -85,3 +87,47 @@ class DelegationDestroyRequest(_message.Message):
 class DelegationDestroyResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DelegationListRequest(_message.Message):
+    __slots__ = ("subject",)
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    def __init__(self, subject: _Optional[str] = ...) -> None: ...
+
+class Delegated(_message.Message):
+    __slots__ = ("subject", "delegation_id", "serial", "issuer", "since_us", "expires_at_us", "job_ids", "jobs")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    DELEGATION_ID_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    ISSUER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_US_FIELD_NUMBER: _ClassVar[int]
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    delegation_id: str
+    serial: str
+    issuer: str
+    since_us: int
+    expires_at_us: int
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    jobs: int
+    def __init__(self, subject: _Optional[str] = ..., delegation_id: _Optional[str] = ..., serial: _Optional[str] = ..., issuer: _Optional[str] = ..., since_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ..., job_ids: _Optional[_Iterable[str]] = ..., jobs: _Optional[int] = ...) -> None: ...
+
+class DelegationListResponse(_message.Message):
+    __slots__ = ("delegations",)
+    DELEGATIONS_FIELD_NUMBER: _ClassVar[int]
+    delegations: _containers.RepeatedCompositeFieldContainer[Delegated]
+    def __init__(self, delegations: _Optional[_Iterable[_Union[Delegated, _Mapping]]] = ...) -> None: ...
+
+class DelegationRecallRequest(_message.Message):
+    __slots__ = ("subject",)
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    def __init__(self, subject: _Optional[str] = ...) -> None: ...
+
+class DelegationRecallResponse(_message.Message):
+    __slots__ = ("recalled",)
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
+    recalled: _containers.RepeatedCompositeFieldContainer[Delegated]
+    def __init__(self, recalled: _Optional[_Iterable[_Union[Delegated, _Mapping]]] = ...) -> None: ...

@@ -183,6 +183,16 @@ class DelegationStub:
                 request_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyResponse.FromString,
                 _registered_method=True)
+        self.List = channel.unary_unary(
+                '/gridfabric.security.v1.Delegation/List',
+                request_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListResponse.FromString,
+                _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/gridfabric.security.v1.Delegation/Recall',
+                request_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallResponse.FromString,
+                _registered_method=True)
 
 
 class DelegationServicer:
@@ -218,6 +228,21 @@ class DelegationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def List(self, request, context):
+        """The ledger: what this service holds of the caller; an operator sees everybody's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recall(self, request, context):
+        """After: everything delegated by the subject is erased here and its jobs under way are being stopped. The caller's own
+        subject; any subject for an operator. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DelegationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -240,6 +265,16 @@ def add_DelegationServicer_to_server(servicer, server):
                     servicer.Destroy,
                     request_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyRequest.FromString,
                     response_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyResponse.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListRequest.FromString,
+                    response_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallRequest.FromString,
+                    response_serializer=gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +386,60 @@ class Delegation:
             '/gridfabric.security.v1.Delegation/Destroy',
             gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyRequest.SerializeToString,
             gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationDestroyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.security.v1.Delegation/List',
+            gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListRequest.SerializeToString,
+            gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.security.v1.Delegation/Recall',
+            gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallRequest.SerializeToString,
+            gridfabric_dot_security_dot_v1_dot_security__pb2.DelegationRecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,113 @@
+"""What `grid delegation` does: the ledger of every service that holds delegated proxies, and recalling them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from gridfabric.security.v1 import security_pb2 as pb
+from gridfabric.security.v1 import security_pb2_grpc
+
+from agents.authority.client import AuthorityClient
+from agents.user_interface import console
+from agents.user_interface.bans import as_operator
+from agents.user_interface.connection import Grid, open_for_user
+from agents.user_interface.exits import Ended, ExitCode
+from fabric.errors import GridError, NotFound
+
+KINDS = ("broker", "gatekeeper", "storage")
+"""Services that act in the name of users."""
+
+
+@asynccontextmanager
+async def _caller(dn: str, state: Path | None) -> AsyncIterator[Grid]:
+    if dn:
+        async with as_operator(state) as grid:
+            yield grid
+    else:
+        async with open_for_user(os.environ, state) as grid:
+            yield grid
+
+
+async def ledger(grid: Grid, subject: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What every service holds of a subject (empty: everybody, for an operator), and who gave no answer and why."""
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for kind in KINDS:
+        for endpoint in grid.services.all(kind):
+            try:
+                stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
+                answer = await stub.List(pb.DelegationListRequest(subject=subject))
+            except GridError as error:
+                missing[endpoint.name] = error.sentence
+                continue
+            rows += [_row(endpoint.name, found) for found in answer.delegations]
+    return rows, missing
+
+
+def _row(service: str, found: pb.Delegated) -> dict[str, Any]:
+    return {
+        "service": service,
+        "subject": found.subject,
+        "delegation_id": found.delegation_id,
+        "serial": found.serial,
+        "issuer": found.issuer,
+        "since": console.time_text(console.from_us(found.since_us)),
+        "until": console.time_text(console.from_us(found.expires_at_us)),
+        "jobs": found.jobs,
+        "job_ids": list(found.job_ids),
+    }
+
+
+async def show(dn: str, state: Path | None, *, as_json: bool) -> None:
+    """`grid delegation ls`."""
+    async with _caller(dn, state) as grid:
+        rows, missing = await ledger(grid, "" if dn == "*" else dn)
+    if as_json:
+        console.print_json({"delegations": rows, "missing": missing})
+    elif rows:
+        columns = ("service", "subject", "since", "until", "jobs", "serial")
+        console.print_table(columns, [[row[column] for column in columns] for row in rows])
+    else:
+        console.say("nothing is delegated")
+    _name(missing)
+
+
+async def recall(dn: str, state: Path | None, *, as_json: bool) -> None:
+    """`grid delegation recall`. First everywhere at once by a ban of each proxy, then erased service by service."""
+    async with _caller(dn, state) as grid:
+        rows, missing = await ledger(grid, dn)
+        if not rows and not missing:
+            raise NotFound("DELEGATION_MISSING", "nothing is delegated, so there is nothing to recall")
+        authority = AuthorityClient(await grid.channel("authority"))
+        for row in rows:
+            until = datetime.strptime(row["until"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) + timedelta(seconds=1)
+            if until > datetime.now(UTC):
+                await authority.ban(
+                    "certificate", f"{row['serial']} {row['issuer']}", reason="delegation recalled", until=until,
+                    ban_id=f"recall{row['serial']}"[:64],
+                )  # fmt: skip
+        for kind in KINDS:
+            for endpoint in grid.services.all(kind):
+                try:
+                    stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
+                    await stub.Recall(pb.DelegationRecallRequest(subject=dn))
+                except GridError as error:
+                    missing[endpoint.name] = error.sentence
+    if as_json:
+        console.print_json({"recalled": rows, "missing": missing})
+    else:
+        jobs = sum(row["jobs"] for row in rows if row["service"] not in missing)
+        console.say(f"recalled {len(rows)} delegated proxies; {jobs} jobs are being stopped")
+    _name(missing)
+
+
+def _name(missing: dict[str, str]) -> None:
+    for name, sentence in missing.items():
+        console.warn(f"{name} did not answer: {sentence}")
+    if missing:
+        raise Ended(ExitCode.UNREACHABLE)
