@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.user_interface import console, endpoints
-from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from agents.user_interface.signals import terminate_as_interrupt, undisturbed
 from fabric.text import counted
 
@@ -106,10 +106,17 @@ def board(title: str) -> Iterator[Callable[[Any], None]]:
 
 
 def state_for(name: str, state: Path | None, environ: Mapping[str, str]) -> Path:
-    """The state folder of a grid that is to be started."""
-    from clusters.paths import default_state
+    """The state folder of a grid that is to be started: a new one, or a grid's. `down --purge` removes it as a whole.
 
-    return (state or default_state(name, environ, os.getuid())).absolute()
+    Raises UsageProblem for a folder with anything else in it.
+    """
+    from clusters.paths import StatePaths, default_state
+
+    paths = StatePaths((state or default_state(name, environ, os.getuid())).absolute())
+    found = {path.name for path in paths.root.iterdir()} if paths.root.is_dir() else set[str]()
+    if found - {paths.lock.name} and paths.inventory.name not in found:
+        raise UsageProblem(f"{paths.root} has other things in it; give a grid a folder of its own with --state")
+    return paths.root
 
 
 def up_command(

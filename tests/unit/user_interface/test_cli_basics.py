@@ -18,7 +18,7 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.user_interface import console, exits, jobs, users
+from agents.user_interface import console, deployment, exits, jobs, users
 from agents.user_interface.application import app
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import ExitCode, UsageProblem
@@ -259,6 +259,18 @@ async def test_of_several_files_one_that_is_not_there_keeps_no_other_back(
     with pytest.raises(FileNotFoundError):
         await jobs.submit_command([tmp_path / "one"], tmp_path / "no" / "ids", as_json=False)
     assert capsys.readouterr().out == ""  # nothing was submitted whose id could be lost
+
+
+def test_a_grid_gets_a_folder_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    (tmp_path / "home" / "thesis.tex").touch()
+    assert run(["up", "lab", "--state", str(tmp_path / "home")]) == ExitCode.USAGE
+    assert "home has other things in it; give a grid a folder of its own" in capsys.readouterr().err
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "state").mkdir()
+    for name in (".lock", "inventory.json"):
+        (tmp_path / "state" / name).touch()
+        assert deployment.state_for("lab", tmp_path / "state", {}) == tmp_path / "state"
 
 
 def test_down_on_nothing_is_no_error() -> None:
