@@ -348,12 +348,7 @@ def verify_attributes(
     keeps its own reason (CERTIFICATE_REVOKED ...).
     """
     now = require_utc(now)
-    end_entity = identity.certificates[identity.proxy_depth]
-    for certificate in identity.certificates[: identity.proxy_depth]:
-        carried = attribute_certificates(certificate)
-        if carried:
-            return tuple(_verify(entry, end_entity, servers, trust, policy, now) for entry in carried)
-    return ()
+    return tuple(_verify(entry, identity, servers, trust, policy, now) for entry in _carried(identity))
 
 
 def objections(
@@ -364,28 +359,33 @@ def objections(
     Raises ValidationError when they cannot be read.
     """
     now = require_utc(now)
-    end_entity = identity.certificates[identity.proxy_depth]
+    found: list[str] = []
+    for entry in _carried(identity):
+        try:
+            _verify(entry, identity, servers, trust, policy, now)
+            found.append("")
+        except ValidationError as error:
+            found.append(error.sentence)
+    return found
+
+
+def _carried(identity: Identity) -> tuple[AttributeCertificate, ...]:
+    """Those of the proxy nearest the leaf that has any."""
     for certificate in identity.certificates[: identity.proxy_depth]:
-        found: list[str] = []
-        for entry in attribute_certificates(certificate):
-            try:
-                _verify(entry, end_entity, servers, trust, policy, now)
-                found.append("")
-            except ValidationError as error:
-                found.append(error.sentence)
-        if found:
+        if found := attribute_certificates(certificate):
             return found
-    return []
+    return ()
 
 
 def _verify(
     entry: AttributeCertificate,
-    holder: x509.Certificate,
+    identity: Identity,
     servers: VomsDirectory,
     trust: TrustSnapshot,
     policy: ValidationPolicy,
     now: datetime,
 ) -> VomsAttributes:
+    holder = identity.certificates[identity.proxy_depth]
     facts = {
         "check": "attribute certificate",
         "subject": str(certificates.subject_of(holder)),
@@ -422,6 +422,8 @@ def _verify(
     names = (certificates.issuer_of(holder), certificates.subject_of(holder))
     if entry.holder_issuer not in names or entry.holder_serial != holder.serial_number:
         raise refuse("it was given to another certificate")
+    if identity.subject != certificates.subject_of(holder):
+        raise refuse("an independent proxy has no right of its maker's, memberships included")
     # 6. time
     if now > entry.not_after:
         raise refuse(f"it expired at {utc_text(entry.not_after)}; run voms-proxy-init again")

@@ -65,7 +65,12 @@ class VomsDoor:
             await stream.write(answer)
 
     def _identify(self, stream: TlsStream) -> Identity:
-        chain = stream.chain
+        try:
+            chain = stream.chain
+        except ValueError as error:  # OpenSSL reads some certificates that break the rules of X.509
+            raise Unauthenticated(
+                "CHAIN_MALFORMED", f"the client's certificate cannot be read ({one_line(str(error), 100)})"
+            ) from error
         if not chain:
             raise Unauthenticated(
                 "CERTIFICATE_MISSING",

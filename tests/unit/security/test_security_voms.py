@@ -182,3 +182,30 @@ def test_lsc_with_subject_and_issuer_of_every_certificate() -> None:
     two = voms.parse_lsc('/C=XX/CN=voms\n/C=XX/CN=sub\n/C=XX/CN=sub\n"/C=XX/CN=root"\n')
     assert one == two and len(one[0]) == 3
     assert voms.parse_lsc("/C=XX/CN=voms\n/C=XX/CN=voms\n") == []
+
+
+def test_an_independent_proxy_has_no_membership_of_its_makers(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+    extension = voms.proxy_extension([attribute(grid, alice)])
+    full = create_proxy(alice, lifetime=HOUR, now=NOW, extensions=[extension])
+    for proxy in (
+        create_proxy(full, lifetime=HOUR, now=NOW, independent=True),
+        create_proxy(alice, lifetime=HOUR, now=NOW, independent=True, extensions=[extension]),
+    ):
+        identity = validate_client_chain(proxy.pem_chain(), grid.trust, grid.policy, NOW)
+        with pytest.raises(ValidationError, match="an independent proxy has no right of its maker's"):
+            voms.verify_attributes(identity, servers(grid), grid.trust, grid.policy, NOW)
+        (objection,) = voms.objections(identity, servers(grid), grid.trust, grid.policy, NOW)
+        assert "independent" in objection
+
+
+def test_the_attributes_nearest_the_leaf_count(grid: TestGrid) -> None:
+    """A service may give a delegated proxy fewer attributes; it cannot lose those above by adding none."""
+    alice = grid.user("alice")
+    first = create_proxy(alice, lifetime=HOUR, now=NOW, extensions=[voms.proxy_extension([attribute(grid, alice)])])
+    fewer = voms.proxy_extension([attribute(grid, alice, fqans=["/testvo"])])
+    below = create_proxy(create_proxy(first, lifetime=HOUR, now=NOW, extensions=[fewer]), lifetime=HOUR, now=NOW)
+    identity = validate_client_chain(below.pem_chain(), grid.trust, grid.policy, NOW)
+    (found,) = voms.verify_attributes(identity, servers(grid), grid.trust, grid.policy, NOW)
+    assert found.fqans == ("/testvo",)
+    assert voms.objections(identity, servers(grid), grid.trust, grid.policy, NOW) == [""]

@@ -10,11 +10,13 @@ import pytest
 from support.grid import ORGANISATION, LabGrid
 
 from agents.vo.client import VoClient
+from agents.vo.door import VomsDoor
 from agents.vo.issuing import Wanted
 from fabric.clock import ManualClock, to_us
 from fabric.errors import Conflict, Exhausted, GridError, NotFound, Refused
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filters import Equality
+from fabric.logs import null_logger
 from security.validation import validate_client_chain
 
 BASE = f"{ORGANISATION}/OU=Users/CN="
@@ -283,6 +285,25 @@ async def test_the_door_answers_anything_with_a_sentence(lab, data):
     answer = await ask(lab, data)
     assert b"<message>" in answer
     assert lab.audit("vo.CERN", "attributes.refused")
+
+
+async def test_a_certificate_that_cannot_be_read_is_a_refusal_and_no_defect():
+    class Stream:
+        peer, answer = "192.0.2.1:7", b""
+
+        @property
+        def chain(self):
+            raise ValueError("negative serial")
+
+        async def read(self):
+            return b"GET /generate-ac?fqans=/cms HTTP/1.0\n\n"
+
+        async def write(self, data):
+            self.answer = data
+
+    stream = Stream()
+    await VomsDoor("cms", None, None, null_logger()).serve(stream)
+    assert stream.answer.startswith(b"HTTP/1.1 403") and b"cannot be read (negative serial)" in stream.answer
 
 
 async def test_the_door_reads_requests_in_pieces_and_outlives_rude_clients(lab):
