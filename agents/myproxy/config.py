@@ -54,7 +54,7 @@ class MyProxyConfig:
     """Longest wait of a user name: strangers must not lock somebody out for long."""
     max_back_off_peer_s: float = field(default=900.0, metadata={"minimum": 0.001})
     forget_failures_s: float = field(default=HOUR_S, metadata={"minimum": 1})
-    """After so long without a failure a counter starts anew."""
+    """The failures that cost no wait are forgotten within this time, one after another."""
     request_timeout_s: float = field(default=120.0, metadata={"minimum": 0.1})
     """From the connection to the request: `myproxy-init` connects first and then asks its user for passphrases."""
     step_timeout_s: float = field(default=15.0, metadata={"minimum": 0.1})

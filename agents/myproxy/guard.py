@@ -24,25 +24,32 @@ class _Counter:
     """Attempts under way."""
     at: float = 0.0
     """Of the last failure, monotonic."""
+    forgiven_at: float = 0.0
+    """Until when failures have been forgiven."""
 
 
 class _Counters:
     def __init__(self, free: int, config: MyProxyConfig, longest_s: float) -> None:
         self._free, self._longest_s = free, longest_s
         self._first_s = config.back_off_s
-        self._forget_s = max(config.forget_failures_s, longest_s)
+        self._forgive_s = config.forget_failures_s / free
+        """For each failure: users who mistype now and then behind one address must not add up."""
         self._found: OrderedDict[str, _Counter] = OrderedDict()
 
     def wait_s(self, key: str, now: float) -> float:
         counter = self._found.get(key)
         if counter is None:
             return 0.0
-        if now - counter.at >= self._forget_s:
-            counter.failures = 0
+        self._forgive(counter, now)
         if counter.failures < self._free:
             return 0.0
         doubled = self._first_s * 2.0 ** min(counter.failures - self._free, 40)
         return max(0.0, counter.at + min(doubled, self._longest_s) - now)
+
+    def _forgive(self, counter: _Counter, now: float) -> None:
+        many = int((now - counter.forgiven_at) / self._forgive_s)
+        counter.failures = max(0, counter.failures - many)
+        counter.forgiven_at += many * self._forgive_s
 
     def is_full(self, key: str) -> bool:
         counter = self._found.get(key)
@@ -57,6 +64,9 @@ class _Counters:
         counter = self._found.setdefault(key, _Counter(judging=1))
         counter.judging -= 1
         if failed_at is not None:
+            if not counter.failures:
+                counter.forgiven_at = failed_at
+            self._forgive(counter, failed_at)
             counter.failures, counter.at = counter.failures + 1, failed_at
             self._found.move_to_end(key)
         elif not counter.failures and not counter.judging:

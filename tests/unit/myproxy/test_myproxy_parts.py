@@ -149,6 +149,20 @@ def test_failures_are_forgotten_and_counters_do_not_stay():
     assert len(counters) == 0
 
 
+def test_typing_errors_of_a_day_do_not_add_up():
+    counters = guard(forget_failures_s=3600)  # two are free, so one is forgotten in half an hour
+    for hour in range(24):
+        assert wait_of(counters, f"user {hour}", "the portal", hour * 1900) == 0
+        fail(counters, f"user {hour}", "the portal", hour * 1900)
+    attacked = guard(forget_failures_s=3600, max_back_off_peer_s=900)
+    guesses, now = 0, 0.0
+    while now < 24 * 3600:
+        now += wait_of(attacked, f"user {guesses}", "an attacker", now)
+        fail(attacked, f"user {guesses}", "an attacker", now)
+        guesses += 1
+    assert guesses < 120
+
+
 def test_counters_are_bounded(monkeypatch):
     monkeypatch.setattr("agents.myproxy.guard.MAX_COUNTERS", 10)
     counters = guard()
