@@ -233,6 +233,13 @@ async def test_what_is_not_stored(lab, put, words):
     assert words in told and audited(lab)[-1]["sentence"] == told
 
 
+async def test_what_nobody_could_retrieve_is_not_stored(lab):
+    await start(lab, default_renewers=[])
+    told = await refusal(client(lab, lab.user("ada")).put("ada"))
+    assert "could be retrieved by nobody" in told and audited(lab)[-1]["sentence"] == told
+    await client(lab, lab.user("ada")).put("ada", renewers="*/CN=broker/*")
+
+
 async def test_who_may_not_store(lab):
     await start(lab, accepted=[f"{ORGANISATION}/OU=Users/CN=a*"])
     await client(lab, lab.user("ada")).put("ada", PASS)
