@@ -8,7 +8,7 @@ from datetime import datetime
 from cryptography import x509
 
 from security import certificates
-from security._path import build_path, require_strength, require_time
+from security._path import build_path, require_namespaces, require_strength, require_time
 from security.errors import Reason, SecurityError, ValidationError, utc_text
 from security.names import DistinguishedName, same_name
 from security.policy import CrlPolicy, ValidationPolicy
@@ -176,6 +176,8 @@ class RevocationCheck:
             for certificate in path:
                 require_time(certificate, False, self._policy, self._now)
                 require_strength(certificate, certificate is path[-1], self._policy, self._now)
+            if self._policy.namespaces:
+                require_namespaces(path, 0, self._trust, self._now)  # or anybody below the root could take this name
             check = RevocationCheck(self._offered, self._trust, self._policy, self._now, self._nesting + 1)
             self._warnings += check.of_path(path, 0)
         except SecurityError:

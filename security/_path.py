@@ -323,3 +323,34 @@ def require_strength(certificate: x509.Certificate, is_root: bool, policy: Valid
             f"{certificates.describe(certificate)} is refused: {problem}",
             certificates.facts_of(certificate, "key", now),
         )
+
+
+def require_namespaces(path: tuple[x509.Certificate, ...], depth: int, trust: TrustSnapshot, now: datetime) -> None:
+    """Every certificate issued by an authority lies in that authority's namespace.
+
+    `depth`: how many proxies the path begins with. Excepted are the root itself and certificates in which an authority
+    names itself (a new key signed by the old one).
+    """
+    for index in range(len(path) - 2, depth - 1, -1):
+        certificate = path[index]
+        if certificates.subject_of(certificate) == certificates.issuer_of(certificate):
+            continue
+        name = certificates.subject_of(path[index + 1])
+        policy, problem = trust.policy_for(path[index + 1 :])
+        if policy is not None and policy.permits(name, certificates.subject_of(certificate)):
+            continue
+        facts = {**certificates.facts_of(certificate, "namespace", now), "authority": str(name)}
+        if policy is None:
+            raise ValidationError(
+                Reason.SIGNING_POLICY_INVALID if problem else Reason.SIGNING_POLICY_MISSING,
+                f"the signing policy of {name} cannot be used ({problem})"
+                if problem
+                else f"no signing policy of {name} is installed, so it may sign nothing; the site must install it",
+                facts,
+            )
+        raise ValidationError(
+            Reason.NAMESPACE_VIOLATION,
+            f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy, which allows "
+            f"{', '.join(policy.texts(name)[:8]) or 'nothing'}; ask the authority for a certificate inside it",
+            facts,
+        )

@@ -21,7 +21,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from security import certificates
 from security._lists import RevocationCheck
-from security._path import build_path, diagnose_proxies, in_time, proxy_rules, require_strength, require_time
+from security._path import (
+    build_path,
+    diagnose_proxies,
+    in_time,
+    proxy_rules,
+    require_namespaces,
+    require_strength,
+    require_time,
+)
 from security.errors import Reason, ValidationError, require_utc
 from security.names import DistinguishedName
 from security.policy import DEFAULT_POLICY, CrlPolicy, ValidationPolicy
@@ -169,7 +177,7 @@ def _validate(
     passed("revocation lists", path.certificates)
     # 6. namespaces
     if policy.namespaces:
-        _namespaces(path, trust, now)
+        require_namespaces(path.certificates, path.depth, trust, now)
         passed("namespaces", path.certificates)
     return path, warnings
 
@@ -206,36 +214,6 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return certificate.subject == certificate.issuer
-
-
-def _namespaces(path: _Path, trust: TrustSnapshot, now: datetime) -> None:
-    """Every certificate issued by an authority lies in that authority's namespace.
-
-    Excepted are the root itself and certificates in which an authority names itself (a new key signed by the old one).
-    """
-    for index in range(len(path.certificates) - 2, path.depth - 1, -1):
-        certificate = path.certificates[index]
-        if certificates.subject_of(certificate) == certificates.issuer_of(certificate):
-            continue
-        name = certificates.subject_of(path.certificates[index + 1])
-        policy, problem = trust.policy_for(path.certificates[index + 1 :])
-        if policy is not None and policy.permits(name, certificates.subject_of(certificate)):
-            continue
-        facts = {**certificates.facts_of(certificate, "namespace", now), "authority": str(name)}
-        if policy is None:
-            raise ValidationError(
-                Reason.SIGNING_POLICY_INVALID if problem else Reason.SIGNING_POLICY_MISSING,
-                f"the signing policy of {name} cannot be used ({problem})"
-                if problem
-                else f"no signing policy of {name} is installed, so it may sign nothing; the site must install it",
-                facts,
-            )
-        raise ValidationError(
-            Reason.NAMESPACE_VIOLATION,
-            f"{name} may not sign {certificates.describe(certificate)}: outside its signing policy, which allows "
-            f"{', '.join(policy.texts(name)[:8]) or 'nothing'}; ask the authority for a certificate inside it",
-            facts,
-        )
 
 
 def usage_problem(certificate: x509.Certificate, purpose: x509.ObjectIdentifier) -> str:

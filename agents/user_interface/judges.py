@@ -85,6 +85,8 @@ def moment(text: str | None) -> datetime:
         return datetime.now(UTC)
     try:
         found = datetime.fromisoformat(text)
+        if not 1950 <= found.year < 9999:  # what a certificate can say (RFC 5280 section 4.1.2.5)
+            raise ValueError
     except ValueError:
         raise unusable(f"{text!r} is not a time; write 2026-01-31T12:00:00Z") from None
     return require_utc(found if found.tzinfo is not None else found.replace(tzinfo=UTC))

@@ -20,7 +20,7 @@ from security.installation import install_authority
 from security.names import DistinguishedName
 from security.signing_policy import compile_pattern, parse_namespaces
 from security.testing import NOW, TestGrid, shared_key
-from security.trust import subject_hash
+from security.trust import TrustStore, subject_hash
 from security.validation import ValidationPolicy, validate_client_chain
 
 DAY = timedelta(days=1)
@@ -241,7 +241,7 @@ def test_no_pattern_takes_long() -> None:
 def test_the_files_of_an_authority_are_in_the_fields_formats(grid: TestGrid, tmp_path: Path) -> None:
     """Both namespaces say the same, `.info` is about this certificate, and the linter has nothing to say."""
     from security.lint import lint_authority, read_info
-    from security.trust import TrustStore, subject_hash_old
+    from security.trust import subject_hash_old
 
     folder, ca = tmp_path / "new", grid.ca
     info = ca.info("http://ca.example.org/crl")
@@ -265,3 +265,38 @@ def test_the_files_of_an_authority_are_in_the_fields_formats(grid: TestGrid, tmp
             tmp_path / "x", ca.certificate, ca.signing_policy(), namespaces='TO Issuer "/CN=B" PERMIT Subject "/.*"'
         )
     assert caught.value.reason == Reason.SIGNING_POLICY_INVALID
+
+
+def test_a_list_by_somebody_who_took_the_authoritys_name_is_not_believed(
+    grid: TestGrid, intermediate: Intermediate
+) -> None:
+    """RFC 5280 section 6.3.3 asks only for the same root; the namespace of who gave that name has to allow it too."""
+    _, sub, cross = intermediate
+    rogue_key = shared_key(number=99)
+    usage = next(e for e in cross.extensions if isinstance(e.value, x509.KeyUsage))
+    sub_key = Credential.load(sub.directory / "ca.pem", sub.directory / "key.pem").key
+    rogue = (
+        x509.CertificateBuilder()
+        .subject_name(grid.ca.certificate.subject)
+        .issuer_name(cross.subject)
+        .public_key(rogue_key.public_key())
+        .serial_number(666)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + DAY)
+        .add_extension(usage.value, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(rogue_key.public_key()), critical=False)
+        .sign(sub_key, hashes.SHA256())
+    )
+    builder = x509.CertificateRevocationListBuilder(grid.ca.certificate.subject, NOW, NOW + DAY)
+    forged = builder.add_extension(x509.CRLNumber(999), critical=False).sign(rogue_key, hashes.SHA256())
+    alice = grid.user("alice")
+    grid.crl_path.unlink()
+    stem = subject_hash(grid.ca.certificate)
+    (grid.trust_directory / f"{stem}.r0").write_bytes(forged.public_bytes(certificates.Encoding.PEM))
+    chain = certificates.pem([alice.certificate, rogue, cross])
+    policy = (grid.trust_directory / f"{subject_hash(cross)}.signing_policy").read_text()
+    assert "/C=XX/O=TestGrid/*" in policy
+    narrow = policy.replace("/C=XX/O=TestGrid/*", "/C=XX/O=TestGrid/CN=sue")
+    (grid.trust_directory / f"{subject_hash(cross)}.signing_policy").write_text(narrow)
+    grid.trust_store = TrustStore(grid.trust_directory)  # started anew: it remembers no list
+    assert verdict(grid, chain) == "CRL_MISSING"

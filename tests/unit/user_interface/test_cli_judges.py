@@ -155,7 +155,8 @@ def test_time_is_what_is_asked_for(judge: Judge, tmp_path: Path) -> None:
     assert judge("proxy", "verify", path, *trust, "--at", "2026-06-01T12:00:00+00:00")[0] == 0
     assert judge("proxy", "verify", path, *trust, "--at", "2026-06-02T01:00")[1]["reason"] == "PROXY_EXPIRED"
     assert judge("proxy", "verify", path, *trust, "--at", "2026-05-31")[1]["reason"] == "NOT_YET_VALID"
-    assert judge("proxy", "verify", path, *trust, "--at", "tomorrow")[0] == 2
+    for nonsense in ("tomorrow", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59", ""):
+        assert judge("proxy", "verify", path, *trust, "--at", nonsense)[0] == 2
 
 
 def test_weak_material_passes_only_when_allowed(judge: Judge) -> None:
