@@ -30,6 +30,8 @@ class MyProxyConfig:
     default_renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper")
     """Who may renew where the owner gave no passphrase and named nobody (`myproxy-init -d -n`, the habit of LCG and
     gLite). None: such a credential is not taken."""
+    key_retrievers: tuple[str, ...] = ()
+    """Who may have the stored private key itself, with its passphrase (`myproxy-retrieve`)."""
     max_stored_lifetime_s: float = field(default=7 * DAY_S, metadata={"minimum": 60})
     """Longest life of a stored credential, from now."""
     delegated_lifetime_s: float = field(default=12 * HOUR_S, metadata={"minimum": 60})
@@ -72,6 +74,7 @@ class MyProxyConfig:
             *self.trusted_retrievers,
             *self.renewers,
             *self.default_renewers,
+            *self.key_retrievers,
         ):
             if not pattern.startswith(("/", "*", ANONYMOUS, AGENT)):
                 raise ValueError(f"{pattern!r} is no pattern of a DN, which begins with '/' or '*', nor {AGENT}KIND")

@@ -19,7 +19,6 @@ from security.certificates import PrivateKey
 
 _REFUSED = {
     Command.STORE: "this credential store takes no private keys made elsewhere; delegate to it with myproxy-init",
-    Command.RETRIEVE: "private keys never leave this credential store; get a proxy with myproxy-logon",
     Command.GET_TRUSTROOTS: "this credential store gives out no authorities' certificates; take them from the grid's "
     "authority (grid env --json names it)",
 }
@@ -90,6 +89,10 @@ class MyProxyDoor:
                 await keeper.destroy(client, request)
             case Command.CHANGE_CRED_PASSPHRASE:
                 await keeper.change_passphrase(client, request)
+            case Command.RETRIEVE:
+                pem = await keeper.retrieve(client, request)
+                await dialogue.send(protocol.ok())
+                await dialogue.send(pem + b"\0")
             case _:
                 raise Refused("COMMAND_REFUSED", _REFUSED[request.command], subject=client.name)
         await dialogue.send(protocol.ok())

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from agents.myproxy import store as rows
 from agents.myproxy.config import MyProxyConfig
@@ -258,7 +259,7 @@ class Keeper:
 
     async def begin_get(self, client: Client, request: Request, ask: Ask) -> Grant:
         """Everything that decides whether a proxy is given. Raises GridError."""
-        row = await self._store.read(lambda connection: rows.find(connection, request.username, request.name))
+        row = await self._row(request)
         # 1. who retrieves
         limited = client.is_limited
         if row is not None and not row.has_passphrase and self._names(row.trusted_retrievers, client, row):
@@ -402,6 +403,31 @@ class Keeper:
         )  # fmt: skip
         return chain
 
+    async def retrieve(self, client: Client, request: Request) -> bytes:
+        """Certificate, key encrypted with the passphrase, and chain, as PEM; where the site permits that at all."""
+        # 1. who may have keys
+        if not permits(self.config.key_retrievers, client):
+            raise Refused(
+                "COMMAND_REFUSED",
+                "private keys do not leave this credential store for you; get a proxy with myproxy-logon",
+                subject=client.name,
+            )
+        self._full_owner(client, "retrieve a private key")
+        # 2. the passphrase, 3. the owner
+        row, credential = await self._by_passphrase(client, request, row=await self._row(request))
+        identity = self._validated(credential.certificates)
+        await self._standing(identity, client.address, unmapped=not self.config.members_only)
+        encrypted = credential.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(request.passphrase),
+        )
+        self._context.log.audit("credential.retrieved", **_about(client, row))
+        return certificates.pem([credential.certificate]) + encrypted + certificates.pem(credential.chain)
+
+    async def _row(self, request: Request) -> Stored | None:
+        return await self._store.read(lambda connection: rows.find(connection, request.username, request.name))
+
     # -- the owner's other requests ----------------------------------------------------------------------------------
 
     async def info(self, client: Client, request: Request) -> list[Listed]:
@@ -439,7 +465,7 @@ class Keeper:
         """Seal one credential of the client anew. Raises GridError."""
         self._full_owner(client, "change a passphrase")
         self._require_passphrase(request.new_passphrase, request.username)
-        row = await self._store.read(lambda connection: rows.find(connection, request.username, request.name))
+        row = await self._row(request)
         if row is None or row.owner != client.name:
             raise _nothing(client, request)
         if not row.has_passphrase:

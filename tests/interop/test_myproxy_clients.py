@@ -273,13 +273,36 @@ async def test_private_keys_do_not_travel(lab, desk):
     await stored(lab, desk)
     lab.user("ada").save(desk.proxy)
     told = await desk.run("myproxy-retrieve", "-S", "-c", "got.pem", "-y", "key.pem", stdin=PASSPHRASE)
-    same_sentence(lab, told, "private keys never leave")
+    same_sentence(lab, told, "private keys do not leave")
     key = desk.folder / "locked.pem"
     (await desk.run("openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", str(desk.user[1]), "-out", str(key)))
     key.chmod(0o600)
     told = await desk.run("myproxy-store", "-c", str(desk.user[0]), "-y", str(key), "-l", "eec", "-t", "12")
     same_sentence(lab, told, "takes no private keys")
     same_sentence(lab, await desk.run("myproxy-get-trustroots"), "no authorities' certificates")
+
+
+async def test_a_site_may_let_owners_have_their_keys(tmp_path):
+    async with LabGrid(tmp_path, key_type="rsa-2048") as lab:
+        owners = [f"{ORGANISATION}/OU=Users/CN=ada"]
+        await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_retrievers": owners})
+        desk = Desk(lab, tmp_path / "desk")
+        ada = await stored(lab, desk)
+        names = ("-c", "got.pem", "-y", "key.pem")
+        same_sentence(
+            lab, await desk.run("myproxy-retrieve", "-S", *names, stdin=b"a bad guess\n"), "no proxy is given"
+        )
+        told = await desk.run("myproxy-retrieve", "-S", *names, stdin=PASSPHRASE)
+        assert told.startswith("0 "), told
+        certificate, key = desk.folder / "got.pem", desk.folder / "key.pem"
+        assert key.stat().st_mode & 0o077 == 0
+        found = Credential.load(certificate, key, passphrase=PASSPHRASE.strip)
+        assert found.identity == ada.subject
+        (line,) = lab.audit("myproxy.CERN", "credential.retrieved")
+        assert line["peer"] == str(ada.subject)
+        desk.log_in("bob")
+        told = await desk.run("myproxy-retrieve", "-S", "-l", "ada", "-c", "b.pem", "-y", "k.pem", stdin=PASSPHRASE)
+        same_sentence(lab, told, "private keys do not leave")
 
 
 async def test_a_limited_proxy_lists_and_gets_limited_ones_and_changes_nothing(lab, desk):
