@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.commands import audit, ban, data, delegation, fabric, info, job, judges, proxy, vo
+from agents.user_interface.commands import audit, ban, data, delegation, drill, fabric, info, job, judges, proxy, vo
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.add_typer(fabric.user_app, name="user")
 app.add_typer(ban.app, name="ban")
 app.add_typer(audit.app, name="audit")
 app.add_typer(delegation.app, name="delegation")
+app.add_typer(drill.app, name="drill")
 app.add_typer(fabric.host_app, name="host")
 
 

@@ -77,27 +77,34 @@ async def show(dn: str, state: Path | None, *, as_json: bool) -> None:
     _name(missing)
 
 
+async def recall_all(grid: Grid, dn: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Take back what services hold of a subject (empty: the caller's own): first everywhere at once by a ban of each
+    proxy, then erased service by service. Returns what was held, and who gave no answer and why. Raises NotFound."""
+    rows, missing = await ledger(grid, dn)
+    if not rows and not missing:
+        raise NotFound("DELEGATION_MISSING", "nothing is delegated, so there is nothing to recall")
+    authority = AuthorityClient(await grid.channel("authority"))
+    for row in rows:
+        until = datetime.strptime(row["until"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) + timedelta(seconds=1)
+        if until > datetime.now(UTC):
+            await authority.ban(
+                "certificate", f"{row['serial']} {row['issuer']}", reason="delegation recalled", until=until,
+                ban_id=f"recall{row['serial']}"[:64],
+            )  # fmt: skip
+    for kind in KINDS:
+        for endpoint in grid.services.all(kind):
+            try:
+                stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
+                await stub.Recall(pb.DelegationRecallRequest(subject=dn))
+            except GridError as error:
+                missing[endpoint.name] = error.sentence
+    return rows, missing
+
+
 async def recall(dn: str, state: Path | None, *, as_json: bool) -> None:
-    """`grid delegation recall`. First everywhere at once by a ban of each proxy, then erased service by service."""
+    """`grid delegation recall`."""
     async with _caller(dn, state) as grid:
-        rows, missing = await ledger(grid, dn)
-        if not rows and not missing:
-            raise NotFound("DELEGATION_MISSING", "nothing is delegated, so there is nothing to recall")
-        authority = AuthorityClient(await grid.channel("authority"))
-        for row in rows:
-            until = datetime.strptime(row["until"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) + timedelta(seconds=1)
-            if until > datetime.now(UTC):
-                await authority.ban(
-                    "certificate", f"{row['serial']} {row['issuer']}", reason="delegation recalled", until=until,
-                    ban_id=f"recall{row['serial']}"[:64],
-                )  # fmt: skip
-        for kind in KINDS:
-            for endpoint in grid.services.all(kind):
-                try:
-                    stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
-                    await stub.Recall(pb.DelegationRecallRequest(subject=dn))
-                except GridError as error:
-                    missing[endpoint.name] = error.sentence
+        rows, missing = await recall_all(grid, dn)
     if as_json:
         console.print_json({"recalled": rows, "missing": missing})
     else:
