@@ -185,7 +185,6 @@ async def rogue_authority(ground: Ground) -> None:
         )
     finally:
         rogue.close()
-    forged = Credential(certificate, key)
     ground.mark("attacker", "an authority of the same name has signed a certificate of the user's name")
     twin = await ground.person(forged, "Twin")
     await ground.refused_everywhere(twin, ("UNKNOWN_CA", "BAD_SIGNATURE"))
