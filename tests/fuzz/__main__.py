@@ -30,6 +30,8 @@ class Runner:
         self.name, self.target = name, target
         self.count = self.findings = 0
         self.slowest_s = 0.0
+        self.guided = False
+        """A finding ends the run: atheris has to see it."""
 
     def __call__(self, data: bytes) -> None:
         self.count += 1
@@ -54,6 +56,8 @@ class Runner:
         path.write_bytes(data)
         if self.findings <= 3:
             print(f"{what}\n  again: python -m fuzz --target {self.name} --file {path}", file=sys.stderr)
+        if self.guided:
+            raise RuntimeError(f"a finding, kept in {path}")
 
 
 def by_mutation(runner: Runner, seconds: float, seed: int) -> None:
@@ -77,6 +81,7 @@ def by_atheris(runner: Runner, seconds: float, seed: int) -> bool:
     for data in runner.target.seeds:
         (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
     atheris.instrument_all()
+    runner.guided = True
     options = [f"-max_total_time={int(seconds)}", f"-seed={seed}", "-max_len=65536", "-timeout=5", "-rss_limit_mb=4096"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], runner)
     atheris.Fuzz()  # ends the process
