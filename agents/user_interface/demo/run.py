@@ -207,7 +207,7 @@ class Demo:
         from agents.user_interface import proxy, users
 
         user = await users.add(grid, USER, grid.vo, [], self.work / "globus")
-        made, path = await asyncio.to_thread(
+        made, path, _ = await asyncio.to_thread(
             proxy.make,
             environ={},
             now=proxy.now_utc(),
