@@ -17,13 +17,13 @@ from fabric.clock import Clock, from_us, to_us
 from fabric.errors import Conflict, Exhausted, InvalidRequest, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import administrator, any_of, any_service, user
+from fabric.rpc.rules import administrator, any_of, any_service, authenticated
 from fabric.store import Store
 from security.bans import Ban, BanKind, BanList
 from security.errors import SecurityError
 
 RULES = {
-    "Add": any_of(administrator, user, any_service),
+    "Add": authenticated,
     "Lift": administrator,
     "List": any_of(administrator, any_service),
     "Watch": any_service,

@@ -23,8 +23,10 @@ def test_every_drill_passes_and_is_reported(tmp_path: Path) -> None:
         [sys.executable, "-m", "agents.user_interface.main", "drill", "run", "--all", "--json", "--out", str(tmp_path)],
         env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
-    assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-2000:])
+    assert (tmp_path / "drills.json").exists(), (done.stdout[-3000:], done.stderr[-2000:])
     report = json.loads((tmp_path / "drills.json").read_text())
+    assert {result["name"]: result["failures"] for result in report["drills"] if not result["ok"]} == {}
+    assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == report
     results = {result["name"]: result for result in report["drills"]}
     assert list(results) == [drill.name for drill in DRILLS] and report["ok"]

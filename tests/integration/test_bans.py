@@ -218,7 +218,8 @@ async def test_a_recalled_delegation_is_refused_everywhere_and_its_jobs_end(lab:
 async def test_users_ban_only_proxies_that_they_signed(lab: LabGrid) -> None:
     await start_authority(lab)
     alice = str(lab.user_certificate("alice").identity)
-    own = AuthorityClient(await lab.channel("authority", credential=lab.user("alice")))
+    # Also somebody whom the authority does not yet know as a member.
+    own = AuthorityClient(await lab.channel("authority", credential=lab.user("alice", vo=None)))
     until = datetime.now(UTC) + timedelta(hours=1)
     for kind, value, more in (
         ("vo", "cms", {"until": until}),

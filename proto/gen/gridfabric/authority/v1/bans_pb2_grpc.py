@@ -64,7 +64,8 @@ class BansServicer:
     """
 
     def Add(self, request, context):
-        """Operators. After: the ban is stored and on its way to every agent. Idempotent by `id`.
+        """Operators; others proxies that their own name has signed, until these end. After: the ban is stored and on its way to
+        every agent. Idempotent by `id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
