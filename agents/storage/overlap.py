@@ -27,9 +27,8 @@ class Overlap:
     async def add(self, piece: Piece) -> None:
         """Take a piece; waits when the consumer is behind. Raises what the consumer raised."""
         self._waiting.append(piece)
-        if self._running is not None and (self._running.done() or len(self._waiting) >= AHEAD_PIECES):
+        if len(self._waiting) >= AHEAD_PIECES:  # one hop to the thread for several pieces
             await self._join()
-        if self._running is None:
             self._start()
 
     async def drain(self) -> None:
