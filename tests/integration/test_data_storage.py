@@ -20,6 +20,7 @@ from support.grid import LabGrid
 
 from agents.storage import client
 from agents.storage.model import Checksums
+from agents.storage.overlap import AHEAD_PIECES
 from fabric.errors import (
     Conflict,
     DataCorrupted,
@@ -322,8 +323,9 @@ async def test_a_caller_that_goes_away_leaves_nothing(lab: LabGrid) -> None:
     call = storage_pb2_grpc.StorageStub(channel).Put()
     async with call:
         await call.write(header(2000))
-        await call.write(pb.PutRequest(data=b"x" * 1000))
-        await until(lambda: [p.stat().st_size for p in on_disk(lab)] == [1000])
+        for _ in range(AHEAD_PIECES):
+            await call.write(pb.PutRequest(data=b"x" * 100))
+        await until(lambda: [p.stat().st_size for p in on_disk(lab)] == [100 * AHEAD_PIECES])
     await until(lambda: element.admission.running == 0 and not on_disk(lab))
     assert all(vo.reserved_bytes == 0 for vo in (await client.space(channel)).vos)
 
