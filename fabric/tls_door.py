@@ -128,7 +128,7 @@ class TlsDoor:
     ) -> None:
         """`handshake_timeout_s`: from the connection on; some clients connect before they ask their user.
         `newest`: TLS 1.2 for clients that take the session ticket of TLS 1.3 for an empty message (MyProxy's)."""
-        self._context = _context(credential)
+        self._context = _server_context(credential)
         self._context.set_max_proto_version(newest)
         self._handler, self._log = handler, log
         self._handshake_timeout_s, self._max_per_address = handshake_timeout_s, max_per_address
@@ -189,16 +189,10 @@ class TlsDoor:
 
 
 def client_stream(
-    credential: Credential, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
+    credential: Credential | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str
 ) -> TlsStream:
     """The client's side of such a connection; `handshake` it, then judge the server's `chain` before anything else."""
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    context.use_certificate(credential.certificate)
-    for certificate in credential.certificates[1:]:
-        context.add_extra_chain_cert(certificate)
-    context.use_privatekey(credential.key)
-    context.set_verify(SSL.VERIFY_PEER, _judged_later)
+    context = _context(SSL.TLS_CLIENT_METHOD, credential)
     connection = SSL.Connection(context, None)
     stream = TlsStream(connection, reader, writer, host)
     connection.set_connect_state()
@@ -207,15 +201,21 @@ def client_stream(
     return stream
 
 
-def _context(credential: Credential) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+def _server_context(credential: Credential) -> SSL.Context:
+    context = _context(SSL.TLS_SERVER_METHOD, credential)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.use_certificate(credential.certificate)
-    for certificate in credential.certificates[1:]:
-        context.add_extra_chain_cert(certificate)
-    context.use_privatekey(credential.key)
+    return context
+
+
+def _context(method: int, credential: Credential | None) -> SSL.Context:
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    if credential is not None:
+        context.use_certificate(credential.certificate)
+        for certificate in credential.certificates[1:]:
+            context.add_extra_chain_cert(certificate)
+        context.use_privatekey(credential.key)
     # Every chain passes here; without a certificate at all the handler has the sentence.
     context.set_verify(SSL.VERIFY_PEER, _judged_later)
     return context

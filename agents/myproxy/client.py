@@ -11,13 +11,12 @@ from datetime import timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
 
 from agents.myproxy import protocol
 from agents.myproxy.protocol import Command, Proof, Request, Response
 from fabric.clock import Clock
 from fabric.errors import DeadlineExceeded, InvalidRequest, Refused, Unavailable, from_security
-from fabric.tls_door import TlsClosed, TlsStream
+from fabric.tls_door import TlsClosed, TlsStream, client_stream
 from security import certificates, proxies
 from security.credentials import Credential, generate_key
 from security.errors import SecurityError, os_error_text
@@ -135,7 +134,7 @@ class MyProxyClient:
         try:
             async with asyncio.timeout(self.timeout_s):
                 reader, writer = await asyncio.open_connection(self.host, self.port)
-                stream = _client_stream(self.credential, self.host, reader, writer)
+                stream = client_stream(self.credential, reader, writer, self.host)
                 await stream.handshake()
                 self._judge(stream)
                 dialogue = _Dialogue(stream, self._where)
@@ -202,25 +201,3 @@ class _Dialogue:
         self._data += piece
         if len(self._data) > MAX_RESPONSE_BYTES:
             raise InvalidRequest("MYPROXY_RESPONSE_INVALID", f"{self._where} sends over {MAX_RESPONSE_BYTES} bytes")
-
-
-def _client_stream(
-    credential: Credential | None, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> TlsStream:
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    if credential is not None:
-        context.use_certificate(credential.certificate)
-        for certificate in credential.certificates[1:]:
-            context.add_extra_chain_cert(certificate)
-        context.use_privatekey(credential.key)
-    context.set_verify(SSL.VERIFY_PEER, _judged_later)
-    connection = SSL.Connection(context, None)
-    stream = TlsStream(connection, reader, writer, host)
-    connection.set_connect_state()
-    return stream
-
-
-def _judged_later(connection: SSL.Connection, certificate: object, error: int, depth: int, good: int) -> bool:
-    """By our rules, after the handshake."""
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,16 +37,24 @@ async def ledger(grid: Grid, subject: str) -> tuple[list[dict[str, Any]], dict[s
     """What every service holds of a subject (empty: everybody, for an operator), and who gave no answer and why."""
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
+
+    async def list_(service: str, stub: Any) -> None:
+        answer = await stub.List(pb.DelegationListRequest(subject=subject))
+        rows.extend(_row(service, found) for found in answer.delegations)
+
+    await _ask_each(grid, list_, missing)
+    return rows, missing
+
+
+async def _ask_each(grid: Grid, ask: Callable[[str, Any], Awaitable[None]], missing: dict[str, str]) -> None:
+    """Each service that holds delegations, by its name and stub; who gives no answer goes into `missing`."""
     for kind in KINDS:
         for endpoint in grid.services.all(kind):
             try:
-                stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
-                answer = await stub.List(pb.DelegationListRequest(subject=subject))
+                channel = await grid.channel_to(endpoint.host, endpoint.rpc)
+                await ask(endpoint.name, security_pb2_grpc.DelegationStub(channel))
             except GridError as error:
                 missing[endpoint.name] = error.sentence
-                continue
-            rows += [_row(endpoint.name, found) for found in answer.delegations]
-    return rows, missing
 
 
 def _row(service: str, found: pb.Delegated) -> dict[str, Any]:
@@ -85,19 +93,17 @@ async def recall_all(grid: Grid, dn: str) -> tuple[list[dict[str, Any]], dict[st
         raise NotFound("DELEGATION_MISSING", "nothing is delegated, so there is nothing to recall")
     authority = AuthorityClient(await grid.channel("authority"))
     for row in rows:
-        until = datetime.strptime(row["until"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) + timedelta(seconds=1)
+        until = datetime.fromisoformat(row["until"]) + timedelta(seconds=1)
         if until > datetime.now(UTC):
             await authority.ban(
                 "certificate", f"{row['serial']} {row['issuer']}", reason="delegation recalled", until=until,
                 ban_id=f"recall{row['serial']}"[:64],
             )  # fmt: skip
-    for kind in KINDS:
-        for endpoint in grid.services.all(kind):
-            try:
-                stub: Any = security_pb2_grpc.DelegationStub(await grid.channel_to(endpoint.host, endpoint.rpc))
-                await stub.Recall(pb.DelegationRecallRequest(subject=dn))
-            except GridError as error:
-                missing[endpoint.name] = error.sentence
+
+    async def recall_(_service: str, stub: Any) -> None:
+        await stub.Recall(pb.DelegationRecallRequest(subject=dn))
+
+    await _ask_each(grid, recall_, missing)
     return rows, missing
 
 

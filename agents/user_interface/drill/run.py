@@ -135,7 +135,7 @@ def _result(drill: Drill, score: Score, seconds: float) -> dict[str, Any]:
         "story": drill.story,
         "ok": not score.failures,
         "seconds": round(seconds, 1),
-        **{key: value for key, value in asdict(score).items()},
+        **asdict(score),
     }
 
 
