@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from fabric.errors import NotFound, Unavailable
+from fabric.listener import Listener
 from fabric.logs import Logger
-from security.errors import os_error_text
 
 MAX_REQUEST_BYTES = 8 * 1024
 """Request line and headers."""
@@ -47,32 +47,12 @@ Route = Callable[[str], Content | None]
 """From a decoded path (with its leading slash, no query) to the content, None if there is none. Must not wait."""
 
 
-class HttpServer:
+class HttpServer(Listener):
     """Serves what `route` gives. Everybody may read: nothing secret belongs here."""
 
     def __init__(self, route: Route, log: Logger) -> None:
+        super().__init__(MAX_REQUEST_BYTES)
         self._route, self._log = route, log
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self.port = 0
-
-    async def start(self, host: str, port: int) -> None:
-        """Open the port. Raises Unavailable PORT_IN_USE."""
-        try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=MAX_REQUEST_BYTES)
-        except OSError as error:
-            raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
-            ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Stop listening and end what is open."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

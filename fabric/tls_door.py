@@ -15,10 +15,9 @@ from typing import cast
 from cryptography import x509
 from OpenSSL import SSL
 
-from fabric.errors import Unavailable
+from fabric.listener import Listener
 from fabric.logs import Logger
 from security.credentials import Credential
-from security.errors import os_error_text
 
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
@@ -113,7 +112,7 @@ class TlsStream:
 Handler = Callable[[TlsStream], Awaitable[None]]
 
 
-class TlsDoor:
+class TlsDoor(Listener):
     """Accepts connections and hands each, once its handshake is done, to `handler`, which may take its time."""
 
     def __init__(
@@ -128,32 +127,12 @@ class TlsDoor:
     ) -> None:
         """`handshake_timeout_s`: from the connection on; some clients connect before they ask their user.
         `newest`: TLS 1.2 for clients that take the session ticket of TLS 1.3 for an empty message (MyProxy's)."""
+        super().__init__(PIECE_BYTES)
         self._context = _server_context(credential)
         self._context.set_max_proto_version(newest)
         self._handler, self._log = handler, log
         self._handshake_timeout_s, self._max_per_address = handshake_timeout_s, max_per_address
         self._by_address: dict[str, int] = {}
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self.port = 0
-
-    async def start(self, host: str, port: int) -> None:
-        """Open the port. Raises Unavailable PORT_IN_USE."""
-        try:
-            self._server = await asyncio.start_server(self._accept, host, port, limit=PIECE_BYTES)
-        except OSError as error:
-            raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
-            ) from error
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Stop listening and end what is open."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
