@@ -180,9 +180,6 @@ def agent_settings(found: Trust) -> dict[str, Any]:
     bans.touch()
     state = found.folder / "agent"
     state.mkdir(mode=0o700)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shell = {
         "map_updater": False,
         "trust_updater": False,
@@ -192,10 +189,35 @@ def agent_settings(found: Trust) -> dict[str, Any]:
     }
     return {
         "grid": "bench", "kind": "storage", "name": "storage.BENCH", "site": "BENCH", "host": "bench",
-        "listen": "127.0.0.1", "advertise": "localhost", "ports": {"rpc": port}, "state_dir": str(state),
+        "listen": "127.0.0.1", "advertise": "localhost", "ports": {"rpc": free_port()}, "state_dir": str(state),
         "certificates": str(found.grid.trust_directory), "credential": str(found.host),
         "organisation": ORGANISATION, "vos": ["cms"], "endpoints": {}, "options": {}, "fabric": shell,
     }  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def agent_process(found: Trust, settings: Mapping[str, Any]) -> Iterator[None]:
+    """An agent in a process of its own, for as long as the block runs; its port is open at the beginning."""
+    path = found.folder / f"{settings['kind']}.json"
+    path.write_text(json.dumps(settings), "utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fabric.agent", str(path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        json.loads(process.stdout.readline())
+        yield
+    finally:
+        process.terminate()
+        process.wait(READY_S)
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

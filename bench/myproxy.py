@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -25,7 +22,6 @@ from security.validation import ValidationPolicy
 
 PASSPHRASE = b"open sesame"
 AT_ONCE = 4
-READY_S = 30
 
 
 def run(bench: Bench) -> None:
@@ -42,28 +38,11 @@ def run(bench: Bench) -> None:
 def _store(trust: Trust, server: Credential) -> Iterator[Mapping[str, Any]]:
     credential = trust.folder / "myproxy.pem"
     server.save(credential)
-    ports = {name: _free_port() for name in ("rpc", "myproxy")}
+    ports = {name: helpers.free_port() for name in ("rpc", "myproxy")}
     settings = helpers.agent_settings(trust)
     settings |= {"kind": "myproxy", "name": "myproxy.BENCH", "credential": str(credential), "ports": ports}
-    path = trust.folder / "myproxy.json"
-    path.write_text(json.dumps(settings), "utf-8")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fabric.agent", str(path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert process.stdout is not None
-        json.loads(process.stdout.readline())
+    with helpers.agent_process(trust, settings):
         yield settings
-    finally:
-        process.terminate()
-        process.wait(READY_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _delegated(bench: Bench, trust: Trust, settings: Mapping[str, Any]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +25,6 @@ from security.validation import ValidationPolicy, validate_client_chain
 
 GROUPS = ["/cms", "/cms/higgs", "/cms/Role=production"]
 AT_ONCE = 8
-READY_S = 30
 
 
 def run(bench: Bench) -> None:
@@ -78,28 +75,11 @@ def _vo_server(trust: Trust, server: Credential) -> Iterator[Mapping[str, Any]]:
     credential = trust.folder / "vo.pem"
     server.save(credential)
     settings = helpers.agent_settings(trust)
-    ports = {name: _free_port() for name in ("rpc", "ldap", "http")}
+    ports = {name: helpers.free_port() for name in ("rpc", "ldap", "http")}
     settings |= {"kind": "vo", "name": "vo.cms", "credential": str(credential), "ports": ports}
     settings["options"] = {"groups": ["/cms/higgs"], "roles": ["production"]}
-    path = trust.folder / "vo.json"
-    path.write_text(json.dumps(settings), "utf-8")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fabric.agent", str(path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    try:
-        assert process.stdout is not None
-        json.loads(process.stdout.readline())
+    with helpers.agent_process(trust, settings):
         yield settings
-    finally:
-        process.terminate()
-        process.wait(READY_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _issued(bench: Bench, trust: Trust, settings: Mapping[str, Any]) -> None:
