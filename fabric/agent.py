@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from fabric.bulletin import Bell
 from fabric.clock import Clock, SystemClock, utc_text
 from fabric.errors import Conflict, GridError, InvalidRequest, Unavailable, from_security
 from fabric.logs import Logger, open_logs
@@ -105,24 +106,6 @@ class Closable(Protocol):
     async def close(self) -> None:
         """Release it."""
         ...
-
-
-class Bell:
-    """Wakes everybody who waits at the moment that it is rung."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake them."""
-        event, self._event = self._event, asyncio.Event()
-        event.set()
-
-    async def wait(self, limit_s: float) -> None:
-        """Until it is rung, at most `limit_s`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._event.wait()
 
 
 class AgentContext:
@@ -521,8 +504,10 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
 
     judged_at = context.clock.monotonic()
     seen = context.judge.generation
+    heard = context.news.rung
     while True:
-        await context.news.wait(context.settings.fabric.trust_poll_s)
+        await context.news.wait(context.settings.fabric.trust_poll_s, heard)
+        heard = context.news.rung
         changed = False
         try:
             changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds

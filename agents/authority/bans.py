@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
@@ -13,6 +11,7 @@ from gridfabric.authority.v1 import bans_pb2 as pb
 from gridfabric.authority.v1 import bans_pb2_grpc as pb_grpc
 
 from agents.authority.store import metadata
+from fabric.bulletin import Bulletin
 from fabric.clock import Clock, from_us, to_us
 from fabric.errors import Conflict, Exhausted, InvalidRequest, Refused
 from fabric.logs import Logger
@@ -34,8 +33,6 @@ MAX_OWN_BANS = 100
 MAX_OWN_BAN = timedelta(days=14)
 """For proxies that their owner takes back; longer than any lives."""
 MAX_ID_LENGTH = 64
-KEEP_ALIVE_S = 20.0
-"""The list is said again this often, so that an agent notices a silent authority, and a ban that ended is forgotten."""
 
 bans = sa.Table(
     "bans",
@@ -52,7 +49,7 @@ class BansServicer(pb_grpc.BansServicer):
 
     def __init__(self, store: Store, clock: Clock, log: Logger) -> None:
         self._store, self._clock, self._log = store, clock, log
-        self._news = asyncio.Event()
+        self._bulletin = Bulletin(self._listing)
 
     async def Add(self, request: pb.AddBanRequest, context: grpc.aio.ServicerContext) -> pb.AddBanResponse:
         """See the proto."""
@@ -86,7 +83,7 @@ class BansServicer(pb_grpc.BansServicer):
         kept = await self._store.write(add)
         if kept is ban:
             self._log.audit("ban.added", ban=ban.emit(), by=ban.author)
-            self._tell()
+            self._bulletin.changed()
         return pb.AddBanResponse(ban=_to_wire(kept))
 
     def _checked(self, asked: pb.Ban, author: str) -> Ban:
@@ -117,7 +114,7 @@ class BansServicer(pb_grpc.BansServicer):
         line = await self._store.write(lift)
         if line is not None:
             self._log.audit("ban.lifted", ban=line, by=current_peer(context).subject)
-            self._tell()
+            self._bulletin.changed()
         return pb.LiftBanResponse(was_there=line is not None)
 
     async def List(self, request: pb.ListBansRequest, context: grpc.aio.ServicerContext) -> pb.ListBansResponse:
@@ -128,12 +125,11 @@ class BansServicer(pb_grpc.BansServicer):
         self, request: pb.WatchBansRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.BanListing]:
         """See the proto."""
-        while True:
-            news = self._news  # before the list is read: what changes after it rings this one
-            yield pb.BanListing(text=(await self._in_force()).emit())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    await news.wait()
+        async for listing in self._bulletin.told():
+            yield listing
+
+    async def _listing(self) -> pb.BanListing:
+        return pb.BanListing(text=(await self._in_force()).emit())
 
     async def _in_force(self) -> BanList:
         now_us = to_us(self._clock.now())
@@ -147,10 +143,6 @@ class BansServicer(pb_grpc.BansServicer):
     def _forget_ended(self, connection: sa.Connection) -> None:
         now_us = to_us(self._clock.now())
         connection.execute(bans.delete().where(bans.c.until_us > 0, bans.c.until_us <= now_us))
-
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
 
 
 def _require_own(ban: Ban, peer: Peer) -> None:

@@ -216,9 +216,10 @@ class Gatekeeper(Agent):
         """When trust, bans or the map change: jobs of people who would be refused now are stopped (option
         `revoked_jobs`)."""
         while self.options.revoked_jobs == "kill":
+            heard = self.context.judged.rung
             for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
                 await self._judge_owner(owner)
-            await self.context.judged.wait(JUDGE_OWNERS_S)
+            await self.context.judged.wait(JUDGE_OWNERS_S, heard)
 
     async def _judge_owner(self, owner: str) -> None:
         context = self.context
