@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from support.peers import GLOBUS_JUDGE
 
 from security import certificates, proxies
 from security.credentials import Credential
@@ -35,7 +36,6 @@ pytestmark = pytest.mark.skipif(
 
 CHAINS = 400
 SEED = 3820
-JUDGE = Path(__file__).with_name("globus_judge.py")
 
 WE_ACCEPT_MORE = {
     "early by minutes": "a clock skew of 5 minutes excuses the start of a validity, for them it is refused",
@@ -245,7 +245,7 @@ def judge_openssl(grid: TestGrid, chains: list[Chain], folder: Path) -> None:
 
 def judge_globus(grid: TestGrid, chains: list[Chain]) -> None:
     done = subprocess.run(
-        [sys.executable, str(JUDGE), str(grid.trust_directory)],
+        [sys.executable, str(GLOBUS_JUDGE), str(grid.trust_directory)],
         input="".join(f"{chain.path}\n" for chain in chains),
         env={"PATH": os.environ["PATH"], "X509_CERT_DIR": str(grid.trust_directory)},
         capture_output=True, text=True, timeout=60, check=True,

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support.peers import GLOBUS_JUDGE
 
 from security import certificates
 from security.authority import CertificateAuthority
@@ -30,7 +31,6 @@ pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None or ctypes.util.find_library("globus_gsi_credential") is None,
     reason="openssl and libglobus-gsi-credential1 are not installed",
 )
-JUDGE = Path(__file__).with_name("globus_judge.py")
 DAY = timedelta(days=1)
 
 
@@ -84,7 +84,7 @@ class Directory:
             capture_output=True, timeout=30, check=False,
         )  # fmt: skip
         globus = subprocess.run(
-            [sys.executable, str(JUDGE), str(self.path)], input=f"{path}\n", text=True, capture_output=True,
+            [sys.executable, str(GLOBUS_JUDGE), str(self.path)], input=f"{path}\n", text=True, capture_output=True,
             env={"PATH": os.environ["PATH"], "X509_CERT_DIR": str(self.path)}, timeout=30, check=True,
         )  # fmt: skip
         return ours, openssl.returncode == 0, globus.stdout.startswith("OK")
