@@ -22,7 +22,6 @@ from support.site import ENDED, Site, job
 from agents.gatekeeper import client
 from fabric.errors import GridError
 from security.credentials import Credential
-from security.names import DistinguishedName
 
 
 @pytest.fixture
@@ -155,5 +154,5 @@ async def test_globus_logs_every_job_of_a_user_under_the_id_of_the_first(lab: La
     await site.submit(second)
     lines = lab.audit("gatekeeper.CERN", "job.submit")
     assert [line["job_ids"] for line in lines] == [[first.job_id], [second.job_id]], lines
-    (opened,) = lab.audit("gatekeeper.CERN", "session.opened")[:1]
-    assert {DistinguishedName.parse(line["peer"]) for line in lines} == {DistinguishedName.parse(opened["peer"])}
+    opened = {line["session_id"]: line["peer"] for line in lab.audit("gatekeeper.CERN", "session.opened")}
+    assert [opened[line["session_id"]] for line in lines] == [str(site.alice.identity)] * 2
