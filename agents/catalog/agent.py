@@ -10,7 +10,7 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 from agents.catalog.config import parse_config
 from agents.catalog.servicer import RULES, CatalogueServicer
 from agents.catalog.store import CatalogStore, metadata
-from fabric import glue13
+from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
 from fabric.information_publisher import InformationPublisher
@@ -55,7 +55,7 @@ class CatalogAgent(Agent):
         port = self.context.rpc.port if self.context.rpc is not None else settings.rpc_port
         address = f"{settings.advertise}:{port}"
         return glue13.service_entries(
-            glue13.Service(
+            glue_model.Service(
                 unique_id=f"{GLUE_TYPE}:{address}",
                 kind=GLUE_TYPE,
                 endpoint=f"grpc://{address}",

@@ -27,7 +27,7 @@ from agents.gatekeeper.servicer import (
     WorkerPortServicer,
 )
 from agents.gatekeeper.workers import WorkerPool
-from fabric import glue13
+from fabric import glue_model
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import to_us, utc_text
 from fabric.errors import GridError, from_security
@@ -304,7 +304,7 @@ class Gatekeeper(Agent):
         total, free, running, waiting = self.machine.counts()
         full = self._sandbox.area.free_disk_bytes() < self.options.min_free_disk_bytes or bool(self._driver.blocked)
         closed = self._stopping or self.machine.draining
-        status = glue13.DRAINING if closed else glue13.CLOSED if full else glue13.PRODUCTION
+        status = glue_model.DRAINING if closed else glue_model.CLOSED if full else glue_model.PRODUCTION
         return publish.Measured(
             total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1)
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fabric import glue13
+from fabric import glue13, glue_model
 from fabric.settings import Endpoint, Settings
 
 
@@ -41,7 +41,7 @@ def entries(
     vos = settings.vos
     cluster = settings.advertise if settings.advertise not in ("localhost", "127.0.0.1") else f"{settings.name}"
     one = facts[0] if facts else {}
-    subcluster = glue13.SubCluster(
+    subcluster = glue_model.SubCluster(
         cluster=cluster,
         site=settings.site,
         computing_elements=(ce,),
@@ -57,7 +57,7 @@ def entries(
         software=tuple(sorted({tag for fact in facts for tag in fact.get("software", "").split()})),
     )
     waiting_s = _waiting_s(measured)
-    element = glue13.ComputingElement(
+    element = glue_model.ComputingElement(
         unique_id=ce,
         cluster=cluster,
         host=settings.advertise,
@@ -78,13 +78,13 @@ def entries(
         vos=vos,
         close_storage=close,
     )
-    service = glue13.Service(
+    service = glue_model.Service(
         unique_id=f"{ce.rpartition('/')[0]}/gatekeeper",
         kind="org.gridfabric.gatekeeper",
         endpoint=f"grpcs://{settings.advertise}:{port}",
         site=settings.site,
         name=settings.name,
-        status="OK" if measured.status == glue13.PRODUCTION else "Warning",
+        status="OK" if measured.status == glue_model.PRODUCTION else "Warning",
         status_info=measured.status,
         vos=vos,
         started=started,
@@ -100,7 +100,7 @@ def storage_id(endpoint: Endpoint) -> str:
 def _waiting_s(measured: Measured) -> int:
     """How long a job that comes now will wait, from what waits and how long jobs took lately."""
     if measured.total_slots == 0:
-        return glue13.UNKNOWN_TIME
+        return glue_model.UNKNOWN_TIME
     if measured.free_slots > measured.waiting:
         return 0
     return int((measured.waiting + 1 - measured.free_slots) * max(measured.mean_wall_s, 1.0) / measured.total_slots)

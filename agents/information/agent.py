@@ -15,7 +15,8 @@ from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
-from fabric.glue13 import GLUE_SCHEMA, Service, Site, service_entries, site_entries
+from fabric.glue13 import GLUE_SCHEMA, service_entries, site_entries
+from fabric.glue_model import Service, Site
 from fabric.information import Publisher
 from fabric.information_publisher import InformationPublisher, connector
 from fabric.information_tree import GRID

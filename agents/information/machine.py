@@ -24,7 +24,8 @@ from agents.information.model import (
     Rejection,
 )
 from fabric.errors import Exhausted
-from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES, UNKNOWN
+from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES
+from fabric.glue_model import UNKNOWN
 from fabric.information_tree import GRID, LOCAL, ldap_time
 from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry
 

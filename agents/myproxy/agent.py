@@ -10,7 +10,8 @@ from agents.myproxy.door import MyProxyDoor
 from agents.myproxy.keeper import Keeper
 from agents.myproxy.vault import Vault, load_key
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
-from fabric.glue13 import Service, service_entries
+from fabric.glue13 import service_entries
+from fabric.glue_model import Service
 from fabric.tls_door import TlsDoor
 
 

@@ -13,7 +13,7 @@ from agents.storage.memory import keep_buffers
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
 from agents.storage.store import FileStore, metadata
-from fabric import glue13
+from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
 from fabric.errors import GridError
@@ -99,7 +99,7 @@ class StorageAgent(Agent):
         settings, space = self.context.settings, self._space
         unique_id = f"{self.servicer.host}:{self.servicer.port}"
         areas = tuple(
-            glue13.StorageArea(
+            glue_model.StorageArea(
                 local_id=use.vo,
                 path=f"/{use.vo}",
                 vos=(use.vo,),
@@ -109,17 +109,17 @@ class StorageAgent(Agent):
             for use, available in space.vos
         )
         yield from glue13.se_entries(
-            glue13.StorageElement(
+            glue_model.StorageElement(
                 unique_id=unique_id,
                 site=settings.site,
                 name=settings.name,
                 port=self.servicer.port,
                 areas=areas,
-                protocols=(glue13.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", self.servicer.port),),
+                protocols=(glue_model.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", self.servicer.port),),
             )
         )
         yield from glue13.service_entries(
-            glue13.Service(
+            glue_model.Service(
                 unique_id=f"{GLUE_TYPE}:{unique_id}",
                 kind=GLUE_TYPE,
                 endpoint=f"grpc://{unique_id}",

@@ -15,7 +15,8 @@ from agents.vo.organisation import Organisation
 from agents.vo.servicer import VoServicer, rules
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.errors import Unavailable, from_security
-from fabric.glue13 import Service, service_entries
+from fabric.glue13 import service_entries
+from fabric.glue_model import Service
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap.server import LdapServer
 from fabric.rpc.server import RpcService

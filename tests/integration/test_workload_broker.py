@@ -23,7 +23,8 @@ from agents.broker.client import BrokerClient
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused
-from fabric.glue13 import PRODUCTION, ComputingElement, SubCluster, ce_entries, cluster_entries
+from fabric.glue13 import ce_entries, cluster_entries
+from fabric.glue_model import PRODUCTION, ComputingElement, SubCluster
 from fabric.information_publisher import InformationPublisher
 from fabric.rpc.delegation import delegate
 from fabric.rpc.peer import current_peer

@@ -16,17 +16,8 @@ from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.errors import GridError, Unavailable
-from fabric.glue13 import (
-    ComputingElement,
-    Site,
-    StorageArea,
-    StorageElement,
-    SubCluster,
-    ce_entries,
-    cluster_entries,
-    se_entries,
-    site_entries,
-)
+from fabric.glue13 import ce_entries, cluster_entries, se_entries, site_entries
+from fabric.glue_model import ComputingElement, Site, StorageArea, StorageElement, SubCluster
 from fabric.information import Subscriber
 from fabric.information_publisher import InformationPublisher, connector
 from fabric.ldap import Entry, LdapClient

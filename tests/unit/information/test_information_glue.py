@@ -8,14 +8,6 @@ from gridfabric.information.v1 import information_pb2 as pb
 from fabric.glue13 import (
     GLUE_SCHEMA,
     INDEXED_ATTRIBUTES,
-    UNKNOWN,
-    AccessProtocol,
-    ComputingElement,
-    Service,
-    Site,
-    StorageArea,
-    StorageElement,
-    SubCluster,
     agent_entries,
     ce_entries,
     ce_views,
@@ -25,6 +17,16 @@ from fabric.glue13 import (
     site_entries,
     site_of,
     typed_value,
+)
+from fabric.glue_model import (
+    UNKNOWN,
+    AccessProtocol,
+    ComputingElement,
+    Service,
+    Site,
+    StorageArea,
+    StorageElement,
+    SubCluster,
 )
 from fabric.information import GridView, TreeCopy, entry_from_wire, entry_to_wire
 from fabric.ldap import Dn, Entry, EntryTree, Scope, make_entry, parse_dn, parse_filter
