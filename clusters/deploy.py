@@ -17,13 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from clusters import enrolment, inventory, processes, ray, trust, voms_files
 from clusters.inventory import Inventory, Run
 from clusters.model import GridDescription
 from clusters.node.launcher import NodeConfiguration
 from clusters.paths import StatePaths, default_state
-from clusters.plan import PlannedAgent, Ports, endpoint, endpoints_for, lab_ports, make_plan, well_known_ports
+from clusters.plan import (
+    PlannedAgent,
+    Ports,
+    endpoint,
+    endpoints_for,
+    lab_ports,
+    make_plan,
+    packs,
+    well_known_ports,
+)
 from clusters.ports import chooser, is_free
 from clusters.report import AgentStatus, GridStatus, head_host, status, status_of, with_process
 from clusters.trust import Invitation
@@ -211,7 +221,7 @@ def _start(
             temp_dir=run.temp_dir,
             status_file=str(paths.node_status),
             labels={"host": head},
-            slots=max(4, len(agents)),
+            slots=max(4, len(packs(description, [agent.name for agent in agents]))),
             port=0 if run.loopback else DEFAULT_RAY_PORT,
             fork_server=fork_server,
         )
@@ -219,12 +229,19 @@ def _start(
     client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
-        rows = [{"name": a.name, "host": a.host, "settings": dict(a.settings)} for a in agents]
-        list(client.call("create", 30.0, agents=rows))
-        found = _wait_green(client, here, paths, on_progress, deadline_s)
+        list(client.call("create", 30.0, packs=_with_settings(description, agents)))
+        found = _wait_green(client, description, here, paths, on_progress, deadline_s)
         return (*found, *(status_of(agent, {"state": "waiting"}) for agent in agents if agent not in here))
     finally:
         client.close()
+
+
+def _with_settings(description: GridDescription, agents: Sequence[PlannedAgent]) -> list[dict[str, Any]]:
+    settings = {agent.name: dict(agent.settings) for agent in agents}
+    return [
+        {**pack.order(settings), "settings": [settings[name] for name in pack.agents]}
+        for pack in packs(description, settings)
+    ]
 
 
 def _start_node(
@@ -278,11 +295,17 @@ def _write_settings(paths: StatePaths, agents: Sequence[PlannedAgent]) -> None:
 
 
 def _wait_green(
-    client: ray.RayClient, agents: Sequence[PlannedAgent], paths: StatePaths, on_progress: Progress, deadline_s: float
+    client: ray.RayClient,
+    description: GridDescription,
+    agents: Sequence[PlannedAgent],
+    paths: StatePaths,
+    on_progress: Progress,
+    deadline_s: float,
 ) -> tuple[AgentStatus, ...]:
     by_name = {agent.name: agent for agent in agents}
     last = {agent.name: status_of(agent, {"state": "starting"}) for agent in agents}
-    for answer in client.call("watch", deadline_s + 15, names=list(by_name), deadline_s=deadline_s):
+    orders = [pack.order(by_name) for pack in packs(description, by_name)]
+    for answer in client.call("watch", deadline_s + 15, packs=orders, deadline_s=deadline_s):
         found = status_of(by_name[answer["agent"]], answer)
         last[found.name] = found
         on_progress(found)
@@ -337,8 +360,10 @@ def _stop_agents(paths: StatePaths, run: Run) -> None:
     client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
+        together = packs(description, run.agents)
         for names in _groups(run.agents, order):
-            list(client.call("stop", STOP_DEADLINE_S + 10, names=names, deadline_s=STOP_DEADLINE_S))
+            orders = [pack.order(names) for pack in together if set(names) & set(pack.agents)]
+            list(client.call("stop", STOP_DEADLINE_S + 10, packs=orders, deadline_s=STOP_DEADLINE_S))
     finally:
         client.close()
 
@@ -393,7 +418,7 @@ def host_join(description: GridDescription, state: Path, *, invitation: Path, fo
             temp_dir=run.temp_dir,
             status_file=str(paths.node_status),
             labels={"host": given.host},
-            slots=max(4, len(here)),
+            slots=max(4, len(packs(description, [agent.name for agent in here]))),
             head=given.ray_address,
             fork_server=fork_server,
         )

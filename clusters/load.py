@@ -31,11 +31,12 @@ PRESETS = Path(__file__).parent
 MAX_DESCRIPTION_BYTES = 1 << 20
 RESERVED_UNITS = ("Users", "Operators")
 MAX_COUNT = 1000
-"""Agents made by one `count`."""
+"""Agents made by one `count`, sites made by one range of names, agents in one process."""
 
 _GRID_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,38}[a-z0-9])?\Z")
 _SITE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,38}[A-Za-z0-9])?\Z")
 _AGENT_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
+_SITE_RANGE = re.compile(r"(?P<before>[^{}]*)\{(?P<first>[0-9]{1,4})\.\.(?P<last>[0-9]{1,4})\}(?P<after>[^{}]*)\Z")
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
 
 _AGENT_KEYS = {"name", "host", "ports", "count", "fabric"}
@@ -126,6 +127,12 @@ class _Table:
             raise self.wrong(key, f"must be a number, not {value!r}")
         return float(value)
 
+    def count(self, key: str) -> int:
+        value = self.raw.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            raise self.wrong(key, f"must be a whole number from 1 to {MAX_COUNT}, not {value!r}")
+        return value
+
     def duration(self, key: str, default: str) -> float:
         value = self.raw.get(key, default)
         if not isinstance(value, str):
@@ -167,7 +174,7 @@ class _Reader:
         top = _Table(self, "", raw)
         top.known({"grid", "authority", "vo", "site"})
         about = top.table("grid")
-        about.known({"name", "mode", "organisation"})
+        about.known({"name", "mode", "organisation", "pack"})
         name = about.text("name", form=_GRID_NAME)
         mode = about.text("mode", "lab")
         if mode not in MODES:
@@ -176,7 +183,7 @@ class _Reader:
         site_tables = top.tables("site")
         if not site_tables:
             raise top.wrong("site", "is missing; add at least one [[site]]")
-        sites = [self._site(table, mode) for table in site_tables]
+        sites = [self._site(one, mode) for table in site_tables for one in self._equal_sites(table)]
         self._unique("site", [site.name for site in sites])
         self._unique("host", [host.name for site in sites for host in site.hosts if mode != "lab"])
         authority, authority_agent = self._authority(top.table("authority"), organisation, sites)
@@ -189,7 +196,8 @@ class _Reader:
             )
             for site in sites
         )  # fmt: skip
-        grid = GridDescription(name, mode, organisation, authority, vos, complete, self.source, text)
+        pack = about.count("pack")
+        grid = GridDescription(name, mode, organisation, authority, vos, complete, self.source, pack, text)
         self._check(grid)
         return grid
 
@@ -200,6 +208,19 @@ class _Reader:
                 "organisation", f"must be the start of a DN such as /C=CH/O=Physics, not {organisation!r}"
             )
         return organisation
+
+    def _equal_sites(self, table: _Table) -> list[_Table]:
+        """`name = "S{001..192}"` stands for 192 equal sites, as the shell expands it."""
+        written = table.raw.get("name")
+        found = _SITE_RANGE.match(written) if isinstance(written, str) else None
+        if found is None:
+            return [table]
+        first, last = int(found["first"]), int(found["last"])
+        if not 0 <= last - first < MAX_COUNT:
+            raise table.wrong("name", f"must count up, to {MAX_COUNT} sites at most, not {written!r}")
+        width = len(found["first"]) if found["first"].startswith("0") else 0
+        names = [f"{found['before']}{number:0{width}}{found['after']}" for number in range(first, last + 1)]
+        return [_Table(self, f"site.{name}.", {**table.raw, "name": name}) for name in names]
 
     def _site(self, table: _Table, mode: str) -> SiteDescription:
         table.known({"name", "location", "latitude", "longitude", "web", "contact", "host", "agent", *_SHORT_FORMS})
@@ -268,9 +289,7 @@ class _Reader:
         mode: str,
         seen: dict[str, int],
     ) -> Iterable[AgentDescription]:
-        count = entry.raw.get("count", 1)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
-            raise entry.wrong("count", f"must be a whole number from 1 to {MAX_COUNT}, not {count!r}")
+        count = entry.count("count")
         given = entry.text("name", "", None)
         host = self._host_of(entry, hosts, mode, site)
         ports = self._ports(entry, kind)

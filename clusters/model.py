@@ -133,6 +133,8 @@ class GridDescription:
     vos: tuple[VoDescription, ...]
     sites: tuple[SiteDescription, ...]
     source: Path
+    pack: int = 1
+    """Agents of one host that share a process; central ones always have their own."""
     text: str = field(default="", repr=False)
     """The file as it was read: kept beside the state, so that a later command sees what was started."""
 

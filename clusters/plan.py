@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,45 @@ class PlannedAgent:
         """The DN of its certificate."""
         settings = self.settings
         return f"{settings['organisation']}/OU={settings['site']}/CN={settings['kind']}/{settings['name']}"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Agents that share one Ray actor, which is one process."""
+
+    actor: str
+    """Its name: that of the first agent."""
+    host: str
+    agents: tuple[str, ...]
+    """All of them, in starting order."""
+
+    def order(self, names: Collection[str]) -> dict[str, Any]:
+        """How `clusters.node.driver` is told of some of these agents."""
+        return {
+            "actor": self.actor,
+            "host": self.host,
+            "agents": [name for name in self.agents if name in names],
+            "size": len(self.agents),
+        }
+
+
+def packs(grid: GridDescription, names: Collection[str]) -> tuple[Pack, ...]:
+    """How these agents share processes: a central one has its own, the others of a host are taken `grid.pack` at a
+    time, site by site. The same for some hosts of a grid as for all."""
+    alone: list[Pack] = []
+    by_host: dict[str, list[str]] = {}
+    for agent in grid.agents():
+        if agent.name in names:
+            if agent.about.central or grid.pack == 1:
+                alone.append(Pack(agent.name, agent.host, (agent.name,)))
+            else:
+                by_host.setdefault(agent.host, []).append(agent.name)
+    shared = [
+        Pack(found[start], host, tuple(found[start : start + grid.pack]))
+        for host, found in by_host.items()
+        for start in range(0, len(found), grid.pack)
+    ]
+    return (*alone, *shared)
 
 
 def lab_ports(grid: GridDescription, known: Ports, choose: Callable[[], int]) -> Ports:

@@ -13,7 +13,7 @@ import psutil
 from clusters import inventory, ray
 from clusters.model import GridDescription
 from clusters.paths import StatePaths
-from clusters.plan import PlannedAgent, make_plan
+from clusters.plan import PlannedAgent, make_plan, packs
 from fabric.errors import GridError
 
 HEALTH_DEADLINE_S = 6.0
@@ -35,6 +35,8 @@ class AgentStatus:
     numbers: Mapping[str, float] = field(default_factory=dict)
     pid: int = 0
     restarts: int = 0
+    packed: int = 1
+    """Agents in this process: memory and processor time are an equal share of it."""
     memory_bytes: int = 0
     """Of this process alone (unique set size); 0 where it is not on this machine."""
     cpu_s: float = 0.0
@@ -74,6 +76,7 @@ def status_of(agent: PlannedAgent, answer: Mapping[str, Any]) -> AgentStatus:
         dict(answer.get("numbers", {})),
         int(answer.get("pid", 0)),
         int(answer.get("restarts", 0)),
+        int(answer.get("packed", 1)),
     )
 
 
@@ -87,7 +90,7 @@ def with_process(status: AgentStatus, here: str) -> AgentStatus:
         memory = process.memory_full_info().uss
     except (psutil.Error, ValueError):
         return status
-    return replace(status, memory_bytes=int(memory), cpu_s=times.user + times.system)
+    return replace(status, memory_bytes=int(memory) // status.packed, cpu_s=(times.user + times.system) / status.packed)
 
 
 def head_host(description: GridDescription, site: str | None) -> str:
@@ -123,11 +126,11 @@ def status(state: Path) -> GridStatus:
     client = ray.client_of(run, paths)
     try:
         client.connect(run.address)
-        hosts = {agent.name: agent.host for agent in agents}
         by_name = {agent.name: agent for agent in agents}
+        orders = [pack.order(by_name) for pack in packs(description, by_name)]
         found = [
             with_process(status_of(by_name[row["agent"]], row), run.host or head_host(description, run.site))
-            for row in client.call("health", HEALTH_DEADLINE_S + 5, agents=hosts, deadline_s=HEALTH_DEADLINE_S)
+            for row in client.call("health", HEALTH_DEADLINE_S + 5, packs=orders, deadline_s=HEALTH_DEADLINE_S)
         ]
     except GridError as error:
         return answer(False, f"{error.sentence}; stop what is left with: grid down")

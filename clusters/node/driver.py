@@ -34,23 +34,26 @@ class Driver:
             address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error", configure_logging=False
         )
         self._handles: dict[str, Any] = {}
+        self._stopped: dict[str, int] = {}
+        """Agents of each actor that were asked to stop."""
 
-    def create(self, agents: list[Mapping[str, Any]]) -> Iterator[Answer]:
-        """One detached actor per agent that is not there yet; returns before they are up."""
+    def create(self, packs: list[Mapping[str, Any]]) -> Iterator[Answer]:
+        """One detached actor per pack that is not there yet, with the settings of its agents; returns before they are
+        up."""
         from fabric.actor import MAX_CONCURRENCY, AgentActor
 
         remote = self._ray.remote(AgentActor)
-        for agent in agents:
+        for pack in packs:
             options = {
-                "name": agent["name"],
+                "name": pack["actor"],
                 "lifetime": "detached",
                 "max_restarts": -1,
                 "max_concurrency": MAX_CONCURRENCY,
                 "num_cpus": 0,
-                "label_selector": {"host": agent["host"]},
+                "label_selector": {"host": pack["host"]},
                 "get_if_exists": True,
             }
-            self._handles[agent["name"]] = remote.options(**options).remote(agent["settings"])
+            self._handles[pack["actor"]] = remote.options(**options).remote(*pack["settings"])
         return iter(())
 
     def nodes(self) -> Iterator[Answer]:
@@ -62,92 +65,101 @@ class Driver:
                 "address": node["NodeManagerAddress"],
             }
 
-    def health(self, agents: dict[str, str], deadline_s: float) -> Iterator[Answer]:
-        """The health of each agent (name to host), within the deadline for all."""
+    def health(self, packs: list[Mapping[str, Any]], deadline_s: float) -> Iterator[Answer]:
+        """The health of each agent, within the deadline for all."""
         deadline = time.monotonic() + deadline_s
         actors = self._actors()
         present = {answer["host"] for answer in self.nodes() if answer["alive"]}
-        asked = {}
-        for name, host in agents.items():
-            handle = self._handle(name)
+        asked: dict[Any, Mapping[str, Any]] = {}
+        for pack in packs:
+            handle = self._handle(pack["actor"])
             if handle is None:
-                yield _answer(name, "stopped", "there is no such agent", actors)
-            elif host not in present:
-                yield _answer(name, "waiting", f"host {host} has not joined, or is lost", actors)
+                yield from _answers(pack, "stopped", "there is no such agent", actors)
+            elif pack["host"] not in present:
+                yield from _answers(pack, "waiting", f"host {pack['host']} has not joined, or is lost", actors)
             else:
-                asked[handle.health.remote()] = name
+                asked[handle.health.remote()] = pack
         while asked:
             left = deadline - time.monotonic()
             done, _ = self._ray.wait(list(asked), timeout=max(0.0, left))
             for reference in done:
-                yield self._result(asked.pop(reference), reference, actors)
+                yield from self._results(asked.pop(reference), reference, actors)
             if left <= 0 and not done:
                 break
-        for name in asked.values():
-            yield _answer(name, "silent", f"no answer in {deadline_s:g} s", actors)
+        for pack in asked.values():
+            yield from _answers(pack, "silent", f"no answer in {deadline_s:g} s", actors)
 
-    def watch(self, names: list[str], deadline_s: float) -> Iterator[Answer]:
+    def watch(self, packs: list[Mapping[str, Any]], deadline_s: float) -> Iterator[Answer]:
         """Every change of health until all are green, or the time is over. Ends early after a failure for good, and
         when for a while nothing but degraded agents was waited for.
         """
         began = time.monotonic()
         settled_at: float | None = None
         last: dict[str, tuple[str, str]] = {}
-        asked: dict[Any, str] = {}
+        asked: dict[Any, Mapping[str, Any]] = {}
+
+        def state_of(name: str) -> str:
+            return last.get(name, ("", ""))[0]
+
         while (now := time.monotonic()) < began + deadline_s:
-            waiting = [name for name in names if last.get(name, ("", ""))[0] != "green"]
-            states = {last.get(name, ("", ""))[0] for name in waiting}
+            waiting = [pack for pack in packs if any(state_of(name) != "green" for name in pack["agents"])]
+            states = {state_of(name) for pack in waiting for name in pack["agents"]} - {"green"}
             if not waiting or "failed" in states:
                 return
             settled_at = (settled_at or now) if states == {"degraded"} else None
             if settled_at is not None and now - settled_at > DEGRADED_PATIENCE_S:
                 return
-            for name in waiting:
-                if name not in asked.values() and (handle := self._handle(name)) is not None:
-                    asked[handle.health.remote()] = name
+            for pack in waiting:
+                if pack not in asked.values() and (handle := self._handle(pack["actor"])) is not None:
+                    asked[handle.health.remote()] = pack
             done, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=POLL_EVERY_S) if asked else ([], [])
             actors = self._actors() if done else {}
             for reference in done:
-                answer = self._result(asked.pop(reference), reference, actors)
-                if last.get(answer["agent"]) != (answer["state"], answer["detail"]):
-                    last[answer["agent"]] = (answer["state"], answer["detail"])
-                    yield answer
+                for answer in self._results(asked.pop(reference), reference, actors):
+                    if last.get(answer["agent"]) != (answer["state"], answer["detail"]):
+                        last[answer["agent"]] = (answer["state"], answer["detail"])
+                        yield answer
             if done:
                 time.sleep(POLL_EVERY_S)
         actors = self._actors()
-        for name in names:
-            if name not in last:
-                found = actors.get(name)
-                state = found["State"] if found else "unknown"
-                yield _answer(name, "silent", f"not started in {deadline_s:g} s (Ray says {state})", actors)
+        for pack in packs:
+            found = actors.get(pack["actor"])
+            state = found["State"] if found else "unknown"
+            for answer in _answers(pack, "silent", f"not started in {deadline_s:g} s (Ray says {state})", actors):
+                if answer["agent"] not in last:
+                    yield answer
 
-    def stop(self, names: list[str], deadline_s: float) -> Iterator[Answer]:
-        """Ask agents to stop; what has not stopped in time is killed. Their actors are gone afterwards."""
+    def stop(self, packs: list[Mapping[str, Any]], deadline_s: float) -> Iterator[Answer]:
+        """Ask agents to stop. An actor whose agents were all asked is gone afterwards, with what has not stopped in
+        time."""
         deadline = time.monotonic() + deadline_s
-        asked, handles = {}, {}
+        asked: dict[Any, Mapping[str, Any]] = {}
         actors = self._actors()
-        for name in names:
-            handle = self._handle(name)
-            if handle is None:
-                continue
-            handles[name] = handle
-            if actors.get(name, {"State": "ALIVE"})["State"] == "ALIVE":  # others wait for a host, or for Ray
-                asked[handle.stop.remote(deadline_s)] = name
+        for pack in packs:
+            self._stopped[pack["actor"]] = self._stopped.get(pack["actor"], 0) + len(pack["agents"])
+            handle = self._handle(pack["actor"])
+            alive = actors.get(pack["actor"], {"State": "ALIVE"})["State"] == "ALIVE"  # or waits for a host, or for Ray
+            if handle is not None and alive:
+                asked[handle.stop.remote(pack["agents"], deadline_s)] = pack
         while asked and (left := deadline - time.monotonic()) > 0:
             done, _ = self._ray.wait(list(asked), timeout=left)
             for reference in done:
-                name = asked.pop(reference)
+                pack = asked.pop(reference)
                 try:
-                    self._ray.get(reference, timeout=0)
-                    yield {"agent": name, "state": "stopped", "detail": ""}
+                    stopped = self._ray.get(reference, timeout=0)
                 except Exception as error:
-                    yield {"agent": name, "state": "failed", "detail": _sentence(error)}
-        for name in asked.values():
-            yield {"agent": name, "state": "silent", "detail": f"did not stop in {deadline_s:g} s; killed"}
-        for name, handle in handles.items():
-            self._handles.pop(name, None)
-            with contextlib.suppress(Exception):
-                self._ray.kill(handle, no_restart=True)
+                    yield from _answers(pack, "failed", _sentence(error), {})
+                    continue
+                for name in pack["agents"]:
+                    yield {"agent": name, "state": "stopped"} if name in stopped else _late(name, deadline_s)
+        for pack in asked.values():
+            yield from (_late(name, deadline_s) for name in pack["agents"])
+        for pack in packs:
+            handle = self._handle(pack["actor"])
+            if handle is not None and self._stopped[pack["actor"]] >= pack["size"]:
+                del self._handles[pack["actor"]]
+                with contextlib.suppress(Exception):
+                    self._ray.kill(handle, no_restart=True)
 
     def _handle(self, name: str) -> Any:
         if name not in self._handles:
@@ -167,28 +179,40 @@ class Driver:
             }
         return {}
 
-    def _result(self, name: str, reference: Any, actors: Mapping[str, Mapping[str, Any]]) -> Answer:
+    def _results(
+        self, pack: Mapping[str, Any], reference: Any, actors: Mapping[str, Mapping[str, Any]]
+    ) -> Iterator[Answer]:
         try:
-            health = self._ray.get(reference, timeout=0)
+            found = {health["name"]: health for health in self._ray.get(reference, timeout=0)}
         except Exception as error:
             kind = type(error).__name__
             gone = kind in ("ActorDiedError", "RayTaskError") or kind.startswith("RayTaskError")
             if kind == "ActorDiedError":
-                self._handles.pop(name, None)
-            return _answer(name, "failed" if gone else "starting", _sentence(error), actors)
-        state = "failed" if health["error"] is not None else health["state"]
-        answer = _answer(name, state, health["detail"], actors)
-        return answer | {"numbers": health["numbers"], "pid": health["pid"]}
+                self._handles.pop(pack["actor"], None)
+            yield from _answers(pack, "failed" if gone else "starting", _sentence(error), actors)
+            return
+        for answer in _answers(pack, "", "", actors):
+            health = found[answer["agent"]]
+            state = "failed" if health["error"] is not None else health["state"]
+            yield answer | {key: health[key] for key in ("detail", "numbers", "pid")} | {"state": state}
 
 
-def _answer(name: str, state: str, detail: str, actors: Mapping[str, Mapping[str, Any]]) -> Answer:
-    answer: Answer = {"agent": name, "state": state, "detail": detail, "numbers": {}}
-    row = actors.get(name)
+def _answers(
+    pack: Mapping[str, Any], state: str, detail: str, actors: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Answer]:
+    """The same about each agent of a pack."""
+    answer: Answer = {"state": state, "detail": detail, "numbers": {}, "packed": pack["size"]}
+    row = actors.get(pack["actor"])
     if row is not None:
         answer["pid"] = int(row.get("Pid") or 0)
         answer["restarts"] = int(row.get("NumRestarts") or 0)
         answer["address"] = (row.get("Address") or {}).get("IPAddress", "")
-    return answer
+    for name in pack["agents"]:
+        yield {"agent": name, **answer}
+
+
+def _late(name: str, deadline_s: float) -> Answer:
+    return {"agent": name, "state": "silent", "detail": f"did not stop in {deadline_s:g} s; killed"}
 
 
 def _sentence(error: BaseException) -> str:

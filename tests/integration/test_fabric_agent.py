@@ -18,6 +18,9 @@ from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
 from support.grid import LabGrid
 from support.toy_agent import ToyAgent
 
+import fabric.actor
+import fabric.agent
+from fabric.actor import AgentActor
 from fabric.agent import AgentHealth, AgentState, RunningAgent, main, running
 from fabric.errors import Conflict, GridError, InvalidRequest, Refused, Unauthenticated, Unavailable
 from fabric.http import Content, HttpServer, http_get
@@ -418,48 +421,76 @@ def test_bad_settings_are_one_line_and_exit_code_1(tmp_path: Path, capsys: pytes
 # -- the actor, without Ray ------------------------------------------------------------------------------------------
 
 
-async def test_the_actor_runs_an_agent_in_its_thread(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fabric import agent as module
-    from fabric.actor import AgentActor
+async def actor_is(actor: AgentActor, *states: str) -> list[dict[str, Any]]:
+    """Its health once its agents are in these states."""
+    async with asyncio.timeout(20):
+        while True:
+            health = await asyncio.to_thread(actor.health)
+            if tuple(found["state"] for found in health) == states:
+                return health
+            await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(module, "load_builder", lambda kind: ToyAgent)
+
+async def test_the_actor_runs_an_agent_in_its_thread(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric.agent, "load_builder", lambda kind: ToyAgent)
     name = lab.plan("storage")
     actor = AgentActor(lab.settings(name))
-    ready = await asyncio.to_thread(actor.ready, 20)
-    assert ready == {"ready": True, "port": lab.port(name), "error": None}
+    [health] = await actor_is(actor, "green")
     await stat(lab, lab.user())
-    health = await asyncio.to_thread(actor.health)
-    assert (health["state"], health["name"], health["pid"]) == ("green", name, os.getpid())
+    assert (health["name"], health["pid"], health["error"]) == (name, os.getpid(), None)
     json.dumps(health)
-    assert await asyncio.to_thread(actor.stop, 10)
-    assert await asyncio.to_thread(actor.stop, 10)
-    assert actor.health()["state"] == "stopped"
+    assert await asyncio.to_thread(actor.stop, [name], 10) == [name]
+    assert await asyncio.to_thread(actor.stop, [name], 10) == [name]
+    await actor_is(actor, "stopped")
+
+
+async def test_agents_of_a_pack_start_stop_and_fail_each_for_itself(
+    lab: LabGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fabric.agent, "load_builder", lambda kind: ToyAgent)
+    first, broken, last = lab.plan("storage"), lab.plan("storage", site="RAL"), lab.plan("storage", site="CNAF")
+    no_port = lab.settings(broken) | {"ports": {"rpc": -1}}
+    actor = AgentActor(lab.settings(first), no_port, lab.settings(last))
+    health = await actor_is(actor, "green", "stopped", "green")
+    assert broken in health[1]["detail"] and health[1]["error"]["reason"] == "SETTINGS_INVALID"
+    assert await asyncio.to_thread(actor.stop, [first], 10) == [first]
+    await actor_is(actor, "stopped", "stopped", "green")
+    assert await asyncio.to_thread(actor.stop, [broken, last], 10) == [broken, last]
+    await actor_is(actor, "stopped", "stopped", "stopped")
+
+
+async def test_an_agent_that_breaks_ends_its_process(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def run_and_break(settings: dict[str, Any], *, stop: asyncio.Event, ready: Any) -> None:
+        async with running(Settings.from_dict(settings)) as agent:
+            ready(agent)
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(fabric.agent, "load_builder", lambda kind: ToyAgent)
+    monkeypatch.setattr(fabric.actor, "run_agent", run_and_break)
+    monkeypatch.setattr(fabric.actor, "_end_process", lambda: ended.append("ended"))
+    actor = AgentActor(lab.settings(lab.plan("storage")))
+    [health] = await actor_is(actor, "stopped")
+    assert ended == ["ended"] and health["error"]["reason"] == "AGENT_CRASHED" and "broken" in health["detail"]
 
 
 async def test_an_actor_waits_for_its_former_life_to_end(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fabric import agent as module
-    from fabric.actor import AgentActor
-
-    monkeypatch.setattr(module, "load_builder", lambda kind: ToyAgent)
+    monkeypatch.setattr(fabric.agent, "load_builder", lambda kind: ToyAgent)
     await lab.start("storage", builder=ToyAgent)
     actor = AgentActor(lab.settings(NAME))
-    assert (await asyncio.to_thread(actor.ready, 0.5))["ready"] is False
-    assert actor.health()["state"] == "starting"
+    await actor_is(actor, "starting")
     await lab.stop(NAME)
-    assert (await asyncio.to_thread(actor.ready, 20))["ready"] is True
-    assert await asyncio.to_thread(actor.stop, 10)
+    await actor_is(actor, "green")
+    assert await asyncio.to_thread(actor.stop, [NAME], 10) == [NAME]
 
 
 async def test_an_actor_that_cannot_start_says_why(lab: LabGrid) -> None:
-    from fabric.actor import AgentActor
-
     for settings in ({}, {"name": "x", "kind": 3}, lab.settings(lab.plan("nosuchkind"))):
         actor = AgentActor(settings)
-        ready = await asyncio.to_thread(actor.ready, 20)
-        assert ready["ready"] is False and ready["error"]["sentence"]
-        health = actor.health()
-        assert health["state"] == "stopped" and health["detail"] == ready["error"]["sentence"]
-        assert actor.stop(5)
+        [health] = await actor_is(actor, "stopped")
+        assert health["detail"] == health["error"]["sentence"]
+        assert actor.stop([health["name"]], 5) == [health["name"]]
 
 
 def test_importing_the_shell_imports_no_ray() -> None:

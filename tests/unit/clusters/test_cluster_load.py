@@ -107,6 +107,15 @@ def test_count_names_agents_apart():
     assert [a.name for a in grid.agents() if a.kind == "worker"] == ["worker.A", "worker2.A", "worker3.A"]
 
 
+def test_a_range_in_a_name_is_so_many_equal_sites():
+    grid = load.loads(SMALL.replace('name = "A"', 'name = "S{008..011}.example"'))
+    assert [site.name for site in grid.sites] == [f"S{n:03}.example" for n in (8, 9, 10, 11)]
+    assert grid.authority.site == "S008.example"
+    at_last = [(agent.kind, agent.name, agent.options) for agent in grid.sites[-1].agents]
+    assert ("worker", "worker.S011.example", {"slots": 3}) in at_last and len(at_last) == 3
+    assert [site.name for site in load.loads(SMALL.replace('"A"', '"{8..10}"')).sites] == ["8", "9", "10"]
+
+
 def test_the_long_form_is_the_short_form():
     long = SMALL.replace("worker = { slots = 3 }", '[[site.agent]]\nkind = "worker"\noptions = { slots = 3 }\n')
     assert list(load.loads(long).agents()) == list(load.loads(SMALL).agents())
@@ -133,6 +142,13 @@ def test_the_long_form_is_the_short_form():
         ("worker = { slots = 3 }", "worker = { count = 0 }", ["worker.1.count", "from 1 to"]),
         ("worker = { slots = 3 }", 'worker = { ports = { web = 1 } }', ["ports.web", "not known"]),
         ("worker = { slots = 3 }", 'worker = { ports = { rpc = 70000 } }', ["ports.rpc", "port number"]),
+        ('name = "small"', 'name = "small"\npack = 0', ["grid.pack", "from 1 to"]),
+        ('name = "small"', 'name = "small"\npack = true', ["grid.pack", "whole number"]),
+        ('name = "A"', 'name = "A{3..1}"', ["A{3..1}.name", "count up"]),
+        ('name = "A"', 'name = "A{0..1000}"', ["count up", "1000 sites"]),
+        ('name = "A"', 'name = "A{1..2}{1..2}"', ["site.A{1..2}{1..2}.name", "not allowed"]),
+        ('name = "A"', 'name = "A{01..02}"\nstorage = { name = "se" }', ["agent.se", "2 times"]),
+        ('name = "A"', 'name = "Users{1..1}"\ncolour = 1', ["site.Users1.colour", "not known"]),
         ('name = "A"', 'name = "Users"', ["site.Users.name", "organisational unit"]),
         ("worker = { slots = 3 }", 'worker = { name = "gatekeeper.A" }', ["agent.gatekeeper.A", "2 times"]),
         ("worker = { slots = 3 }", "broker = {count = 2}\nbookkeeping = {}", ["site.broker", "2 times"]),

@@ -129,3 +129,39 @@ def test_agents_start_in_the_order_of_their_kind():
 def test_default_state():
     assert default_state("lab", {}, 7) == Path("/var/tmp/gridfabric-7/lab")
     assert default_state("lab", {"GRIDFABRIC_STATE": "/x"}, 7) == Path("/x")
+
+
+def packed(text: str, size: int, site: str | None = None) -> dict[str, tuple[str, ...]]:
+    grid = load.loads(text.replace("[grid]", f"[grid]\npack = {size}"))
+    names = [agent.name for agent in grid.agents() if site in (None, agent.site)]
+    return {pack.actor: pack.agents for pack in plan.packs(grid, names)}
+
+
+def test_agents_share_processes_site_by_site_and_central_ones_do_not():
+    found = packed(SMALL.replace('"A"', '"{1..3}"').replace("information = {}", "information = {}\nstorage = {}"), 8)
+    assert found == {
+        "authority.1": ("authority.1",),
+        "vo.cms": ("vo.cms",),
+        "information.1": (
+            *("information.1", "storage.1", "gatekeeper.1", "worker.1"),
+            *("information.2", "storage.2", "gatekeeper.2", "worker.2"),
+        ),
+        "information.3": ("information.3", "storage.3", "gatekeeper.3", "worker.3"),
+    }
+
+
+def test_only_agents_of_one_host_share_a_process():
+    everywhere = packed(HOSTS, 8)
+    assert everywhere["information.A"] == ("information.A", "gatekeeper.A")
+    assert everywhere["worker.A"] == ("worker.A",) and everywhere["information.B"] == ("information.B", "storage.B")
+    at_a = packed(HOSTS, 8, "A")
+    assert at_a == {actor: everywhere[actor] for actor in at_a}
+
+
+def test_without_a_pack_each_agent_has_its_process():
+    assert all(agents == (actor,) for actor, agents in packed(SMALL, 1).items())
+
+
+def test_the_driver_is_told_of_some_agents_and_how_many_there_are():
+    [pack] = [pack for pack in plan.packs(load.loads(SMALL), ["worker.A"])]
+    assert pack.order(["worker.A", "other"]) == {"actor": "worker.A", "host": "lab", "agents": ["worker.A"], "size": 1}
