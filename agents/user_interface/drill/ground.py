@@ -5,97 +5,123 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import psutil
-from gridfabric.security.v1 import security_pb2, security_pb2_grpc
+from cryptography import x509
 
 from agents.authority.client import AuthorityClient
-from agents.bookkeeping.client import BookkeepingClient
-from agents.broker.client import BrokerClient
-from agents.catalog import client as catalog
-from agents.gatekeeper import client as gatekeeper
-from agents.storage import client as storage
 from agents.user_interface import attributes, users
 from agents.user_interface.connection import Grid, open_grid
+from agents.user_interface.drill.people import (
+    ATTACKER,
+    HONEST,
+    LOOK_EVERY_S,
+    USER_KINDS,
+    VICTIM,
+    Job,
+    Person,
+    proxy_of,
+)
+from agents.user_interface.drill.score import Mark, Score, Verdict
 from agents.user_interface.endpoints import Endpoints
 from agents.vo.client import VoClient
 from fabric.errors import GridError
 from fabric.settings import Endpoint
+from security.authority import CertificateAuthority
 from security.credentials import Credential
-from security.proxies import create_proxy
+from security.proxies import new_request
 
 REFUSED_WITHIN_S = 60.0
 """A service that has not refused by then did not."""
-LOOK_EVERY_S = 0.01
-PROXY_LIFETIME = timedelta(hours=2)
-KINDS = ("broker", "bookkeeping", "catalog", "gatekeeper", "storage")
-"""Services that users call."""
+HONEST_PAUSE_S = 0.02
+AT_ONCE = 16
+"""Certificates asked of the authority at one moment."""
+NAMES = ("Ada", "Bela", "Carla", "Dmitri", "Elif", "Fatou", "Goran", "Hanna", "Ines", "Jun", "Kofi", "Lena", "Milo",
+         "Nadia", "Oskar", "Priya", "Quentin", "Rosa", "Sven", "Tomoko", "Uma", "Viktor", "Wanda", "Yusuf")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Mark:
-    """One thing that happened, `at_ms` after the drill began."""
-
-    at_ms: float
-    who: str
-    what: str
-    service: str = ""
-
-
-@dataclass
-class Score:
-    """What the umpire wrote down. A drill is passed when nothing is in `failures`."""
-
-    marks: list[Mark] = field(default_factory=list[Mark])
-    refused_ms: dict[str, float] = field(default_factory=dict[str, float])
-    """By service: how long after the defender acted (or at once, for attacks that nobody needs to stop)."""
-    sentences: dict[str, str] = field(default_factory=dict[str, str])
-    failures: list[str] = field(default_factory=list[str])
-    honest_calls: int = 0
-    honest_failures: int = 0
-    stopped_ms: float | None = None
-    """Until the last process of the attacker was gone; None where there was none."""
+class NotHereError(Exception):
+    """This grid lacks what a drill needs."""
 
 
 class Ground:
     """A grid, and the drill that is under way on it."""
 
-    def __init__(self, services: Endpoints, administrator: Credential, state: Path, folder: Path) -> None:
+    def __init__(
+        self, services: Endpoints, administrator: Credential, state: Path, folder: Path, *, seed: int, speed: float
+    ) -> None:
         self.services, self.state, self.folder = services, state, folder
         self.certificates = Path(services.certificates)
         self._administrator = administrator
-        self._stack = AsyncExitStack()
-        self._numbers = itertools.count(1)
+        self._seed, self._speed = seed, speed
+        self._grid_stack, self._drill_stack = AsyncExitStack(), AsyncExitStack()
+        self._crowds: defaultdict[str, list[tuple[str, Credential]]] = defaultdict(list)
         self.operator: Grid
         self.score = Score()
-        self._began = time.monotonic()
+        self.dice = random.Random(seed)
+        """For every choice of a drill; the same for the same seed and drill."""
+        self._acted: float | None = None
 
     async def __aenter__(self) -> Ground:
-        self.operator = await self._open(self._administrator)
+        self.operator = await self._open(self._administrator, self._grid_stack)
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        await self._stack.aclose()
+        await self._grid_stack.aclose()
 
-    async def _open(self, credential: Credential) -> Grid:
-        return await self._stack.enter_async_context(open_grid(self.services, credential, self.certificates))
+    async def _open(self, credential: Credential, stack: AsyncExitStack) -> Grid:
+        return await stack.enter_async_context(open_grid(self.services, credential, self.certificates))
+
+    # -- a drill -----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def playing(self, name: str) -> AsyncGenerator[Score]:
+        """One drill: an empty score; at its end everything is put right that was asked for with `afterwards`."""
+        self.dice = random.Random(f"{self._seed} {name}")
+        self._acted = None
+        async with AsyncExitStack() as self._drill_stack:
+            self.score = Score()
+            yield self.score
+
+    def begin(self) -> None:
+        """Everybody is there: the clock of the drill starts."""
+        self.score.began = time.monotonic()
+
+    def afterwards(self, act: Callable[[], Awaitable[object]]) -> None:
+        """Do this at the end of the drill, however that is."""
+        self._drill_stack.push_async_callback(act)
+
+    def at_end(self, act: Callable[[], object]) -> None:
+        """As `afterwards`, for what needs no waiting."""
+        self._drill_stack.callback(act)
+
+    def seconds(self, usual: float) -> float:
+        """A time that a drill waits out, by the speed of the clocks."""
+        return usual / self._speed
 
     # -- writing down ------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A new drill: an empty score, the clock at nothing."""
-        self.score, self._began = Score(), time.monotonic()
-
     def mark(self, who: str, what: str, service: str = "") -> None:
         """Write down what happened now."""
-        self.score.marks.append(Mark(round((time.monotonic() - self._began) * 1000, 1), who, what, service))
+        self.score.marks.append(Mark(self.score.now_ms(), who, what, service))
+
+    def attack(self, what: str) -> None:
+        """The attacker acts."""
+        self.mark(ATTACKER, what)
+
+    def defend(self, what: str) -> None:
+        """The defender acts: the stopwatch of the refusals that follow starts here."""
+        self._acted = time.monotonic()
+        self.mark("defender", what)
+
+    def note(self, what: str) -> None:
+        """What this grid cannot play as it would be elsewhere."""
+        self.score.notes.append(what)
 
     def expect(self, holds: bool, failure: str) -> None:
         """The umpire's judgement."""
@@ -105,49 +131,134 @@ class Ground:
 
     # -- people ------------------------------------------------------------------------------------------------------
 
+    async def enrol(self, counts: Mapping[str, int]) -> None:
+        """New members of VOs whom every service knows, for `member`. Needs no other service than the authority's."""
+        last: list[Credential] = []
+        limit = asyncio.Semaphore(AT_ONCE)
+        for vo, count in counts.items():
+            client = await self.vo(vo)
+
+            async def one(name: str, vo: str = vo, client: VoClient = client) -> None:
+                async with limit:
+                    certificate = await self.certificate_of(name)
+                    await client.add_member(str(certificate.identity), name)
+                    self._crowds[vo].append((name, certificate))
+
+            await asyncio.gather(*(one(self._new_name()) for _ in range(count)))
+            self._crowds[vo].sort(key=lambda row: row[0])
+            last.append(self._crowds[vo][-1][1])
+        for certificate in last:
+            async with open_grid(self.services, proxy_of(certificate), self.certificates) as grid:
+                if unknown := await users.await_known(grid):
+                    raise TimeoutError(f"{certificate.identity} is not known to {', '.join(unknown)}")
+
+    def _new_name(self) -> str:
+        return f"{self.dice.choice(NAMES)} {self.dice.randrange(10_000, 100_000)}"
+
+    async def certificate_of(self, name: str, lifetime_s: float = 0) -> Credential:
+        """A certificate for somebody of that name, who is no member of anything."""
+        key, request = new_request()
+        authority = await self.authority()
+        pem = await authority.issue_user(name, request, int(lifetime_s), renew=True)
+        return Credential(x509.load_pem_x509_certificate(pem), key)
+
+    async def member(self, part: str, vo: str = "") -> Person:
+        """A member of a VO (the grid's first) whom every service knows, with a proxy."""
+        vo = vo or self.operator.vo
+        if not self._crowds[vo]:
+            await self.enrol({vo: 1})
+        name, certificate = self._crowds[vo].pop(self.dice.randrange(len(self._crowds[vo])))
+        return await self.person(certificate, name, part)
+
+    async def attacker(self) -> Person:
+        """A member with bad intentions."""
+        return await self.member(ATTACKER)
+
+    async def victim(self) -> Person:
+        """A member whom something happens to."""
+        return await self.member(VICTIM)
+
+    async def person(self, certificate: Credential, name: str, part: str) -> Person:
+        """Somebody with a new proxy of this certificate."""
+        return await self.bearer(proxy_of(certificate), name, part, certificate=certificate)
+
+    async def bearer(
+        self,
+        credential: Credential,
+        name: str,
+        part: str = ATTACKER,
+        *,
+        certificate: Credential | None = None,
+        doors: Mapping[tuple[str, int], int] | None = None,
+    ) -> Person:
+        """Somebody with exactly this credential."""
+        grid = await self._open(credential, self._drill_stack)
+        return Person(self, name, part, certificate or credential, credential, grid, doors or {})
+
+    def endpoints(self, *kinds: str) -> list[Endpoint]:
+        """The services that users call, or those of these kinds."""
+        return [endpoint for kind in kinds or USER_KINDS for endpoint in self.services.all(kind)]
+
+    def one(self, kind: str) -> Endpoint:
+        """The first service of a kind. Raises NotHereError."""
+        if not self.services.all(kind):
+            raise NotHereError(f"this grid has no {kind} service")
+        return self.services.all(kind)[0]
+
+    def second_vo(self) -> str:
+        """A VO other than the first, so that nobody else is disturbed. Raises NotHereError."""
+        if len(self.services.vos) < 2:
+            raise NotHereError("this grid has one VO, and the drill would disturb all its members")
+        return self.services.vos[1]
+
+    # -- the defender ------------------------------------------------------------------------------------------------
+
     async def authority(self) -> AuthorityClient:
         """The authority, for the operator."""
         return AuthorityClient(await self.operator.channel("authority"))
 
-    async def vo(self) -> VoClient:
-        """The VO server, for the operator."""
-        return await attributes.vo_client(self.operator, self.operator.vo)
+    async def vo(self, name: str = "") -> VoClient:
+        """A VO server, for the operator."""
+        return await attributes.vo_client(self.operator, name or self.operator.vo)
 
-    async def user(self, name: str) -> Person:
-        """A new member of the VO whom every service knows."""
-        called = f"{name} {next(self._numbers)}"
-        made = await users.add(self.operator, called, self.operator.vo, [], self.folder / called.replace(" ", "-"))
-        person = await self.person(made.credential, called)
-        unknown = await users.await_known(person.grid)
-        if unknown:
-            raise RuntimeError(f"{called} is not known to {', '.join(unknown)}")
-        return person
+    async def ban(self, kind: str, value: str, *, sites: Sequence[str] = ()) -> Callable[[], Awaitable[object]]:
+        """Ban until the end of the drill; returns how to lift it before."""
+        authority = await self.authority()
+        made = await authority.ban(kind, value, reason="drill", sites=sites)
 
-    async def person(self, certificate: Credential, name: str) -> Person:
-        """Somebody with a proxy of this certificate."""
-        proxy = create_proxy(certificate, lifetime=PROXY_LIFETIME, now=datetime.now(UTC))
-        return Person(self, name, certificate, proxy, await self._open(proxy))
+        async def lift() -> None:
+            await authority.lift(made.id)
 
-    async def bearer(self, credential: Credential, name: str) -> Person:
-        """Somebody with exactly this credential."""
-        return Person(self, name, credential, credential, await self._open(credential))
+        self.afterwards(lift)
+        return lift
 
-    def endpoints(self, kinds: Sequence[str] = KINDS) -> list[Endpoint]:
-        """The services that users call."""
-        return [endpoint for kind in kinds for endpoint in self.services.all(kind)]
+    def authority_files(self) -> CertificateAuthority:
+        """The authority's own keys, for who owns its host. Closed at the end of the drill. Raises NotHereError."""
+        for path in self.state.glob("sites/*/*/ca/ca.pem"):
+            opened = CertificateAuthority.open(path.parent)
+            self.at_end(opened.close)
+            return opened
+        raise NotHereError("the authority of this grid is on another machine")
+
+    # -- honest people -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def honest(self, person: Person) -> AsyncIterator[None]:
+    async def honest_work(self) -> AsyncGenerator[None]:
         """Somebody works all the while; what fails counts against the defence."""
+        person = await self.member(HONEST)
 
         async def work() -> None:
+            slowest_ms = 0.0
             for endpoint in itertools.cycle(self.endpoints()):
                 self.score.honest_calls += 1
+                began = time.monotonic()
                 refusal = await person.attempt(endpoint)
+                slowest_ms = max(slowest_ms, (time.monotonic() - began) * 1000)
+                self.score.figures["slowest call of the honest user, ms"] = round(slowest_ms, 1)
                 if refusal is not None:
                     self.score.honest_failures += 1
-                    self.mark("honest user", refusal.sentence, endpoint.name)
-                await asyncio.sleep(LOOK_EVERY_S)
+                    self.mark(HONEST, refusal.sentence, endpoint.name)
+                await asyncio.sleep(HONEST_PAUSE_S)
 
         working = asyncio.create_task(work())
         try:
@@ -161,106 +272,85 @@ class Ground:
 
     # -- the umpire --------------------------------------------------------------------------------------------------
 
-    async def accepted_everywhere(self, person: Person, endpoints: Sequence[Endpoint] | None = None) -> None:
-        """The control: every service serves this person."""
-        for endpoint in self.endpoints() if endpoints is None else endpoints:
+    def _verdict(
+        self, person: Person, service: str, refusal: GridError | None, *, expected: bool, since: float
+    ) -> None:
+        after_ms = round((time.monotonic() - since) * 1000, 1) if refusal is not None else None
+        self.score.verdicts.append(
+            Verdict(
+                self.score.now_ms(), service, person.name, person.part, "served" if refusal is None else "refused",
+                expected, after_ms, refusal.reason if refusal is not None else "",
+                refusal.sentence if refusal is not None else "",
+            )
+        )  # fmt: skip
+
+    async def serves(self, person: Person, endpoints: Sequence[Endpoint] | None = None, *, within_s: float = 0) -> None:
+        """The control: every service serves this person, at once or within a while."""
+        began = time.monotonic()
+
+        async def look(endpoint: Endpoint) -> None:
             refusal = await person.attempt(endpoint)
+            while refusal is not None and time.monotonic() < began + within_s:
+                await asyncio.sleep(LOOK_EVERY_S)
+                refusal = await person.attempt(endpoint)
+            self._verdict(person, endpoint.name, refusal, expected=refusal is None, since=began)
             sentence = refusal.sentence if refusal is not None else ""
             self.expect(refusal is None, f"{endpoint.name} refused {person.name}: {sentence}")
-        self.mark("umpire", f"{person.name} is served everywhere")
 
-    async def refused_everywhere(
-        self, person: Person, reasons: Sequence[str], endpoints: Sequence[Endpoint] | None = None
+        await asyncio.gather(*map(look, self.endpoints() if endpoints is None else endpoints))
+        self.mark("umpire", f"{person.name} is served")
+
+    async def refuses(
+        self,
+        person: Person,
+        *reasons: str,
+        endpoints: Sequence[Endpoint] | None = None,
+        act: Callable[[Endpoint], Awaitable[GridError | None]] | None = None,
     ) -> None:
-        """Each service is asked again and again until it refuses; how long that took goes into the score."""
+        """Each service is asked again and again until it refuses, for one of these reasons; how long that took is
+        counted from what the defender did."""
         began = time.monotonic()
+        since = self._acted or began
 
         async def watch(endpoint: Endpoint) -> None:
             while time.monotonic() < began + REFUSED_WITHIN_S:
-                refusal = await person.attempt(endpoint)
+                refusal = await (act or person.attempt)(endpoint)
                 if refusal is not None:
-                    self.score.refused_ms[endpoint.name] = round((time.monotonic() - began) * 1000, 1)
-                    self.score.sentences[endpoint.name] = refusal.sentence
-                    self.mark("umpire", f"refuses: {refusal.sentence}", endpoint.name)
-                    self.expect(
-                        refusal.reason in reasons, f"{endpoint.name} refused with {refusal.reason}, not {reasons[0]}"
-                    )
+                    self._judge_refusal(person, endpoint.name, refusal, reasons, since)
                     return
                 await asyncio.sleep(LOOK_EVERY_S)
+            self._verdict(person, endpoint.name, None, expected=False, since=since)
             self.expect(False, f"{endpoint.name} still serves {person.name} after {REFUSED_WITHIN_S:g} s")
 
-        await asyncio.gather(*(watch(e) for e in (self.endpoints() if endpoints is None else endpoints)))
+        await asyncio.gather(*map(watch, self.endpoints() if endpoints is None else endpoints))
 
-    async def gone(self, mark: str) -> None:
-        """Wait until no process has this argument; into the score."""
+    async def refuses_act(self, person: Person, service: str, act: Awaitable[object], *reasons: str) -> None:
+        """One act of the person is refused at once, for one of these reasons."""
         began = time.monotonic()
-        while processes_with(mark):
-            if time.monotonic() > began + REFUSED_WITHIN_S:
-                self.expect(False, f"processes {processes_with(mark)} still run after {REFUSED_WITHIN_S:g} s")
+        try:
+            await act
+        except GridError as error:
+            self._judge_refusal(person, service, error, reasons, began)
+        else:
+            self._verdict(person, service, None, expected=False, since=began)
+            self.expect(False, f"{service} did for {person.name} what it must refuse")
+
+    def _judge_refusal(
+        self, person: Person, service: str, refusal: GridError, reasons: Sequence[str], since: float
+    ) -> None:
+        expected = refusal.reason in reasons
+        self._verdict(person, service, refusal, expected=expected, since=since)
+        self.mark("umpire", f"{person.name} is refused: {refusal.sentence}", service)
+        self.expect(expected, f"{service} refused with {refusal.reason}, not {' or '.join(reasons)}")
+
+    async def gone(self, *jobs: Job) -> None:
+        """Wait until no process of these jobs is left; into the score."""
+        since = self._acted or time.monotonic()
+        deadline = time.monotonic() + REFUSED_WITHIN_S
+        while left := [pid for job in jobs for pid in job.processes()]:
+            if time.monotonic() > deadline:
+                self.expect(False, f"processes {left} still run after {REFUSED_WITHIN_S:g} s")
                 return
             await asyncio.sleep(LOOK_EVERY_S)
-        self.score.stopped_ms = round((time.monotonic() - began) * 1000, 1)
-        self.mark("umpire", "the last process of the attacker is gone")
-
-
-@dataclass
-class Person:
-    """Somebody with a credential."""
-
-    ground: Ground
-    name: str
-    certificate: Credential
-    proxy: Credential
-    grid: Grid
-
-    @property
-    def subject(self) -> str:
-        """The DN."""
-        return str(self.certificate.identity)
-
-    async def attempt(self, endpoint: Endpoint) -> GridError | None:
-        """One ordinary call; why it was refused, or None."""
-        try:
-            await _CALLS[endpoint.name.partition(".")[0]](await self.grid.channel_to(endpoint.host, endpoint.rpc))
-        except GridError as error:
-            return error
-        return None
-
-    async def run_forever(self) -> str:
-        """A job that sleeps; returns once its process is seen. The result finds the process."""
-        seconds = f"3{int(time.time() * 1e6) % 10**9}"
-        broker = await self.grid.channel("broker")
-        await self.grid.delegate(broker)
-        jdl = f'Executable = "/bin/sleep"; Arguments = "{seconds}";'
-        await BrokerClient(broker).submit(jdl)
-        deadline = time.monotonic() + REFUSED_WITHIN_S
-        while not processes_with(seconds):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the job of {self.name} did not start")
-            await asyncio.sleep(LOOK_EVERY_S)
-        self.ground.mark(self.name, "a job runs")
-        return seconds
-
-
-def processes_with(argument: str) -> list[int]:
-    """Ids of processes that have this argument."""
-    found: list[int] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if argument in process.cmdline():
-                found.append(process.pid)
-    return found
-
-
-async def _delegated(channel: Any) -> None:
-    stub: Any = security_pb2_grpc.DelegationStub(channel)
-    await stub.List(security_pb2.DelegationListRequest())
-
-
-_CALLS: Mapping[str, Callable[[Any], Awaitable[Any]]] = {
-    "broker": _delegated,
-    "bookkeeping": lambda channel: BookkeepingClient(channel).query(limit=1),
-    "catalog": lambda channel: catalog.list_page(channel, "/grid", page_size=1),
-    "gatekeeper": lambda channel: gatekeeper.status(channel, []),
-    "storage": storage.space,
-}
+        self.score.stopped_ms = round((time.monotonic() - since) * 1000, 1)
+        self.mark("umpire", "the last process is gone")

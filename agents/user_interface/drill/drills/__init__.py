@@ -1,0 +1,44 @@
+"""The drills, by theme. Each plays an attack on a real grid, and its control: the same with an honest credential
+succeeds. A drill is a function: its name is the drill's, its docstring the story."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agents.user_interface.drill.drills import (
+    authorities,
+    bans,
+    credentials,
+    delegations,
+    flood,
+    organisations,
+)
+from agents.user_interface.drill.ground import Ground
+
+
+@dataclass(frozen=True)
+class Drill:
+    """One drill."""
+
+    name: str
+    story: str
+    play: Callable[[Ground], Awaitable[None]]
+
+
+DRILLS: tuple[Drill, ...] = tuple(
+    Drill(play.__name__.replace("_", "-"), " ".join((play.__doc__ or "").split()), play)
+    for play in (
+        credentials.user_revoked,
+        credentials.limited_proxy_submits,
+        credentials.proxy_outlives_certificate,
+        credentials.deep_delegation_chain,
+        credentials.session_token_stolen,
+        delegations.delegation_stolen,
+        authorities.ca_rogue,
+        bans.user_banned,
+        bans.user_banned_at_site,
+        organisations.membership_suspended,
+        flood.flood,
+    )
+)
