@@ -18,7 +18,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "proto/gen")]
 
 from rich.console import Console  # noqa: E402
 
-from bench import information, jobs, lab, limits, machine, myproxy, present, security, sessions, startup, storage, vo  # noqa: E402
+from bench import (  # noqa: E402
+    information,
+    jobs,
+    lab,
+    limits,
+    machine,
+    myproxy,
+    present,
+    security,
+    sessions,
+    startup,
+    storage,
+    trust,
+    vo,
+)
 from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
@@ -27,7 +41,6 @@ ALONE: dict[str, Callable[[Bench], None]] = {
     "myproxy": myproxy.run,
     "security": security.run,
     "sessions": sessions.run,
-    "startup": startup.run,
     "vo": vo.run,
 }
 ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
@@ -36,7 +49,7 @@ ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
     "information": information.run,
 }
 """Sections that share one grid."""
-SECTIONS = ("limits", "security", "sessions", "storage", "jobs", "information", "startup", "vo", "myproxy")
+SECTIONS = ("limits", "security", "sessions", "storage", "jobs", "information", "startup", "vo", "myproxy", "trust")
 SLOTS = 8
 
 
@@ -48,10 +61,20 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "bench/out", help="folder of report.json")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table between the markers of this file")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"), help="where grids and files are while measuring")
+    parser.add_argument(
+        "--sites", type=_sizes, metavar="N,N", default=(), help="sizes of the grids of section trust, such as 1,20,192"
+    )
     found = parser.parse_args(argv)
     unknown = [name for name in found.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)}")
+    return found
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    found = tuple(int(size) for size in text.split(","))
+    if not all(1 <= size <= trust.MAX_SITES for size in found):
+        raise ValueError(text)
     return found
 
 
@@ -67,7 +90,7 @@ def main() -> int:
     folder.chmod(0o755)  # accounts of jobs walk through it
     bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
     try:
-        _measure(bench, wanted)
+        _measure(bench, wanted, options.sites)
     except KeyboardInterrupt:
         bench.problems["the rest"] = "interrupted"
     finally:
@@ -86,15 +109,17 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _measure(bench: Bench, wanted: Sequence[str]) -> None:
+def _measure(bench: Bench, wanted: Sequence[str], sizes: Sequence[int]) -> None:
     for name in wanted:
-        if name in ALONE and name != "startup":
+        if name in ALONE:
             _section(bench, name, lambda name=name: ALONE[name](bench))
     on_lab = [name for name in wanted if name in ON_LAB]
     if on_lab:
         _section(bench, "lab", lambda: _on_lab(bench, on_lab))
     if "startup" in wanted:
         _section(bench, "startup", lambda: startup.run(bench))
+    if "trust" in wanted:
+        _section(bench, "trust", lambda: trust.run(bench, sizes))
 
 
 def _on_lab(bench: Bench, wanted: Sequence[str]) -> None:

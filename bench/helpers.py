@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -128,6 +129,20 @@ def together(role: str, orders: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     finally:
         for process in processes:
             _end(process)
+
+
+@contextlib.contextmanager
+def beside(role: str, order: Mapping[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A client process that works while the block runs; the function given waits for what it found."""
+    process = _start(role, order)
+    try:
+        _line(process, READY_S)
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        yield lambda: json.loads(_line(process, RESULT_S))
+    finally:
+        _end(process)
 
 
 # -- credentials for servers without a grid ---------------------------------------------------------------------------
@@ -512,6 +527,25 @@ def spawn(order: Mapping[str, Any]) -> dict[str, Any]:
     return {"rate": order["count"] / (time.perf_counter() - began), "cpu_ms": cpu_ms}
 
 
+def exits(order: Mapping[str, Any]) -> dict[str, Any]:
+    """When each of these processes ended (the kernel says so at once), on the machine's monotonic clock; those that are
+    left after `deadline_s` are not in the list."""
+    left = select.epoll()
+    waiting = {os.pidfd_open(pid) for pid in order["pids"]}
+    for descriptor in waiting:
+        left.register(descriptor, select.EPOLLIN)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    until = time.monotonic() + order["deadline_s"]
+    at: list[float] = []
+    while waiting and (rest := until - time.monotonic()) > 0:
+        for descriptor, _ in left.poll(rest):
+            at.append(time.monotonic())
+            left.unregister(descriptor)
+            waiting.discard(descriptor)
+    return {"at": at}
+
+
 SERVERS = {"tls-sink": tls_sink, "echo": echo, "plain": plain, "agent": agent}
 CLIENTS = {
     "unary": unary,
@@ -519,6 +553,7 @@ CLIENTS = {
     "connections": connections,
     "ldap": ldap_search,
     "spawn": spawn,
+    "exits": exits,
 }
 
 
