@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clusters import enrolment, inventory, processes, ray, trust, voms_files
+from clusters import enrolment, inventory, processes, ray, trust
 from clusters.inventory import Inventory, Run
 from clusters.model import GridDescription
 from clusters.node.launcher import NodeConfiguration
@@ -37,8 +37,15 @@ from clusters.plan import (
 from clusters.ports import chooser, is_free
 from clusters.report import AgentStatus, GridStatus, head_host, status, status_of, with_process
 from clusters.trust import Invitation
+from fabric import voms_files
 from fabric.errors import Conflict, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.logs import null_logger
+from fabric.settings import Settings
+from fabric.vos import Vos
+from security.certificates import issuer_of
+from security.credentials import Credential
 from security.files import write_atomic
+from security.names import DistinguishedName
 
 GREEN_DEADLINE_S = 120.0
 """All agents green, on a slow machine with everything cold."""
@@ -281,7 +288,15 @@ def _prepare(
         trust.prepare_here(description, paths, here, now)
     else:
         enrolment.prepare_elsewhere(paths, here, invitation, now)
-    voms_files.write_for(paths, here)
+    _write_voms_files(paths, here[0])
+
+
+def _write_voms_files(paths: StatePaths, agent: PlannedAgent) -> None:
+    """What its agents know of the VOs, for this host's users; the agents go on with it."""
+    settings = Settings.from_dict(agent.settings)
+    issuer = issuer_of(Credential.load(settings.credential).certificate)
+    organisation = DistinguishedName.parse(settings.organisation)
+    voms_files.write(paths.root, Vos.of(settings, null_logger()).listed, organisation, issuer)
 
 
 def _write_settings(paths: StatePaths, agents: Sequence[PlannedAgent]) -> None:

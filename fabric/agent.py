@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fabric.rpc.server import RpcServer, RpcService
     from fabric.store import Migration, Store
     from fabric.voms_servers import VomsServers
+    from fabric.vos import Vos
     from security.credentials import Credential
     from security.trust import TrustStore
     from security.validation import ValidationPolicy
@@ -123,10 +124,11 @@ class AgentContext:
         channels: Channels,
         judge: Judge,
         voms: VomsServers,
+        vos: Vos,
     ) -> None:
         self.settings, self.log, self.clock = settings, log, clock
         self.credential, self.trust, self.policy = credential, trust, policy
-        self.channels, self.judge, self.voms = channels, judge, voms
+        self.channels, self.judge, self.voms, self.vos = channels, judge, voms, vos
         self._tasks: set[asyncio.Task[Any]] = set()
         self._problems: dict[str, str] = {}
         self._closables: list[Closable] = []
@@ -135,7 +137,7 @@ class AgentContext:
         self.rpc: RpcServer | None = None
         """The server, once the port is open."""
         self.news = Bell()
-        """Rung by who has changed trust, map or bans on disk: everybody is judged now, not at the next regular look."""
+        """Rung by who has changed trust, map, bans or VOs on disk: everybody is judged now, not at the next look."""
         self.judged = Bell()
         """Rung when a change was seen: what is not a session (jobs under way) is to be judged again too."""
 
@@ -424,6 +426,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     from fabric.rpc.channel import Channels
     from fabric.rpc.server import default_policy
     from fabric.voms_servers import VomsServers
+    from fabric.vos import Vos
     from security.credentials import Credential
     from security.errors import SecurityError
     from security.trust import TrustStore
@@ -435,18 +438,20 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
         bans = Path(options.ban_file) if options.ban_file else settings.state_dir / "bans"
         if not options.ban_file and not bans.exists():
             bans.touch(0o644)
+        vos = Vos.of(settings, log)
         judge = Judge(
             organisation=settings.organisation,
             map_file=map_path(settings),
             ban_file=bans,
             log=log,
+            vos=vos,
             gridmapdir=Path(options.gridmapdir) if options.gridmapdir else None,
             group_map=group_map_path(settings) if options.mapping == "vo-groups" else None,
             central_bans=central_bans_path(settings),
             site=settings.site,
             clock=clock,
         )
-        voms = VomsServers.of(settings)
+        voms = VomsServers.of(settings, vos)
     except SecurityError as error:
         raise from_security(error) from error
     policy = default_policy(options.crl_policy, options.expired_crl_policy)
@@ -461,6 +466,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
         channels=channels,
         judge=judge,
         voms=voms,
+        vos=vos,
     )
 
 
@@ -481,6 +487,8 @@ def central_bans_path(settings: Settings) -> Path:
 
 
 def _start_updaters(context: AgentContext) -> None:
+    from fabric.vos import vo_list_path
+
     settings = context.settings
     if settings.fabric.map_updater and settings.endpoints("vo"):
         from fabric.map_updater import MapFileUpdater
@@ -496,6 +504,10 @@ def _start_updaters(context: AgentContext) -> None:
         from fabric.ban_updater import BanUpdater
 
         context.spawn(BanUpdater(context, central_bans_path(settings)).run(), "ban updater")
+    if settings.fabric.vo_updater and settings.endpoints("authority"):
+        from fabric.vo_updater import VoUpdater
+
+        context.spawn(VoUpdater(context, vo_list_path(settings)).run(), "VO updater")
 
 
 async def _watch(context: AgentContext, server: RpcServer) -> None:

@@ -18,6 +18,7 @@ from fabric.errors import Exhausted, GridError, from_security
 from fabric.logs import Logger
 from fabric.rpc.peer import Standing
 from fabric.rpc.rules import not_mapped
+from fabric.vos import Vos
 from security.authorization import accounts_by_groups
 from security.bans import BanList
 from security.errors import MappingError, SecurityError
@@ -36,10 +37,11 @@ _Stamp = tuple[int, int, int]
 
 
 class Judge:
-    """An `Authoriser` over a map file, a ban list and, for gatekeepers, a pool account directory.
+    """An `Authoriser` over a map file, ban lists, the VOs let in here and, for gatekeepers, a pool account directory.
 
     `refresh` reads files that changed; a map file that is missing or cannot be read keeps the last one, an unreadable
-    ban list refuses everybody. `generation` grows whenever a judgement may have changed.
+    ban list refuses everybody, an unreadable list of VOs every member. `generation` grows whenever a judgement may have
+    changed.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Judge:
         map_file: Path,
         ban_file: Path,
         log: Logger,
+        vos: Vos,
         gridmapdir: Path | None = None,
         group_map: Path | None = None,
         central_bans: Path | None = None,
@@ -62,6 +65,7 @@ class Judge:
         fetched yet."""
         self._organisation = DistinguishedName.parse(organisation)
         self._map_path, self._log = map_file, log
+        self._vos, self._vos_seen = vos, vos.generation
         self._ban_path, self._central_path = ban_file, central_bans
         self._site, self._clock = site, clock or SystemClock()
         self._pool = GridMapDir(gridmapdir) if gridmapdir is not None else None
@@ -83,8 +87,10 @@ class Judge:
         return self._map
 
     def refresh(self) -> bool:
-        """Look at both files; True if one changed. One stat each: cheap to call every second."""
-        changed = False
+        """Look at the files; True if one changed. One stat each: cheap to call every second."""
+        self._vos.refresh()
+        changed = self._vos_seen != self._vos.generation
+        self._vos_seen = self._vos.generation
         stamp = _stamp(self._map_path)
         if stamp != self._map_stamp:
             changed = self._read_map() or changed
@@ -134,8 +140,8 @@ class Judge:
     async def admit(
         self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
     ) -> Standing:
-        """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, Exhausted
-        POOL_EXHAUSTED."""
+        """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, VO_DISSOLVED,
+        VO_NOT_ACCEPTED, VO_LIST_UNREADABLE, Exhausted POOL_EXHAUSTED."""
         standing = self.judge(identity, unmapped=True, attributes=attributes, address=address)
         if standing != Standing():
             return standing
@@ -158,6 +164,9 @@ class Judge:
             by_name = self._by_name(identity.subject)
             if by_name is not None:
                 return by_name
+            for found in attributes:
+                if (refusal := self._vos.refusal(found.vo)) is not None:
+                    raise refusal
             return self._mapped(identity, attributes, unmapped=unmapped)
         except SecurityError as error:
             raise from_security(error) from error
@@ -205,8 +214,13 @@ class Judge:
         return {account[1:] for account in self._map.accounts_of(identity.subject)[:1] if account.startswith(".")}
 
     def _by_map_file(self, identity: Identity, attributes: tuple[VomsAttributes, ...]) -> tuple[str, ...]:
-        """The person's accounts; for somebody of several VOs, that of the VO in the proxy first."""
-        accounts = self._map.accounts_of(identity.subject)
+        """The person's accounts; for somebody of several VOs, that of the VO in the proxy first. Raises MappingError of
+        the first VO where none of them is let in."""
+        mapped = self._map.accounts_of(identity.subject)
+        refusals = {account: self._vos.refusal(account[1:]) for account in mapped if account.startswith(".")}
+        accounts = [account for account in mapped if refusals.get(account) is None]
+        if not accounts and refusals:
+            raise next(refusal for refusal in refusals.values() if refusal is not None)
         wanted = [f".{found.vo}" for found in attributes]
         return tuple(sorted(accounts, key=lambda account: account not in wanted))
 

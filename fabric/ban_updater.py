@@ -17,7 +17,7 @@ from fabric.bulletin import Follower
 from fabric.errors import DataCorrupted, Unavailable
 from security.bans import BanList
 from security.errors import SecurityError, os_error_text
-from security.files import write_atomic
+from security.files import write_if_changed
 
 
 class BanUpdater:
@@ -38,7 +38,7 @@ class BanUpdater:
         """Keep a list and judge everybody by it."""
         try:
             found = BanList.parse(listing.text)
-            new = await asyncio.to_thread(self._write, listing.text)
+            new = await asyncio.to_thread(write_if_changed, self._path, listing.text.encode(), 0o644)
         except SecurityError as error:
             raise DataCorrupted(
                 "BAN_LIST_UNREADABLE", f"the grid's ban list is not understood: {error.sentence}"
@@ -50,13 +50,3 @@ class BanUpdater:
         if new:
             self._context.log.info("bans.changed", bans=len(found.bans))
             self._context.news.ring()
-
-    def _write(self, text: str) -> bool:
-        """False if the copy says so already."""
-        try:
-            if self._path.read_text("utf-8") == text:
-                return False
-        except (OSError, UnicodeDecodeError):
-            pass
-        write_atomic(self._path, text.encode(), 0o644)
-        return True

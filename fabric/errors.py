@@ -159,7 +159,8 @@ _FOREIGN_STATUS: Mapping[str, type[GridError]] = MappingProxyType(
 _REFUSED_REASONS = frozenset(
     {
         Reason.LIMITED_PROXY, Reason.NOT_MAPPED, Reason.BANNED, Reason.BAN_LIST_UNREADABLE, Reason.MAP_FILE_INVALID,
-        Reason.MAP_DIRECTORY_INVALID, Reason.ACCOUNT_UNKNOWN,
+        Reason.MAP_DIRECTORY_INVALID, Reason.ACCOUNT_UNKNOWN, Reason.VO_DISSOLVED, Reason.VO_NOT_ACCEPTED,
+        Reason.VO_LIST_UNREADABLE,
     }
 )  # fmt: skip
 _CLASS_OF_REASON: Mapping[Reason, type[GridError]] = MappingProxyType(

@@ -305,15 +305,15 @@ def service_entries(service: Service) -> list[Entry]:
     return [_entry(dn, "GlueTop GlueService GlueKey GlueSchemaVersion", attributes)]
 
 
-def agent_entries(settings: Settings, name: str = "") -> list[Entry]:
-    """GlueService of an agent itself: `org.gridfabric.<kind>` at its gRPC port."""
+def agent_entries(settings: Settings, vos: tuple[str, ...], name: str = "") -> list[Entry]:
+    """GlueService of an agent itself: `org.gridfabric.<kind>` at its gRPC port, for these VOs."""
     service = Service(
         unique_id=settings.name,
         kind=f"org.gridfabric.{settings.kind}",
         endpoint=f"https://{settings.advertise}:{settings.rpc_port}",
         site=settings.site,
         name=name,
-        vos=settings.vos,
+        vos=vos,
     )
     return service_entries(service)
 

@@ -79,6 +79,11 @@ class InformationPublisher:
         """Publish exactly these from now on; only differences travel."""
         self._publisher.replace(entries)
 
+    def follow(self, entries: Callable[[], Iterable[Entry]]) -> None:
+        """Publish what this function gives from now on: it is called every `poll_s`, and at once after `poke`."""
+        self._publisher.replace(entries())
+        self._context.spawn(self._poll(entries), "publish entries")
+
     def poke(self) -> None:
         """Something changed: make the entries now."""
         self._wake.set()
@@ -103,8 +108,7 @@ class InformationPublisher:
             if not served:
                 return done
         if callable(self._entries):
-            self._publisher.replace(self._entries())
-            self._context.spawn(self._poll(self._entries), "publish entries")
+            self.follow(self._entries)
         elif self._entries is not None:
             self._publisher.replace(self._entries)
         return done

@@ -29,6 +29,7 @@ from fabric.ldap.tree import Scope
 from fabric.member_lists import Held, hold
 from fabric.settings import Endpoint
 from security.errors import SecurityError, os_error_text
+from security.files import write_if_changed
 from security.mapfile import GridMapFile, MapEntry, emit
 from security.names import DistinguishedName
 
@@ -74,26 +75,35 @@ class MapFileUpdater:
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         self._path = map_path(context.settings)
-        self._vos = context.settings.vos
-        self._lists = {vo: _VoList() for vo in self._vos}
+        self._vos: tuple[str, ...] = ()
+        self._lists: dict[str, _VoList] = {}
         self._started_at = context.clock.monotonic()
         self._asked_at = -ASK_PAUSE_S
         self._updating: asyncio.Task[bool] | None = None
         self._clients: dict[tuple[str, Endpoint], LdapClient] = {}
         self._written: tuple[object, ...] = ()
         """The member lists that are in the file, and the file's stamp then."""
-        self._keep_members_on_disk()
+        self._look_at_vos()
 
-    def _keep_members_on_disk(self) -> None:
-        """After a restart the lists of the last life are good until a server answers."""
-        try:
-            known = GridMapFile.load(self._path)
-        except SecurityError:
+    def _look_at_vos(self) -> None:
+        """The VOs that are served here now. After a restart the lists of the last life are good until a server
+        answers."""
+        vos = self._context.vos
+        if vos.served == self._vos or vos.error is not None:  # what cannot be read closes doors, and forgets nothing
             return
-        for vo, found in self._lists.items():
-            members = known.subjects_of(f".{vo}")
-            if members:
-                found.members = members
+        for vo in set(self._lists) - set(vos.served):
+            del self._lists[vo]
+            for problem in (f"shrunken list of {vo}", f"members of {vo}"):
+                self._context.solved(problem)
+        for vo in set(vos.served) - set(self._lists):
+            self._lists[vo] = _VoList(members=self._members_on_disk(vo))
+        self._vos = vos.served
+
+    def _members_on_disk(self, vo: str) -> tuple[DistinguishedName, ...] | None:
+        try:
+            return GridMapFile.load(self._path).subjects_of(f".{vo}") or None
+        except SecurityError:
+            return None
 
     async def run(self) -> None:
         """Update for ever."""
@@ -117,6 +127,7 @@ class MapFileUpdater:
 
     def _is_known_to_be_good(self) -> bool:
         """True if another agent of this host has just seen that no list has changed, and nobody changed the file."""
+        self._look_at_vos()
         lists = [self._lists[vo] for vo in self._vos]
         if any(found.held for found in lists):
             return False  # a confirmation may have come
@@ -171,20 +182,19 @@ class MapFileUpdater:
             self._context.log.exception("map.update_failed", error)
 
     async def _update(self) -> bool:
-        if len(self._vos) == 1:
-            await self._ask(self._vos[0])
-        else:
-            await asyncio.gather(*(self._ask(vo) for vo in self._vos))
-        lists = [self._lists[vo].members for vo in self._vos]
+        self._look_at_vos()
+        vos = self._vos
+        await asyncio.gather(*(self._ask(vo, self._lists[vo]) for vo in vos))
+        if vos != self._vos:
+            return False  # some came or went meanwhile
+        lists = [self._lists[vo].members for vo in vos]
         if self._written == (*lists, self._stamp()):
             return False
         entries: dict[DistinguishedName, list[str]] = {}
-        for (
-            vo
-        ) in self._vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
+        for vo in vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
             for subject in self._lists[vo].members or ():
                 entries.setdefault(subject, []).append(f".{vo}")
-        if all(found.members is None for found in self._lists.values()):
+        if lists and all(members is None for members in lists):
             return False
         made = GridMapFile(tuple(MapEntry(subject, tuple(accounts)) for subject, accounts in entries.items()))
         changed = await asyncio.get_running_loop().run_in_executor(None, self._write, made)
@@ -201,17 +211,9 @@ class MapFileUpdater:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _write(self, made: GridMapFile) -> bool:
-        text = emit(made.entries)
-        try:
-            if self._path.read_text("utf-8") == text:
-                return False
-        except (OSError, UnicodeDecodeError):
-            pass
-        made.write(self._path)
-        return True
+        return write_if_changed(self._path, emit(made.entries).encode(), 0o644)
 
-    async def _ask(self, vo: str) -> None:
-        found = self._lists[vo]
+    async def _ask(self, vo: str, found: _VoList) -> None:
         for endpoint in self._servers(vo):
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_S):
@@ -263,9 +265,10 @@ class MapFileUpdater:
             return frozenset()
 
     def _servers(self, vo: str) -> list[Endpoint]:
-        """Servers named after the VO first, then all others: one server may serve several VOs."""
-        servers = [endpoint for endpoint in self._context.settings.endpoints("vo") if endpoint.ldap]
-        return sorted(servers, key=lambda endpoint: vo not in endpoint.name)
+        """Who speaks for the VO; every VO server where that is not known."""
+        known = self._context.vos.servers_of(vo)
+        named = [Endpoint("vo", server.name, server.host, server.site, ldap=server.ldap) for server in known]
+        return [endpoint for endpoint in named or self._context.settings.endpoints("vo") if endpoint.ldap]
 
     async def _subjects_at(self, endpoint: Endpoint, vo: str, found: _VoList) -> tuple[Version, Texts]:
         client = self._clients.get((vo, endpoint))

@@ -64,6 +64,8 @@ class FabricOptions:
     """How often the certificates directory, map file and ban list are looked at."""
     ban_updater: bool = True
     """Follow the authority's ban list."""
+    vo_updater: bool = True
+    """Follow the authority's list of VOs."""
     ban_file: str = ""
     """Path of the ban list; empty: <state_dir>/bans."""
     map_file: str = ""
@@ -109,6 +111,7 @@ class Settings:
     credential: Path
     organisation: str
     vos: tuple[str, ...]
+    """Of the grid description; `AgentContext.vos` says which there are now."""
     all_endpoints: Mapping[str, tuple[Endpoint, ...]]
     options: Mapping[str, Any]
     fabric: FabricOptions = field(default_factory=FabricOptions)

@@ -1,7 +1,8 @@
 """Which VO servers this host believes, and what their attribute certificates say of a verified chain.
 
 Believed are the `.lsc` files of the vomsdir, as everywhere in the field, and the grid's own VO servers by their names
-`<organisation>/OU=<site>/CN=vo/<name>`, which only the grid's authority can give. Nobody else.
+`<organisation>/OU=<site>/CN=vo/<name>`, which only the grid's authority can give. Nobody else, and nobody about a VO
+that is not let in here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from fabric.settings import Endpoint, Settings
+from fabric.settings import Settings
+from fabric.vos import Vos
 from security.errors import SecurityError
 from security.names import DistinguishedName
 from security.trust import TrustSnapshot
 from security.validation import Identity, ValidationPolicy
 from security.voms import VomsAttributes, VomsDirectory, verify_attributes
+from security.vos import VoServer
 
 VOMSDIR = "vomsdir"
 """Folder beside the directory of authorities, unless the settings name another."""
@@ -29,39 +32,40 @@ Names = tuple[DistinguishedName, ...]
 class VomsServers:
     """Looks at the vomsdir again when asked to; judging never touches the disk."""
 
-    def __init__(self, directory: Path, own: Mapping[str, tuple[Names, ...]] | None = None) -> None:
-        """`own` are chains of names that are believed without a file. A directory that is missing adds nothing."""
-        self._directory, self._own = directory, dict(own or {})
-        self._stamp: _Stamp | None = None
-        self._believed = VomsDirectory(self._own)
+    def __init__(self, directory: Path, organisation: DistinguishedName, vos: Vos) -> None:
+        """A directory that is missing adds nothing to the servers that `vos` names."""
+        self._directory, self._organisation, self._vos = directory, organisation, vos
+        self._seen: tuple[_Stamp, int] | None = None
+        self._believed = VomsDirectory({})
         self.refresh()
 
     @classmethod
-    def of(cls, settings: Settings) -> VomsServers:
+    def of(cls, settings: Settings, vos: Vos) -> VomsServers:
         """For one agent."""
         named = settings.fabric.vomsdir
         directory = Path(named) if named else settings.certificates.parent / VOMSDIR
-        organisation = DistinguishedName.parse(settings.organisation)
-        own: dict[str, tuple[Names, ...]] = {}
-        for vo in settings.vos:
-            servers = servers_of(vo, settings.endpoints("vo"), len(settings.vos))
-            own[vo] = tuple((organisation.child("OU", s.site).child("CN", f"vo/{s.name}"),) for s in servers if s.site)
-        return cls(directory, own)
+        return cls(directory, DistinguishedName.parse(settings.organisation), vos)
 
     def refresh(self) -> bool:
-        """True if the files have changed since the last look; a damaged one speaks for nobody."""
-        stamp = self._look()
-        if stamp == self._stamp:
+        """True if the files or the VOs have changed since the last look; a damaged file speaks for nobody."""
+        seen = (self._look(), self._vos.generation)
+        if seen == self._seen:
             return False
-        self._stamp = stamp
+        self._seen = seen
         listed: Mapping[str, tuple[Names, ...]] = {}
-        if stamp:
+        if seen[0]:
             with contextlib.suppress(SecurityError):  # nobody is believed for a folder that cannot be read
                 listed = VomsDirectory.load(self._directory).chains
+        own = {vo: self._speakers(vo) for vo in self._vos.served}
         self._believed = VomsDirectory(
-            {vo: (*self._own.get(vo, ()), *listed.get(vo, ())) for vo in {*self._own, *listed}}
+            {vo: (*own.get(vo, ()), *listed.get(vo, ())) for vo in {*own, *listed}}, self._vos.refused()
         )
         return True
+
+    def _speakers(self, vo: str) -> tuple[Names, ...]:
+        return tuple(
+            (server_subject(self._organisation, server),) for server in self._vos.servers_of(vo) if server.site
+        )
 
     def _look(self) -> _Stamp:
         found: list[tuple[str, int, int]] = []
@@ -78,14 +82,13 @@ class VomsServers:
     ) -> tuple[VomsAttributes, ...]:
         """What the chain carries, all of it verified. One attribute certificate that is not good refuses the chain.
 
-        Raises ValidationError ATTRIBUTE_INVALID, or why the server's own chain is refused.
+        Raises SecurityError ATTRIBUTE_INVALID, VO_DISSOLVED, VO_NOT_ACCEPTED, or why the server's own chain is refused.
         """
         if not identity.is_proxy:
             return ()
         return verify_attributes(identity, self._believed, trust, policy, now)
 
 
-def servers_of(vo: str, servers: tuple[Endpoint, ...], vos: int) -> tuple[Endpoint, ...]:
-    """The VO servers of one VO: those named after it, or all where there is only one VO."""
-    named = tuple(server for server in servers if server.name in (vo, f"vo.{vo}"))
-    return named or (servers if vos == 1 else ())
+def server_subject(organisation: DistinguishedName, server: VoServer) -> DistinguishedName:
+    """The name in the certificate of a VO server of the grid."""
+    return organisation.child("OU", server.site).child("CN", f"vo/{server.name}")

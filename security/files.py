@@ -103,6 +103,15 @@ def write_atomic(path: Path, data: bytes, mode: int) -> None:
     sync_directory(directory)
 
 
+def write_if_changed(path: Path, data: bytes, mode: int) -> bool:
+    """As `write_atomic`, unless the file has these bytes already; then False."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == data:
+            return False
+    write_atomic(path, data, mode)
+    return True
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames and links in `directory` durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

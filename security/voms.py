@@ -110,6 +110,8 @@ class VomsDirectory:
     """Which signers speak for which VO: chains of names (signer, its authority, ...), from `<vo>/<host>.lsc` files."""
 
     chains: Mapping[str, tuple[tuple[DistinguishedName, ...], ...]]
+    refused: Mapping[str, SecurityError] = field(default_factory=dict[str, SecurityError])
+    """VOs of which nothing is believed, whoever signed it, and why."""
 
     @classmethod
     def load(cls, directory: str | Path) -> VomsDirectory:
@@ -345,7 +347,7 @@ def verify_attributes(
     """The verified memberships in an identity's chain (of the proxy nearest the leaf that has any), none without proxy.
 
     Raises ValidationError ATTRIBUTE_INVALID for the first that is not good in any way; a chain error of the signer
-    keeps its own reason (CERTIFICATE_REVOKED ...).
+    keeps its own reason (CERTIFICATE_REVOKED ...), and so does a refused VO (VO_DISSOLVED ...).
     """
     now = require_utc(now)
     return tuple(_verify(entry, identity, servers, trust, policy, now) for entry in _carried(identity))
@@ -364,7 +366,7 @@ def objections(
         try:
             _verify(entry, identity, servers, trust, policy, now)
             found.append("")
-        except ValidationError as error:
+        except SecurityError as error:
             found.append(error.sentence)
     return found
 
@@ -399,6 +401,8 @@ def _verify(
         sentence = f"the membership of {certificates.subject_of(holder)} in {entry.vo} is not accepted: {why}"
         return ValidationError(Reason.ATTRIBUTE_INVALID, sentence, facts)
 
+    if entry.vo in servers.refused:
+        raise servers.refused[entry.vo]
     # 1. the signer is there, and is whom the attribute certificate names
     if not entry.signer_chain:
         raise refuse("it does not carry its signer's certificate; use a VOMS server of version 2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cryptography.hazmat.primitives.serialization import Encoding
-from gridfabric.authority.v1 import authority_pb2_grpc, bans_pb2_grpc
+from gridfabric.authority.v1 import authority_pb2_grpc, bans_pb2_grpc, vos_pb2_grpc
 
 from agents.authority import store as rows
 from agents.authority.bans import RULES as BAN_RULES
@@ -13,6 +13,8 @@ from agents.authority.bans import BansServicer
 from agents.authority.config import parse_config
 from agents.authority.register import PublishedCrl, Register, refusals
 from agents.authority.servicer import RULES, AuthorityServicer
+from agents.authority.vos import RULES as VO_RULES
+from agents.authority.vos import VosServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.glue13 import agent_entries
 from fabric.http import Content
@@ -44,9 +46,11 @@ class AuthorityAgent(Agent):
             self._register, self._store, self._config, context.clock, context.log, self.publish
         )
         self._bans = BansServicer(self._store, context.clock, context.log)
+        self._vos = VosServicer(settings, self._config.sites, self._store, context.clock, context.log)
         self.services = [
             RpcService(self.servicer, authority_pb2_grpc.add_AuthorityServicer_to_server, RULES),
             RpcService(self._bans, bans_pb2_grpc.add_BansServicer_to_server, BAN_RULES),
+            RpcService(self._vos, vos_pb2_grpc.add_VosServicer_to_server, VO_RULES),
         ]
 
     def _fixed_files(self) -> dict[str, Content]:
@@ -81,7 +85,8 @@ class AuthorityAgent(Agent):
         await self.publish()
         await self.context.http(self._route)
         self.context.spawn(self._renew(), "renew revocation list")
-        self.context.publisher.replace(agent_entries(self.context.settings, str(self._authority.subject)))
+        subject = str(self._authority.subject)
+        self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served, subject))
 
     async def publish(self) -> PublishedCrl:
         """A new revocation list: served by HTTP at once and installed on this host."""

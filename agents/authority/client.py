@@ -11,7 +11,7 @@ from typing import Any
 
 from gridfabric.authority.v1 import authority_pb2 as pb
 from gridfabric.authority.v1 import authority_pb2_grpc as pb_grpc
-from gridfabric.authority.v1 import bans_pb2, bans_pb2_grpc
+from gridfabric.authority.v1 import bans_pb2, bans_pb2_grpc, vos_pb2, vos_pb2_grpc
 
 from fabric.clock import SystemClock, to_us
 from fabric.errors import from_security
@@ -21,6 +21,7 @@ from fabric.rpc.server import default_policy
 from security.credentials import Credential
 from security.errors import SecurityError
 from security.trust import TrustStore
+from security.vos import VoList
 
 
 class AuthorityClient:
@@ -29,6 +30,7 @@ class AuthorityClient:
     def __init__(self, channel: Any) -> None:
         self._stub = pb_grpc.AuthorityStub(channel)
         self._bans = bans_pb2_grpc.BansStub(channel)
+        self._vos = vos_pb2_grpc.VosStub(channel)
 
     async def invite(self, site: str) -> tuple[str, bytes]:
         """Operators: a token for one enrolment of that site, and the authority's certificate (PEM)."""
@@ -90,6 +92,28 @@ class AuthorityClient:
     async def bans(self) -> list[bans_pb2.Ban]:
         """Every ban in force."""
         return list((await self._bans.List(bans_pb2.ListBansRequest())).bans)
+
+    # -- VOs ---------------------------------------------------------------------------------------------------------
+
+    async def vos(self) -> VoList:
+        """Anybody with a certificate: every VO, also those that were dissolved."""
+        return VoList.parse((await self._vos.List(vos_pb2.ListVosRequest())).text)
+
+    async def create_vo(self, name: str, server: str = "") -> VoList:
+        """Operators: a VO at a VO server of the grid (its first). May be repeated. The list afterwards."""
+        return VoList.parse((await self._vos.Create(vos_pb2.CreateVoRequest(name=name, server=server))).text)
+
+    async def accept_vo(self, name: str, sites: Sequence[str]) -> VoList:
+        """Operators: these sites let its members in. May be repeated. The list afterwards."""
+        return VoList.parse((await self._vos.Accept(vos_pb2.SitesOfVoRequest(name=name, sites=sites))).text)
+
+    async def refuse_vo(self, name: str, sites: Sequence[str]) -> VoList:
+        """Operators: these sites do not let its members in. May be repeated. The list afterwards."""
+        return VoList.parse((await self._vos.Refuse(vos_pb2.SitesOfVoRequest(name=name, sites=sites))).text)
+
+    async def dissolve_vo(self, name: str, reason: str = "") -> VoList:
+        """Operators: end it for ever. May be repeated. The list afterwards."""
+        return VoList.parse((await self._vos.Dissolve(vos_pb2.DissolveVoRequest(name=name, reason=reason))).text)
 
 
 @asynccontextmanager

@@ -20,11 +20,11 @@ class BookkeepingAgent(Agent):
         super().__init__(context)
         options = parse_options(BookkeepingOptions, context.settings.options)
         self.store = context.store("bookkeeping", rows.metadata)
-        self.servicer = BookkeepingServicer(self.store, options, context.settings.vos)
+        self.servicer = BookkeepingServicer(self.store, options, context.vos)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
 
     async def start(self) -> None:
-        self.context.publisher.replace(agent_entries(self.context.settings))
+        self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
 
     def health(self) -> AgentHealth:
         return AgentHealth(

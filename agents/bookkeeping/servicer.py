@@ -18,6 +18,7 @@ from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import administrator, any_of, any_service, services, user
 from fabric.store import Store
+from fabric.vos import Vos
 
 _readers = any_of(
     user,
@@ -35,10 +36,10 @@ RULES = {
 class BookkeepingServicer(pb_grpc.BookkeepingServicer):
     """Decode, read or write, encode."""
 
-    def __init__(self, store: Store, options: BookkeepingOptions, default_vos: Sequence[str]) -> None:
+    def __init__(self, store: Store, options: BookkeepingOptions, vos: Vos) -> None:
         self._store = store
         self._options = options
-        self._default_vos = tuple(default_vos)
+        self._vos = vos
         self._watchers = Watchers()
         self.recorded = 0
         """Events kept since the start, for health."""
@@ -52,8 +53,10 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
         peer = current_peer()
         if peer.agent_kind or peer.is_administrator:
             return Reader(peer.subject, is_service=True)
+        if peer.vo:
+            return Reader(peer.subject, (peer.vo,))
         # A map file without VO names is one that was built for this grid's only VO.
-        return Reader(peer.subject, (peer.vo,) if peer.vo else self._default_vos[:1])
+        return Reader(peer.subject, self._vos.served if len(self._vos.served) == 1 else ())
 
     async def Record(self, request: pb.RecordRequest, context: Any) -> pb.RecordResponse:
         batch = wire.events_from_wire(request)

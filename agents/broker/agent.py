@@ -97,7 +97,7 @@ class BrokerAgent(Agent):
         self.context.spawn(self.subscriber.run(), "information")
         if self.context.settings.endpoints("bookkeeping"):
             self.context.spawn(self.outbox.run(self._deliver), "events to bookkeeping")
-        self.context.publisher.replace(agent_entries(self.context.settings))
+        self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
 
     async def stop(self) -> None:
         await self.core.stop()

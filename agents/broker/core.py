@@ -33,6 +33,7 @@ from fabric.clock import to_us
 from fabric.errors import GridError
 from fabric.glue13 import CeView
 from fabric.store import Store
+from security.errors import Reason, SecurityError
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
@@ -51,6 +52,8 @@ ON_LOOP_MATCHES = 500
 PROXY_MISSING_GRACE_S = 60.0
 """An owner without any delegated proxy (destroyed, or not yet read) is waited for this long."""
 PROXY_BATCH = 2000
+VOS_S = 60.0
+"""VOs are looked at after every change, and this often besides."""
 REPLICAS_VALID_S = 30.0
 """Answers of the catalogue are believed this long."""
 
@@ -142,6 +145,7 @@ class BrokerCore:
         self.context.spawn(self._match_loop(), "match")
         self.context.spawn(self._proxy_loop(), "proxies")
         self.context.spawn(self._janitor_loop(), "janitor")
+        self.context.spawn(self._vo_loop(), "VOs")
 
     async def stop(self) -> None:
         """Take nothing more up; wait for commits that are under way."""
@@ -426,11 +430,11 @@ class BrokerCore:
             credential = self.credential(owner)
         except GridError as error:
             if error.reason == "DELEGATION_EXPIRED":
-                await self._abort_all(owner, "PROXY_EXPIRED", error.sentence)
+                await self._abort_of(owner, "PROXY_EXPIRED", error.sentence)
             elif error.reason == "DELEGATION_MISSING":
                 since = self._proxy_missing_since.setdefault(owner, self.now_s)
                 if self.now_s - since >= PROXY_MISSING_GRACE_S:
-                    await self._abort_all(owner, "PROXY_MISSING", error.sentence)
+                    await self._abort_of(owner, "PROXY_MISSING", error.sentence)
             return
         self._proxy_missing_since.pop(owner, None)
         self.renewals.look(owner, credential)
@@ -449,13 +453,40 @@ class BrokerCore:
 
             await self.store.write(note)
 
-    async def _abort_all(self, owner: str, reason: str, sentence: str) -> None:
+    async def _abort_of(self, owner: str, reason: str, sentence: str) -> None:
         """Nothing can be done in the owner's name any more."""
+        await self._abort_all(
+            lambda connection: rows.unfinished_of(connection, owner, PROXY_BATCH), reason, sentence, owner=owner
+        )
+
+    async def _vo_loop(self) -> None:
+        """Jobs of a VO that was dissolved come to no end of their own."""
+        ended: set[str] = set()
+        while True:
+            heard = self.context.judged.rung
+            for vo, refusal in self.context.vos.refused().items():
+                if refusal.reason is Reason.VO_DISSOLVED and vo not in ended:
+                    await self._guarded("VOs", self._abort_of_vo(vo, refusal, ended))
+            await self.context.judged.wait(VOS_S, heard)
+
+    async def _abort_of_vo(self, vo: str, refusal: SecurityError, ended: set[str]) -> None:
+        await self._abort_all(
+            lambda connection: rows.unfinished_of_vo(connection, vo, PROXY_BATCH),
+            refusal.reason.value,
+            refusal.sentence,
+            vo=vo,
+        )
+        ended.add(vo)  # no more can come
+
+    async def _abort_all(
+        self, find: Callable[[sa.Connection], list[rows.JobRow]], reason: str, sentence: str, **whose: str
+    ) -> None:
+        """Until nothing more is found."""
         total = 0
         while True:
 
             def change(connection: sa.Connection) -> list[Change]:
-                found = rows.unfinished_of(connection, owner, PROXY_BATCH)
+                found = find(connection)
                 rows.note(connection, found, sentence, self.now_us, self.sink)
                 return rows.step_rows(
                     connection,
@@ -468,7 +499,8 @@ class BrokerCore:
             total += len(changes)
             if len(changes) < PROXY_BATCH:
                 break
-        self.log.warning("jobs.aborted", owner=owner, reason=reason, jobs=total)
+        if total:
+            self.log.warning("jobs.aborted", **whose, reason=reason, jobs=total)
 
     # -- clean-up ------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class CompiledCluster:
     def matches(self, ce: CompiledCe) -> bool:
         """Status, VO and Requirements. A CE that is not heard of matches nothing."""
         cluster = self.cluster
-        if not ce.ce.alive or (ce.vos and cluster.vo not in ce.vos):
+        if not ce.ce.alive or cluster.vo not in ce.vos:
             return False
         if self.has_default_requirements:  # what makes a CE alive
             return True
@@ -253,7 +253,7 @@ def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOut
         return MatchOutcome(
             ce.ce.id, False, 0.0, DEFAULT_REQUIREMENTS, f"the CE is not heard of; its status is {status}"
         )
-    if ce.vos and cluster.cluster.vo not in ce.vos:
+    if cluster.cluster.vo not in ce.vos:
         term = f'Member("VO:{cluster.cluster.vo}", other.GlueCEAccessControlBaseRule)'
         return MatchOutcome(ce.ce.id, False, 0.0, term, f"the CE takes {', '.join(sorted(ce.vos)) or 'no VO'}")
     if cluster.matches(ce):

@@ -21,7 +21,6 @@ from agents.myproxy.client import MyProxyClient
 from agents.vo.client import VoClient
 from fabric.errors import GridError, InvalidRequest, from_security
 from fabric.rpc.delegation import DEFAULT_ID
-from fabric.voms_servers import servers_of
 from security import proxies
 from security.errors import SecurityError
 from security.validation import validate_client_chain
@@ -174,7 +173,7 @@ class Renewals:
         lifetime = renewed.not_after - context.clock.now()
         encoded: list[bytes] = []
         for vo, wanted in fqans.items():
-            servers = servers_of(vo, context.settings.endpoints("vo"), len(context.settings.vos))
+            servers = context.vos.servers_of(vo)
             if not servers:
                 raise InvalidRequest(
                     "VO_UNKNOWN", f"the proxy of {owner} has attributes of {vo}, whose server this broker does not know"

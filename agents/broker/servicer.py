@@ -19,7 +19,7 @@ from agents.broker.matching import CompiledCluster, close_files, cluster_of, exp
 from agents.broker.model import ENDED, JobState, JobTemplate, JobType, SandboxFile
 from agents.broker.sandbox import checked_hash, file_too_large
 from agents.broker.store import Change, JobRow
-from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused
+from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, from_security
 from fabric.ids import unique_id
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import full_user, user
@@ -129,11 +129,13 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         return pb.SubmitResponse(job_id=done.job_id, children=done.children)
 
     def _vo(self, template: JobTemplate, peer: Peer) -> str:
-        vos = self._core.context.settings.vos
+        vos = self._core.context.vos.served
         named = {item.vo for item in template.descriptions if item.vo}
         if len(named) > 1:
             raise InvalidRequest("VO_AMBIGUOUS", f"the nodes name several VOs ({', '.join(sorted(named))}); name one")
         vo = next(iter(named), "") or peer.vo or (vos[0] if vos else "")
+        if (refusal := self._core.context.vos.refusal(vo)) is not None:
+            raise from_security(refusal)
         if vos and vo not in vos:
             raise InvalidRequest("VO_UNKNOWN", f"this broker serves {', '.join(vos)}, not the VO {vo!r}", vo=vo)
         if peer.vo and vo != peer.vo:

@@ -671,6 +671,16 @@ def unfinished_of(connection: sa.Connection, owner: str, limit: int) -> list[Job
     return [_job_row(row) for row in rows]
 
 
+def unfinished_of_vo(connection: sa.Connection, vo: str, limit: int) -> list[JobRow]:
+    """Unfinished jobs of a VO."""
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE state < 5 AND submission IN (SELECT id FROM submissions WHERE vo = ?) "
+        "LIMIT ?",
+        (vo, limit),
+    )
+    return [_job_row(row) for row in rows]
+
+
 def clusters_unfinished(connection: sa.Connection, owner: str) -> list[int]:
     """The clusters of an owner's unfinished jobs."""
     rows = connection.exec_driver_sql("SELECT DISTINCT cluster FROM jobs WHERE state < 5 AND owner = ?", (owner,))

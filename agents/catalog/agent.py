@@ -61,7 +61,7 @@ class CatalogAgent(Agent):
                 endpoint=f"grpc://{address}",
                 site=settings.site,
                 name=settings.name,
-                vos=settings.vos,
+                vos=self.context.vos.served,
                 started=self._started_at,
             )
         )

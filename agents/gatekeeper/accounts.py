@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,12 +14,16 @@ from typing import Any
 
 from agents.gatekeeper.config import GatekeeperOptions
 from fabric.errors import GridError, Refused, from_security
+from fabric.vos import Vos
 from security.authorization import system_account
 from security.errors import SecurityError
 from security.gridmapdir import GridMapDir
 from security.leftovers import leftovers_of
 from security.names import DistinguishedName
 
+ACCOUNTS = 50
+"""In the pool of a VO, where the options name no pools."""
+UIDS_PER_POOL = 1000
 _POOL_ACCOUNT = re.compile(r"(?P<prefix>.*?)(?P<number>[0-9]+)\Z")
 
 
@@ -35,9 +39,7 @@ class Account:
 class Accounts:
     """Leases and their numbers."""
 
-    def __init__(
-        self, directory: Path, options: GatekeeperOptions, vos: Sequence[str], log: Any, *, per_pool: bool = False
-    ) -> None:
+    def __init__(self, directory: Path, options: GatekeeperOptions, log: Any, *, per_pool: bool = False) -> None:
         """`per_pool`: one person may hold an account of each pool, where groups and roles decide on the pool."""
         self.directory = GridMapDir(directory)
         self._options, self._log = options, log
@@ -45,11 +47,9 @@ class Accounts:
         self.mode = ("pool" if os.geteuid() == 0 else "caller") if mode == "auto" else mode
         """`pool` or `caller`."""
         self._uid_bases: dict[str, int] = {}
-        pools = [(pool.prefix or pool.vo, pool.count, pool.uid_base) for pool in options.pools]
-        pools = pools or [(vo, 50, 0) for vo in vos]
-        self._pools = [(prefix.lower(), count) for prefix, count, _ in pools]
-        for position, (prefix, _, uid_base) in enumerate(pools):
-            self._uid_bases[prefix.lower()] = uid_base or options.uid_base + 1000 * position
+        """By pool."""
+        self._made: set[str] = set()
+        """Pools whose account files are there."""
         self._idle_since: dict[str, float] = {}
         self._kept: dict[str, str] = {}
         """Accounts that could not be recycled, and why."""
@@ -59,11 +59,21 @@ class Accounts:
         self.submitting: Counter[str] = Counter()
         """Subjects whose lease is taken and whose jobs are not kept yet."""
 
-    def create(self) -> None:
-        """Make the account files. Raises GridError MAP_DIRECTORY_INVALID."""
+    def create(self, vos: Vos) -> None:
+        """Make the account files of the VOs let in now, unless the options name the pools. May be repeated; blocking.
+        Raises GridError MAP_DIRECTORY_INVALID."""
+        options = self._options
+        pools = [
+            (pool.prefix or pool.vo, pool.count, pool.uid_base or options.uid_base + UIDS_PER_POOL * position)
+            for position, pool in enumerate(options.pools)
+        ] or [(vo.name, ACCOUNTS, options.uid_base + UIDS_PER_POOL * vo.number) for vo in vos.listed.vos]
+        # also those of a VO that was dissolved: its last leases are still to be looked through
+        self._uid_bases = {prefix.lower(): uid_base for prefix, _, uid_base in pools}
         try:
-            for prefix, count in self._pools:
-                self.directory.create_accounts(prefix, count)
+            for prefix, count, _ in pools:
+                if prefix.lower() not in self._made and (options.pools or prefix in vos.served):
+                    self.directory.create_accounts(prefix.lower(), count)
+                    self._made.add(prefix.lower())
         except SecurityError as error:
             raise from_security(error) from error
 

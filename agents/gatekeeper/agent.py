@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.machine import GatekeeperMachine
-from agents.gatekeeper.model import CancelAsked, Purged, State, Ticked, Update
+from agents.gatekeeper.model import CancelAsked, Job, Purged, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
     GATEKEEPER_RULES,
@@ -42,8 +42,11 @@ CLEAN_EVERY_S = 10.0
 JUDGE_OWNERS_S = 60.0
 """Owners of jobs are judged after every change of trust, map or bans, and this often besides."""
 KILL_REASONS = frozenset(
-    {Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value}
-)
+    {
+        Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value,
+        Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value,
+    }
+)  # fmt: skip
 
 
 class Gatekeeper(Agent):
@@ -58,7 +61,6 @@ class Gatekeeper(Agent):
         self._accounts = Accounts(
             context.state_dir / "gridmapdir",
             self.options,
-            settings.vos,
             context.log,
             per_pool=settings.fabric.mapping == "vo-groups",
         )
@@ -87,7 +89,10 @@ class Gatekeeper(Agent):
         context.delegations.on_change(lambda _subject, _id: self._renew.set())
         context.delegations.jobs_of = self._jobs_of
         context.delegations.stop_jobs = lambda owner: self._stop_jobs(
-            owner, "DELEGATION_RECALLED", f"the proxy that {owner} delegated was recalled"
+            lambda job: job.owner == owner,
+            "DELEGATION_RECALLED",
+            f"the proxy that {owner} delegated was recalled",
+            owner=owner,
         )
         self._renew = asyncio.Event()
         self._publish_wanted = asyncio.Event()
@@ -130,7 +135,7 @@ class Gatekeeper(Agent):
     async def start(self) -> None:
         """Recover, then begin."""
         began = time.monotonic()
-        self._accounts.create()
+        await asyncio.to_thread(self._accounts.create, self.context.vos)
         live, attempts, sequence = await self._store.read(rows.load)
         self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))
         known = await self._store.read(rows.sandbox_all)
@@ -152,6 +157,7 @@ class Gatekeeper(Agent):
         spawn(self._tick(), "ticker")
         spawn(self._clean(), "cleaner")
         spawn(self._renew_proxies(), "proxy renewal")
+        spawn(self._follow_vos(), "VOs")
         spawn(self._judge_owners(), "owners judged again")
         spawn(self._accounts.run(self._owners, self.context.clock.monotonic), "leases")
         if self.context.settings.endpoints("bookkeeping"):
@@ -212,11 +218,28 @@ class Gatekeeper(Agent):
             self._renew.clear()
             await self._pool.renew()
 
+    async def _follow_vos(self) -> None:
+        """Pool accounts for VOs that are new here, and what is published."""
+        while True:
+            heard = self.context.judged.rung
+            try:
+                await asyncio.to_thread(self._accounts.create, self.context.vos)
+                self.context.solved("pool accounts")
+            except GridError as error:
+                self.context.problem("pool accounts", error.sentence)
+            self._publish_wanted.set()
+            await self.context.judged.wait(JUDGE_OWNERS_S, heard)
+
     async def _judge_owners(self) -> None:
-        """When trust, bans or the map change: jobs of people who would be refused now are stopped (option
+        """When trust, bans, VOs or the map change: jobs of people and VOs that would be refused now are stopped (option
         `revoked_jobs`)."""
         while self.options.revoked_jobs == "kill":
             heard = self.context.judged.rung
+            for vo, refusal in self.context.vos.refused().items():
+                if refusal.reason.value in KILL_REASONS:
+                    await self._stop_jobs(
+                        lambda job, vo=vo: job.vo == vo, refusal.reason.value, refusal.sentence, vo=vo
+                    )
             for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
                 await self._judge_owner(owner)
             await self.context.judged.wait(JUDGE_OWNERS_S, heard)
@@ -236,20 +259,21 @@ class Gatekeeper(Agent):
             refusal = error
         if refusal.reason not in KILL_REASONS:
             return  # an expired or missing delegation is no reason: the jobs go on with what they have
-        await self._stop_jobs(owner, refusal.reason, refusal.sentence)
+        await self._stop_jobs(lambda job: job.owner == owner, refusal.reason, refusal.sentence, owner=owner)
 
-    def _jobs_of(self, owner: str) -> list[str]:
+    def _under_way(self, which: Callable[[Job], bool]) -> list[str]:
         return [
-            job.job_id
-            for job in self.machine.jobs.values()
-            if job.owner == owner and not job.cancel_reason and not job.ended
+            job.job_id for job in self.machine.jobs.values() if which(job) and not job.cancel_reason and not job.ended
         ]
 
-    async def _stop_jobs(self, owner: str, reason: str, sentence: str) -> None:
-        jobs = self._jobs_of(owner)
+    def _jobs_of(self, owner: str) -> list[str]:
+        return self._under_way(lambda job: job.owner == owner)
+
+    async def _stop_jobs(self, which: Callable[[Job], bool], reason: str, sentence: str, **whose: str) -> None:
+        jobs = self._under_way(which)
         if not jobs:
             return
-        self.context.log.audit("jobs.stopped", owner=owner, jobs=len(jobs), reason=reason, sentence=sentence)
+        self.context.log.audit("jobs.stopped", **whose, jobs=len(jobs), reason=reason, sentence=sentence)
         await self._driver.ask([CancelAsked(job_id, reason) for job_id in jobs])
 
     async def _clean(self) -> None:
@@ -306,8 +330,9 @@ class Gatekeeper(Agent):
         closed = self._stopping or self.machine.draining
         status = glue_model.DRAINING if closed else glue_model.CLOSED if full else glue_model.PRODUCTION
         return publish.Measured(
-            total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1)
-        )
+            total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1),
+            self.context.vos.served,
+        )  # fmt: skip
 
     async def _publish(self) -> None:
         settings = self.context.settings

@@ -32,7 +32,7 @@ class GatekeeperOptions:
     pools: tuple[PoolOptions, ...] = ()
     """Empty: one pool of 50 accounts for each VO."""
     uid_base: int = field(default=61_000, metadata={"minimum": 1000, "maximum": 2_000_000_000})
-    """First uid of the first pool that names none; each further pool begins 1 000 higher."""
+    """First uid of the pool of the grid's first VO; that of each further VO, or named pool, begins 1 000 higher."""
     lease_linger_s: float = 5.0
     """How long a pool account stays leased after its owner's last job was purged."""
 

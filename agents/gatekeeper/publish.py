@@ -22,6 +22,8 @@ class Measured:
     waiting: int
     status: str
     mean_wall_s: float
+    vos: tuple[str, ...]
+    """Whose members are let in."""
 
 
 def entries(
@@ -38,7 +40,6 @@ def entries(
 ) -> list[Any]:
     """Cluster, subcluster, CE with its close SEs, and service. `limits`: wall s, cpu s, waiting jobs."""
     close = tuple(storage_id(endpoint) for endpoint in settings.endpoints("storage", site=settings.site))
-    vos = settings.vos
     cluster = settings.advertise if settings.advertise not in ("localhost", "127.0.0.1") else f"{settings.name}"
     one = facts[0] if facts else {}
     subcluster = glue_model.SubCluster(
@@ -75,7 +76,7 @@ def entries(
         max_cpu_minutes=max(1, limits[1] // 60),
         max_waiting_jobs=limits[2],
         max_running_jobs=measured.total_slots,
-        vos=vos,
+        vos=measured.vos,
         close_storage=close,
     )
     service = glue_model.Service(
@@ -86,7 +87,7 @@ def entries(
         name=settings.name,
         status="OK" if measured.status == glue_model.PRODUCTION else "Warning",
         status_info=measured.status,
-        vos=vos,
+        vos=measured.vos,
         started=started,
     )
     return [*glue13.cluster_entries(subcluster), *glue13.ce_entries(element), *glue13.service_entries(service)]

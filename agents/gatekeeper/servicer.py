@@ -168,7 +168,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         wires: list[tuple[int, pb.Job]] = []
         for position, job in enumerate(request.jobs):
             try:
-                wire.check_job(job, self._options, self._context.settings.vos, peer.vo)
+                wire.check_job(job, self._options, self._context.vos.served, peer.vo)
                 wires.append((position, job))
             except GridError as error:
                 outcomes[position] = Outcome(job.job_id, accepted=False, reason=error.reason, sentence=error.sentence)

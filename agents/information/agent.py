@@ -139,7 +139,6 @@ class InformationAgent(Agent):
             endpoint=f"ldap://{settings.advertise}:{self.ldap.port}/"
             + ("o=grid" if self.is_top else f"mds-vo-name={settings.site},mds-vo-name=local,o=grid"),
             site=settings.site,
-            vos=tuple(settings.vos),
             started=utc_text(now),
         )
         entries = service_entries(service)

@@ -47,15 +47,15 @@ class MyProxyAgent(Agent):
         await tls.start(settings.listen, settings.ports.get("myproxy", 0))
         self.context.close_at_end(tls)
         self.context.spawn(self.keeper.watch(), "erase expired credentials")
-        self.context.publisher.replace(
-            service_entries(
+        self.context.publisher.follow(
+            lambda: service_entries(
                 Service(
                     unique_id=settings.name,
                     kind="MyProxy",
                     endpoint=f"myproxy://{settings.advertise}:{tls.port}",
                     site=settings.site,
                     name=settings.name,
-                    vos=settings.vos,
+                    vos=self.context.vos.served,
                 )
             )
         )

@@ -53,7 +53,7 @@ class StorageAgent(Agent):
             channels=context.channels,
             delegations=context.delegations,
             log=context.log,
-            vos=settings.vos,
+            vos=context.vos,
         )
         self.services = [RpcService(self.servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())
@@ -96,13 +96,13 @@ class StorageAgent(Agent):
 
     def entries(self) -> Iterable[Entry]:
         """GlueSE with one GlueSA for each VO, and GlueService. GlueSEUniqueID is the `host:port` of the SURLs."""
-        settings, space = self.context.settings, self._space
+        settings, space, served = self.context.settings, self._space, self.context.vos.served
         unique_id = f"{self.servicer.host}:{self.servicer.port}"
         areas = tuple(
             glue_model.StorageArea(
                 local_id=use.vo,
                 path=f"/{use.vo}",
-                vos=(use.vo,),
+                vos=(use.vo,) if use.vo in served else (),
                 total_bytes=use.used_bytes + available,
                 used_bytes=use.used_bytes,
             )
@@ -125,7 +125,7 @@ class StorageAgent(Agent):
                 endpoint=f"grpc://{unique_id}",
                 site=settings.site,
                 name=settings.name,
-                vos=settings.vos,
+                vos=served,
                 started=self._started_at,
             )
         )
@@ -141,7 +141,7 @@ class StorageAgent(Agent):
                 self._publisher.poke()
 
     async def _measure(self) -> None:
-        self._space = await self.element.space(self.context.settings.vos)
+        self._space = await self.element.space(self.context.vos.served)
         missing = self.element.missing_pools()
         if missing:
             self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")

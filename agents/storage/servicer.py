@@ -20,6 +20,7 @@ from fabric.errors import DataCorrupted, DeadlineExceeded, InvalidRequest, NotFo
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
+from fabric.vos import Vos
 
 MAX_PAGE = 500
 """Files of one List answer: below the message limit with the longest hints."""
@@ -64,7 +65,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         channels: ChannelSource,
         delegations: Delegations,
         log: Logger,
-        vos: tuple[str, ...] = (),
+        vos: Vos,
     ) -> None:
         self.host = host
         self.port = port
@@ -195,7 +196,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
 
     async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:
         """See the proto."""
-        return wire.space_to_wire(await self._element.space(self._vos))
+        return wire.space_to_wire(await self._element.space(self._vos.served))
 
     # -- checks ------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from support.grid import ORGANISATION, LabGrid
 from agents.user_interface import application
 from agents.user_interface.exits import ExitCode
 from agents.vo.client import VoClient
-from clusters import voms_files
+from fabric import voms_files
 from fabric.errors import Refused, Unauthenticated
 from fabric.settings import Settings
+from fabric.vos import described
 from security import proxies, voms
 from security.credentials import Credential
 from security.names import DistinguishedName
@@ -41,7 +42,8 @@ class Shell:
                 }
             )
         )
-        voms_files.write(folder, voms_files.voms_servers(Settings.from_dict(server)), lab.grid.ca.subject)
+        organisation = DistinguishedName.parse(ORGANISATION)
+        voms_files.write(folder, described(Settings.from_dict(server)), organisation, lab.grid.ca.subject)
         self.proxy = folder / "proxy.pem"
         for name, value in {
             "GRIDFABRIC_STATE": folder,

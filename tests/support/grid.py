@@ -170,7 +170,8 @@ class LabGrid:
                 {"name": other["name"], "site": other["site"], "host": "localhost", **other["ports"]}
             )
         shell: dict[str, Any] = {
-            "map_updater": False, "trust_updater": False, "ban_updater": False, "trust_poll_s": 0.05,
+            "map_updater": False, "trust_updater": False, "ban_updater": False,
+            "vo_updater": False, "trust_poll_s": 0.05,
             "map_file": str(self.map_file), "ban_file": str(self.ban_file), "stop_grace_s": 2.0,
         }  # fmt: skip
         return {

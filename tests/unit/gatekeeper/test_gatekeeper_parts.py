@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,8 +25,10 @@ from agents.gatekeeper.workers import WorkerPool, _Link
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Refused
 from fabric.logs import null_logger
 from fabric.store import Store
+from fabric.vos import Vos
 from security.proxies import new_request
 from security.testing import NOW, TestGrid
+from security.vos import EVERYWHERE, Vo, VoList
 
 OPTIONS = GatekeeperOptions()
 
@@ -214,9 +217,21 @@ ALICE, BOB = "/C=XX/O=Grid/OU=Users/CN=Alice", "/C=XX/O=Grid/OU=Users/CN=Bob"
 
 
 def accounts(tmp_path: Path, **more: Any) -> Accounts:
-    made = Accounts(tmp_path / "gridmapdir", GatekeeperOptions(**more), ("cms", "atlas"), null_logger())
-    made.create()
+    made = Accounts(tmp_path / "gridmapdir", GatekeeperOptions(**more), null_logger())
+    made.create(vos(tmp_path, ("cms", 0), ("atlas", 1)))
     return made
+
+
+def vos(tmp_path: Path, *known: tuple[str, int], dissolved: frozenset[str] = frozenset()) -> Vos:
+    """The VOs that a gatekeeper knows, by name and number."""
+    ended = datetime(2026, 1, 1, tzinfo=UTC)
+    listed = VoList(
+        tuple(
+            Vo(name, number, (), frozenset({EVERYWHERE}), ended if name in dissolved else None)
+            for name, number in known
+        )
+    )
+    return Vos(listed, tmp_path / "vos.json", "CERN", null_logger())
 
 
 async def test_accounts_have_numbers_of_their_pool(tmp_path: Path) -> None:
@@ -230,6 +245,17 @@ async def test_accounts_have_numbers_of_their_pool(tmp_path: Path) -> None:
         made.map(BOB, "root")
     with pytest.raises(Refused):
         made.map(BOB, "no-such-account-7")
+
+
+async def test_a_new_vo_gets_a_pool_and_a_dissolved_one_never_gives_its_numbers_away(tmp_path: Path) -> None:
+    made = accounts(tmp_path, account_mode="pool")
+    assert made.map(BOB, ".atlas").uid == 62001
+    made.create(vos(tmp_path, ("cms", 0), ("atlas", 1), ("lhcb", 2), dissolved=frozenset({"atlas"})))
+    assert made.map(ALICE, ".lhcb").uid == 63001
+    assert made.in_use("atlas001") == "" and made.map(BOB, "atlas001").uid == 62001  # still looked through
+    again = Accounts(tmp_path / "gridmapdir", GatekeeperOptions(account_mode="pool"), null_logger())
+    again.create(vos(tmp_path, ("atlas", 1), ("lhcb", 2), dissolved=frozenset({"atlas"})))
+    assert again.map(ALICE, ".lhcb").uid == 63001
 
 
 async def test_the_caller_mode_only_records_the_lease(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def placed(site: str, entries: list[Entry]) -> list[Entry]:
 
 def test_an_agent_is_a_service_of_its_kind_at_its_port() -> None:
     settings: Any = SimpleNamespace(
-        kind="broker", name="broker.CERN", site="CERN", advertise="rb.cern.ch", rpc_port=7772, vos=("cms",)
+        kind="broker", name="broker.CERN", site="CERN", advertise="rb.cern.ch", rpc_port=7772
     )
-    (entry,) = agent_entries(settings)
+    (entry,) = agent_entries(settings, ("cms",))
     assert str(entry.dn) == "GlueServiceUniqueID=broker.CERN"
     assert entry.first("GlueServiceType") == "org.gridfabric.broker"
     assert entry.first("GlueServiceEndpoint") == "https://rb.cern.ch:7772"
