@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import random
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
 from cryptography import x509
 
 from agents.authority.client import AuthorityClient
@@ -25,6 +29,7 @@ from agents.user_interface.drill.people import (
     VICTIM,
     Job,
     Person,
+    listener,
     proxy_of,
 )
 from agents.user_interface.drill.score import Mark, Score, Verdict
@@ -38,6 +43,9 @@ from security.proxies import new_request
 
 REFUSED_WITHIN_S = 60.0
 """A service that has not refused by then did not."""
+SERVED_AGAIN_S = 30.0
+"""For every service to know somebody again, or to be up again."""
+COMMAND_TIMEOUT_S = 60.0
 HONEST_PAUSE_S = 0.02
 AT_ONCE = 16
 """Certificates asked of the authority at one moment."""
@@ -239,6 +247,58 @@ class Ground:
             self.at_end(opened.close)
             return opened
         raise NotHereError("the authority of this grid is on another machine")
+
+    def freeze(self, endpoint: Endpoint) -> Callable[[], Awaitable[None]]:
+        """The process of a service stands still until the end of the drill; returns how to wake it before."""
+        process = self._process_of(endpoint)
+        process.suspend()
+
+        async def thaw() -> None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+        self.afterwards(thaw)
+        return thaw
+
+    async def restart(self, endpoint: Endpoint) -> None:
+        """Kill the process of a service and wait until another one listens in its place."""
+        process = self._process_of(endpoint)
+        process.kill()
+        self.mark("umpire", f"{endpoint.name} is killed and starts again")
+        deadline = time.monotonic() + SERVED_AGAIN_S
+        while (found := listener(endpoint.rpc)) is None or found == process:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{endpoint.name} did not start again within {SERVED_AGAIN_S:g} s")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _process_of(self, endpoint: Endpoint) -> psutil.Process:
+        process = listener(endpoint.rpc)
+        if process is None:
+            raise NotHereError(f"{endpoint.name} is not a process of this machine that we may touch")
+        return process
+
+    def credential_file(self, endpoint: Endpoint) -> Path:
+        """The host credential of an agent, for who owns its host. Raises NotHereError."""
+        settings = self.state / "settings" / f"{endpoint.name}.json"
+        if not settings.exists():
+            raise NotHereError(f"{endpoint.name} is on another machine")
+        return Path(json.loads(settings.read_text("utf-8"))["credential"])
+
+    async def command(self, *arguments: str) -> Any:
+        """What `grid ARGUMENTS --json` prints for the operator. Raises RuntimeError if it fails."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agents.user_interface.main", *arguments, "--state", str(self.state), "--json",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                output, errors = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            raise
+        if process.returncode:
+            raise RuntimeError(f"grid {' '.join(arguments)} ended with {process.returncode}: {errors.decode()[-300:]}")
+        return json.loads(output)
 
     # -- honest people -----------------------------------------------------------------------------------------------
 

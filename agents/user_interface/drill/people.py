@@ -75,21 +75,23 @@ class Person:
         port = self.doors.get((endpoint.host, endpoint.rpc), endpoint.rpc)
         return await self.grid.channel_to(endpoint.host, port)
 
+    async def call(self, endpoint: Endpoint) -> None:
+        """One ordinary call, by what the directory of authorities says now. Raises GridError."""
+        await asyncio.to_thread(self.grid.channels.trust.refresh)
+        await _CALLS[endpoint.kind](await self.channel_to(endpoint))
+
     async def attempt(self, endpoint: Endpoint) -> GridError | None:
         """One ordinary call; why it was refused, or None."""
         try:
-            await _CALLS[endpoint.kind](await self.channel_to(endpoint))
+            await self.call(endpoint)
         except GridError as error:
             return error
         return None
 
     async def enter(self, endpoint: Endpoint) -> GridError | None:
-        """A session and nothing else, for who may not make a user's calls; why it was refused, or None."""
-        try:
-            await (await self.channel_to(endpoint)).channel_ready()
-        except GridError as error:
-            return error
-        return None
+        """As `attempt`, for who is no user and is let in if only that is what stops the call."""
+        refusal = await self.attempt(endpoint)
+        return None if refusal is not None and refusal.reason == "USER_REQUIRED" else refusal
 
     async def submit(self, jdl: str, folder: Path | None = None) -> str:
         """Delegate and submit; the job's id. Raises GridError."""
@@ -136,6 +138,14 @@ def processes_with(argument: str) -> list[int]:
             if argument in process.cmdline():
                 found.append(process.pid)
     return found
+
+
+def listener(port: int) -> psutil.Process | None:
+    """The process that listens on this port of this machine, as far as we may see."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", 0) == port and connection.pid:
+            return psutil.Process(connection.pid)
+    return None
 
 
 async def _delegated(channel: Any) -> None:

@@ -12,6 +12,8 @@ from agents.user_interface.drill.drills import (
     credentials,
     delegations,
     flood,
+    hosts,
+    lists,
     organisations,
 )
 from agents.user_interface.drill.ground import Ground
@@ -29,7 +31,13 @@ class Drill:
 DRILLS: tuple[Drill, ...] = tuple(
     Drill(play.__name__.replace("_", "-"), " ".join((play.__doc__ or "").split()), play)
     for play in (
+        hosts.proxy_stolen,
         credentials.user_revoked,
+        hosts.host_revoked,
+        lists.crl_expired,
+        lists.crl_server_down,
+        lists.crl_older,
+        lists.crl_wrong_ca,
         credentials.limited_proxy_submits,
         credentials.proxy_outlives_certificate,
         credentials.deep_delegation_chain,
@@ -39,6 +47,11 @@ DRILLS: tuple[Drill, ...] = tuple(
         bans.user_banned,
         bans.user_banned_at_site,
         organisations.membership_suspended,
+        organisations.aup_changed,
+        organisations.attributes_forged,
+        organisations.attributes_moved,
+        hosts.man_in_the_middle,
+        hosts.clock_skew,
         flood.flood,
     )
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.user_interface.drill.ground import Ground
+from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
 
 BANNED = "BANNED"
-SERVED_AGAIN_S = 30.0
 
 
 async def user_banned(ground: Ground) -> None:
