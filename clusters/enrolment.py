@@ -30,7 +30,7 @@ def prepare_elsewhere(
     """
     if given is not None:
         trust.install_invitation(state, given, now)
-    pem = b"".join(path.read_bytes() for path in sorted(state.certificates.glob("*.0")))
+    pem = b"".join(path.read_bytes() for path in sorted(state.certificates.glob("*.[0-9]")))
     lacking = trust.lacking(agents, pem, now) if pem else list(agents)
     if not lacking:
         return
@@ -78,8 +78,7 @@ async def _invite(
         raise from_security(error) from error
     async with open_client(found[0]["host"], found[0]["rpc"], state.certificates, credential) as client:
         token, authority_pem = await client.invite(site)
-    policy = next(state.certificates.glob("*.signing_policy")).read_text("utf-8")
-    crl = next(state.certificates.glob("*.r0")).read_text("utf-8")
+    policy, crl = trust.policy_and_crl(state.certificates, authority_pem)
     return Invitation(
         description.name,
         site,

@@ -14,18 +14,25 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from clusters.model import GridDescription
 from clusters.paths import StatePaths
 from clusters.plan import PlannedAgent
-from fabric.errors import InvalidRequest, from_security
+from fabric import trust_push
+from fabric.errors import InvalidRequest, NotFound, from_security
 from security.authority import CertificateAuthority
+from security.certificates import parse_authority, subject_hash
 from security.credentials import Credential, generate_key
 from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
-from security.installation import install_authority
+from security.installation import install_authority, install_crl
 from security.names import DistinguishedName
+from security.revocation import parse_crl, signed_by
 
 RENEW_WITHIN = timedelta(days=7)
 """A credential that ends sooner is made anew at start."""
@@ -60,8 +67,10 @@ def prepare_here(grid: GridDescription, state: StatePaths, agents: Sequence[Plan
     """On the authority's own host: trust, every agent's credential, the operator's. Keeps what is still good."""
     authority = open_authority(grid, state, now)
     try:
-        crl = authority.build_crl(now, timedelta(seconds=grid.authority.crl_lifetime_s))
-        install_authority(state.certificates, authority.certificate, authority.signing_policy(), crl, now=now)
+        lists = authority.build_crls(now, timedelta(seconds=grid.authority.crl_lifetime_s))
+        for certificate, crl in zip(authority.certificates, lists, strict=True):
+            install_authority(state.certificates, certificate, authority.signing_policy(), crl, now=now)
+        trust_push.remember(state.certificates, authority.certificates)
         for agent in agents:
             _issue_agent(authority, agent, timedelta(seconds=grid.authority.host_lifetime_s), now)
         _issue_operator(authority, grid, state, now)
@@ -125,19 +134,22 @@ def is_good_for(agent: PlannedAgent, ca_pem: bytes, now: datetime) -> bool:
 
 
 def is_good(path: Path, subject: DistinguishedName, ca_pem: bytes, now: datetime) -> bool:
-    """Whether there is a usable credential of that name, issued by this authority, that lasts for a while."""
-    from cryptography import x509
-
+    """Whether there is a usable credential of that name, issued by one of these authorities, that lasts for a while."""
     try:
         credential = Credential.load(path)
-        credential.certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_pem))
-    except (CredentialError, ValueError, TypeError, OSError):
+        authorities = x509.load_pem_x509_certificates(ca_pem)
+    except (CredentialError, ValueError, OSError):
         return False
-    except Exception as error:  # cryptography.exceptions.InvalidSignature is no ValueError
-        if type(error).__name__ != "InvalidSignature":
-            raise
+    issued = any(_is_issued_by(credential.certificate, authority) for authority in authorities)
+    return issued and credential.subject == subject and credential.not_after - now > RENEW_WITHIN
+
+
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
         return False
-    return credential.subject == subject and credential.not_after - now > RENEW_WITHIN
+    return True
 
 
 def _save(credential: Credential, path: Path) -> None:
@@ -192,10 +204,6 @@ class Invitation:
 
 def make_requests(agents: Iterable[PlannedAgent]) -> Mapping[str, tuple[bytes, Any]]:
     """By agent: a certificate request (PEM) and its key, which stays here."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     made = {}
     for agent in agents:
         key = generate_key(key_type_of(agent))
@@ -214,18 +222,29 @@ def install_invitation(state: StatePaths, invitation: Invitation, now: datetime)
     try:
         pem = invitation.authority_pem.encode()
         install_authority(state.certificates, pem, invitation.signing_policy, now=now)
-        from security.installation import install_crl
-
+        trust_push.remember(state.certificates, [parse_authority(pem)])
         install_crl(state.certificates, invitation.crl.encode(), now=now)
     except SecurityError as error:
         if error.reason.value != "CRL_OLDER":
             raise from_security(error) from error
 
 
+def policy_and_crl(directory: Path, authority_pem: bytes) -> tuple[str, str]:
+    """What stands beside an authority in a directory of authorities. Raises GridError."""
+    try:
+        authority = parse_authority(authority_pem)
+        stem = subject_hash(authority)
+        policy = (directory / f"{stem}.signing_policy").read_text("utf-8")
+        for path in sorted(directory.glob(f"{stem}.r*")):
+            if signed_by(parse_crl(path.read_bytes(), entries=False), authority):
+                return policy, path.read_text("utf-8")
+    except SecurityError as error:
+        raise from_security(error) from error
+    raise NotFound("CRL_MISSING", f"there is no revocation list of {stem} in {directory}; try again")
+
+
 def save_issued(agent: PlannedAgent, certificate_pem: bytes, key: Any) -> None:
     """Keep what the authority sent. Raises GridError if it is not for our key and name."""
-    from cryptography import x509
-
     try:
         credential = Credential(x509.load_pem_x509_certificate(certificate_pem), key)
     except SecurityError as error:

@@ -493,13 +493,16 @@ def _start_updaters(context: AgentContext) -> None:
     if settings.fabric.map_updater and settings.endpoints("vo"):
         from fabric.map_updater import MapFileUpdater
 
-        updater = MapFileUpdater(context)
-        context.judge.update_now = updater.update_now
-        context.spawn(updater.run(), "map file updater")
+        maps = MapFileUpdater(context)
+        context.judge.update_now = maps.update_now
+        context.spawn(maps.run(), "map file updater")
     if settings.fabric.trust_updater and settings.endpoints("authority"):
+        from fabric.trust_push import TrustFollower
         from fabric.trust_updater import TrustUpdater
 
-        context.spawn(TrustUpdater(context).run(), "trust updater")
+        updater = TrustUpdater(context)
+        context.spawn(updater.run(), "trust updater")
+        context.spawn(TrustFollower(context, updater).run(), "trust follower")
     if settings.fabric.ban_updater and settings.endpoints("authority"):
         from fabric.ban_updater import BanUpdater
 

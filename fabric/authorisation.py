@@ -161,7 +161,7 @@ class Judge:
             fqans = [fqan for found in attributes for fqan in found.fqans]
             vos = {found.vo for found in attributes} | self._vos_by_map(identity)
             self._bans.check(identity, now=self._clock.now(), fqans=fqans, vos=vos, address=address)
-            by_name = self._by_name(identity.subject)
+            by_name = self.by_name(identity.subject)
             if by_name is not None:
                 return by_name
             for found in attributes:
@@ -171,7 +171,8 @@ class Judge:
         except SecurityError as error:
             raise from_security(error) from error
 
-    def _by_name(self, subject: DistinguishedName) -> Standing | None:
+    def by_name(self, subject: DistinguishedName) -> Standing | None:
+        """The standing of an agent or operator of this grid; None for everybody else."""
         own = len(self._organisation.rdns)
         rest = subject.rdns[own:]
         if not subject.startswith(self._organisation) or len(rest) != 2 or any(len(rdn) != 1 for rdn in rest):

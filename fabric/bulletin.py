@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fabric.errors import GridError, Unavailable
+from fabric.errors import GridError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
@@ -117,7 +117,8 @@ class Follower(Generic[Message]):
 
     async def _follow(self) -> None:
         endpoint = self._context.settings.endpoints("authority")[0]
-        async with self._watch(await self._context.channels.get(endpoint.host, endpoint.rpc)) as stream:
+        channel = await self._context.channels.get(endpoint.host, endpoint.rpc)
+        async with self._watch(channel) as stream:
             messages = aiter(stream)
             while True:
                 try:
@@ -129,6 +130,7 @@ class Follower(Generic[Message]):
                     ) from None
                 if message is None:
                     raise Unavailable("STREAM_ENDED", f"{endpoint.name} ended the stream of {self._what}")
+                self._require_authority(channel)
                 try:
                     await self._take(message)
                 except GridError as error:
@@ -136,3 +138,11 @@ class Follower(Generic[Message]):
                     continue
                 self._heard_at = self._context.clock.monotonic()
                 self._context.solved(self._what)
+
+    def _require_authority(self, channel: SecureChannel) -> None:
+        """A certificate for that host is not enough: other agents of it have one too."""
+        standing = self._context.judge.by_name(channel.server) if channel.server is not None else None
+        if standing is None or standing.agent_kind != "authority":
+            raise Unauthenticated(
+                "NOT_THE_AUTHORITY", f"{channel.peer} showed the certificate of {channel.server}, which is no authority"
+            )

@@ -1,6 +1,7 @@
 """Fresh revocation lists in this host's directory of authorities.
 
-Two sources: the grid's own authorities (`/crl/<HASH>.r0` at each `authority` endpoint), and for authorities from
+Two sources beside the push (`fabric/trust_push.py`): the grid's authorities (`/crl/<HASH>.rN` at each `authority`
+endpoint), and for authorities from
 elsewhere the addresses that the IGTF distribution puts beside them (`HASH.crl_url`, or `crl_url =` in `HASH.info`),
 as fetch-crl reads them. Everything of a source is asked at once, each with its own deadline, at times that no two hosts
 share. Agents of one host share the directory and one fetcher per source: whoever holds the lock when the last look is
@@ -15,6 +16,7 @@ import fcntl
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,13 +117,14 @@ class TrustUpdater:
         return descriptor
 
     def authority_sources(self) -> list[Source]:
-        """The list of every authority in the directory, at every authority of the grid."""
-        stems = sorted({stem for authority in self._context.trust.snapshot().authorities for stem in authority.stems})
+        """The list of every authority in the directory, of each of its keys, at every authority of the grid."""
+        keys = Counter(stem for authority in self._context.trust.snapshot().authorities for stem in authority.stems)
         return [
-            Source(endpoint.host, endpoint.http, f"/crl/{stem}.r0", FETCH_TIMEOUT_S, expected=False)
+            Source(endpoint.host, endpoint.http, f"/crl/{stem}.r{index}", FETCH_TIMEOUT_S, expected=False)
             for endpoint in self._context.settings.endpoints("authority")
             if endpoint.http
-            for stem in stems
+            for stem in sorted(keys)
+            for index in range(keys[stem])
         ]
 
     def distribution_sources(self) -> list[Source]:

@@ -1,8 +1,9 @@
 """A small certification authority over one directory: issues, refuses, revokes, and forgets nothing.
 
 `key.pem` (0600), `ca.pem`, `issued.sqlite` (every certificate is recorded durably before it is handed out), in a
-directory
-of mode 0700. Several processes may use one directory. Certificates are as Globus, VOMS and OpenSSL want them.
+directory of mode 0700. After a roll-over there are two keys of one name, `key.pem` and `key-2.pem`: the newest signs
+certificates, every one of them signs its own revocation list, until the older one is retired. Several processes may use
+one directory. Certificates are as Globus, VOMS and OpenSSL want them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import sqlite3
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -37,6 +39,8 @@ from security.signing_policy import emit_namespaces, emit_signing_policy, matche
 MAX_HOSTS = 64
 """Alternative names in one host certificate."""
 BACKDATING = timedelta(minutes=5)
+ROBOT_POLICY = x509.ObjectIdentifier("1.2.840.113612.5.2.3.3.1")
+"""IGTF one-statement certificate policy: the key is an automated client's."""
 
 _HOST_NAME = re.compile(
     r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*\Z"
@@ -62,20 +66,27 @@ class IssuedCertificate:
     serial: int
     subject: DistinguishedName
     kind: str
-    """user, host or service."""
+    """user, robot, host, service or authority."""
     not_before: datetime
     not_after: datetime
     revoked_at: datetime | None
     revocation_reason: str | None
     certificate: x509.Certificate
 
+    def is_active(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at is None and self.not_after > now
+
 
 class CertificateAuthority:
     """Make one with `create` or `open`. Thread safe. All errors are CredentialError."""
 
-    def __init__(self, directory: Path, credential: Credential, database: sqlite3.Connection, namespace: Sequence[str]):
+    def __init__(
+        self, directory: Path, keys: Mapping[int, Credential], database: sqlite3.Connection, namespace: Sequence[str]
+    ):
         self._directory = directory
-        self._credential = credential
+        self._keys = dict(keys)
+        """By number, oldest first."""
         self._database = database
         self._namespace = tuple(namespace)
         self._lock = threading.Lock()
@@ -91,10 +102,12 @@ class CertificateAuthority:
         key_type: str = "rsa-2048",
         namespace: str | Sequence[str] | None = None,
         key: PrivateKey | None = None,
+        parent: CertificateAuthority | None = None,
     ) -> CertificateAuthority:
-        """A new self-signed authority. `namespace`: patterns such as `/C=XX/O=Grid/*`; by default all below its parent.
+        """A new authority, self-signed or below `parent`. `namespace`: patterns such as `/C=XX/O=Grid/*`; by default
+        all below the parent of its name.
 
-        Raises AUTHORITY_INVALID if the directory already holds one.
+        Raises AUTHORITY_INVALID if the directory already holds one, or what `issue_authority` of the parent raises.
         """
         now = require_utc(now)
         name = subject if isinstance(subject, DistinguishedName) else DistinguishedName.parse(subject)
@@ -111,17 +124,13 @@ class CertificateAuthority:
         if (folder / "key.pem").exists() or (folder / "ca.pem").exists():
             raise _invalid(f"{folder} already holds an authority; open it", folder)
         key = key or generate_key(key_type)
-        certificate = _self_signed(name, key, now, lifetime)
+        certificate = _authority_certificate(name, key, now, lifetime, parent)
         with closing(_connect(folder)) as database, database:
             database.executemany(
                 "insert or replace into meta values (?, ?)",
                 [("crl_number", "0"), ("namespace", "\n".join(patterns))],
             )
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_atomic(folder / "key.pem", pem, 0o600)
-        write_atomic(folder / "ca.pem", certificates.pem([certificate]), 0o644)
+        _save_key(folder, 1, key, certificate)
         return cls.open(folder)
 
     @classmethod
@@ -140,13 +149,18 @@ class CertificateAuthority:
             )
         if not (folder / "issued.sqlite").exists():
             raise _invalid(f"there is no complete authority in {folder}; create it in an empty directory", folder)
-        credential = Credential.load(folder / "ca.pem", folder / "key.pem")
         database = _connect(folder)
-        row = database.execute("select value from meta where name = 'namespace'").fetchone()
-        if row is None:
+        try:
+            meta = dict(database.execute("select name, value from meta").fetchall())
+            if "namespace" not in meta:
+                raise _invalid(f"the register of the authority in {folder} is damaged", folder)
+            keys = {
+                number: Credential.load(*_files(folder, number)) for number in map(int, meta.get("keys", "1").split())
+            }
+        except BaseException:
             database.close()
-            raise _invalid(f"the register of the authority in {folder} is damaged", folder)
-        return cls(folder, credential, database, row[0].split("\n"))
+            raise
+        return cls(folder, keys, database, meta["namespace"].split("\n"))
 
     def close(self) -> None:
         """Close the register. May be called twice."""
@@ -158,9 +172,29 @@ class CertificateAuthority:
         return self._directory
 
     @property
+    def _credential(self) -> Credential:
+        """The key that signs certificates: the newest."""
+        return self._keys[max(self._keys)]
+
+    @property
     def certificate(self) -> x509.Certificate:
-        """The authority's own certificate."""
+        """The authority's own certificate: of the key that signs."""
         return self._credential.certificate
+
+    @property
+    def certificates(self) -> tuple[x509.Certificate, ...]:
+        """One for each key that is in use, oldest first: two between a roll-over and the retirement of the old key."""
+        return tuple(credential.certificate for credential in self._keys.values())
+
+    def signer_of(self, certificate: x509.Certificate) -> x509.Certificate | None:
+        """Which of `certificates` has the key that signed this one; None for a retired key or another authority's."""
+        for own in self.certificates:
+            try:
+                certificate.verify_directly_issued_by(own)
+            except (ValueError, TypeError, InvalidSignature):
+                continue
+            return own
+        return None
 
     @property
     def subject(self) -> DistinguishedName:
@@ -195,11 +229,73 @@ class CertificateAuthority:
         ]
         return "".join(f"{line}\n" for line in (*lines, *([f"crl_url = {crl_url}"] if crl_url else ())))
 
+    def roll_over(
+        self,
+        now: datetime,
+        *,
+        lifetime: timedelta,
+        key_type: str = "rsa-2048",
+        parent: CertificateAuthority | None = None,
+    ) -> x509.Certificate:
+        """A new key of the same name, which signs certificates from now on; the old one stays in use for its list.
+
+        `parent` signs it for an authority that is not self-signed. Raises AUTHORITY_INVALID while two keys are in use.
+        """
+        now = require_utc(now)
+        if len(self._keys) > 1:
+            raise _invalid(f"{self.subject} has two keys already; retire the old one first", self._directory)
+        if (parent is None) != (self.certificate.issuer == self.certificate.subject):
+            raise _invalid(f"the new key of {self.subject} must be signed as the old one was", self._directory)
+        key = generate_key(key_type)
+        certificate = _authority_certificate(self.subject, key, now, lifetime, parent)
+        number = max(self._keys) + 1
+        _save_key(self._directory, number, key, certificate)
+        with self._lock:
+            self._keep_keys({**self._keys, number: Credential(certificate, key)})
+        return certificate
+
+    def retire(self) -> None:
+        """End every key but the newest; what they signed is worth nothing where their certificates are not trusted."""
+        with self._lock:
+            *old, newest = self._keys
+            self._keep_keys({newest: self._keys[newest]})
+        for number in old:
+            _files(self._directory, number)[1].unlink(missing_ok=True)
+
+    def _keep_keys(self, keys: dict[int, Credential]) -> None:
+        with self._database as database:
+            database.execute("insert or replace into meta values ('keys', ?)", (" ".join(map(str, keys)),))
+        self._keys = keys
+
+    def issue_authority(
+        self, subject: Subject, key: KeySource, *, lifetime: timedelta, now: datetime
+    ) -> x509.Certificate:
+        """A certificate for an authority below this one, which may have none below itself (path length 0).
+
+        Raises AUTHORITY_INVALID where this one may have none, NAMESPACE_VIOLATION for a name outside of its namespace.
+        """
+        limits = self.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if limits.path_length == 0:
+            raise _invalid(f"{self.subject} may have no authorities below itself (path length 0)", self._directory)
+        return self._issue("authority", self.name_below(subject), key, (), lifetime, now, renew=True)
+
+    def issue_robot(
+        self, purpose: str, key: KeySource, *, lifetime: timedelta, now: datetime, renew: bool = False
+    ) -> x509.Certificate:
+        """A certificate for an automated client, recognised as the IGTF wants it: by `CN=Robot: <purpose>` and policy.
+
+        `purpose` is a bare name, or a whole one whose CN begins with `Robot: `.
+        """
+        name = self.name_below(purpose if purpose.startswith("/") else f"Robot: {purpose}")
+        if not name.common_name.startswith("Robot: "):
+            raise CredentialError(Reason.NAME_MALFORMED, f"the CN of a robot begins with 'Robot: ', not as {name}")
+        return self._issue("robot", name, key, (), lifetime, now, renew)
+
     def issue_user(
         self, subject: Subject, key: KeySource, *, lifetime: timedelta, now: datetime, renew: bool = False
     ) -> x509.Certificate:
-        """A certificate for a person or robot. A bare name (`Jane Doe`) becomes a CN below the namespace."""
-        return self._issue("user", self._name(subject), key, (), lifetime, now, renew)
+        """A certificate for a person. A bare name (`Jane Doe`) becomes a CN below the namespace."""
+        return self._issue("user", self.name_below(subject), key, (), lifetime, now, renew)
 
     def issue_host(
         self,
@@ -217,7 +313,7 @@ class CertificateAuthority:
         """
         if not hosts:
             raise CredentialError(Reason.HOST_NAME_MISMATCH, "a host certificate needs at least one host name")
-        name = self._name(subject if subject is not None else str(hosts[0]))
+        name = self.name_below(subject if subject is not None else str(hosts[0]))
         return self._issue("host", name, key, hosts, lifetime, now, renew)
 
     def issue_service(
@@ -235,7 +331,25 @@ class CertificateAuthority:
             raise CredentialError(
                 Reason.NAME_MALFORMED, f"{service[:80]!r} is not a service name, or no host was given"
             )
-        return self._issue("service", self._name(f"{service}/{hosts[0]}"), key, hosts, lifetime, now, renew)
+        return self._issue("service", self.name_below(f"{service}/{hosts[0]}"), key, hosts, lifetime, now, renew)
+
+    def renew(
+        self, certificate: x509.Certificate, key: KeySource, *, lifetime: timedelta, now: datetime
+    ) -> x509.Certificate:
+        """A certificate as this one, which was issued here and is in force, for another key.
+
+        Raises SERIAL_UNKNOWN, LIFETIME_INVALID for one that is revoked or expired.
+        """
+        found = next((one for one in self.list_issued() if one.serial == certificate.serial_number), None)
+        if found is None or found.certificate != certificate:
+            raise self._unknown(certificate.serial_number)
+        if not found.is_active(now):
+            raise CredentialError(Reason.LIFETIME_INVALID, f"the certificate of {found.subject} is not in force")
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            names = None
+        return self._issue(found.kind, found.subject, key, names, lifetime, now, renew=True)
 
     def sign_csr(
         self,
@@ -258,12 +372,15 @@ class CertificateAuthority:
         """
         known = self._database.execute("select 1 from issued where serial = ?", (f"{serial:x}",)).fetchone()
         if known is None:
-            raise CredentialError(
-                Reason.SERIAL_UNKNOWN,
-                f"{self.subject} never issued the serial number {certificates.serial_text(serial)}",
-                {"check": "revocation", "issuer": str(self.subject), "serial": certificates.serial_text(serial)},
-            )
+            raise self._unknown(serial)
         self._revoke(serial, reason, now)
+
+    def _unknown(self, serial: int) -> CredentialError:
+        return CredentialError(
+            Reason.SERIAL_UNKNOWN,
+            f"{self.subject} never issued the serial number {certificates.serial_text(serial)}",
+            {"check": "revocation", "issuer": str(self.subject), "serial": certificates.serial_text(serial)},
+        )
 
     def revoke_proxy(self, proxy: x509.Certificate, now: datetime, reason: str = "keyCompromise") -> None:
         """List the serial number of a stolen proxy, so that its user need not be revoked (validation looks it up)."""
@@ -283,7 +400,15 @@ class CertificateAuthority:
             )
 
     def build_crl(self, now: datetime, lifetime: timedelta) -> bytes:
-        """A new revocation list as PEM, with the next CRL number. Expired certificates stay listed."""
+        """As `build_crls`: the list of the key that signs."""
+        return self.build_crls(now, lifetime)[-1]
+
+    def build_crls(self, now: datetime, lifetime: timedelta) -> tuple[bytes, ...]:
+        """A new revocation list (PEM) of each key, in the order of `certificates`, with the next CRL number.
+
+        Each holds everything that was revoked, whichever key signed it: certificates are known by the name of their
+        issuer, which is one. Expired certificates stay listed.
+        """
         now = require_utc(now).replace(microsecond=0)
         with self._lock:
             database = self._database
@@ -297,14 +422,7 @@ class CertificateAuthority:
             except BaseException:
                 database.execute("rollback")
                 raise
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(self.certificate.subject)
-            .last_update(now)
-            .next_update(now + lifetime)
-            .add_extension(x509.CRLNumber(number), critical=False)
-            .add_extension(_authority_key(self.certificate), critical=False)
-        )
+        entries: list[x509.RevokedCertificate] = []
         for serial, reason, revoked_at in rows:
             entry = (
                 x509.RevokedCertificateBuilder()
@@ -313,8 +431,8 @@ class CertificateAuthority:
             )
             if reason != "unspecified":  # RFC 5280 section 5.3.1: leave it out
                 entry = entry.add_extension(x509.CRLReason(x509.ReasonFlags(reason)), critical=False)
-            builder = builder.add_revoked_certificate(entry.build())
-        return builder.sign(self._credential.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+            entries.append(entry.build())
+        return tuple(_signed_list(key, number, entries, now, lifetime) for key in self._keys.values())
 
     def list_issued(self) -> tuple[IssuedCertificate, ...]:
         """The whole register, oldest first."""
@@ -336,7 +454,8 @@ class CertificateAuthority:
             for serial, subject, kind, not_before, not_after, pem, revoked_at, reason in rows
         )
 
-    def _name(self, subject: Subject) -> DistinguishedName:
+    def name_below(self, subject: Subject) -> DistinguishedName:
+        """The whole name: a bare one (`Jane Doe`) becomes a CN below the namespace."""
         if isinstance(subject, DistinguishedName):
             return subject
         if subject.startswith("/"):
@@ -349,7 +468,7 @@ class CertificateAuthority:
         kind: str,
         name: DistinguishedName,
         key_source: KeySource,
-        hosts: Sequence[str | IPv4Address | IPv6Address],
+        hosts: Sequence[str | IPv4Address | IPv6Address] | x509.SubjectAlternativeName | None,
         lifetime: timedelta,
         now: datetime,
         renew: bool,
@@ -378,7 +497,7 @@ class CertificateAuthority:
         if lifetime <= timedelta(0) or ending <= now:
             why = "the lifetime must be positive" if ending > now else f"the authority expired at {utc_text(ending)}"
             raise CredentialError(Reason.LIFETIME_INVALID, f"no certificate for {name}: {why}", facts)
-        alternatives = _alternative_names(hosts) if hosts else None
+        alternatives = hosts if isinstance(hosts, x509.SubjectAlternativeName) else _alternative_names(hosts or ())
         with self._lock:
             database = self._database
             database.execute("begin immediate")
@@ -424,9 +543,7 @@ class CertificateAuthority:
         now: datetime,
         not_after: datetime,
     ) -> x509.Certificate:
-        purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        if kind != "user":
-            purposes.insert(0, ExtendedKeyUsageOID.SERVER_AUTH)
+        authority = kind == "authority"
         builder = (
             x509.CertificateBuilder()
             .subject_name(name.to_x509())
@@ -435,12 +552,21 @@ class CertificateAuthority:
             .serial_number(secrets.randbits(95) | 1 << 95)  # RFC 5280: at most 20 octets; CA/B: 64 random bits
             .not_valid_before(max(now - BACKDATING, self.certificate.not_valid_before_utc))
             .not_valid_after(not_after)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False, encipherment=isinstance(key, rsa.RSAPublicKey)), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
+            .add_extension(
+                _key_usage(authority=authority, encipherment=isinstance(key, rsa.RSAPublicKey)), critical=True
+            )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(_authority_key(self.certificate), critical=False)
         )
+        if not authority:
+            purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
+            if kind in ("host", "service"):
+                purposes.insert(0, ExtendedKeyUsageOID.SERVER_AUTH)
+            builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+        if kind == "robot":
+            policy = x509.PolicyInformation(ROBOT_POLICY, None)
+            builder = builder.add_extension(x509.CertificatePolicies([policy]), critical=False)
         if alternatives is not None:
             builder = builder.add_extension(alternatives, critical=False)
         return builder.sign(self._credential.key, hashes.SHA256())
@@ -474,7 +600,9 @@ def _public_key(source: KeySource) -> PublicKey:
     return source
 
 
-def _alternative_names(hosts: Sequence[str | IPv4Address | IPv6Address]) -> x509.SubjectAlternativeName:
+def _alternative_names(hosts: Sequence[str | IPv4Address | IPv6Address]) -> x509.SubjectAlternativeName | None:
+    if not hosts:
+        return None
     if len(hosts) > MAX_HOSTS:
         raise CredentialError(Reason.NAME_MALFORMED, f"more than {MAX_HOSTS} host names in one certificate")
     names: list[x509.GeneralName] = []
@@ -509,9 +637,17 @@ def _key_usage(*, authority: bool, encipherment: bool) -> x509.KeyUsage:
     )
 
 
-def _self_signed(name: DistinguishedName, key: PrivateKey, now: datetime, lifetime: timedelta) -> x509.Certificate:
+def _authority_certificate(
+    name: DistinguishedName,
+    key: PrivateKey,
+    now: datetime,
+    lifetime: timedelta,
+    parent: CertificateAuthority | None,
+) -> x509.Certificate:
     public = key.public_key()
     assert isinstance(public, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey))
+    if parent is not None:
+        return parent.issue_authority(name, public, lifetime=lifetime, now=now)
     return (
         x509.CertificateBuilder()
         .subject_name(name.to_x509())
@@ -525,3 +661,32 @@ def _self_signed(name: DistinguishedName, key: PrivateKey, now: datetime, lifeti
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(key, hashes.SHA256())
     )
+
+
+def _files(folder: Path, number: int) -> tuple[Path, Path]:
+    """Certificate and key of this number."""
+    suffix = "" if number == 1 else f"-{number}"
+    return folder / f"ca{suffix}.pem", folder / f"key{suffix}.pem"
+
+
+def _save_key(folder: Path, number: int, key: PrivateKey, certificate: x509.Certificate) -> None:
+    certificate_path, key_path = _files(folder, number)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_atomic(key_path, pem, 0o600)
+    write_atomic(certificate_path, certificates.pem([certificate]), 0o644)
+
+
+def _signed_list(
+    signer: Credential, number: int, entries: Sequence[x509.RevokedCertificate], now: datetime, lifetime: timedelta
+) -> bytes:
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(signer.certificate.subject)
+        .last_update(now)
+        .next_update(now + lifetime)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(_authority_key(signer.certificate), critical=False)
+    )
+    for entry in entries:
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(signer.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

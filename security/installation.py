@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -179,12 +179,8 @@ def install_crl(directory: str | Path, crl_pem: bytes, now: datetime) -> Path:
     crl = parse_crl(crl_pem)
     refusal: SecurityError | None = None
     with _locked(folder):
-        for path in sorted(folder.glob("[0-9a-f]" * 8 + ".[0-9]*")):
+        for path, authority in _authorities(folder).items():
             stem, _, index = path.name.partition(".")
-            try:
-                authority = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
-            except (SecurityError, OSError):
-                continue
             if not same_name(authority.subject, crl.issuer) or stem != subject_hash(authority) or not index.isdigit():
                 continue
             try:
@@ -214,23 +210,70 @@ def _is_of(path: Path, authority: x509.Certificate) -> bool:
         return False
 
 
+def installed_certificates(directory: str | Path) -> tuple[x509.Certificate, ...]:
+    """The authorities whose certificates are in the directory and can be read."""
+    return tuple(_authorities(Path(directory)).values())
+
+
+def _authorities(folder: Path) -> dict[Path, x509.Certificate]:
+    found: dict[Path, x509.Certificate] = {}
+    for path in sorted(folder.glob("[0-9a-f]" * 8 + ".[0-9]*")):
+        with contextlib.suppress(SecurityError, OSError):
+            found[path] = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
+    return found
+
+
 def remove_authority(directory: str | Path, subject: DistinguishedName) -> tuple[Path, ...]:
     """Stop trusting every authority of that name. Returns the files removed (none if it was not there)."""
-    folder = Path(directory)
+    return _remove(Path(directory), lambda authority: certificates.subject_of(authority) == subject)
+
+
+def remove_certificate(directory: str | Path, certificate: x509.Certificate) -> tuple[Path, ...]:
+    """Stop trusting one certificate of an authority, whose others (of a newer key) stay with their lists and policies.
+
+    Returns the files that are not there any more (none if it was not there).
+    """
+    return _remove(Path(directory), lambda authority: authority == certificate)
+
+
+def _remove(folder: Path, is_meant: Callable[[x509.Certificate], bool]) -> tuple[Path, ...]:
     removed: list[Path] = []
     with _locked(folder):
-        for path in sorted(folder.glob("[0-9a-f]" * 8 + ".[0-9]*")):
-            try:
-                authority = parse_authority(read_bounded(path, MAX_CERTIFICATE_BYTES))
-            except (SecurityError, OSError):
+        by_stem: dict[str, dict[Path, x509.Certificate]] = {}
+        for path, authority in _authorities(folder).items():
+            by_stem.setdefault(path.name.partition(".")[0], {})[path] = authority
+        for stem, found in by_stem.items():
+            meant = {path: authority for path, authority in found.items() if is_meant(authority)}
+            if not meant:
                 continue
-            if certificates.subject_of(authority) != subject:
-                continue
-            stem, _, index = path.name.partition(".")
-            lists = {f"{stem}.r{index}", *(one.name for one in folder.glob(f"{stem}.r*") if _is_of(one, authority))}
-            for name in (path.name, *sorted(lists), *(f"{stem}.{kind}" for kind in _BESIDE)):
-                with contextlib.suppress(FileNotFoundError):
-                    (folder / name).unlink()
-                    removed.append(folder / name)
+            lists = [one for one in folder.glob(f"{stem}.r*") if any(_is_of(one, a) for a in meant.values())]
+            if len(meant) == len(found):
+                lists += [one for path in meant if (one := folder / f"{stem}.r{path.suffix[1:]}") not in lists]
+                lists += [folder / f"{stem}.{kind}" for kind in _BESIDE]
+            removed += _unlink_and_close(folder, stem, ".", list(meant))
+            removed += _unlink_and_close(folder, stem, ".r", lists)
         sync_directory(folder)
     return tuple(removed)
+
+
+def _unlink_and_close(folder: Path, stem: str, infix: str, gone: Sequence[Path]) -> list[Path]:
+    """Remove files of HASH.N or HASH.rN; the last one takes the place of one that left a gap.
+
+    Other tools stop at the first number that is missing. What takes a place does so in one step: at no moment is an
+    authority not there that stays.
+    """
+    removed = [path for path in gone if path.exists()]
+    left = sorted(
+        (int(number), path)
+        for path in folder.glob(f"{stem}{infix}[0-9]*")
+        if path not in gone and (number := path.name.removeprefix(f"{stem}{infix}")).isdigit()
+    )
+    for path in sorted(removed):
+        number = path.name.removeprefix(f"{stem}{infix}")
+        if left and number.isdigit() and int(number) < left[-1][0]:
+            _, last = left.pop()
+            last.replace(path)
+            left = sorted([*left, (int(number), path)])
+        else:
+            path.unlink(missing_ok=True)
+    return removed

@@ -38,6 +38,17 @@ class PolicyEntry:
         """True if this speaks about `authority`; `own`: the file is that authority's."""
         return own if self.authority is None else self.authority == authority
 
+    def beginning(self, pattern: str) -> str:
+        """The characters with which every name begins that one of `subjects` matches."""
+        if self.expression is None:
+            return pattern.rpartition("*")[0] if "*" in pattern else pattern
+        found: list[str] = []
+        for token in _TOKEN.finditer(pattern.removeprefix("^")):
+            if token[1] is None and (token[0] in _SPECIAL or token[0] == "." or len(token[0]) > 1):
+                break
+            found.append(token[1] or token[0])
+        return "".join(found)
+
     def matches(self, subject: str) -> bool:
         """True if this name is one of those meant."""
         if self.expression is not None:
@@ -68,6 +79,16 @@ class SigningPolicy:
         if any(not entry.permit and entry.matches(text) for entry in about):
             return False
         return any(entry.permit and entry.matches(text) for entry in about)
+
+    def reaches(self, tree: DistinguishedName) -> bool:
+        """True if a rule could permit a name that is `tree` or below it; in doubt, and in any letter case, it could."""
+        top = f"{tree}/".lower()
+        return any(
+            (start := entry.beginning(pattern).lower()).startswith(top) or top.startswith(start)
+            for entry in self.entries
+            if entry.permit
+            for pattern in entry.subjects
+        )
 
     def texts(self, authority: DistinguishedName) -> tuple[str, ...]:
         """What this authority may sign, for people: each pattern, those it may not with `not` before it."""

@@ -3,103 +3,97 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Iterator, Sequence
 
-from cryptography.hazmat.primitives.serialization import Encoding
-from gridfabric.authority.v1 import authority_pb2_grpc, bans_pb2_grpc, vos_pb2_grpc
+from gridfabric.authority.v1 import authority_pb2_grpc, bans_pb2_grpc, trust_pb2_grpc, vos_pb2_grpc
 
 from agents.authority import store as rows
+from agents.authority.authorities import Authorities, Trusted, refusals
 from agents.authority.bans import RULES as BAN_RULES
 from agents.authority.bans import BansServicer
 from agents.authority.config import parse_config
-from agents.authority.register import PublishedCrl, Register, refusals
+from agents.authority.register import Register
 from agents.authority.servicer import RULES, AuthorityServicer
+from agents.authority.trust import RULES as TRUST_RULES
+from agents.authority.trust import TrustServicer, trust_set
 from agents.authority.vos import RULES as VO_RULES
 from agents.authority.vos import VosServicer
+from fabric import trust_push
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.clock import to_us
 from fabric.glue13 import agent_entries
 from fabric.http import Content
 from fabric.rpc.server import RpcService
 from security.authority import CertificateAuthority
-from security.certificates import subject_hash
-from security.installation import install_crl
+from security.certificates import pem
 
 LOOK_EVERY_S = 60.0
-"""How often the age of the revocation list is looked at; a short-lived list more often."""
+"""How often the age of the revocation lists is looked at; short-lived lists more often."""
 PEM_TYPE = "application/x-pem-file"
 
 
 class AuthorityAgent(Agent):
-    """Issues, revokes, publishes. Certificates are in the library's own register, invitations in ``authority.db``."""
+    """Issues, revokes, publishes. Certificates are in the library's own registers, the rest in ``authority.db``."""
 
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         settings = context.settings
         self._config = parse_config(settings.options, settings.state_dir)
         with refusals():
-            self._authority = CertificateAuthority.open(self._config.directory)
-        self._register = Register(self._authority, self._config, settings.organisation, context.clock.now)
+            first = CertificateAuthority.open(self._config.directory)
+        self._authorities = Authorities(
+            first,
+            settings.state_dir / "authorities",
+            self._config,
+            settings.organisation,
+            context.clock.now,
+            f"http://{settings.advertise}:{settings.ports['http']}" if "http" in settings.ports else "",
+        )
+        register = Register(self._authorities, self._config, settings.organisation, context.clock.now)
         self._store = context.store("authority", rows.metadata)
-        self._crl: PublishedCrl | None = None
+        self._crl_number = 0
         self._publishing = asyncio.Lock()
-        self._files = self._fixed_files()
+        self._files: dict[str, Content] = {}
         self.servicer = AuthorityServicer(
-            self._register, self._store, self._config, context.clock, context.log, self.publish
+            self._authorities, register, self._store, self._config, context.clock, context.log, self.announce
         )
         self._bans = BansServicer(self._store, context.clock, context.log)
         self._vos = VosServicer(settings, self._config.sites, self._store, context.clock, context.log)
+        self._trust = TrustServicer(self._authorities, register, self._store, context.log, self.announce)
         self.services = [
             RpcService(self.servicer, authority_pb2_grpc.add_AuthorityServicer_to_server, RULES),
             RpcService(self._bans, bans_pb2_grpc.add_BansServicer_to_server, BAN_RULES),
             RpcService(self._vos, vos_pb2_grpc.add_VosServicer_to_server, VO_RULES),
+            RpcService(self._trust, trust_pb2_grpc.add_TrustServicer_to_server, TRUST_RULES),
         ]
 
-    def _fixed_files(self) -> dict[str, Content]:
-        """By path: what never changes."""
-        stem = subject_hash(self._authority.certificate)
-        pem = self._authority.certificate.public_bytes(Encoding.PEM)
-        certificate = Content(pem, PEM_TYPE, stem)
-        policy = Content(self._authority.signing_policy().encode(), "text/plain", stem)
-        namespaces = Content(self._authority.namespaces().encode(), "text/plain", stem)
-        settings = self.context.settings
-        crl_url = (
-            f"http://{settings.advertise}:{settings.ports['http']}/crl/{stem}.r0" if "http" in settings.ports else ""
-        )
-        info = Content(self._authority.info(crl_url).encode(), "text/plain", stem)
-        return {
-            f"/certificates/{stem}.0": certificate,
-            "/bundle": certificate,
-            f"/{stem}.signing_policy": policy,
-            f"/certificates/{stem}.signing_policy": policy,
-            f"/certificates/{stem}.namespaces": namespaces,
-            f"/certificates/{stem}.info": info,
-        }
-
-    def _route(self, path: str) -> Content | None:
-        crl = self._crl
-        stem = subject_hash(self._authority.certificate)
-        if crl is not None and path in (f"/crl/{stem}.r0", f"/certificates/{stem}.r0"):
-            return Content(crl.pem, PEM_TYPE, crl.etag)
-        return self._files.get(path)
-
     async def start(self) -> None:
-        await self.publish()
-        await self.context.http(self._route)
-        self.context.spawn(self._renew(), "renew revocation list")
-        subject = str(self._authority.subject)
+        self._authorities.open(await self._store.read(rows.all_authorities))
+        await self.announce(list(self._authorities.all_own()))
+        await self.context.http(lambda path: self._files.get(path))
+        self.context.spawn(self._renew(), "renew revocation lists")
+        subject = str(self._authorities.first.subject)
         self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served, subject))
 
-    async def publish(self) -> PublishedCrl:
-        """A new revocation list: served by HTTP at once and installed on this host."""
+    async def announce(self, names: Sequence[str]) -> int:
+        """New lists of these authorities, if any; then the trust set as it is now to everybody: served by HTTP, in
+        force on this host, and on its way to the others. Returns the number of the last list."""
         async with self._publishing:  # so that a lower number never replaces a higher one
-            crl = await asyncio.to_thread(self._register.new_crl)
-            self._crl = crl
-            await asyncio.to_thread(self._install, crl)
-        self.context.log.info("crl.published", number=crl.number, next_update=crl.next_update.isoformat())
-        return crl
-
-    def _install(self, crl: PublishedCrl) -> None:
-        with refusals():
-            install_crl(self.context.settings.certificates, crl.pem, self.context.clock.now())
+            crl_number = await asyncio.to_thread(self._authorities.publish, names)
+            now_us = to_us(self.context.clock.now())
+            number = await self._store.write(lambda connection: rows.next_trust_number(connection, now_us))
+            trusted = await asyncio.to_thread(self._authorities.trusted)
+            self._files = {path: content for one in trusted for path, content in _files_of(one)}
+            self._files["/bundle"] = Content(pem([one.certificate for one in trusted]), PEM_TYPE, str(number))
+            new = trust_set(number, trusted)
+            settings = self.context.settings
+            await asyncio.to_thread(trust_push.install, settings.certificates, new, self.context.clock.now())
+            self._trust.tell(new)
+        self._crl_number = crl_number or self._crl_number
+        self.context.news.ring()
+        self.context.log.info("trust.announced", number=number, crl_number=crl_number, lists=list(names))
+        return crl_number
 
     async def _renew(self) -> None:
         while True:
@@ -107,19 +101,36 @@ class AuthorityAgent(Agent):
             await self.renew_if_due()
 
     async def renew_if_due(self) -> None:
-        """A new revocation list when half of the current one's life is over."""
-        crl = self._crl
-        left_s = (crl.next_update - self.context.clock.now()).total_seconds() if crl else 0.0
-        if left_s < self._config.crl_lifetime_s / 2:
-            await self.publish()
+        """New revocation lists where half of the current one's life is over."""
+        due = await asyncio.to_thread(self._authorities.due)
+        if due:
+            await self.announce(due)
 
     async def stop(self) -> None:
-        self._authority.close()
+        self._authorities.close()
 
     def health(self) -> AgentHealth:
-        number = float(self._crl.number) if self._crl is not None else 0.0
-        numbers = {"crl_number": number, "issued": float(self.servicer.issued), "revoked": float(self.servicer.revoked)}
+        numbers = {
+            "crl_number": float(self._crl_number),
+            "issued": float(self.servicer.issued),
+            "revoked": float(self.servicer.revoked),
+        }
         return AgentHealth(AgentState.GREEN, "", numbers)
+
+
+def _files_of(one: Trusted) -> Iterator[tuple[str, Content]]:
+    """By path: what HTTP serves of one key. What its authority's keys have in common is the same for each."""
+    yield f"/certificates/{one.stem}.{one.index}", Content(pem([one.certificate]), PEM_TYPE, one.stem)
+    for kind, text in (("signing_policy", one.signing_policy), ("namespaces", one.namespaces), ("info", one.info)):
+        if text:
+            content = Content(text.encode(), "text/plain", hashlib.sha256(text.encode()).hexdigest()[:32])
+            yield f"/certificates/{one.stem}.{kind}", content
+            if kind == "signing_policy":
+                yield f"/{one.stem}.{kind}", content
+    if one.crl is not None:
+        crl = Content(one.crl.pem, PEM_TYPE, one.crl.etag)
+        yield f"/crl/{one.stem}.r{one.index}", crl
+        yield f"/certificates/{one.stem}.r{one.index}", crl
 
 
 def build(context: AgentContext) -> Agent:

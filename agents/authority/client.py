@@ -11,7 +11,7 @@ from typing import Any
 
 from gridfabric.authority.v1 import authority_pb2 as pb
 from gridfabric.authority.v1 import authority_pb2_grpc as pb_grpc
-from gridfabric.authority.v1 import bans_pb2, bans_pb2_grpc, vos_pb2, vos_pb2_grpc
+from gridfabric.authority.v1 import bans_pb2, bans_pb2_grpc, trust_pb2, trust_pb2_grpc, vos_pb2, vos_pb2_grpc
 
 from fabric.clock import SystemClock, to_us
 from fabric.errors import from_security
@@ -31,6 +31,7 @@ class AuthorityClient:
         self._stub = pb_grpc.AuthorityStub(channel)
         self._bans = bans_pb2_grpc.BansStub(channel)
         self._vos = vos_pb2_grpc.VosStub(channel)
+        self._trust = trust_pb2_grpc.TrustStub(channel)
 
     async def invite(self, site: str) -> tuple[str, bytes]:
         """Operators: a token for one enrolment of that site, and the authority's certificate (PEM)."""
@@ -49,13 +50,38 @@ class AuthorityClient:
         return list(answer.certificate_pem)
 
     async def issue_user(
-        self, common_name: str, request_pem: bytes, lifetime_s: int = 0, *, renew: bool = False
+        self,
+        common_name: str,
+        request_pem: bytes,
+        lifetime_s: int = 0,
+        *,
+        renew: bool = False,
+        authority: str = "",
+        robot: bool = False,
     ) -> bytes:
-        """Operators: a user's certificate (PEM)."""
+        """Operators: the certificate (PEM) of a person, or of a robot, from an authority by its name."""
         request = pb.IssueUserRequest(
-            common_name=common_name, request_pem=request_pem, lifetime_s=lifetime_s, renew=renew
-        )
+            common_name=common_name, request_pem=request_pem, lifetime_s=lifetime_s, renew=renew, authority=authority,
+            robot=robot,
+        )  # fmt: skip
         return (await self._stub.IssueUser(request)).certificate_pem
+
+    async def issue_host(
+        self,
+        hosts: Sequence[str],
+        request_pem: bytes,
+        lifetime_s: int = 0,
+        *,
+        service: str = "",
+        renew: bool = False,
+        authority: str = "",
+    ) -> bytes:
+        """Operators: the certificate (PEM) of a host, or of a service on it; agents of the grid enrol instead."""
+        request = pb.IssueHostRequest(
+            hosts=hosts, service=service, request_pem=request_pem, lifetime_s=lifetime_s, renew=renew,
+            authority=authority,
+        )  # fmt: skip
+        return (await self._stub.IssueHost(request)).certificate_pem
 
     async def revoke(
         self, *, serial: str = "", subject: str = "", reason: str = "unspecified"
@@ -114,6 +140,45 @@ class AuthorityClient:
     async def dissolve_vo(self, name: str, reason: str = "") -> VoList:
         """Operators: end it for ever. May be repeated. The list afterwards."""
         return VoList.parse((await self._vos.Dissolve(vos_pb2.DissolveVoRequest(name=name, reason=reason))).text)
+
+    # -- authorities -------------------------------------------------------------------------------------------------
+
+    async def authorities(self) -> list[trust_pb2.AuthorityFacts]:
+        """Operators: everything that is trusted, the grid's first authority first."""
+        return list((await self._trust.ListAuthorities(trust_pb2.ListAuthoritiesRequest())).authorities)
+
+    async def create_authority(
+        self, name: str, *, parent: str = "", namespace: Sequence[str] = (), lifetime_s: int = 0
+    ) -> trust_pb2.AuthorityFacts:
+        """Operators: a new authority of the grid, self-signed or below another one, trusted by every host at once."""
+        request = trust_pb2.CreateAuthorityRequest(name=name, parent=parent, namespace=namespace, lifetime_s=lifetime_s)
+        return (await self._trust.CreateAuthority(request)).authority
+
+    async def add_authority(
+        self, certificate: bytes, signing_policy: str, crl: bytes = b""
+    ) -> trust_pb2.AuthorityFacts:
+        """Operators: trust an authority from elsewhere (PEM or DER); again, with a newer revocation list."""
+        request = trust_pb2.AddAuthorityRequest(certificate=certificate, signing_policy=signing_policy, crl=crl)
+        return (await self._trust.AddAuthority(request)).authority
+
+    async def remove_authority(self, authority: str, *, dry_run: bool = False) -> list[trust_pb2.Losing]:
+        """Operators: trust it no more, anywhere. By name, subject or hash. Returns whose certificates end with it."""
+        request = trust_pb2.RemoveAuthorityRequest(authority=authority, dry_run=dry_run)
+        return list((await self._trust.RemoveAuthority(request)).losing)
+
+    async def roll_over(self, authority: str) -> trust_pb2.AuthorityFacts:
+        """Operators: a new key beside the old one; agents renew their certificates by themselves."""
+        return (await self._trust.RollOver(trust_pb2.RollOverRequest(authority=authority))).authority
+
+    async def retire(self, authority: str, *, dry_run: bool = False) -> list[trust_pb2.Losing]:
+        """Operators: end the old key. Raises Conflict AUTHORITY_IN_USE while somebody lives on it; with `dry_run`
+        returns who does."""
+        request = trust_pb2.RetireRequest(authority=authority, dry_run=dry_run)
+        return list((await self._trust.Retire(request)).losing)
+
+    async def renew(self, request_pem: bytes) -> bytes:
+        """Agents and operators: a certificate (PEM) as the one of this session, for another key."""
+        return (await self._trust.Renew(trust_pb2.RenewRequest(request_pem=request_pem))).certificate_pem
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -13,8 +13,9 @@ from gridfabric.authority.v1 import authority_pb2 as pb
 from gridfabric.authority.v1 import authority_pb2_grpc as pb_grpc
 
 from agents.authority import store as rows
+from agents.authority.authorities import Authorities
 from agents.authority.config import AuthorityConfig
-from agents.authority.register import AgentRequest, PublishedCrl, Register
+from agents.authority.register import AgentRequest, Register
 from fabric.clock import Clock, to_us
 from fabric.errors import Exhausted, InvalidRequest, Unauthenticated
 from fabric.logs import Logger
@@ -25,6 +26,7 @@ from fabric.store import Store
 RULES = {
     "Enrol": anyone,
     "IssueUser": administrator,
+    "IssueHost": administrator,
     "Invite": administrator,
     "Revoke": administrator,
     "ListIssued": administrator,
@@ -34,17 +36,19 @@ MAX_LISTED = 10_000
 
 
 class AuthorityServicer(pb_grpc.AuthorityServicer):
-    """`publish` makes a new revocation list and returns it once everybody can fetch it."""
+    """`publish` makes new lists of these authorities and returns the number of the last, on its way to every host."""
 
     def __init__(
         self,
+        authorities: Authorities,
         register: Register,
         store: Store,
         config: AuthorityConfig,
         clock: Clock,
         log: Logger,
-        publish: Callable[[], Awaitable[PublishedCrl]],
+        publish: Callable[[Sequence[str]], Awaitable[int]],
     ) -> None:
+        self._authorities = authorities
         self._register, self._store, self._config = register, store, config
         self._clock, self._log, self._publish = clock, log, publish
         self.issued = 0
@@ -68,7 +72,7 @@ class AuthorityServicer(pb_grpc.AuthorityServicer):
 
         await self._store.write(add)
         self._log.audit("site.invited", site=site, by=current_peer(context).subject)
-        return pb.InviteResponse(token=token, authority_pem=self._register.authority.ca_pem())
+        return pb.InviteResponse(token=token, authority_pem=self._authorities.first.ca_pem())
 
     async def Enrol(self, request: pb.EnrolRequest, context: grpc.aio.ServicerContext) -> pb.EnrolResponse:
         found = await self._store.read(lambda connection: rows.find(connection, request.token))
@@ -89,25 +93,57 @@ class AuthorityServicer(pb_grpc.AuthorityServicer):
 
     async def IssueUser(self, request: pb.IssueUserRequest, context: grpc.aio.ServicerContext) -> pb.IssueUserResponse:
         pem = await asyncio.to_thread(
-            self._register.issue_user, request.common_name, request.request_pem, request.lifetime_s, renew=request.renew
+            self._register.issue_user,
+            request.common_name,
+            request.request_pem,
+            request.lifetime_s,
+            renew=request.renew,
+            authority=request.authority,
+            robot=request.robot,
         )
         self.issued += 1
-        self._log.audit("user.issued", common_name=request.common_name, by=current_peer(context).subject)
+        self._log.audit(
+            "user.issued",
+            common_name=request.common_name,
+            authority=request.authority or None,
+            robot=request.robot or None,
+            by=current_peer(context).subject,
+        )
         return pb.IssueUserResponse(certificate_pem=pem)
 
+    async def IssueHost(self, request: pb.IssueHostRequest, context: grpc.aio.ServicerContext) -> pb.IssueHostResponse:
+        pem = await asyncio.to_thread(
+            self._register.issue_host,
+            list(request.hosts),
+            request.service,
+            request.request_pem,
+            request.lifetime_s,
+            renew=request.renew,
+            authority=request.authority,
+        )
+        self.issued += 1
+        self._log.audit(
+            "host.issued",
+            hosts=list(request.hosts),
+            service=request.service or None,
+            authority=request.authority or None,
+            by=current_peer(context).subject,
+        )
+        return pb.IssueHostResponse(certificate_pem=pem)
+
     async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.RevokeResponse:
-        serials = await asyncio.to_thread(self._register.revoke, request.serial, request.subject, request.reason)
-        crl = await self._publish()
+        serials, names = await asyncio.to_thread(self._register.revoke, request.serial, request.subject, request.reason)
+        number = await self._publish(names)
         self.revoked += len(serials)
         self._log.audit(
             "certificate.revoked",
             serials=serials,
             subject=request.subject,
             reason=request.reason,
-            crl_number=crl.number,
+            crl_number=number,
             by=current_peer(context).subject,
         )
-        return pb.RevokeResponse(serials=serials, crl_number=crl.number)
+        return pb.RevokeResponse(serials=serials, crl_number=number)
 
     async def ListIssued(
         self, request: pb.ListIssuedRequest, context: grpc.aio.ServicerContext
@@ -126,9 +162,9 @@ class AuthorityServicer(pb_grpc.AuthorityServicer):
                     not_after_us=to_us(row.not_after),
                     revoked_at_us=to_us(row.revoked_at) if row.revoked_at else 0,
                     reason=row.revocation_reason or "",
-                    issuer=str(self._register.authority.subject),
+                    issuer=str(issuer),
                 )
-                for row in found
+                for issuer, row in found
             ]
         )
 

@@ -1,4 +1,4 @@
-"""Invitations: tokens by their hash, each for one site and one enrolment."""
+"""Invitations: tokens by their hash, each for one site and one enrolment. Authorities beside the first one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+
+from fabric.errors import AlreadyExists
 
 metadata = sa.MetaData()
 invitations = sa.Table(
@@ -18,6 +20,30 @@ invitations = sa.Table(
     sa.Column("request_hash", sa.String(64), nullable=False, default=""),
     sa.Column("answer", sa.LargeBinary, nullable=False, default=b""),
 )
+authorities = sa.Table(
+    "authorities",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("parent", sa.String(64), nullable=False),
+    sa.Column("is_foreign", sa.Boolean, nullable=False),
+    sa.Column("certificate", sa.LargeBinary, nullable=False),
+    sa.Column("signing_policy", sa.Text, nullable=False),
+    sa.Column("crl", sa.LargeBinary, nullable=False),
+    sa.Column("is_removed", sa.Boolean, nullable=False, default=False),
+)
+trust_number = sa.Table("trust_number", metadata, sa.Column("number", sa.BigInteger, primary_key=True))
+
+
+@dataclass(frozen=True)
+class AuthorityRow:
+    """One authority beside the first: with its key in a folder of its name, or a foreign one as it was given."""
+
+    name: str
+    parent: str = ""
+    is_foreign: bool = False
+    certificate: bytes = b""
+    signing_policy: str = ""
+    crl: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -76,3 +102,35 @@ def open_count(connection: sa.Connection, now_us: int) -> int:
     )
     count = sa.select(sa.func.count()).select_from(invitations).where(invitations.c.request_hash == "")
     return int(connection.execute(count).scalar_one())
+
+
+def all_authorities(connection: sa.Connection) -> list[AuthorityRow]:
+    """Those that are trusted, parents before children."""
+    columns = [authorities.c[name] for name in AuthorityRow.__dataclass_fields__]
+    query = sa.select(*columns).where(sa.not_(authorities.c.is_removed)).order_by(sa.text("rowid"))
+    return [AuthorityRow(*row) for row in connection.execute(query)]
+
+
+def keep_authority(connection: sa.Connection, row: AuthorityRow) -> None:
+    """Trust this one; a foreign one that is known is replaced. Raises AlreadyExists for a name that was removed."""
+    known = connection.execute(
+        sa.select(authorities.c.is_removed, authorities.c.is_foreign).where(authorities.c.name == row.name)
+    ).one_or_none()
+    if known is not None and known.is_removed and not (known.is_foreign and row.is_foreign):
+        raise AlreadyExists("AUTHORITY_EXISTS", f"an authority {row.name} was removed here; choose another name")
+    connection.execute(authorities.delete().where(authorities.c.name == row.name))
+    connection.execute(authorities.insert().values(**vars(row), is_removed=False))
+
+
+def remove_authority(connection: sa.Connection, name: str) -> None:
+    """Trust this one no more; its name is remembered."""
+    connection.execute(sa.update(authorities).where(authorities.c.name == name).values(is_removed=True))
+
+
+def next_trust_number(connection: sa.Connection, now_us: int) -> int:
+    """The number of a changed trust set: greater than any before, also after the loss of this file."""
+    last = connection.execute(sa.select(sa.func.max(trust_number.c.number))).scalar() or 0
+    number = max(last + 1, now_us)
+    connection.execute(trust_number.delete())
+    connection.execute(trust_number.insert().values(number=number))
+    return number

@@ -40,6 +40,7 @@ from fabric.rpc.sessions import RETRY_REASONS
 from security import certificates
 from security.credentials import Credential
 from security.errors import SecurityError
+from security.names import DistinguishedName
 from security.session import prove
 from security.trust import TrustStore
 from security.validation import ValidationPolicy, validate_host_chain
@@ -292,6 +293,12 @@ class SecureChannel(grpc.aio.Channel):
     def peer(self) -> str:
         """`host:port`."""
         return self._link.peer
+
+    @property
+    def server(self) -> DistinguishedName | None:
+        """Whose certificate the server showed and we judged; None without a connection."""
+        opened = self._link.opened
+        return None if opened is None else certificates.subject_of(opened.chain[0])
 
     # -- what generated stubs call -----------------------------------------------------------------------------------
 

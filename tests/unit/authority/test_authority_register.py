@@ -5,6 +5,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from agents.authority.authorities import FIRST, Authorities
 from agents.authority.config import AuthorityConfig
 from agents.authority.register import AgentRequest, Register
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound
@@ -21,12 +22,18 @@ def request(kind: str = "ec-p256") -> bytes:
 
 
 @pytest.fixture
-def register(tmp_path):
+def authorities(tmp_path):
     authority = CertificateAuthority.create(
         tmp_path / "ca", "/O=EDG/CN=CA", lifetime=timedelta(days=999), now=NOW, key_type="ec-p256"
     )
-    yield Register(authority, AuthorityConfig(sites=SITES), "/O=EDG", lambda: NOW)
-    authority.close()
+    found = Authorities(authority, tmp_path / "authorities", AuthorityConfig(sites=SITES), "/O=EDG", lambda: NOW)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def register(authorities):
+    return Register(authorities, AuthorityConfig(sites=SITES), "/O=EDG", lambda: NOW)
 
 
 def agent(kind="gatekeeper", name="gatekeeper.RAL", hosts=("ce.ral.ac.uk",)) -> AgentRequest:
@@ -97,13 +104,16 @@ def test_garbage_requests_are_refused(register):
     assert caught.value.reason == "REQUEST_MALFORMED"
 
 
-def test_revocation_by_serial_and_by_subject(register):
+def test_revocation_by_serial_and_by_subject(register, authorities):
     first = x509.load_pem_x509_certificate(register.issue_user("Ada", request(), 0, renew=False))
     second = x509.load_pem_x509_certificate(register.issue_user("Ada", request(), 0, renew=True))
     serial = f"{first.serial_number:X}"
-    assert register.revoke(serial, "", "keyCompromise") == [serial] == register.revoke(serial.lower(), "", "")
-    assert register.revoke("", "/O=EDG/OU=Users/CN=Ada", "") == [serial, f"{second.serial_number:X}"]
-    crl = x509.load_pem_x509_crl(register.new_crl().pem)
+    revoked = ([serial], [FIRST])
+    assert register.revoke(serial, "", "keyCompromise") == revoked == register.revoke(serial.lower(), "", "")
+    assert register.revoke("", "/O=EDG/OU=Users/CN=Ada", "")[0] == [serial, f"{second.serial_number:X}"]
+    authorities.publish([FIRST])
+    (trusted,) = authorities.trusted()
+    crl = x509.load_pem_x509_crl(trusted.crl.pem)
     assert {entry.serial_number for entry in crl} == {first.serial_number, second.serial_number}
 
 
@@ -119,12 +129,12 @@ def test_unknown_certificates_cannot_be_revoked(register):
             register.revoke(serial, subject, "")
 
 
-def test_list_numbers_grow(register):
-    assert register.new_crl().number + 1 == register.new_crl().number
+def test_list_numbers_grow(authorities):
+    assert authorities.publish([FIRST]) + 1 == authorities.publish([FIRST])
 
 
 def test_the_register_is_listed_by_prefix(register):
     register.issue_user("Ada", request(), 0, renew=False)
     register.issue_agents("RAL", [agent()])
-    assert [str(row.subject) for row in register.issued("/O=EDG/OU=Users/")] == ["/O=EDG/OU=Users/CN=Ada"]
+    assert [str(row.subject) for _, row in register.issued("/O=EDG/OU=Users/")] == ["/O=EDG/OU=Users/CN=Ada"]
     assert len(register.issued("")) == 2

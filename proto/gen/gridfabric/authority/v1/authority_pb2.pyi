@@ -35,16 +35,42 @@ class EnrolResponse(_message.Message):
     def __init__(self, certificate_pem: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class IssueUserRequest(_message.Message):
-    __slots__ = ("common_name", "request_pem", "lifetime_s", "renew")
+    __slots__ = ("common_name", "request_pem", "lifetime_s", "renew", "authority", "robot")
     COMMON_NAME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_PEM_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    ROBOT_FIELD_NUMBER: _ClassVar[int]
     common_name: str
     request_pem: bytes
     lifetime_s: int
     renew: bool
-    def __init__(self, common_name: _Optional[str] = ..., request_pem: _Optional[bytes] = ..., lifetime_s: _Optional[int] = ..., renew: _Optional[bool] = ...) -> None: ...
+    authority: str
+    robot: bool
+    def __init__(self, common_name: _Optional[str] = ..., request_pem: _Optional[bytes] = ..., lifetime_s: _Optional[int] = ..., renew: _Optional[bool] = ..., authority: _Optional[str] = ..., robot: _Optional[bool] = ...) -> None: ...
+
+class IssueHostRequest(_message.Message):
+    __slots__ = ("hosts", "service", "request_pem", "lifetime_s", "renew", "authority")
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_PEM_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    hosts: _containers.RepeatedScalarFieldContainer[str]
+    service: str
+    request_pem: bytes
+    lifetime_s: int
+    renew: bool
+    authority: str
+    def __init__(self, hosts: _Optional[_Iterable[str]] = ..., service: _Optional[str] = ..., request_pem: _Optional[bytes] = ..., lifetime_s: _Optional[int] = ..., renew: _Optional[bool] = ..., authority: _Optional[str] = ...) -> None: ...
+
+class IssueHostResponse(_message.Message):
+    __slots__ = ("certificate_pem",)
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    def __init__(self, certificate_pem: _Optional[bytes] = ...) -> None: ...
 
 class IssueUserResponse(_message.Message):
     __slots__ = ("certificate_pem",)

@@ -45,6 +45,11 @@ class AuthorityStub:
                 request_serializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserResponse.FromString,
                 _registered_method=True)
+        self.IssueHost = channel.unary_unary(
+                '/gridfabric.authority.v1.Authority/IssueHost',
+                request_serializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostResponse.FromString,
+                _registered_method=True)
         self.Invite = channel.unary_unary(
                 '/gridfabric.authority.v1.Authority/Invite',
                 request_serializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.InviteRequest.SerializeToString,
@@ -76,6 +81,14 @@ class AuthorityServicer:
 
     def IssueUser(self, request, context):
         """Administrator only. After: a user certificate. Errors: ALREADY_EXISTS (active certificate of that subject).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueHost(self, request, context):
+        """Administrator only. After: a certificate for a host or for one service of it, not for an agent of the grid.
+        Errors: ALREADY_EXISTS (active certificate of that subject), INVALID_ARGUMENT, NOT_FOUND (authority).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,6 +127,11 @@ def add_AuthorityServicer_to_server(servicer, server):
                     servicer.IssueUser,
                     request_deserializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserRequest.FromString,
                     response_serializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserResponse.SerializeToString,
+            ),
+            'IssueHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueHost,
+                    request_deserializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostRequest.FromString,
+                    response_serializer=gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostResponse.SerializeToString,
             ),
             'Invite': grpc.unary_unary_rpc_method_handler(
                     servicer.Invite,
@@ -186,6 +204,33 @@ class Authority:
             '/gridfabric.authority.v1.Authority/IssueUser',
             gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserRequest.SerializeToString,
             gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.authority.v1.Authority/IssueHost',
+            gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostRequest.SerializeToString,
+            gridfabric_dot_authority_dot_v1_dot_authority__pb2.IssueHostResponse.FromString,
             options,
             channel_credentials,
             insecure,
