@@ -19,6 +19,7 @@ import psutil
 from cryptography import x509
 
 from agents.authority.client import AuthorityClient
+from agents.bookkeeping.client import BookkeepingClient, state_name
 from agents.user_interface import attributes, users
 from agents.user_interface.connection import Grid, open_grid
 from agents.user_interface.drill.people import (
@@ -402,6 +403,18 @@ class Ground:
         self._verdict(person, service, refusal, expected=expected, since=since)
         self.mark("umpire", f"{person.name} is refused: {refusal.sentence}", service)
         self.expect(expected, f"{service} refused with {refusal.reason}, not {' or '.join(reasons)}")
+
+    async def done(self, person: Person, job_id: str) -> None:
+        """Wait until a job has ended well."""
+        bookkeeping = BookkeepingClient(await person.grid.channel("bookkeeping"))
+        deadline = time.monotonic() + REFUSED_WITHIN_S
+        state = ""
+        while state != "DONE":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the job of {person.name} is {state or 'unknown'} after {REFUSED_WITHIN_S:g} s")
+            await asyncio.sleep(LOOK_EVERY_S)
+            state = next((state_name(job.state) for job in await bookkeeping.query(job_ids=[job_id])), "")
+        self.mark("umpire", f"the job of {person.name} has ended")
 
     async def gone(self, *jobs: Job) -> None:
         """Wait until no process of these jobs is left; into the score."""

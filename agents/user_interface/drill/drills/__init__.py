@@ -15,6 +15,7 @@ from agents.user_interface.drill.drills import (
     hosts,
     lists,
     organisations,
+    payloads,
 )
 from agents.user_interface.drill.ground import Ground
 
@@ -42,6 +43,9 @@ DRILLS: tuple[Drill, ...] = tuple(
         credentials.proxy_outlives_certificate,
         credentials.deep_delegation_chain,
         credentials.session_token_stolen,
+        payloads.pool_accounts_exhausted,
+        payloads.payload_runaway,
+        delegations.delegation_reused,
         delegations.delegation_stolen,
         authorities.ca_rogue,
         bans.user_banned,
