@@ -26,7 +26,6 @@ from fabric.glue_model import (
 )
 from fabric.ldap.dn import ROOT, Dn
 from fabric.ldap.entry import Entry, make_entry
-from fabric.ldap.schema import INTEGER, SYNTAX_INTEGER, AttributeType, Schema
 
 if TYPE_CHECKING:
     from fabric.settings import Settings
@@ -62,11 +61,6 @@ _LISTS = frozenset(name.lower() for name in _LIST_NAMES)
 _INTEGER_NAMES = frozenset(name.lower() for name in (*_INTEGERS, *_NUMBERS_IN_TEXT))
 _REAL_NAMES = frozenset(name.lower() for name in _REALS)
 _BOOLEAN_NAMES = frozenset(name.lower() for name in _BOOLEANS)
-
-GLUE_SCHEMA = Schema(
-    AttributeType(name, INTEGER, substrings=False, syntax=SYNTAX_INTEGER, single_value=True) for name in _INTEGERS
-)
-"""For an LDAP server: the integers of GLUE 1.3 compare as integers, everything else as text without case."""
 
 INDEXED_ATTRIBUTES = (
     "GlueCEUniqueID", "GlueSEUniqueID", "GlueServiceUniqueID", "GlueServiceType", "GlueSiteUniqueID",
@@ -228,8 +222,7 @@ def ce_entries(ce: ComputingElement) -> list[Entry]:
 def se_entries(se: StorageElement) -> list[Entry]:
     """GlueSE with its GlueSA and GlueSEAccessProtocol entries."""
     dn = ROOT.child("GlueSEUniqueID", se.unique_id)
-    total = sum(area.total_bytes for area in se.areas)
-    used = sum(area.used_bytes for area in se.areas)
+    total, used = se.size_bytes
     attributes: Attributes = {
         "GlueSEUniqueID": se.unique_id,
         "GlueSEName": se.name or se.unique_id,
@@ -389,11 +382,13 @@ class _SiteParts:
     bindings: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
-def _key(entry: Entry, name: str, prefix: str) -> str:
-    """What a GlueForeignKey or GlueChunkKey of the form `<prefix>=<id>` points to."""
-    for value in entry.get(name) or ():
-        if value.lower().startswith(prefix.lower() + "="):
-            return value[len(prefix) + 1 :]
+def owner_of(entry: Entry, kind: str) -> str:
+    """What an entry belongs to: the `<id>` of its GlueForeignKey or GlueChunkKey `<kind>=<id>`; "" if it has none."""
+    prefix = kind.lower() + "="
+    for name in ("glueforeignkey", "gluechunkkey"):
+        for value in entry.get(name) or ():
+            if value.lower().startswith(prefix):
+                return value[len(prefix) :]
     return ""
 
 
@@ -407,7 +402,7 @@ def storage_space(entries: Iterable[Entry]) -> dict[str, int]:
             if entry.first("GlueSEStatus", PRODUCTION) != UNKNOWN:
                 heard.add(entry.first("GlueSEUniqueID"))
         elif "GlueSA" in classes:
-            owner = _key(entry, "gluechunkkey", "GlueSEUniqueID")
+            owner = owner_of(entry, "GlueSEUniqueID")
             free = typed_value("GlueSAStateAvailableSpace", entry.attributes.get("GlueSAStateAvailableSpace", ()))
             space[owner] = max(space[owner], free if isinstance(free, int) else 0)
     return {name: space[name] for name in heard}
@@ -433,7 +428,7 @@ def ce_views(entries: Iterable[Entry], storage: Mapping[str, int] | None = None)
         if "GlueCE" in classes:
             parts.elements.append(entry)
         elif "GlueSubCluster" in classes:
-            parts.subclusters.setdefault(_key(entry, "gluechunkkey", "GlueClusterUniqueID"), entry)
+            parts.subclusters.setdefault(owner_of(entry, "GlueClusterUniqueID"), entry)
         elif "GlueCluster" in classes:
             parts.clusters[entry.first("GlueClusterUniqueID")] = entry
         elif "GlueSite" in classes:
@@ -451,7 +446,7 @@ def ce_views(entries: Iterable[Entry], storage: Mapping[str, int] | None = None)
 
 def _view(site: str, element: Entry, parts: _SiteParts, storage: Mapping[str, int]) -> CeView:
     unique_id = element.first("GlueCEUniqueID")
-    cluster = _key(element, "glueforeignkey", "GlueClusterUniqueID") or element.first("GlueCEHostingCluster")
+    cluster = owner_of(element, "GlueClusterUniqueID") or element.first("GlueCEHostingCluster")
     attributes: dict[str, Value] = {}
     for source in (element, parts.subclusters.get(cluster), parts.clusters.get(cluster), parts.site):
         if source is not None:

@@ -139,6 +139,15 @@ class StorageElement:
     implementation_version: str = ""
     areas: tuple[StorageArea, ...] = ()
     protocols: tuple[AccessProtocol, ...] = ()
+    total_bytes: int | None = None
+    """What there is in all, where the areas share it; None: the areas' sum."""
+
+    @property
+    def size_bytes(self) -> tuple[int, int]:
+        """All there is, and what of it is used."""
+        used = sum(area.used_bytes for area in self.areas)
+        total = self.total_bytes if self.total_bytes is not None else sum(area.total_bytes for area in self.areas)
+        return total, min(used, total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The resource level of the information system (GRIS): an agent answers for its own entries by LDAP.
 
     ldapsearch -x -H ldap://HOST:2135 -b mds-vo-name=resource,o=grid
+    ldapsearch -x -H ldap://HOST:2135 -b GLUE2GroupID=resource,o=glue
 
-The names below the base, the attributes and the operational attributes are those that the agent publishes at its
+The names below the first base, the attributes and the operational attributes are those that the agent publishes at its
 site's information server. An agent that cannot reach its site can still be asked here.
 """
 
@@ -14,7 +15,9 @@ from datetime import timedelta
 
 from fabric.agent import AgentContext
 from fabric.clock import Clock, from_us
-from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES
+from fabric.glue2_tree import GlueDirectory
+from fabric.glue13 import INDEXED_ATTRIBUTES
+from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information import Publisher
 from fabric.information_tree import (
     ATTRIBUTE_PRODUCED_AT,
@@ -71,20 +74,21 @@ class ResourceTree(EntryTree):
         self.add(make_entry(RESOURCE, {"objectClass": ("top", "MDS"), "mds-vo-name": "resource"}))
 
     def search(self, base: Dn, scope: Scope, filter: Filter, limit: int | None = None) -> Iterator[Entry | None]:
-        self._bring_up_to_date()
+        self.bring_up_to_date()
         return super().search(base, scope, filter, limit)
 
     @property
     def attribute_names(self) -> Collection[str]:
-        self._bring_up_to_date()
+        self.bring_up_to_date()
         return super().attribute_names
 
     @property
     def class_names(self) -> Collection[str]:
-        self._bring_up_to_date()
+        self.bring_up_to_date()
         return super().class_names
 
-    def _bring_up_to_date(self) -> None:
+    def bring_up_to_date(self) -> None:
+        """Show what is published now."""
         publisher = self._publisher
         if publisher.changes == self._seen:
             return
@@ -113,8 +117,12 @@ class ResourceLevel:
     def __init__(self, context: AgentContext, publisher: Publisher) -> None:
         self._context = context
         settings = context.settings
+        tree = ResourceTree(publisher)
+        source = GlueDirectory(
+            tree, context.clock, agent_base=RESOURCE, domain=settings.site, refresh=tree.bring_up_to_date
+        )
         self.server = LdapServer(
-            ResourceTree(publisher),
+            source,
             host=settings.listen,
             port=settings.ports["ldap"],
             schema=GLUE_SCHEMA,

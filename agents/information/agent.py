@@ -15,11 +15,13 @@ from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
-from fabric.glue13 import GLUE_SCHEMA, service_entries, site_entries
+from fabric.glue2_tree import GlueDirectory
+from fabric.glue13 import service_entries, site_entries
 from fabric.glue_model import Service, Site
+from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information import Publisher
 from fabric.information_publisher import InformationPublisher, connector
-from fabric.information_tree import GRID
+from fabric.information_tree import DOMAINS, GLUE, GRID
 from fabric.ldap import AliasedSource, Entry, LdapLimits, LdapServer
 from fabric.rpc import rules
 from fabric.rpc.server import RpcService
@@ -61,10 +63,14 @@ class InformationAgent(Agent):
                 {"Publish": rules.authenticated, "Subscribe": rules.authenticated},
             )
         ]
-        # EDG and LCG clients ask a site by its own name directly below o=grid.
-        aliases = {} if self.is_top else {GRID.child("mds-vo-name", settings.site): site_dn(settings.site)}
+        directory = GlueDirectory(machine.tree, context.clock)
+        # EDG, LCG and EGI clients ask a site by its own name directly below the suffix.
+        aliases = {
+            GRID.child("mds-vo-name", settings.site): site_dn(settings.site),
+            GLUE.child("GLUE2DomainID", settings.site): DOMAINS.child("GLUE2DomainID", settings.site),
+        }
         self.ldap = LdapServer(
-            AliasedSource(machine.tree, aliases) if aliases else machine.tree,
+            directory if self.is_top else AliasedSource(directory, aliases),
             host=settings.listen,
             port=settings.ports.get("ldap", 0),
             limits=LdapLimits(connections=options.max_ldap_connections),

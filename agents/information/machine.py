@@ -24,8 +24,9 @@ from agents.information.model import (
     Rejection,
 )
 from fabric.errors import Exhausted
-from fabric.glue13 import GLUE_SCHEMA, INDEXED_ATTRIBUTES
+from fabric.glue13 import INDEXED_ATTRIBUTES
 from fabric.glue_model import UNKNOWN
+from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information_tree import GRID, LOCAL, ldap_time
 from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry
 
@@ -342,6 +343,13 @@ class InformationMachine:
         owner = self._owner.get(key)
         if owner is not None and owner != producer.name:
             return f"this name belongs to {owner}"
+        known = producer.entries.get(key)
+        violation = GLUE_SCHEMA.violation(relative.attributes, known.attributes if known is not None else None)
+        if violation is not None:
+            return violation
+        for name, value in relative.dn.rdns[0]:
+            if value not in (relative.get(name.lower()) or ()):
+                return f"the {name[:64]} that it is named by is not among its attributes"
         if len(relative.dn) > 1 and self.tree.get(Dn((*relative.dn.rdns[1:], *base.rdns))) is None:
             return "its parent is not published"
         return None

@@ -115,6 +115,7 @@ class StorageAgent(Agent):
                 name=settings.name,
                 port=self.servicer.port,
                 areas=areas,
+                total_bytes=sum(use.used_bytes for use, _ in space.vos) + space.free_bytes,
                 protocols=(glue_model.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", self.servicer.port),),
             )
         )

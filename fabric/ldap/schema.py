@@ -25,6 +25,7 @@ SYNTAX_DN = "1.3.6.1.4.1.1466.115.121.1.12"
 SYNTAX_TIME = "1.3.6.1.4.1.1466.115.121.1.24"
 SYNTAX_OID = "1.3.6.1.4.1.1466.115.121.1.38"
 SYNTAX_BOOLEAN = "1.3.6.1.4.1.1466.115.121.1.7"
+SYNTAX_IA5 = "1.3.6.1.4.1.1466.115.121.1.26"
 
 Key = str | int
 """A normalised value. Keys of one rule compare with one another."""
@@ -154,6 +155,45 @@ class AttributeType:
             parts.append("USAGE dSAOperation")
         return " ".join(parts) + " )"
 
+    def refuses(self, value: str) -> bool:
+        """True for a value that is not of the attribute's syntax."""
+        if self.syntax == SYNTAX_IA5:
+            return not value or not value.isascii()
+        if self.syntax == SYNTAX_TEXT:
+            return not value
+        return self.equality.normalise(value) is None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectClass:
+    """One object class (RFC 4512 section 4.1.1)."""
+
+    name: str
+    oid: str = ""
+    superiors: tuple[str, ...] = ("top",)
+    kind: str = "STRUCTURAL"
+    """STRUCTURAL, AUXILIARY or ABSTRACT."""
+    must: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The ObjectClassDescription, as the subschema entry publishes it."""
+        names = dict.fromkeys((self.name, *self.aliases))
+        quoted = f"'{self.name}'" if len(names) == 1 else "( " + " ".join(f"'{name}'" for name in names) + " )"
+        parts = [f"( {self.oid or self.name + '-oid'} NAME {quoted}"]
+        if self.superiors:
+            parts.append("SUP " + (self.superiors[0] if len(self.superiors) == 1 else _several(self.superiors)))
+        parts.append(self.kind)
+        parts += [f"{word} {_several(names)}" for word, names in (("MUST", self.must), ("MAY", self.may)) if names]
+        return " ".join(parts) + " )"
+
+
+def _several(names: tuple[str, ...]) -> str:
+    return "( " + " $ ".join(names) + " )"
+
+
+TOP = ObjectClass("top", "2.5.6.0", (), "ABSTRACT", ("objectClass",))
 
 STANDARD_ATTRIBUTES = (
     AttributeType("objectClass", OBJECT_IDENTIFIER, ordering=False, substrings=False, syntax=SYNTAX_OID, oid="2.5.4.0"),
@@ -168,11 +208,11 @@ STANDARD_ATTRIBUTES = (
 
 
 class Schema:
-    """The attribute types a server knows.
+    """The attribute types and object classes a server knows.
 
     With ``strict`` an attribute that is not listed is not recognised: filters on it are Undefined,
     as RFC 4511 section 4.5.1.7 says. Without, it compares as caseIgnore. Where `object_classes` are listed, an
-    assertion about any other class is Undefined, too.
+    assertion about any other class is Undefined, too, and `violation` can be asked.
     """
 
     def __init__(
@@ -180,12 +220,16 @@ class Schema:
         attributes: Iterable[AttributeType] = (),
         *,
         strict: bool = False,
-        object_classes: Iterable[str] | None = None,
+        object_classes: Iterable[ObjectClass] | None = None,
     ) -> None:
         self.strict = strict
-        self._classes = None if object_classes is None else frozenset(name.lower() for name in object_classes)
+        self._classes: dict[str, ObjectClass] | None = None
+        if object_classes is not None:
+            listed = (TOP, *object_classes)
+            self._classes = {name.lower(): one for one in listed for name in (one.name, *one.aliases)}
         self._types: dict[str, AttributeType] = {}
         self._guessed: dict[str, AttributeType] = {}
+        self._shapes: dict[tuple[object, ...], tuple[AttributeType, ...] | str] = {}
         for attribute in (*STANDARD_ATTRIBUTES, *attributes):
             for name in (attribute.name, attribute.oid, *attribute.aliases):
                 if name:
@@ -195,6 +239,12 @@ class Schema:
     def attributes(self) -> tuple[AttributeType, ...]:
         """Every listed type once."""
         return tuple({id(attribute): attribute for attribute in self._types.values()}.values())
+
+    @property
+    def object_classes(self) -> tuple[ObjectClass, ...]:
+        """Every listed class once."""
+        classes = self._classes or {}
+        return tuple({id(one): one for one in classes.values()}.values())
 
     def lookup(self, description: str) -> AttributeType | None:
         """The type of an attribute description, None if it is not recognised."""
@@ -218,6 +268,81 @@ class Schema:
         known = self._types.get(key)
         return canonical_attribute(known.name) if known else key
 
+    def violation(
+        self, attributes: Mapping[str, tuple[str, ...]], accepted: Mapping[str, tuple[str, ...]] | None = None
+    ) -> str | None:
+        """Why an entry with these attributes breaks the schema, naming the attribute or class; None if it does not.
+
+        What slapd checks when an entry is added: known classes, one structural chain, MUST, MAY, one value where there
+        may be only one, syntaxes. `accepted` are attributes that were found right before: what is equal to them is not
+        looked at again. Raises ValueError if no object classes are listed.
+        """
+        named = next((values for name, values in attributes.items() if name.lower() == "objectclass"), ())
+        shape = (named, *attributes)
+        types = self._shapes.get(shape)
+        if types is None:
+            types = self._shape(named, attributes)
+            if len(self._shapes) >= MAX_KEPT_SHAPES:
+                self._shapes.clear()
+            self._shapes[shape] = types
+        if isinstance(types, str):
+            return types
+        for (name, values), attribute in zip(attributes.items(), types, strict=True):
+            if accepted is not None and accepted.get(name) == values:
+                continue
+            if attribute.single_value and len(values) > 1:
+                return f"the attribute {name} has {len(values)} values and may have one"
+            for value in values:
+                if attribute.refuses(value):
+                    return f"the attribute {name} has a value that is not of its syntax: {value[:64]!r}"
+        return None
+
+    def _shape(self, named: tuple[str, ...], names: Iterable[str]) -> tuple[AttributeType, ...] | str:
+        """The types of these attributes, or what is wrong with having them under these object classes."""
+        rules = self._class_rules(named)
+        if isinstance(rules, str):
+            return rules
+        required, allowed = rules
+        canonical = [(self.canonical(name), name) for name in names]
+        for key, name in canonical:
+            if key not in allowed:
+                return f"the attribute {name[:64]} is not allowed by its object classes"
+        present = {key for key, _ in canonical}
+        if len(present) < len(canonical):
+            return "an attribute is there under two names"
+        missing = required - present
+        return (
+            f"the attribute {min(missing)} is missing" if missing else tuple(self._types[key] for key, _ in canonical)
+        )
+
+    def _class_rules(self, named: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]] | str:
+        """The attributes that these object classes require and allow, or what is wrong with the classes."""
+        if self._classes is None:
+            raise ValueError("a schema without object classes cannot say whether an entry breaks it")
+        found: dict[str, ObjectClass] = {}
+        waiting = list(named)
+        while waiting:
+            name = waiting.pop()
+            one = self._classes.get(name.lower())
+            if one is None:
+                return f"the object class {name[:64]} is not known"
+            if one.name not in found:
+                found[one.name] = one
+                waiting += one.superiors
+        structural = {one.name: one for one in found.values() if one.kind == "STRUCTURAL"}
+        if not structural:
+            return "it has no structural object class"
+        superiors = {name.lower() for one in structural.values() for name in one.superiors}
+        leaves = [name for name in structural if name.lower() not in superiors]
+        if len(leaves) > 1:
+            return f"the structural object classes {' and '.join(sorted(leaves)[:2])} exclude one another"
+        required = frozenset(self.canonical(name) for one in found.values() for name in one.must)
+        allowed = required.union(self.canonical(name) for one in found.values() for name in one.may)
+        return required, allowed & self._types.keys()
+
+
+MAX_KEPT_SHAPES = 256
+"""Sets of object classes and attributes whose types are remembered; entries of one kind have the same ones."""
 
 OPEN_SCHEMA = Schema()
 """Knows the standard attributes and takes every other as caseIgnore."""

@@ -20,7 +20,7 @@ from fabric.ldap.entry import Entry, make_entry
 from fabric.ldap.filters import Filter, matches
 from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START_TLS, OID_WHO_AM_I, ResultCode
 from fabric.ldap.results import Selection
-from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, Schema
+from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, TOP, ObjectClass, Schema
 from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
 
 EventFunction = Callable[[str, dict[str, object]], None]
@@ -261,7 +261,9 @@ class LdapServer:
             found = self.schema.lookup(name)
             if found is not None:
                 listed.setdefault(found.name.lower(), found)
-        classes = {"top": "top", **{name.lower(): name for name in getattr(self.source, "class_names", ())}}
+        classes = {one.name.lower(): one for one in (TOP, *self.schema.object_classes)}
+        for name in getattr(self.source, "class_names", ()):
+            classes.setdefault(name.lower(), ObjectClass(name))
         attributes = tuple(listed.values())
         return make_entry(
             SUBSCHEMA,
@@ -271,7 +273,7 @@ class LdapServer:
                 "matchingRules": tuple(
                     f"( {rule.oid} NAME '{rule.name}' SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )" for rule in rules.values()
                 ),
-                "objectClasses": tuple(map(_describe_class, classes.values())),
+                "objectClasses": tuple(one.describe() for one in classes.values()),
                 "ldapSyntaxes": tuple(f"( {oid} )" for oid in sorted({attribute.syntax for attribute in attributes})),
             },
         )
@@ -292,12 +294,6 @@ class LdapServer:
                     connection.disconnect(ResultCode.PROTOCOL_ERROR, "a message did not arrive whole in time")
                 elif quiet_s > limits.idle_s:
                     connection.disconnect(ResultCode.UNAVAILABLE, f"idle for {quiet_s:.0f} s")
-
-
-def _describe_class(name: str) -> str:
-    if name.lower() == "top":
-        return "( 2.5.6.0 NAME 'top' ABSTRACT MUST objectClass )"
-    return f"( {name}-oid NAME '{name}' SUP top STRUCTURAL MAY objectClass )"
 
 
 __all__ = ["BindFunction", "EventFunction", "LdapLimits", "LdapServer", "LdapStats", "NoSuchEntryError"]

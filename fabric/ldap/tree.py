@@ -7,7 +7,7 @@ of candidates when it starts: entries are immutable, so it sees the tree as it w
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fabric.ldap.dn import Dn, parse_dn
@@ -98,6 +98,8 @@ class EntryTree:
         self._class_names: dict[str, str] = {}
         self.version = 0
         """Counts changes."""
+        self.on_change: Callable[[Dn], None] | None = None
+        """Called with the name of each entry that came, went or is another one now."""
 
     @property
     def naming_contexts(self) -> Sequence[Dn]:
@@ -150,7 +152,7 @@ class EntryTree:
             self._children.setdefault(key[1:], {})[key] = None
         self._index_entry(entry, None)
         self._learn(entry)
-        self.version += 1
+        self._changed(entry.dn)
 
     def replace(self, entry: Entry) -> None:
         """Put in an entry that may be there already."""
@@ -161,7 +163,12 @@ class EntryTree:
         self._entries[entry.dn.key] = entry
         self._index_entry(entry, old)
         self._learn(entry)
+        self._changed(entry.dn)
+
+    def _changed(self, dn: Dn) -> None:
         self.version += 1
+        if self.on_change is not None:
+            self.on_change(dn)
 
     def remove(self, dn: Dn, *, below: bool = False) -> list[Entry]:
         """Take an entry out, with everything below it if ``below``; returns what went, children first.
@@ -184,7 +191,7 @@ class EntryTree:
                 if not siblings:
                     del self._children[key[1:]]
             self._index_entry(None, entry)
-        self.version += 1
+            self._changed(entry.dn)
         return doomed
 
     def search(self, base: Dn, scope: Scope, filter: Filter, limit: int | None = None) -> Iterator[Entry | None]:

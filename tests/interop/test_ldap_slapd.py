@@ -16,7 +16,7 @@ import pytest
 from fabric.ldap import Entry, EntryTree, LdapClient, LdapError, LdapServer, Schema, format_filter, make_entry, parse_dn
 from fabric.ldap import filters as f
 from fabric.ldap import protocol as p
-from fabric.ldap.schema import CASE_EXACT, DISTINGUISHED_NAME, GENERALIZED_TIME, INTEGER, AttributeType
+from fabric.ldap.schema import CASE_EXACT, DISTINGUISHED_NAME, GENERALIZED_TIME, INTEGER, AttributeType, ObjectClass
 
 SLAPD = shutil.which("slapd", path="/usr/sbin:/usr/lib/openldap:/usr/libexec:/usr/bin")
 pytestmark = pytest.mark.skipif(SLAPD is None, reason="Debian package slapd is not installed")
@@ -58,7 +58,7 @@ SCHEMA = Schema(
         AttributeType("o", ordering=False),
     ),
     strict=True,
-    object_classes=("top", "tThing", "organization"),
+    object_classes=(ObjectClass("tThing"), ObjectClass("organization")),
 )
 
 TEXTS = [

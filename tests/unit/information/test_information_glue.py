@@ -6,7 +6,6 @@ from typing import Any
 from gridfabric.information.v1 import information_pb2 as pb
 
 from fabric.glue13 import (
-    GLUE_SCHEMA,
     INDEXED_ATTRIBUTES,
     agent_entries,
     ce_entries,
@@ -28,6 +27,7 @@ from fabric.glue_model import (
     StorageElement,
     SubCluster,
 )
+from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information import GridView, TreeCopy, entry_from_wire, entry_to_wire
 from fabric.ldap import Dn, Entry, EntryTree, Scope, make_entry, parse_dn, parse_filter
 

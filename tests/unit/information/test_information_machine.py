@@ -30,12 +30,20 @@ def ce(free: int = 3, status: str = "Production") -> Entry:
 
 
 def cluster(name: str = "ce.cern.ch") -> Entry:
-    return make_entry(f"GlueClusterUniqueID={name}", {"objectClass": ("GlueTop", "GlueCluster")})
+    return make_entry(
+        f"GlueClusterUniqueID={name}", {"objectClass": ("GlueTop", "GlueCluster"), "GlueClusterUniqueID": name}
+    )
 
 
 def subcluster(name: str = "ce.cern.ch") -> Entry:
     dn = f"GlueSubClusterUniqueID={name},GlueClusterUniqueID={name}"
-    return make_entry(dn, {"objectClass": ("GlueTop", "GlueSubCluster")})
+    return make_entry(dn, {"objectClass": ("GlueTop", "GlueSubCluster"), "GlueSubClusterUniqueID": name})
+
+
+def changed_ce(**attributes: str | tuple[str, ...]) -> Entry:
+    """A CE of its own name with something wrong."""
+    right = ce()
+    return make_entry("GlueCEUniqueID=wrong", {**right.attributes, "GlueCEUniqueID": "wrong", **attributes})
 
 
 def snapshot(sequence: int, *entries: Entry) -> Publication:
@@ -204,7 +212,17 @@ def test_an_old_state_is_forgotten_in_the_end() -> None:
         (make_entry("cn=x,mds-vo-name=RAL", {"objectClass": "x"}), "kept for information servers"),
         (make_entry("GridFabricProducerID=x", {"objectClass": "x"}), "kept for information servers"),
         (make_entry("cn=x", {"cn": "x"}), "no objectClass"),
-        (make_entry("cn=x,cn=missing", {"objectClass": "x"}), "parent"),
+        (Entry(parse_dn("cn=missing").child("GlueClusterUniqueID", "x"), cluster("x").attributes), "parent"),
+        (make_entry("cn=x", {"objectClass": "x"}), "object class x is not known"),
+        (make_entry("cn=x", {"objectClass": ("GlueTop", "GlueKey")}), "no structural object class"),
+        (make_entry("cn=x", {"objectClass": ("GlueCE", "GlueSite")}), "GlueCE and GlueSite exclude one another"),
+        (make_entry("cn=x", {"objectClass": ("GlueTop", "GlueCluster")}), "glueclusteruniqueid is missing"),
+        (changed_ce(GlueSEName="x"), "attribute GlueSEName is not allowed"),
+        (changed_ce(GlueCEStateFreeJobSlots="many"), "attribute GlueCEStateFreeJobSlots has a value that is not"),
+        (changed_ce(GlueCEInfoHostName="h\u00f6st"), "attribute GlueCEInfoHostName has a value that is not"),
+        (changed_ce(GlueCEStateFreeJobSlots=("1", "2")), "attribute GlueCEStateFreeJobSlots has 2 values"),
+        (changed_ce(gluecestatefreejobslots="1"), "under two names"),
+        (Entry(parse_dn("GlueCEUniqueID=other"), ce().attributes), "not among its attributes"),
         (make_entry("cn=x", {"objectClass": "x", **{f"a{n}": "v" for n in range(300)}}), "attributes"),
         (make_entry("cn=x", {"objectClass": "x", "a": "v" * 70_000}), "bytes"),
     ],
@@ -247,7 +265,7 @@ def test_top_knows_awaited_sites_and_keeps_a_lost_one() -> None:
     machine = InformationMachine("top", "CERN", T0, MachineLimits(grace_s=20), expected=["CERN", "RAL"])
     assert {e.first("GridFabricSiteState") for e in found(machine, "(objectClass=GridFabricSite)")} == {"awaited"}
     machine.open_stream("RAL", "RAL", 1, T0)
-    site = make_entry("GlueSiteUniqueID=RAL", {"objectClass": ("GlueTop", "GlueSite")})
+    site = make_entry("GlueSiteUniqueID=RAL", {"objectClass": ("GlueTop", "GlueSite"), "GlueSiteUniqueID": "RAL"})
     machine.publish("RAL", 1, snapshot(1, ce(), site), T0)
     (ral,) = found(machine, "(mds-vo-name=RAL)")
     assert ral.dn == site_dn("RAL")
