@@ -28,7 +28,6 @@ from clusters.plan import (
     PlannedAgent,
     Ports,
     endpoint,
-    endpoints_for,
     lab_ports,
     make_plan,
     packs,
@@ -186,7 +185,9 @@ def _await_ports(agents: Sequence[PlannedAgent]) -> None:
 
 def _save_inventory(description: GridDescription, paths: StatePaths, site: str | None, ports: Ports) -> None:
     hosts = description.hosts()
-    everything = {agent.name: endpoint(agent, hosts[agent.host], ports[agent.name]) for agent in description.agents()}
+    endpoints: dict[str, list[dict[str, object]]] = {}
+    for agent in description.agents():
+        endpoints.setdefault(agent.kind, []).append(endpoint(agent, hosts[agent.host], ports[agent.name]))
     plain_ports = {name: dict(protocols) for name, protocols in ports.items()}
     inventory.write(paths.inventory, Inventory(description.name, site, str(description.source), plain_ports))
     write_atomic(paths.description, description.text.encode(), 0o644)
@@ -197,7 +198,7 @@ def _save_inventory(description: GridDescription, paths: StatePaths, site: str |
             "vos": [vo.name for vo in description.vos],
             "organisation": description.organisation,
             "certificates": str(paths.certificates),
-            "endpoints": endpoints_for(description, everything, None),
+            "endpoints": endpoints,
         },
     )
 

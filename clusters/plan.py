@@ -159,7 +159,8 @@ def endpoint(agent: AgentDescription, host: HostDescription, ports: Mapping[str,
 def endpoints_for(
     grid: GridDescription, everything: Mapping[str, Mapping[str, Any]], site: str | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """By kind: the central services and those of `site` (of every site for None). Own site first. Never workers."""
+    """By kind, for an agent: the central services and those of `site` (of every site for None). Own site first. Never
+    workers."""
     found: dict[str, list[dict[str, Any]]] = {}
     agents = sorted(grid.agents(), key=lambda agent: agent.site != site)
     for agent in agents:

@@ -520,6 +520,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
     judged_at = context.clock.monotonic()
     seen = context.judge.generation
     heard = context.news.rung
+    _look_at_the_trail(context)
     while True:
         await context.news.wait(context.settings.fabric.trust_poll_s, heard)
         heard = context.news.rung
@@ -542,10 +543,20 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
         changed = changed or context.judge.generation != seen
         seen = context.judge.generation
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
+        if due:
+            _look_at_the_trail(context)
         if changed or due:
             judged_at = context.clock.monotonic()
             context.judged.ring()
         await server.watch(changed=changed or due)
+
+
+def _look_at_the_trail(context: AgentContext) -> None:
+    trail = context.log.audit_file
+    if trail is not None and (sentence := trail.shortfall):
+        context.problem("audit log", sentence)
+    else:
+        context.solved("audit log")
 
 
 async def run_agent(

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 MAX_LOG_BYTES = 16 * 1024 * 1024
 """One log file; a busy agent writes about 200 bytes per event."""
 KEPT_LOGS = 3
-MAX_AUDIT_BYTES = 64 * 1024 * 1024
-KEPT_AUDITS = 10
 MAX_VALUE_LENGTH = 4000
 """Characters of one logged value; tracebacks may take four times as many."""
 
@@ -58,8 +56,8 @@ def new_trace() -> str:
 class LogFile:
     """An append-only file of lines that rotates by size. Usable from any thread. One process per file."""
 
-    def __init__(self, path: Path, max_bytes: int, kept: int) -> None:
-        self.path, self._max_bytes, self.kept = path, max_bytes, kept
+    def __init__(self, path: Path, max_bytes: int, kept: int = 0) -> None:
+        self.path, self._max_bytes, self._kept = path, max_bytes, kept
         self._lock = threading.Lock()
         self._descriptor = self._open()
         self._size = os.fstat(self._descriptor).st_size
@@ -85,12 +83,16 @@ class LogFile:
             self._size += done
             return done == len(line)
 
-    def _rotate(self) -> None:
-        for number in range(self.kept - 1, 0, -1):
+    def _make_room(self) -> None:
+        """Give the full file another name."""
+        for number in range(self._kept - 1, 0, -1):
             older = self.path.with_name(f"{self.path.name}.{number}")
             if older.exists():
                 older.replace(self.path.with_name(f"{self.path.name}.{number + 1}"))
         self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+
+    def _rotate(self) -> None:
+        self._make_room()
         full, self._descriptor = self._descriptor, self._open()  # if it cannot be opened the full one is still in use
         os.close(full)
         self._size = 0
@@ -228,11 +230,12 @@ def open_logs(
     """The logger of one agent: `<directory>/log.jsonl` and `<directory>/audit.jsonl`, mode 0600. Raises OSError."""
     from fabric.audit import AuditFile
 
+    clock = clock or SystemClock()
     return Logger(
         LogFile(directory / "log.jsonl", MAX_LOG_BYTES, KEPT_LOGS),
-        AuditFile(directory / "audit.jsonl", MAX_AUDIT_BYTES, KEPT_AUDITS),
+        AuditFile(directory / "audit.jsonl", clock=clock),
         fields or {},
-        clock=clock or SystemClock(),
+        clock=clock,
         stderr=stderr,
     )
 

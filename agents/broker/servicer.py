@@ -118,12 +118,11 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             "jobs.submitted",
             "children",
             list(done.children),
-            peer=peer.subject,
+            **peer.trail,
             vo=vo,
             job_id=done.job_id,
             jobs=len(template),
             again=not done.changes,
-            session_id=peer.session_id,
         )
         await self._registered()
         return pb.SubmitResponse(job_id=done.job_id, children=done.children)

@@ -70,7 +70,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         entry = await self._store.register(new)
         self.registered += 1
         self._log.audit(
-            "catalog.registered", peer=peer.subject, lfn=lfn.path, guid=new.guid, surl=request.replica.surl or None
+            "catalog.registered", **peer.trail, lfn=lfn.path, guid=new.guid, surl=request.replica.surl or None
         )
         return pb.RegisterResponse(file=wire.entry_to_wire(entry))
 
@@ -81,7 +81,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         replica = check_replica(request.replica.surl, request.replica.storage_element, to_us(self._clock.now()))
         found = Content(request.size_bytes, request.adler32.lower())
         await self._store.add_replica(key, peer.vo, found, replica)
-        self._log.audit("catalog.replica_added", peer=peer.subject, file=str(key), surl=replica.surl)
+        self._log.audit("catalog.replica_added", **peer.trail, file=str(key), surl=replica.surl)
         return pb.AddReplicaResponse()
 
     async def RemoveReplica(self, request: pb.RemoveReplicaRequest, context: Any) -> pb.RemoveReplicaResponse:
@@ -89,7 +89,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         peer = current_peer(context)
         key = _key(peer, request.lfn, request.guid)
         await self._store.remove_replica(key, peer.vo, request.surl, self._only_owner(peer))
-        self._log.audit("catalog.replica_removed", peer=peer.subject, file=str(key), surl=request.surl)
+        self._log.audit("catalog.replica_removed", **peer.trail, file=str(key), surl=request.surl)
         return pb.RemoveReplicaResponse()
 
     async def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:
@@ -146,7 +146,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         peer = current_peer(context)
         lfn = _own(peer, parse_lfn(request.directory))
         await self._store.make_directory(lfn, peer.subject, request.make_parents, to_us(self._clock.now()))
-        self._log.audit("catalog.directory_made", peer=peer.subject, lfn=lfn.path)
+        self._log.audit("catalog.directory_made", **peer.trail, lfn=lfn.path)
         return pb.MakeDirectoryResponse()
 
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
@@ -156,7 +156,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         if lfn.is_vo_root:
             raise Conflict("DIRECTORY_KEPT", f"{lfn} belongs to the grid and stays; remove what is below it", lfn=lfn)
         await self._store.remove(lfn, request.force, self._only_owner(peer))
-        self._log.audit("catalog.removed", peer=peer.subject, lfn=lfn.path)
+        self._log.audit("catalog.removed", **peer.trail, lfn=lfn.path)
         return pb.RemoveResponse()
 
     def _only_owner(self, peer: Peer) -> str | None:

@@ -240,10 +240,9 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             "job.submit",
             "job_ids",
             job_ids,
-            peer=peer.subject,
+            **peer.trail,
             account=account.name,
             uid=account.uid,
-            session_id=peer.session_id,
         )
         for position, outcome in zip(positions, await self._driver.ask(events, payloads), strict=True):
             outcomes[position] = outcome

@@ -87,7 +87,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         file = await self._element.put(announced, _pieces(first, requests))
         self._log.audit(
             "storage.put",
-            peer=peer.subject,
+            **peer.trail,
             surl=self._surl(file),
             name=file.name_hint,
             vo=file.vo,
@@ -119,7 +119,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             finally:
                 await messages.aclose()
         self._log.audit(
-            "storage.get", peer=peer.subject, surl=request.surl, name=file.name_hint, vo=file.vo, size_bytes=size_bytes
+            "storage.get", **peer.trail, surl=request.surl, name=file.name_hint, vo=file.vo, size_bytes=size_bytes
         )
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:
@@ -140,7 +140,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 )
 
         if await self._element.remove(surl.file_id, peer.vo, allowed):
-            self._log.audit("storage.removed", peer=peer.subject, surl=request.surl, vo=surl.vo)
+            self._log.audit("storage.removed", **peer.trail, surl=request.surl, vo=surl.vo)
         return pb.RemoveResponse()
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
@@ -184,7 +184,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             file = await self._element.put(replace(announced, name_hint=str(source)), opened.pieces())
         self._log.audit(
             "storage.copied",
-            peer=peer.subject,
+            **peer.trail,
             surl=self._surl(file),
             vo=file.vo,
             size_bytes=file.size_bytes,

@@ -13,8 +13,7 @@ from gridfabric.security.v1 import audit_pb2 as pb
 from gridfabric.security.v1 import audit_pb2_grpc
 
 from agents.user_interface import console
-from agents.user_interface.bans import as_operator
-from agents.user_interface.connection import Grid
+from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import GridError
 from fabric.settings import Endpoint
@@ -40,8 +39,8 @@ async def search(
 ) -> None:
     """`grid audit search`."""
     about = [*dns, *jobs, *hosts, *(file.removeprefix("lfn:") for file in files)]
-    if not about:
-        raise UsageProblem("name what to look for: --dn, --job, --file or --host; see grid audit search --help")
+    if not about and not since:
+        raise UsageProblem("name what to look for: --dn, --job, --file, --host, --since; see grid audit search --help")
     since_us = int((time.time() - console.parse_duration(since)) * 1e6) if since else 0
     async with as_operator(state) as grid:
         request = pb.SearchAuditRequest(about=about, since_us=since_us, limit=limit)
@@ -59,10 +58,7 @@ async def search(
     else:
         rows = [(entry["at"], entry["agent"], entry["event"], _rest(entry)) for entry in found]
         console.print_table(("time", "agent", "event", "what"), rows)
-        for name, sentence in missing.items():
-            console.warn(f"{name} did not answer: {sentence}")
-    if missing:
-        raise Ended(ExitCode.UNREACHABLE)
+    console.end_with_missing(missing)
 
 
 async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -96,16 +92,16 @@ async def verify(state: Path | None, *, as_json: bool) -> None:
             (row["agent"], row["entries"], row["oldest_at"], "; ".join(row["problems"]) or "whole") for row in rows
         ]
         console.print_table(("agent", "entries", "since", "log"), shown)
+    if problems:
         for name, sentence in missing.items():
             console.warn(f"{name} did not answer: {sentence}")
-    if problems:
         raise Ended(ExitCode.FAILED)
-    if missing:
-        raise Ended(ExitCode.UNREACHABLE)
+    console.end_with_missing(missing)
 
 
 async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
-    """Every agent's answer by its name, and the sentences of those that gave none."""
+    """The answers of all agents, workers too, by their names; and the sentences of those that gave none, of a site of
+    which nobody answered one."""
     answers: dict[str, T] = {}
     missing: dict[str, str] = {}
     gate = asyncio.Semaphore(AT_ONCE)
@@ -122,6 +118,11 @@ async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict
 
     agents = [endpoint for endpoints in grid.services.services.values() for endpoint in endpoints if endpoint.rpc]
     await asyncio.gather(*(one(endpoint) for endpoint in agents))
+    for site in {endpoint.site for endpoint in agents}:
+        there = [endpoint.name for endpoint in agents if endpoint.site == site]
+        if site and len(there) > 1 and all(name in missing for name in there):
+            sentences = [missing.pop(name) for name in there]
+            missing[f"site {site}"] = f"none of its {len(there)} agents; the first: {sentences[0]}"
     return answers, dict(sorted(missing.items()))
 
 

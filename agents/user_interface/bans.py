@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,15 @@ from gridfabric.authority.v1 import bans_pb2 as pb
 
 from agents.authority.client import AuthorityClient
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, state_name
-from agents.user_interface import attributes, console, endpoints
-from agents.user_interface.connection import Grid, open_grid
+from agents.user_interface import attributes, console
+from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import UsageProblem
-from agents.user_interface.users import administrator
 from fabric.errors import GridError, NotFound
 from security.bans import Ban, BanKind, BanList
 from security.errors import SecurityError
 from security.names import DistinguishedName
 
 COLUMNS = ("id", "kind", "value", "sites", "until", "reason", "author")
-
-
-@asynccontextmanager
-async def as_operator(state: Path | None, environ: Mapping[str, str] = os.environ) -> AsyncIterator[Grid]:
-    """Connections in the name of the operator of the grid in the state folder."""
-    folder = endpoints.state_folder(state, environ)
-    services = endpoints.find(environ, folder)
-    async with open_grid(services, administrator(folder), Path(services.certificates)) as grid:
-        yield grid
 
 
 def parse(what: str, *, until: datetime | None = None, reason: str = "", sites: Iterable[str] = ()) -> Ban:

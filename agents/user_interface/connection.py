@@ -13,6 +13,7 @@ from typing import Any
 from agents.user_interface import endpoints, proxy
 from agents.user_interface.endpoints import Endpoints
 from fabric.clock import SystemClock
+from fabric.errors import NotFound
 from fabric.logs import null_logger
 from fabric.rpc.channel import Channels
 from security.credentials import Credential, find_certificate_directory
@@ -98,4 +99,25 @@ async def open_for_user(environ: Mapping[str, str] = os.environ, state: Path | N
             {"path": str(path), "subject": str(credential.subject)},
         )
     async with open_grid(services, credential, certificates_of(services, environ)) as grid:
+        yield grid
+
+
+def administrator(state: Path) -> Credential:
+    """The operator's credential of the grid in this state folder. Raises NotFound, CredentialError."""
+    path = state / "admin.pem"
+    if not path.exists():
+        raise NotFound(
+            "ADMINISTRATOR_MISSING",
+            f"there is no administrator's credential {path}; run this where the grid was started, or give --state",
+            path=path,
+        )
+    return Credential.load(path)
+
+
+@asynccontextmanager
+async def as_operator(state: Path | None, environ: Mapping[str, str] = os.environ) -> AsyncIterator[Grid]:
+    """Connections in the name of the operator of the grid in the state folder."""
+    folder = endpoints.state_folder(state, environ)
+    services = endpoints.find(environ, folder)
+    async with open_grid(services, administrator(folder), Path(services.certificates)) as grid:
         yield grid

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from agents.user_interface.exits import Ended, ExitCode
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,6 +57,14 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """One line on stderr."""
     print(f"grid: {text}", file=sys.stderr, flush=True)
+
+
+def end_with_missing(missing: Mapping[str, str]) -> None:
+    """Name the services that gave no answer, each with its sentence. Raises Ended UNREACHABLE if there is one."""
+    for name, sentence in missing.items():
+        warn(f"{name} did not answer: {sentence}")
+    if missing:
+        raise Ended(ExitCode.UNREACHABLE)
 
 
 def print_json(data: Any) -> None:

@@ -14,9 +14,7 @@ from gridfabric.security.v1 import security_pb2_grpc
 
 from agents.authority.client import AuthorityClient
 from agents.user_interface import console
-from agents.user_interface.bans import as_operator
-from agents.user_interface.connection import Grid, open_for_user
-from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.connection import Grid, as_operator, open_for_user
 from fabric.errors import GridError, NotFound
 
 KINDS = ("broker", "gatekeeper", "storage")
@@ -82,7 +80,7 @@ async def show(dn: str, state: Path | None, *, as_json: bool) -> None:
         console.print_table(columns, [[row[column] for column in columns] for row in rows])
     else:
         console.say("nothing is delegated")
-    _name(missing)
+    console.end_with_missing(missing)
 
 
 async def recall_all(grid: Grid, dn: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -116,11 +114,4 @@ async def recall(dn: str, state: Path | None, *, as_json: bool) -> None:
     else:
         jobs = sum(row["jobs"] for row in rows if row["service"] not in missing)
         console.say(f"recalled {len(rows)} delegated proxies; {jobs} jobs are being stopped")
-    _name(missing)
-
-
-def _name(missing: dict[str, str]) -> None:
-    for name, sentence in missing.items():
-        console.warn(f"{name} did not answer: {sentence}")
-    if missing:
-        raise Ended(ExitCode.UNREACHABLE)
+    console.end_with_missing(missing)

@@ -11,9 +11,8 @@ from typing import Any
 from gridfabric.vo.v1 import vo_pb2 as pb
 
 from agents.user_interface import attributes, console, endpoints
-from agents.user_interface.connection import open_for_user, open_grid
+from agents.user_interface.connection import administrator, open_for_user, open_grid
 from agents.user_interface.exits import Ended, ExitCode
-from agents.user_interface.users import administrator
 from agents.vo.client import VoClient
 from fabric.errors import NotFound
 

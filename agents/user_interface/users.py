@@ -17,7 +17,7 @@ from gridfabric.vo.v1 import vo_pb2 as vo_wire
 from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 
 from agents.user_interface import console, endpoints
-from agents.user_interface.connection import Grid, certificates_of, open_grid
+from agents.user_interface.connection import Grid, administrator, certificates_of, open_grid
 from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
 from fabric.settings import Endpoint
 from security.certificates import subject_of
@@ -41,18 +41,6 @@ class User:
     def subject(self) -> str:
         """The user's DN."""
         return str(self.credential.subject)
-
-
-def administrator(state: Path) -> Credential:
-    """The operator's credential of the grid in this state folder. Raises NotFound, CredentialError."""
-    path = state / "admin.pem"
-    if not path.exists():
-        raise NotFound(
-            "ADMINISTRATOR_MISSING",
-            f"there is no administrator's credential {path}; run this where the grid was started, or give --state",
-            path=path,
-        )
-    return Credential.load(path)
 
 
 def make_request(key: PrivateKey, name: str) -> bytes:

@@ -253,7 +253,7 @@ class Runner:
         if todo.report_started:
             self.link.started(todo.report_started)
             for job in todo.report_started:
-                self._log.info("job.running", job_id=job.name.job_id, attempt=job.name.attempt, pid=job.pid)
+                self._log.audit("job.started", **_whose(job), executable=job.order.description.executable, pid=job.pid)
         if todo.collect:
             self._collect(todo.collect)
         if todo.report:
@@ -297,14 +297,14 @@ class Runner:
             assert result is not None
             self.finished += 1
             self.failed += result.failed
-            self._log.info(
+            self._log.audit(
                 "job.ended",
-                job_id=job.name.job_id,
-                attempt=job.name.attempt,
+                **_whose(job),
                 exit_code=result.exit_code,
-                reason=result.reason,
+                reason=result.reason or None,
                 sentence=result.sentence or None,
                 wall_s=result.wall_s,
+                cpu_s=result.user_s + result.system_s,
             )
 
     def _spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
@@ -765,6 +765,15 @@ class _DataError(Exception):
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(reason, sentence)
         self.reason, self.sentence = reason, sentence
+
+
+def _whose(job: Job) -> dict[str, Any]:
+    """For the audit log: which job of whom, under which account."""
+    order = job.order
+    return {
+        "job_id": job.name.job_id, "attempt": job.name.attempt, "owner": job.owner, "account": order.account,
+        "uid": order.uid,
+    }  # fmt: skip
 
 
 def _disk_failure(key: str, error: OSError) -> PrepareFailed:

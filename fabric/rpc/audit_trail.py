@@ -36,10 +36,11 @@ class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
     async def Search(self, request: pb.SearchAuditRequest, context: Any) -> AsyncIterator[pb.AuditEntry]:
         """See the proto."""
         about = [value for value in request.about if value]
-        if not about or len(about) > MAX_ABOUT or max(map(len, about)) > MAX_ABOUT_LENGTH:
+        nothing = not about and not request.since_us
+        if nothing or len(about) > MAX_ABOUT or max(map(len, about), default=0) > MAX_ABOUT_LENGTH:
             raise InvalidRequest(
                 "SEARCH_INVALID",
-                f"name 1 to {MAX_ABOUT} DNs, jobs, files or hosts, each below {MAX_ABOUT_LENGTH} bytes",
+                f"name 1 to {MAX_ABOUT} DNs, jobs, files or hosts, each below {MAX_ABOUT_LENGTH} bytes, or a time",
             )
         limit = min(request.limit, MAX_ENTRIES) if request.limit > 0 else MAX_ENTRIES
         try:
@@ -48,7 +49,7 @@ class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
         except (OverflowError, ValueError) as error:
             raise InvalidRequest("SEARCH_INVALID", "a time of this search is none; give microseconds of UTC") from error
         async with self._gate:
-            with self._file.reading() as (_, descriptors):
+            with self._file.reading(request.since_us / 1e6) as (_, descriptors):
                 lines = audit.search(descriptors, about, since=since, until=until, limit=limit)
 
                 def some() -> list[str]:

@@ -79,6 +79,16 @@ class Peer:
         return self.standing.is_administrator
 
     @property
+    def trail(self) -> dict[str, object]:
+        """Who it was, for a line of the audit log."""
+        return {
+            "peer": self.subject,
+            "address": self.address or None,
+            "fqans": list(self.fqans) or None,
+            "session_id": self.session_id,
+        }
+
+    @property
     def trace_id(self) -> str:
         """The trace of the call that is being served now."""
         return current_trace()

@@ -82,13 +82,10 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         session = self._sessions.open(peer, min(ends))
         self._log.audit(
             "session.opened",
-            peer=peer.subject,
+            **peer.trail,
             leaf=str(identity.leaf_subject),
-            session_id=peer.session_id,
             account=standing.account or None,
-            fqans=list(peer.fqans) or None,
             limited=peer.is_limited or None,
-            address=address or None,
             expires_at=f"{session.expires_at:%Y-%m-%dT%H:%M:%SZ}",
             warnings=list(identity.warnings) or None,
         )

@@ -153,7 +153,7 @@ def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
     assert {entry["peer"] for entry in found["entries"]} == {"/O=Lab/OU=Users/CN=alice"}
     job = lab.json("job", "status")[-1]["job_id"]
     events = [entry["event"] for entry in lab.json("audit", "search", "--job", job)["entries"]]
-    assert "jobs.submitted" in events and "job.submit" in events
+    assert {"jobs.submitted", "job.submit", "job.started", "job.ended"} <= set(events)
 
     held = lab.json("delegation", "ls")["delegations"]
     assert {row["service"] for row in held} == {"broker.LAB", "gatekeeper.LAB"}
@@ -163,7 +163,7 @@ def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
     lab.grid("job", "submit", "true.jdl")  # the user's own proxy is as good as before
 
     logs = lab.json("audit", "verify")["logs"]
-    assert len(logs) == 9 and not [log for log in logs if log["problems"]]
+    assert len(logs) == 10 and not [log for log in logs if log["problems"]]
     path = lab.state / "sites" / "LAB" / "storage.LAB" / "audit.jsonl"
 
     def overwrite(old: bytes, new: bytes) -> None:

@@ -26,13 +26,14 @@ def search(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Search the audit logs of all agents; one that does not answer is named, and the exit code is 4.
+    """Search the audit logs of all agents; an agent or site that does not answer is named, and the exit code is 4.
 
     \b
     Examples:
       grid audit search --dn '/O=EDG/OU=Users/CN=Ada' --since 2h
       grid audit search --job https://localhost:9000/ONxXNC0adPDKx7HZGOhoaQ --json
       grid audit search --file lfn:/grid/cms/ada/data.bin
+      grid audit search --since 10m
     """
     from agents.user_interface import audit
 

@@ -178,8 +178,8 @@ class Demo:
             raise software.SoftwareError(f"the event generator does not run here: {text[-1] if text else 'no message'}")
 
     async def _work(self) -> None:
-        from agents.user_interface.connection import open_grid
-        from agents.user_interface.users import administrator, await_known
+        from agents.user_interface.connection import administrator, open_grid
+        from agents.user_interface.users import await_known
 
         services = endpoints.find({}, self.state)
         certificates = Path(services.certificates)

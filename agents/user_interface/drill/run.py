@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.user_interface import console, endpoints
+from agents.user_interface.connection import administrator
 from agents.user_interface.drill import lab, report
 from agents.user_interface.drill.drills import DRILLS, Drill
 from agents.user_interface.drill.ground import Ground, NotHereError
 from agents.user_interface.drill.score import Score
 from agents.user_interface.exits import UsageProblem
 from agents.user_interface.signals import terminate_as_interrupt
-from agents.user_interface.users import administrator
 from fabric.errors import GridError
 
 DRILL_TIMEOUT_S = 180.0

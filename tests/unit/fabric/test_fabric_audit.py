@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 
 from fabric import audit
 from fabric.audit import AuditFile, Verdict
+from fabric.clock import ManualClock
+from fabric.errors import DataCorrupted
 from fabric.logs import open_logs
 
 NAME = "audit.jsonl"
@@ -23,8 +28,8 @@ def record(number: int) -> dict[str, object]:
     return {"at": f"2026-11-22T12:00:{number % 60:02d}.000000Z", "event": "x", "peer": f"/CN=user{number}"}
 
 
-def written(folder: Path, count: int = 10, max_bytes: int = 1 << 20, kept: int = 5) -> AuditFile:
-    file = AuditFile(folder / NAME, max_bytes, kept)
+def written(folder: Path, count: int = 10, **limits: Any) -> AuditFile:
+    file = AuditFile(folder / NAME, **limits)
     for number in range(count):
         file.append(record(number))
     return file
@@ -35,24 +40,122 @@ def verdict(file: AuditFile) -> Verdict:
         return audit.verify(descriptors, head)
 
 
+def lines_of(file: AuditFile) -> list[bytes]:
+    with file.reading() as (_, descriptors):
+        return [line.encode() for line in audit.search(descriptors, [])]
+
+
 def edited(file: AuditFile, change: Callable[[list[bytes]], list[bytes]]) -> list[str]:
     lines = file.path.read_bytes().splitlines()
     file.path.write_bytes(b"".join(line + b"\n" for line in change(lines)))
     return verdict(file).problems
 
 
-def test_an_untouched_log_is_whole_over_rotation_and_restart(tmp_path: Path) -> None:
+def test_an_untouched_log_is_whole_over_closed_files_and_restarts(tmp_path: Path) -> None:
     written(tmp_path, 20, max_bytes=1000).close()
-    file = written(tmp_path, 20, max_bytes=1000, kept=5)
+    file = written(tmp_path, 20, max_bytes=1000)
+    file.close()
     found = verdict(file)
     assert found.problems == []
-    assert found.last == 40 and found.entries == found.last - found.first + 1
-    assert found.first > 1  # the oldest files are gone, which is no crime
-    assert len(list(tmp_path.iterdir())) == 6
+    assert (found.first, found.last, found.entries) == (1, 40, 40)
+    closed = audit.closed_files(file.path)
+    assert len(closed) > 5 and {path.suffix for path in closed} == {".gz"}
+    assert {path.stat().st_mode & 0o777 for path in closed} == {0o600}
+
+
+def test_what_expires_is_said_before_it_goes(tmp_path: Path) -> None:
+    clock = ManualClock(datetime.now(UTC))
+    file = written(tmp_path, 20, max_bytes=1000, clock=clock)
+    clock.advance(audit.KEPT_S + 60)
+    for number in range(20, 30):
+        file.append(record(number))
+    file.close()
+    found = verdict(file)
+    (said,) = [json.loads(line) for line in lines_of(file) if audit.EXPIRED.encode() in line][-1:]
+    assert found.problems == [] and found.first == said["through"] + 1 > 10
+    assert file.shortfall == ""
+
+
+def test_too_many_bytes_go_before_their_time_and_the_agent_says_so(tmp_path: Path) -> None:
+    for _ in range(20):
+        file = written(tmp_path, 6, max_bytes=1000, max_closed_bytes=4000)
+        file.close()
+    found = verdict(file)
+    assert found.problems == [] and found.first > 20
+    assert sum(path.stat().st_size for path in audit.closed_files(file.path)) <= 4000
+    assert "room for 0.0 days of 90" in file.shortfall and "copy its oldest closed files" in file.shortfall
+    assert AuditFile(tmp_path / NAME).shortfall == ""
+
+
+@pytest.mark.parametrize(
+    ("which", "sentence"),
+    [(0, "the entries from 1 to 5 are gone and had not expired"), (3, "4 entries after 14 are gone")],
+)
+def test_a_closed_file_that_somebody_removed_is_missed(tmp_path: Path, which: int, sentence: str) -> None:
+    written(tmp_path, 20, max_bytes=800).close()
+    file = AuditFile(tmp_path / NAME)
+    assert verdict(file).problems == []
+    audit.closed_files(file.path)[which].unlink()
+    assert sentence in verdict(file).problems[0]
+    file.close()
+
+
+def test_one_more_than_expired_is_missed(tmp_path: Path) -> None:
+    clock = ManualClock(datetime.now(UTC))
+    file = written(tmp_path, 12, max_bytes=800, clock=clock)
+    clock.advance(audit.KEPT_S + 60)
+    file.append(record(12))
+    for number in range(13, 25):
+        file.append(record(number))
+    file.close()
+    assert verdict(file).problems == []
+    audit.closed_files(file.path)[0].unlink()
+    assert "are gone and had not expired" in verdict(file).problems[0]
+
+
+def test_a_changed_closed_file_is_found(tmp_path: Path) -> None:
+    written(tmp_path, 20, max_bytes=1000).close()
+    file = AuditFile(tmp_path / NAME)
+    closed = audit.closed_files(file.path)[1]  # entries 7 to 12
+    raw = gzip.decompress(closed.read_bytes())
+    closed.write_bytes(gzip.compress(raw.replace(b"/CN=user9", b"/CN=userX")))
+    assert "was changed" in verdict(file).problems[0]
+    closed.write_bytes(gzip.compress(raw)[:-20])
+    assert "a closed file is damaged after entry" in verdict(file).problems[0]
+    with file.reading() as (_, descriptors), pytest.raises(DataCorrupted, match="damaged"):
+        list(audit.search(descriptors, ["/CN=user19"]))
+    file.close()
+
+
+def test_a_crash_while_compressing_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = written(tmp_path, 8, max_bytes=1000)
+    file.close()
+    (packed, *_) = audit.closed_files(file.path)
+    plain = packed.with_suffix("")
+    plain.write_bytes(gzip.decompress(packed.read_bytes()))  # killed before it was removed
+    packed.with_name(f".{packed.name}").write_bytes(b"half")  # or in the middle
+    assert verdict(file).problems == []
+    AuditFile(tmp_path / NAME).close()
+    assert not plain.exists() and packed.exists()
+    packed.rename(packed.with_name(f".{packed.name}"))
+    plain.write_bytes(gzip.decompress(packed.with_name(f".{packed.name}").read_bytes()))
+    again = AuditFile(tmp_path / NAME)
+    again.close()
+    assert verdict(again).problems == [] and packed.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_search_skips_what_was_closed_before_its_time(tmp_path: Path) -> None:
+    file = written(tmp_path, 20, max_bytes=1000)
+    file.close()
+    with file.reading() as (_, everything), file.reading(datetime.now(UTC).timestamp() + 60) as (_, last):
+        assert len(everything) == 4 and len(last) == 1
+        assert len(list(audit.search(everything, []))) == 20
+        assert len(list(audit.search(everything, ["/CN=user3"]))) == 1
 
 
 def test_an_empty_log_is_whole(tmp_path: Path) -> None:
-    assert verdict(AuditFile(tmp_path / NAME, 1000, 3)) == Verdict()
+    assert verdict(AuditFile(tmp_path / NAME)) == Verdict()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ class AuditTrailServicer:
     """
 
     def Search(self, request, context):
-        """Entries about somebody or something, oldest first. Errors: INVALID_ARGUMENT (nothing to look for).
+        """Entries about somebody or something, oldest first. Errors: INVALID_ARGUMENT (nothing to look for), DATA_LOSS (a file
+        of the log is damaged).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
