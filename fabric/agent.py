@@ -524,6 +524,11 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
     while True:
         await context.news.wait(context.settings.fabric.trust_poll_s, heard)
         heard = context.news.rung
+        context.judge.refresh()
+        if context.judge.generation != seen:  # without waiting for the look at the authorities
+            seen = context.judge.generation
+            context.judged.ring()
+            await server.watch(changed=True, chains=False)
         changed = False
         try:
             changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
@@ -538,10 +543,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
         if changed:
             context.log.info("trust.changed", generation=context.trust.snapshot().generation)
             await context.channels.trust_changed()
-        context.judge.refresh()
         changed = context.voms.refresh() or changed
-        changed = changed or context.judge.generation != seen
-        seen = context.judge.generation
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
         if due:
             _look_at_the_trail(context)

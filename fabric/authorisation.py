@@ -73,6 +73,8 @@ class Judge:
         self._map = GridMapFile(())
         self._group_path, self._groups = group_map, GroupMapFile()
         self._group_stamp: _Stamp | None = None
+        self._own_bans: BanList = BanList()
+        self._central_bans: BanList = BanList()
         self._bans: BanList | None = None
         self._ban_error: GridError | None = None
         self._map_stamp: _Stamp | None = None
@@ -98,10 +100,7 @@ class Judge:
         if self._group_path is not None and (stamp := _stamp(self._group_path)) != self._group_stamp:
             changed = self._read_groups(self._group_path) or changed
             self._group_stamp = stamp
-        stamps = (_stamp(self._ban_path), _stamp(self._central_path) if self._central_path is not None else None)
-        if stamps != self._ban_stamps or not self._read_before:
-            self._read_bans(central=stamps[1] is not None)
-            self._ban_stamps, self._read_before, changed = stamps, True, True
+        changed = self._look_at_bans() or changed
         if changed:
             self.generation += 1
         return changed
@@ -127,15 +126,35 @@ class Judge:
             return False
         return True
 
-    def _read_bans(self, *, central: bool) -> None:
+    def _look_at_bans(self) -> bool:
+        stamps = (_stamp(self._ban_path), _stamp(self._central_path) if self._central_path is not None else None)
+        if stamps == self._ban_stamps and self._read_before:
+            return False
+        own, central = (
+            stamp != seen or self._bans is None for stamp, seen in zip(stamps, self._ban_stamps, strict=True)
+        )
+        self._ban_stamps, self._read_before = stamps, True
+        before = self._bans
         try:
-            bans = BanList.load(self._ban_path)
-            if central and self._central_path is not None:
-                bans += BanList.load(self._central_path)
-            self._bans, self._ban_error = bans.at(self._site), None
+            if own:
+                self._own_bans = BanList.load(self._ban_path)
+            if central and stamps[1] is not None and self._central_path is not None:
+                self._central_bans = BanList.load(self._central_path)
+            self._bans, self._ban_error = (self._own_bans + self._central_bans).at(self._site), None
         except SecurityError as error:
             self._bans, self._ban_error = None, from_security(error)
             self._log.error("bans.unreadable", path=str(self._ban_path), sentence=error.sentence)
+        return self._bans is None or self._bans != before
+
+    def hear_bans(self, central: BanList) -> bool:
+        """The grid's list as it was just told: in force at once, before the copy is on disk. True if that is news.
+        While a list on disk cannot be read everybody stays refused."""
+        if self._bans is None or central == self._central_bans:
+            return False
+        self._central_bans = central
+        self._bans = (self._own_bans + central).at(self._site)
+        self.generation += 1
+        return True
 
     async def admit(
         self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""

@@ -1,6 +1,7 @@
 """This agent's copy of the grid's ban list: every change comes over an open stream and is in force at once.
 
-The copy is a file, so what was banned stays banned while the authority is away and after a restart.
+The copy is a file, written as soon as the list is in force, so what was banned stays banned while the authority is away
+and after a restart.
 """
 
 from __future__ import annotations
@@ -35,18 +36,23 @@ class BanUpdater:
         await self._follower.run()
 
     async def _take(self, listing: pb.BanListing) -> None:
-        """Keep a list and judge everybody by it."""
+        """Judge everybody by a list, then keep it."""
+        context = self._context
         try:
             found = BanList.parse(listing.text)
-            new = await asyncio.to_thread(write_if_changed, self._path, listing.text.encode(), 0o644)
         except SecurityError as error:
             raise DataCorrupted(
                 "BAN_LIST_UNREADABLE", f"the grid's ban list is not understood: {error.sentence}"
             ) from error
+        if context.judge.hear_bans(found):
+            context.news.ring()
+        try:
+            new = await asyncio.to_thread(write_if_changed, self._path, listing.text.encode(), 0o644)
         except OSError as error:
             raise Unavailable(
-                "BAN_LIST_NOT_KEPT", f"the grid's ban list cannot be kept in {self._path} ({os_error_text(error)})"
+                "BAN_LIST_NOT_KEPT",
+                f"the grid's ban list is in force but cannot be kept in {self._path} ({os_error_text(error)})",
             ) from error
         if new:
-            self._context.log.info("bans.changed", bans=len(found.bans))
-            self._context.news.ring()
+            context.log.info("bans.changed", bans=len(found.bans))
+            context.news.ring()

@@ -17,6 +17,7 @@ then, each after ` | `, what else is known: `until 2026-12-01T00:00:00Z`, `by NA
 from __future__ import annotations
 
 import fnmatch
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
@@ -194,22 +195,11 @@ class BanList:
 
     @classmethod
     def parse(cls, text: str) -> BanList:
-        """Read a list. Raises AuthorizationError BAN_LIST_UNREADABLE for any line that cannot be understood."""
-        bans: list[Ban] = []
-        for number, line in enumerate(text.split("\n"), 1):
-            stripped = line.strip()
-            if not stripped or stripped.startswith("#"):
-                continue
-            try:
-                bans.append(Ban.parse(stripped))
-            except (SecurityError, ValueError) as error:
-                raise AuthorizationError(
-                    Reason.BAN_LIST_UNREADABLE,
-                    f"ban list line {number} cannot be understood ({error}); everybody is refused until it is "
-                    "corrected",
-                    {"check": "ban list", "line": str(number)},
-                ) from error
-        return cls(tuple(bans))
+        """Read a list. Raises AuthorizationError BAN_LIST_UNREADABLE for any line that cannot be understood.
+
+        Lists read before are remembered: an agent hears the list, keeps it in a file and reads that.
+        """
+        return _parsed(text)
 
     @classmethod
     def load(cls, path: str | Path) -> BanList:
@@ -318,6 +308,24 @@ class BanList:
         """This list without that person."""
         names = self._subjects.get(subject, ())
         return BanList(tuple(ban for ban in self.bans if ban not in names))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> BanList:
+    bans: list[Ban] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        try:
+            bans.append(Ban.parse(stripped))
+        except (SecurityError, ValueError) as error:
+            raise AuthorizationError(
+                Reason.BAN_LIST_UNREADABLE,
+                f"ban list line {number} cannot be understood ({error}); everybody is refused until it is corrected",
+                {"check": "ban list", "line": str(number)},
+            ) from error
+    return BanList(tuple(bans))
 
 
 def _refuse(found: Sequence[Ban], now: datetime, who: str, facts: dict[str, str]) -> None:

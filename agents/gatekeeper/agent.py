@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,8 +37,9 @@ from fabric.outbox import Outbox
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
 from fabric.text import counted
+from security.credentials import Credential
 from security.errors import Reason, SecurityError
-from security.validation import validate_client_chain
+from security.validation import Identity, validate_client_chain
 
 CLEAN_EVERY_S = 10.0
 JUDGE_OWNERS_S = 60.0
@@ -47,6 +50,16 @@ KILL_REASONS = frozenset(
         Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value,
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """What an owner's delegated proxy says, by which trust and when it was verified."""
+
+    identity: Identity
+    proxy: Credential
+    trust: int
+    at: datetime
 
 
 class Gatekeeper(Agent):
@@ -100,6 +113,7 @@ class Gatekeeper(Agent):
         self._started_text = utc_text(context.clock.now())
         self._stopping = False
         self._leases = 0
+        self._verified: dict[str, _Verified] = {}
         self.services: Sequence[RpcService] = (
             RpcService(
                 GatekeeperServicer(
@@ -220,14 +234,17 @@ class Gatekeeper(Agent):
 
     async def _follow_vos(self) -> None:
         """Pool accounts for VOs that are new here, and what is published."""
+        seen = -1
         while True:
             heard = self.context.judged.rung
-            try:
-                await asyncio.to_thread(self._accounts.create, self.context.vos)
-                self.context.solved("pool accounts")
-            except GridError as error:
-                self.context.problem("pool accounts", error.sentence)
-            self._publish_wanted.set()
+            if seen != self.context.vos.generation or "pool accounts" in self.context.problems:
+                seen = self.context.vos.generation
+                try:
+                    await asyncio.to_thread(self._accounts.create, self.context.vos)
+                    self.context.solved("pool accounts")
+                except GridError as error:
+                    self.context.problem("pool accounts", error.sentence)
+                self._publish_wanted.set()
             await self.context.judged.wait(JUDGE_OWNERS_S, heard)
 
     async def _judge_owners(self) -> None:
@@ -240,17 +257,19 @@ class Gatekeeper(Agent):
                     await self._stop_jobs(
                         lambda job, vo=vo: job.vo == vo, refusal.reason.value, refusal.sentence, vo=vo
                     )
-            for owner in {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}:
+            owners = {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}
+            self._verified = {owner: known for owner, known in self._verified.items() if owner in owners}
+            for owner in owners:
                 await self._judge_owner(owner)
             await self.context.judged.wait(JUDGE_OWNERS_S, heard)
 
     async def _judge_owner(self, owner: str) -> None:
         context = self.context
         try:
-            chain = context.delegations.get(owner).pem_chain()
-            trust, now = context.trust.snapshot(), context.clock.now()
-            identity = await asyncio.to_thread(validate_client_chain, chain, trust, context.policy, now)
-            attributes = context.voms.attributes_of(identity, trust, context.policy, now)
+            identity = await self._identity_of(owner)
+            attributes = context.voms.attributes_of(
+                identity, context.trust.snapshot(), context.policy, context.clock.now()
+            )
             context.judge.judge(identity, unmapped=False, attributes=attributes)
             return
         except SecurityError as error:
@@ -260,6 +279,18 @@ class Gatekeeper(Agent):
         if refusal.reason not in KILL_REASONS:
             return  # an expired or missing delegation is no reason: the jobs go on with what they have
         await self._stop_jobs(lambda job: job.owner == owner, refusal.reason, refusal.sentence, owner=owner)
+
+    async def _identity_of(self, owner: str) -> Identity:
+        """By the delegated proxy, whose chain is verified again when trust has changed, and now and then."""
+        context = self.context
+        proxy, trust, now = context.delegations.get(owner), context.trust.snapshot(), context.clock.now()
+        known = self._verified.get(owner)
+        fresh = known is not None and known.proxy is proxy and (now - known.at).total_seconds() < JUDGE_OWNERS_S
+        if known is not None and fresh and known.trust == trust.generation:
+            return known.identity
+        identity = await asyncio.to_thread(validate_client_chain, proxy.certificates, trust, context.policy, now)
+        self._verified[owner] = _Verified(identity, proxy, trust.generation, now)
+        return identity
 
     def _under_way(self, which: Callable[[Job], bool]) -> list[str]:
         return [

@@ -126,26 +126,29 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         finally:
             self._waiting -= 1
 
-    async def judge_again(self) -> int:
-        """Close every session that would not be opened now; returns how many. Lets others run in between."""
+    async def judge_again(self, *, chains: bool = True) -> int:
+        """Close every session that would not be opened now; returns how many. Lets others run in between. Without
+        `chains` these are not verified again: nothing has changed but bans, members and VOs.
+        """
         closed = 0
         for number, session in enumerate(self._sessions):
             if number % JUDGED_PER_TURN == JUDGED_PER_TURN - 1:
                 await asyncio.sleep(0)
-            reason = self._objection(session)
+            reason = self._objection(session, chains=chains)
             if reason is not None and session.closed_because is None:
                 self._sessions.close(session, reason)
                 closed += 1
         return closed
 
-    def _objection(self, session: Session) -> GridError | None:
-        identity = session.peer.identity
+    def _objection(self, session: Session, *, chains: bool) -> GridError | None:
+        identity, attributes = session.peer.identity, session.peer.attributes
         if identity is None:
             return None
         try:
-            verified, attributes = self._judge_chain(identity.certificates)
+            if chains:
+                identity, attributes = self._judge_chain(identity.certificates)
             standing = self._authoriser.judge(
-                verified, unmapped=self._admits_unmapped, attributes=attributes, address=session.peer.address
+                identity, unmapped=self._admits_unmapped, attributes=attributes, address=session.peer.address
             )
         except SecurityError as error:
             return from_security(error)

@@ -278,11 +278,12 @@ class RpcServer:
         statuses: Any = health_pb2.HealthCheckResponse
         await self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
 
-    async def watch(self, *, changed: bool) -> None:
-        """Once a second: end what has expired; when trust, bans or maps changed, judge every session again."""
+    async def watch(self, *, changed: bool, chains: bool = True) -> None:
+        """Once a second: end what has expired; when trust, bans or maps changed, judge every session again; without
+        their `chains` when it was not trust that changed."""
         self.sessions.sweep()
         if changed:
-            await self.security_context.judge_again()
+            await self.security_context.judge_again(chains=chains)
 
     def _session_closed(self, session: Session, reason: GridError) -> None:
         self._log.audit(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.security.v1 import security_pb2, security_pb2_grpc
-from integration.test_compute_jobs import ENDED, Site, job
 from support.grid import LabGrid
+from support.site import ENDED, Site, job
 
 from agents.authority.client import AuthorityClient
 from agents.gatekeeper import client as gatekeeper
