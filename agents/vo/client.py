@@ -27,26 +27,27 @@ MAX_ANSWER_BYTES = 256 * 1024
 class VoClient:
     """Over one channel. Every method raises GridError subclasses."""
 
-    def __init__(self, channel: Any) -> None:
-        self._stub = pb_grpc.VirtualOrganisationStub(channel)
+    def __init__(self, channel: Any, vo: str = "") -> None:
+        """`vo`: which of the server's VOs; empty: that of the grid description."""
+        self._stub, self._vo = pb_grpc.VirtualOrganisationStub(channel), vo
 
     async def add_member(
         self, subject: str, common_name: str = "", email: str = "", groups: Sequence[str] = ()
     ) -> None:
         """VO managers. May be repeated; particulars are renewed."""
         member = pb.Member(subject=subject, common_name=common_name, email=email, groups=groups)
-        await self._stub.AddMember(pb.AddMemberRequest(member=member))
+        await self._stub.AddMember(pb.AddMemberRequest(vo=self._vo, member=member))
 
     async def remove_member(self, subject: str) -> None:
         """VO managers. May be repeated."""
-        await self._stub.RemoveMember(pb.RemoveMemberRequest(subject=subject))
+        await self._stub.RemoveMember(pb.RemoveMemberRequest(vo=self._vo, subject=subject))
 
     async def list_members(self) -> list[pb.Member]:
         """All of them, page by page."""
         found: list[pb.Member] = []
         token = ""
         while True:
-            answer = await self._stub.ListMembers(pb.ListMembersRequest(page_token=token))
+            answer = await self._stub.ListMembers(pb.ListMembersRequest(vo=self._vo, page_token=token))
             found.extend(answer.members)
             token = answer.next_page_token
             if not token:
@@ -56,75 +57,83 @@ class VoClient:
 
     async def get_member(self, subject: str = "") -> pb.GetMemberResponse:
         """A membership and whether it is in good standing; the caller's own without a subject."""
-        return await self._stub.GetMember(pb.GetMemberRequest(subject=subject))
+        return await self._stub.GetMember(pb.GetMemberRequest(vo=self._vo, subject=subject))
 
     async def request_membership(self, common_name: str = "", email: str = "") -> pb.GetMemberResponse:
         """The caller asks to become a member. May be repeated."""
-        return await self._stub.RequestMembership(pb.RequestMembershipRequest(common_name=common_name, email=email))
+        return await self._stub.RequestMembership(
+            pb.RequestMembershipRequest(vo=self._vo, common_name=common_name, email=email)
+        )
 
     async def approve(self, subject: str, expires_at_us: int = 0) -> pb.GetMemberResponse:
         """VO managers."""
-        return await self._stub.ApproveMember(pb.ApproveMemberRequest(subject=subject, expires_at_us=expires_at_us))
+        return await self._stub.ApproveMember(
+            pb.ApproveMemberRequest(vo=self._vo, subject=subject, expires_at_us=expires_at_us)
+        )
 
     async def suspend(self, subject: str, reason: str) -> pb.GetMemberResponse:
         """VO managers."""
-        return await self._stub.SuspendMember(pb.SuspendMemberRequest(subject=subject, reason=reason))
+        return await self._stub.SuspendMember(pb.SuspendMemberRequest(vo=self._vo, subject=subject, reason=reason))
 
     async def restore(self, subject: str) -> pb.GetMemberResponse:
         """VO managers."""
-        return await self._stub.RestoreMember(pb.RestoreMemberRequest(subject=subject))
+        return await self._stub.RestoreMember(pb.RestoreMemberRequest(vo=self._vo, subject=subject))
 
     async def renew(self, subject: str, expires_at_us: int = 0) -> pb.GetMemberResponse:
         """VO managers. 0: for good."""
-        return await self._stub.RenewMember(pb.RenewMemberRequest(subject=subject, expires_at_us=expires_at_us))
+        return await self._stub.RenewMember(
+            pb.RenewMemberRequest(vo=self._vo, subject=subject, expires_at_us=expires_at_us)
+        )
 
     # -- groups, roles, attributes -----------------------------------------------------------------------------------
 
     async def list_groups(self) -> pb.ListGroupsResponse:
         """Groups and roles that exist."""
-        return await self._stub.ListGroups(pb.ListGroupsRequest())
+        return await self._stub.ListGroups(pb.ListGroupsRequest(vo=self._vo))
 
     async def add_group(self, group: str) -> None:
         """VO managers. May be repeated."""
-        await self._stub.AddGroup(pb.AddGroupRequest(group=group))
+        await self._stub.AddGroup(pb.AddGroupRequest(vo=self._vo, group=group))
 
     async def remove_group(self, group: str) -> None:
         """VO managers. May be repeated."""
-        await self._stub.RemoveGroup(pb.RemoveGroupRequest(group=group))
+        await self._stub.RemoveGroup(pb.RemoveGroupRequest(vo=self._vo, group=group))
 
     async def add_role(self, role: str) -> None:
         """VO managers. May be repeated."""
-        await self._stub.AddRole(pb.AddRoleRequest(role=role))
+        await self._stub.AddRole(pb.AddRoleRequest(vo=self._vo, role=role))
 
     async def remove_role(self, role: str) -> None:
         """VO managers. May be repeated."""
-        await self._stub.RemoveRole(pb.RemoveRoleRequest(role=role))
+        await self._stub.RemoveRole(pb.RemoveRoleRequest(vo=self._vo, role=role))
 
     async def grant(self, subject: str, fqan: str) -> pb.GetMemberResponse:
         """VO managers: a group or role for a member. May be repeated."""
-        return await self._stub.Grant(pb.GrantRequest(subject=subject, fqan=fqan))
+        return await self._stub.Grant(pb.GrantRequest(vo=self._vo, subject=subject, fqan=fqan))
 
     async def withdraw(self, subject: str, fqan: str) -> pb.GetMemberResponse:
         """VO managers: take a group or role. May be repeated."""
-        return await self._stub.Withdraw(pb.WithdrawRequest(subject=subject, fqan=fqan))
+        return await self._stub.Withdraw(pb.WithdrawRequest(vo=self._vo, subject=subject, fqan=fqan))
 
     async def set_attribute(self, subject: str, name: str, value: str) -> pb.GetMemberResponse:
         """VO managers: a generic attribute; an empty value removes it."""
-        return await self._stub.SetAttribute(pb.SetAttributeRequest(subject=subject, name=name, value=value))
+        return await self._stub.SetAttribute(
+            pb.SetAttributeRequest(vo=self._vo, subject=subject, name=name, value=value)
+        )
 
     # -- acceptable use policy ---------------------------------------------------------------------------------------
 
     async def get_aup(self) -> pb.GetAupResponse:
         """The current version; version 0 if the VO has none."""
-        return await self._stub.GetAup(pb.GetAupRequest())
+        return await self._stub.GetAup(pb.GetAupRequest(vo=self._vo))
 
     async def publish_aup(self, text: str, grace_s: float = 0.0) -> pb.GetAupResponse:
         """VO managers: a new version, to be signed by everybody before the grace ends. Not to be repeated."""
-        return await self._stub.PublishAup(pb.PublishAupRequest(text=text, grace_s=grace_s))
+        return await self._stub.PublishAup(pb.PublishAupRequest(vo=self._vo, text=text, grace_s=grace_s))
 
     async def sign_aup(self, version: int) -> pb.GetMemberResponse:
         """The caller signs that version, which must be the current one."""
-        return await self._stub.SignAup(pb.SignAupRequest(version=version))
+        return await self._stub.SignAup(pb.SignAupRequest(vo=self._vo, version=version))
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
@@ -133,7 +142,7 @@ class VoClient:
     ) -> pb.IssueAttributesResponse:
         """A VOMS attribute certificate for the caller's end-entity certificate."""
         return await self._stub.IssueAttributes(
-            pb.IssueAttributesRequest(fqans=fqans, lifetime_s=lifetime_s, order=order)
+            pb.IssueAttributesRequest(vo=self._vo, fqans=fqans, lifetime_s=lifetime_s, order=order)
         )
 
 

@@ -63,10 +63,11 @@ class Issuer:
     """Signs for one VO with the credential of its server."""
 
     def __init__(
-        self, vo: str, uri: str, credential: Callable[[], Credential], *, max_lifetime: timedelta, default: timedelta
+        self, vo: str, credential: Callable[[], Credential], *, max_lifetime: timedelta, default: timedelta
     ) -> None:
-        """`uri` is host:port of the VOMS door."""
-        self.vo, self.uri = vo, uri
+        self.vo = vo
+        self.uri = ""
+        """host:port of the VOMS door, once that is open."""
         self._credential = credential
         self._max_lifetime, self._default = max_lifetime, default
 

@@ -11,7 +11,7 @@ from agents.vo import store as rows
 from agents.vo.config import VoConfig
 from agents.vo.directory import MemberDirectory
 from agents.vo.issuing import Issued, Issuer, Lookup, Wanted
-from agents.vo.model import Aup, Member, MemberState
+from agents.vo.model import MANAGER_ROLE, Aup, Member, MemberState
 from fabric.authorisation import Judge
 from fabric.clock import Clock, from_us, to_us, utc_text
 from fabric.errors import Exhausted, GridError, InvalidRequest, Refused
@@ -282,7 +282,12 @@ class Organisation:
 
 def manager_fqan(vo: str) -> str:
     """The role whose holders manage the VO."""
-    return f"/{vo}/Role=VO-Admin"
+    return f"/{vo}/Role={MANAGER_ROLE}"
+
+
+def is_manager_fqan(fqan: str) -> bool:
+    """True if it lets its holders manage some VO."""
+    return fqan.count("/") == 2 and fqan.endswith(f"/Role={MANAGER_ROLE}")
 
 
 _AUDITED = {

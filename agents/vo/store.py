@@ -39,6 +39,9 @@ aups = sa.Table(
     sa.Column("required_at_us", sa.BigInteger, nullable=False),
 )
 
+door = sa.Table("door", metadata, sa.Column("port", sa.Integer, primary_key=True))
+"""One row: where the VOMS door is, if the system chose its port."""
+
 
 def _with_states(connection: sa.Connection) -> None:
     """Version 2: memberships have a life. Who is a member stays one; groups and roles in use come into being."""
@@ -259,6 +262,20 @@ def publish_aup(connection: sa.Connection, text: str, now_us: int, required_at_u
         )
     )
     return aup
+
+
+# The door
+
+
+def door_port(connection: sa.Connection) -> int:
+    """The port that the system once gave; 0 if it was not asked yet."""
+    return connection.execute(sa.select(door.c.port)).scalar() or 0
+
+
+def keep_door_port(connection: sa.Connection, port: int) -> None:
+    """The same again after a restart."""
+    connection.execute(sa.delete(door))
+    connection.execute(door.insert().values(port=port))
 
 
 def _row(member: Member) -> dict[str, object]:

@@ -106,6 +106,16 @@ class EntryTree:
         """The suffixes."""
         return self._suffixes
 
+    def open(self, suffix: Dn) -> None:
+        """Allow entries at and below one more name, which is in the tree no longer once it was removed with `close`."""
+        if suffix not in self._suffixes:
+            self._suffixes = (*self._suffixes, suffix)
+
+    def close(self, suffix: Dn) -> None:
+        """Take a suffix out with everything below it. Idempotent."""
+        self.remove(suffix, below=True)
+        self._suffixes = tuple(known for known in self._suffixes if known != suffix)
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from support.grid import LabGrid
 
 from agents.authority.client import AuthorityClient
 from agents.storage import client as storage
+from agents.vo.client import VoClient
 from fabric.errors import GridError, InvalidRequest, NotFound, Refused
-from security.vos import EVERYWHERE, VoList
+from fabric.ldap.client import LdapClient, LdapError
+from fabric.ldap.filters import Equality
+from security.proxies import create_proxy
+from security.voms import proxy_extension
+from security.vos import EVERYWHERE, VoList, VoServer
 
 FOLLOW: dict[str, Any] = {"vo_updater": True, "trust_poll_s": 30.0}
 """A look at the disk every 30 s only: what is faster came over the stream."""
@@ -207,3 +213,120 @@ async def test_a_copy_that_cannot_be_read_lets_no_member_in_until_it_comes_again
             except Refused:
                 await asyncio.sleep(0.01)
     assert json.loads(copy.read_text())["vos"][0]["name"] == "cms"
+
+
+# ---- the VO server
+
+
+async def served(authority: AuthorityClient, vo: str) -> VoServer:
+    """Where a VO's server is, once its door is open."""
+    async with asyncio.timeout(PROMPT_S):
+        while True:
+            found = (await authority.vos()).get(vo)
+            if found is not None and found.servers and found.servers[0].http:
+                return found.servers[0]
+            await asyncio.sleep(0.01)
+
+
+async def members(port: int, vo: str) -> list[str]:
+    """What the member list says to anybody. Raises LdapError where there is none."""
+    async with await LdapClient.connect("localhost", port, timeout_s=5) as client:
+        found = await client.search(f"o={vo}", Equality("objectClass", "gridMember"), attributes=("subject",))
+    return [entry.first("subject") for entry in found]
+
+
+async def test_a_vo_server_speaks_for_a_new_vo_until_it_is_dissolved(lab: LabGrid) -> None:
+    authority = await start_authority(lab)
+    await authority.create_vo("atlas")  # its server is not up yet
+    await authority.accept_vo("atlas", ["CERN"])
+    own_map = {"map_updater": True, "map_file": str(lab.directory / "own-mapfile"), "map_refresh_s": 0.1}
+    await lab.start("storage", fabric=own_map)
+    await lab.start("vo", name="vo.cms")
+    server = await served(authority, "atlas")
+    assert server.http not in (0, lab.port("vo.cms", "http"))
+
+    ada = lab.user("ada", vo=None)
+    name = str(lab.user_certificate("ada").identity)
+    channel = await lab.channel("vo", name="vo.cms", credential=lab.operator())
+    cms, atlas = VoClient(channel), VoClient(channel, "atlas")
+    await atlas.add_member(name)
+    await atlas.grant(name, "/atlas/Role=VO-Admin")
+    assert await cms.list_members() == [] and await members(server.ldap, "cms") == []
+    assert await members(server.ldap, "atlas") == [name]
+    async with asyncio.timeout(PROMPT_S):
+        while True:
+            try:
+                await storage.space(await lab.channel("storage", credential=ada))
+                break
+            except Refused as error:
+                assert error.reason == "NOT_MAPPED"
+                await asyncio.sleep(0.05)
+
+    mine = VoClient(await lab.channel("vo", name="vo.cms", credential=ada), "atlas")
+    issued = await mine.issue_attributes(["/atlas/Role=VO-Admin"])
+    manager = create_proxy(
+        lab.user_certificate("ada"), lifetime=timedelta(hours=1), now=lab.clock.now(),
+        extensions=[proxy_extension([issued.attribute_certificate])],
+    )  # fmt: skip
+    as_manager = await lab.channel("vo", name="vo.cms", credential=manager)
+    await VoClient(as_manager, "atlas").add_group("/atlas/higgs")
+    with pytest.raises(Refused) as refused:
+        await VoClient(as_manager, "cms").add_group("/cms/higgs")
+    assert refused.value.reason == "ADMINISTRATOR_REQUIRED"
+    with pytest.raises(NotFound) as unknown:
+        await VoClient(channel, "lhcb").list_members()
+    assert unknown.value.reason == "VO_UNKNOWN"
+
+    await lab.stop("vo.cms")
+    await lab.start("vo", name="vo.cms")
+    assert await served(authority, "atlas") == server  # the same port
+    async with asyncio.timeout(PROMPT_S):
+        while not await _answers(server.http):  # noqa: ASYNC110  another agent's doing
+            await asyncio.sleep(0.01)
+    channel = await lab.channel("vo", name="vo.cms", credential=lab.operator())
+    assert [member.subject for member in await VoClient(channel, "atlas").list_members()] == [name]
+
+    await authority.dissolve_vo("atlas", "merged")
+    async with asyncio.timeout(PROMPT_S):
+        while await _answers(server.http):  # noqa: ASYNC110  another agent's doing
+            await asyncio.sleep(0.01)
+    with pytest.raises(LdapError):
+        await members(server.ldap, "atlas")
+    with pytest.raises(Refused, match="merged") as over:
+        await VoClient(channel, "atlas").list_members()
+    assert over.value.reason == "VO_DISSOLVED"
+    with pytest.raises(Refused, match="merged") as dead:  # an attribute certificate from before
+        await lab.channel("vo", name="vo.cms", credential=manager)
+        await VoClient(await lab.channel("vo", name="vo.cms", credential=manager), "cms").get_member()
+    assert dead.value.reason == "VO_DISSOLVED"
+    async with asyncio.timeout(PROMPT_S):
+        while name in (lab.directory / "own-mapfile").read_text():  # noqa: ASYNC110  another agent's doing
+            await asyncio.sleep(0.01)
+    assert (lab.directory / "agents" / "vo.cms" / "vo-atlas.db").exists()
+    await cms.add_member(name)  # the other VO does not notice
+    assert lab.audit("vo.cms", "vo.closed")[-1]["vo"] == "atlas"
+
+
+async def _answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("localhost", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_door_whose_port_was_taken_is_found_at_another(lab: LabGrid) -> None:
+    authority = await start_authority(lab)
+    await authority.create_vo("atlas")
+    await lab.start("vo", name="vo.cms")
+    before = await served(authority, "atlas")
+    await lab.stop("vo.cms")
+    thief = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", before.http)
+    try:
+        await lab.start("vo", name="vo.cms")
+        async with asyncio.timeout(PROMPT_S):
+            while (await served(authority, "atlas")).http == before.http:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        thief.close()

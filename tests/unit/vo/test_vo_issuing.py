@@ -88,7 +88,8 @@ def grid(tmp_path_factory):
 def world(grid):
     ada = grid.user("ada")
     server = grid.host("localhost", subject="vo/cms")
-    issuer = Issuer("cms", "localhost:15001", lambda: server, max_lifetime=24 * HOUR, default=12 * HOUR)
+    issuer = Issuer("cms", lambda: server, max_lifetime=24 * HOUR, default=12 * HOUR)
+    issuer.uri = "localhost:15001"
     servers = voms.VomsDirectory({"cms": ((server.subject, grid.ca.subject),)})
     return grid, ada, issuer, servers
 

@@ -46,7 +46,7 @@ async def listed(lab: LabGrid) -> list[str]:
 
 
 def organisation(lab: LabGrid):
-    return lab.agents["vo.CERN"].agent._organisation
+    return lab.agents["vo.CERN"].agent.hosted["cms"].organisation
 
 
 async def test_only_members_in_good_standing_are_in_the_list(lab):

@@ -29,6 +29,8 @@ class VirtualOrganisationStub:
     """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
     tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
     a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
+    A server may speak for several VOs: each request names one in `vo`, or none for the VO of the grid description.
+    Errors of all: VO_UNKNOWN, VO_DISSOLVED.
     """
 
     def __init__(self, channel):
@@ -148,6 +150,8 @@ class VirtualOrganisationServicer:
     """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
     tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
     a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
+    A server may speak for several VOs: each request names one in `vo`, or none for the VO of the grid description.
+    Errors of all: VO_UNKNOWN, VO_DISSOLVED.
     """
 
     def AddMember(self, request, context):
@@ -422,6 +426,8 @@ class VirtualOrganisation:
     """The VO server: who belongs to the virtual organisation, in which groups and roles. Its member list is also an LDAP
     tree (EDG VO server), its attribute certificates also come over HTTPS (VOMS). "Manager": an operator of the grid, or
     a member whose session shows the role VO-Admin of the VO. Every change is stored before it is acknowledged.
+    A server may speak for several VOs: each request names one in `vo`, or none for the VO of the grid description.
+    Errors of all: VO_UNKNOWN, VO_DISSOLVED.
     """
 
     @staticmethod
