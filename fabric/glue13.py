@@ -85,8 +85,8 @@ def _entry(dn: Dn, classes: str, attributes: Attributes) -> Entry:
     return make_entry(dn, kept)
 
 
-def _rules(vos: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"VO:{vo}" for vo in vos)
+def _rules(vos: tuple[str, ...], fqans: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return (*(f"VO:{vo}" for vo in vos), *(f"VOMS:{fqan}" for fqan in fqans))
 
 
 def site_entries(site: Site) -> list[Entry]:
@@ -192,7 +192,7 @@ def ce_entries(ce: ComputingElement) -> list[Entry]:
         "GlueCEPolicyMaxWaitingJobs": ce.max_waiting_jobs,
         "GlueCEPolicyAssignedJobSlots": ce.assigned_slots or ce.total_cpus,
         "GlueCEPolicyPriority": ce.priority,
-        "GlueCEAccessControlBaseRule": _rules(ce.vos),
+        "GlueCEAccessControlBaseRule": _rules(ce.vos, ce.fqans),
         "GlueForeignKey": f"GlueClusterUniqueID={ce.cluster}",
     }
     classes = (
@@ -343,8 +343,18 @@ class CeView:
     @property
     def vos(self) -> tuple[str, ...]:
         """The VOs in GlueCEAccessControlBaseRule."""
+        return self._rules("VO:")
+
+    @property
+    def fqans(self) -> tuple[str, ...]:
+        """The groups and roles in GlueCEAccessControlBaseRule."""
+        return self._rules("VOMS:")
+
+    def _rules(self, kind: str) -> tuple[str, ...]:
         rules = self.attributes.get("GlueCEAccessControlBaseRule")
-        return tuple(rule[3:] for rule in rules if rule.startswith("VO:")) if isinstance(rules, tuple) else ()
+        if not isinstance(rules, tuple):
+            return ()
+        return tuple(rule.removeprefix(kind) for rule in rules if rule.startswith(kind))
 
 
 def typed_value(name: str, values: tuple[str, ...]) -> Value:

@@ -130,8 +130,8 @@ def domain_entries(dn: Dn, site: Site | None, state: str, stamp: Stamp) -> Itera
             yield _entry(dn.child("GLUE2ContactID", identity), "GLUE2Contact", stamp, who)
 
 
-def _rules(vos: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"VO:{vo}" for vo in vos) or ("ALL",)
+def _rules(vos: tuple[str, ...], fqans: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return (*(f"VO:{vo}" for vo in vos), *(f"VOMS:{fqan}" for fqan in fqans)) or ("ALL",)
 
 
 def _endpoint(
@@ -171,12 +171,12 @@ def _endpoint(
     yield _entry(dn.child("GLUE2PolicyID", f"{identity}_Policy"), "GLUE2Policy GLUE2AccessPolicy", stamp, policy)
 
 
-def _mapping_policy(share: Dn, vos: tuple[str, ...], stamp: Stamp) -> Entry:
+def _mapping_policy(share: Dn, vos: tuple[str, ...], stamp: Stamp, fqans: tuple[str, ...] = ()) -> Entry:
     identity = share.rdns[0][0][1]
     attributes: dict[str, Value] = {
         "PolicyID": f"{identity}_Policy",
         "PolicyScheme": "org.glite.standard",
-        "PolicyRule": _rules(vos),
+        "PolicyRule": _rules(vos, fqans),
         "PolicyUserDomainForeignKey": vos,
         "MappingPolicyShareForeignKey": identity,
     }
@@ -390,7 +390,7 @@ def _computing_share(
         "EntityOtherInfo": (f"GlueCEUniqueID={ce.unique_id}",),
     }
     yield _entry(dn, "GLUE2Share GLUE2ComputingShare", stamp, attributes)
-    yield _mapping_policy(dn, ce.vos, stamp)
+    yield _mapping_policy(dn, ce.vos, stamp, ce.fqans)
 
 
 # -- storage

@@ -92,6 +92,9 @@ class ComputingElement:
     assigned_slots: int = 0
     priority: int = 1
     vos: tuple[str, ...] = ()
+    """Whose members are all let in."""
+    fqans: tuple[str, ...] = ()
+    """Groups and roles of other VOs that are let in."""
     default_storage: str = ""
     close_storage: tuple[str, ...] = ()
     """GlueSEUniqueIDs of the storage elements close to this one."""

@@ -139,8 +139,8 @@ def _real(entry: Entry, name: str) -> float | None:
     return value if isinstance(value, float) else None
 
 
-def _vos(entry: Entry, name: str) -> tuple[str, ...]:
-    return tuple(rule[3:] for rule in entry.attributes.get(name, ()) if rule.startswith("VO:"))
+def _vos(entry: Entry, name: str, kind: str = "VO:") -> tuple[str, ...]:
+    return tuple(rule.removeprefix(kind) for rule in entry.attributes.get(name, ()) if rule.startswith(kind))
 
 
 def _site(entry: Entry) -> Site:
@@ -209,6 +209,7 @@ def _computing_element(entry: Entry, close: dict[str, tuple[str, ...]]) -> Compu
         assigned_slots=_number(entry, "GlueCEPolicyAssignedJobSlots"),
         priority=_number(entry, "GlueCEPolicyPriority"),
         vos=_vos(entry, "GlueCEAccessControlBaseRule"),
+        fqans=_vos(entry, "GlueCEAccessControlBaseRule", "VOMS:"),
         default_storage=entry.first("GlueCEInfoDefaultSE"),
         close_storage=close.get(unique_id, ()),
         application_dir=entry.first("GlueCEInfoApplicationDir"),

@@ -31,6 +31,7 @@ from security.errors import AuthorizationError, Reason, SecurityError, os_error_
 from security.files import read_bounded, write_atomic
 from security.names import DistinguishedName
 from security.validation import Identity
+from security.voms import is_within
 
 MAX_BAN_BYTES = 16 * 1024 * 1024
 MAX_LINE_LENGTH = 8192
@@ -256,7 +257,7 @@ class BanList:
             _refuse(found, now, certificates.describe(certificate), certificates.facts_of(certificate, "ban list"))
         facts = {"check": "ban list", "subject": str(identity.subject)}
         of_vos = [ban for vo in vos for ban in self._vos.get(vo, ())]
-        of_fqans = [ban for ban in self._fqans for fqan in fqans if _within(fqan, ban.value)]
+        of_fqans = [ban for ban in self._fqans for fqan in fqans if is_within(fqan, ban.value)]
         _refuse([*of_vos, *of_fqans, *self._of_address(address)], now, str(identity.subject), facts)
 
     def names(
@@ -272,7 +273,7 @@ class BanList:
 
     def groups(self, fqans: Iterable[str]) -> bool:
         """True if one of these FQANs is banned."""
-        return any(_within(fqan, ban.value) for fqan in fqans for ban in self._fqans)
+        return any(is_within(fqan, ban.value) for fqan in fqans for ban in self._fqans)
 
     def _of_address(self, address: str) -> list[Ban]:
         if not address or not self._networks:
@@ -338,12 +339,6 @@ def _refuse(found: Sequence[Ban], now: datetime, who: str, facts: dict[str, str]
         f"{who} is banned at this site{why}; ask the site's security contact",
         {**facts, "ban": ban.value, **({"ban_id": ban.ban_id} if ban.ban_id else {})},
     )
-
-
-def _within(fqan: str, banned: str) -> bool:
-    """True for the banned FQAN itself, its subgroups and their roles. An absent role is no role."""
-    plain = fqan.replace("/Capability=NULL", "").removesuffix("/Role=NULL")
-    return plain == banned or plain.startswith(f"{banned}/")
 
 
 def _normal(kind: BanKind, value: str) -> str:

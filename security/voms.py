@@ -341,6 +341,18 @@ def normal_fqan(text: str, vo: str) -> str:
     return found["group"] if role in (None, "NULL") else f"{found['group']}/Role={role}"
 
 
+def is_fqan(text: str) -> bool:
+    """True for `/vo`, `/vo/group`, `/vo/group/Role=role` as `normal_fqan` writes them."""
+    found = _FQAN.match(text)
+    return found is not None and "/Capability=" not in text and found["role"] != "NULL"
+
+
+def is_within(fqan: str, group: str) -> bool:
+    """True for the group itself, its subgroups and their roles; for a role only itself. An absent role is no role."""
+    plain = fqan.replace("/Capability=NULL", "").removesuffix("/Role=NULL")
+    return plain == group or plain.startswith(f"{group}/")
+
+
 def verify_attributes(
     identity: Identity, servers: VomsDirectory, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
 ) -> tuple[VomsAttributes, ...]:

@@ -17,6 +17,7 @@ import classad2
 
 from agents.broker.jdl_syntax import JdlError, conjuncts, parse_expression
 from agents.broker.model import Cluster, ComputingElement, JobDescription, MatchOutcome
+from fabric import access
 
 DEFAULT_REQUIREMENTS = 'other.GlueCEStateStatus == "Production"'
 DEFAULT_RANK = "-other.GlueCEStateEstimatedResponseTime"
@@ -35,6 +36,12 @@ class CompiledCe:
         self.ce = ce
         self.lowered = {name.lower(): value for name, value in ce.attributes.items()}
         self.vos = frozenset(ce.vos)
+
+    def lets_in(self, cluster: Cluster) -> bool:
+        """Whether members of the cluster's VO with its groups and roles may run jobs there."""
+        if cluster.vo in self.vos:
+            return True
+        return bool(self.ce.fqans) and access.admits(self.ce.fqans, cluster.vo, cluster.fqans)
 
     @cached_property
     def ad(self) -> classad2.ClassAd:
@@ -73,7 +80,7 @@ class CompiledCluster:
     def matches(self, ce: CompiledCe) -> bool:
         """Status, VO and Requirements. A CE that is not heard of matches nothing."""
         cluster = self.cluster
-        if not ce.ce.alive or cluster.vo not in ce.vos:
+        if not ce.ce.alive or not ce.lets_in(cluster):
             return False
         if self.has_default_requirements:  # what makes a CE alive
             return True
@@ -253,9 +260,14 @@ def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOut
         return MatchOutcome(
             ce.ce.id, False, 0.0, DEFAULT_REQUIREMENTS, f"the CE is not heard of; its status is {status}"
         )
-    if cluster.cluster.vo not in ce.vos:
-        term = f'Member("VO:{cluster.cluster.vo}", other.GlueCEAccessControlBaseRule)'
-        return MatchOutcome(ce.ce.id, False, 0.0, term, f"the CE takes {', '.join(sorted(ce.vos)) or 'no VO'}")
+    if not ce.lets_in(cluster.cluster):
+        vo, shown = cluster.cluster.vo, cluster.cluster.fqans
+        term = f'Member("VO:{vo}", other.GlueCEAccessControlBaseRule)'
+        rules = [f"VO:{name}" for name in sorted(ce.vos)] + [f"VOMS:{fqan}" for fqan in ce.ce.fqans]
+        told = f"the CE takes {', '.join(rules) or 'no VO'}"
+        if any(fqan.startswith(f"/{vo}/") for fqan in ce.ce.fqans):
+            told += f"; your proxy shows {', '.join(shown) or 'no groups or roles'}"
+        return MatchOutcome(ce.ce.id, False, 0.0, term, told)
     if cluster.matches(ce):
         return MatchOutcome(ce.ce.id, True, cluster.rank_of(ce, near))
     for term in conjuncts(cluster.text):
@@ -284,9 +296,12 @@ def _shown(value: object) -> str:
     return str(value) if not isinstance(value, str) else f'"{value}"'
 
 
-def cluster_of(description: JobDescription, vo: str, owner: str) -> Cluster:
+def cluster_of(description: JobDescription, vo: str, owner: str, fqans: tuple[str, ...] = ()) -> Cluster:
     """The cluster of a job before its first attempt; id 0 until it is stored."""
-    return Cluster(0, description.requirements, description.rank, vo, owner, description.input_data, description.extra)
+    return Cluster(
+        0, description.requirements, description.rank, vo, owner, description.input_data, description.extra,
+        fqans=fqans,
+    )  # fmt: skip
 
 
 def check_expressions(description: JobDescription) -> None:

@@ -189,11 +189,14 @@ class ComputingElement:
     site: str
     attributes: Mapping[str, object]
     vos: tuple[str, ...] = ()
+    """Whose members are all let in."""
     free_slots: int = 0
     running: int = 0
     waiting: int = 0
     alive: bool = True
     close_storage: tuple[str, ...] = ()
+    fqans: tuple[str, ...] = ()
+    """Groups and roles of other VOs that are let in."""
 
     @property
     def gatekeeper(self) -> str:
@@ -217,6 +220,8 @@ class Cluster:
     extra: tuple[tuple[str, str], ...] = ()
     excluded: tuple[str, ...] = ()
     """CEs where these jobs have failed; used again only if nothing else matches."""
+    fqans: tuple[str, ...] = ()
+    """The owner's groups and roles in `vo` when these jobs were submitted, sorted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused
 from fabric.ids import unique_id
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import full_user, user
+from security.voms import is_within
 
 RULES = {
     "PutSandbox": full_user,
@@ -111,7 +112,16 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         parent = job_ids[0] if template.type is JobType.NORMAL else self._prefix + unique_id()
         done = await core.submit(
             rows.Submission(
-                peer.subject, request.submission_id, request.jdl, vo, template, used, parent, job_ids, core.now_us
+                peer.subject,
+                request.submission_id,
+                request.jdl,
+                vo,
+                template,
+                used,
+                parent,
+                job_ids,
+                core.now_us,
+                _fqans_in(vo, peer),
             )
         )
         core.log.audit_each(
@@ -295,11 +305,15 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         template = await _parse(request.jdl)
         vo = self._vo(template, peer)
         description = next(template.jobs())
-        compiled = CompiledCluster(cluster_of(description, vo, peer.subject))
+        compiled = CompiledCluster(cluster_of(description, vo, peer.subject, _fqans_in(vo, peer)))
         ces, replicas = await self._core.compiled_for_question(compiled)
         outcomes = [(explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces]
         outcomes.sort(key=lambda item: (not item[0].matches, -item[0].rank, item[0].ce))
         return pb.ListMatchResponse(matches=[wire.match_to_wire(outcome, ce) for outcome, ce in outcomes])
+
+
+def _fqans_in(vo: str, peer: Peer) -> tuple[str, ...]:
+    return tuple(sorted({fqan for fqan in peer.fqans if is_within(fqan, f"/{vo}")}))
 
 
 async def _parse(text: str) -> JobTemplate:

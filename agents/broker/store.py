@@ -224,6 +224,7 @@ def load_clusters(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Cl
             found[int(key)] = Cluster(
                 int(key), body["requirements"], body["rank"], body["vo"], body["owner"], tuple(body["input_data"]),
                 tuple((name, value) for name, value in body["extra"]), tuple(body["excluded"]),
+                tuple(body.get("fqans", ())),
             )  # fmt: skip
     return found
 
@@ -254,6 +255,8 @@ class Submission:
     """Of the parametric job or collection; of the job itself if there is only that."""
     job_ids: tuple[str, ...]
     at_us: int
+    fqans: tuple[str, ...] = ()
+    """The owner's groups and roles in `vo`, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +310,9 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
         base = template.descriptions[index]
         description = base.with_parameter(parameter, marked[index]) if parameter else base
         wanted = Cluster(
-            0, description.requirements, description.rank, new.vo, new.owner, description.input_data, description.extra
-        )
+            0, description.requirements, description.rank, new.vo, new.owner, description.input_data, description.extra,
+            fqans=new.fqans,
+        )  # fmt: skip
         cluster = cluster_ids.get(wanted)
         if cluster is None:
             cluster = cluster_ids[wanted] = cluster_id(connection, wanted)

@@ -28,6 +28,7 @@ def computing_element(view: CeView) -> ComputingElement:
         site=view.site,
         attributes=view.attributes,
         vos=view.vos,
+        fqans=view.fqans,
         free_slots=view.integer("GlueCEStateFreeJobSlots"),
         running=view.integer("GlueCEStateRunningJobs"),
         waiting=view.integer("GlueCEStateWaitingJobs"),

@@ -29,7 +29,7 @@ from agents.gatekeeper.servicer import (
     WorkerPortServicer,
 )
 from agents.gatekeeper.workers import WorkerPool
-from fabric import glue_model
+from fabric import access, glue_model
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import to_us, utc_text
 from fabric.errors import GridError, from_security
@@ -69,6 +69,7 @@ class Gatekeeper(Agent):
         super().__init__(context)
         settings = context.settings
         self.options = parse_options(GatekeeperOptions, settings.options, f"options of {settings.name}")
+        access.check(self.options.access, f"options of {settings.name}, access")
         self._store = context.store("gatekeeper", rows.metadata)
         self._outbox = Outbox(self._store, settings.name)
         self._accounts = Accounts(
@@ -362,7 +363,7 @@ class Gatekeeper(Agent):
         status = glue_model.DRAINING if closed else glue_model.CLOSED if full else glue_model.PRODUCTION
         return publish.Measured(
             total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1),
-            self.context.vos.served,
+            *access.published(self.options.access, self.context.vos.served),
         )  # fmt: skip
 
     async def _publish(self) -> None:

@@ -26,6 +26,9 @@ class GatekeeperOptions:
 
     queue: str = "long"
     """Name of the queue: the last part of the CE's unique id."""
+    access: tuple[str, ...] = ()
+    """FQANs whose holders may run jobs here (fabric/access.py), published as GlueCEAccessControlBaseRule. Empty: every
+    member of the grid's VOs."""
     account_mode: str = field(default="auto", metadata={"choices": ("auto", "pool", "caller")})
     """`pool`: payloads run under the leased account. `caller`: under the workers' own user, the lease is only recorded.
     `auto`: pool when the gatekeeper runs as root."""

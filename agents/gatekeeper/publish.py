@@ -23,7 +23,9 @@ class Measured:
     status: str
     mean_wall_s: float
     vos: tuple[str, ...]
-    """Whose members are let in."""
+    """Whose members are all let in."""
+    fqans: tuple[str, ...] = ()
+    """Groups and roles of other VOs that are let in."""
 
 
 def entries(
@@ -77,6 +79,7 @@ def entries(
         max_waiting_jobs=limits[2],
         max_running_jobs=measured.total_slots,
         vos=measured.vos,
+        fqans=measured.fqans,
         close_storage=close,
     )
     service = glue_model.Service(

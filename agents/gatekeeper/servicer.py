@@ -19,6 +19,7 @@ from agents.gatekeeper.driver import Driver, NewJob
 from agents.gatekeeper.model import CancelAsked, Event, Job, Outcome, Purged, Submitted
 from agents.gatekeeper.sandbox import SandboxArea, read_pieces, require_sha256
 from agents.gatekeeper.workers import WorkerPool
+from fabric import access
 from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.rpc import rules
@@ -169,6 +170,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         for position, job in enumerate(request.jobs):
             try:
                 wire.check_job(job, self._options, self._context.vos.served, peer.vo)
+                access.require(self._options.access, peer, f"this computing element's queue {self._options.queue}")
                 wires.append((position, job))
             except GridError as error:
                 outcomes[position] = Outcome(job.job_id, accepted=False, reason=error.reason, sentence=error.sentence)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fabric import access
 from fabric.errors import InvalidRequest
 from fabric.settings import parse_options
 
@@ -32,6 +33,8 @@ class StorageConfig:
     """Of these, for one identity."""
     stall_timeout_s: float = field(default=60.0, metadata={"minimum": 0.01})
     """A transfer in which the other end does nothing for this long is ended and its space freed."""
+    write_access: tuple[str, ...] = ()
+    """FQANs whose holders may write and remove files (fabric/access.py); their VOs read. Empty: everybody of a VO."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
 
@@ -43,6 +46,7 @@ class StorageConfig:
 def parse_config(options: Mapping[str, Any], state_dir: Path) -> StorageConfig:
     """Checked options, pools absolute. Raises InvalidRequest SETTINGS_INVALID naming the option. Touches no disk."""
     config = parse_options(StorageConfig, options, where="options of the storage element")
+    access.check(config.write_access, "options of the storage element, write_access")
     pools = tuple((state_dir / pool).absolute() for pool in config.pools or (Path("pool"),))
     if len(set(pools)) != len(pools):
         raise InvalidRequest(

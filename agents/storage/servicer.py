@@ -16,6 +16,7 @@ from agents.storage.element import Pieces, StorageElement
 from agents.storage.framing import get_data
 from agents.storage.model import Announced, StoredFile, byte_range
 from agents.storage.surl import Surl, is_file_id, is_vo_name, parse_surl
+from fabric import access
 from fabric.errors import DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
@@ -83,7 +84,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         if not isinstance(first, pb.PutRequest) or not first.HasField("header"):
             raise InvalidRequest("STREAM_MALFORMED", "an upload begins with a header; none came")
         announced = wire.header_from_wire(first.header, peer.subject)
-        self._own_vo(peer, announced.vo)
+        self._may_write(peer, announced.vo)
         file = await self._element.put(announced, _pieces(first, requests))
         self._log.audit(
             "storage.put",
@@ -132,6 +133,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         """See the proto."""
         peer = current_peer(context)
         surl = self._mine(peer, request.surl)
+        self._may_write(peer, surl.vo)
 
         def allowed(file: StoredFile) -> None:
             if self._element.config.removal == "owner" and file.owner != peer.subject:
@@ -159,7 +161,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
     async def CopyFrom(self, request: pb.CopyFromRequest, context: Any) -> pb.CopyFromResponse:
         """See the proto. The bytes come straight from the other storage element, in the caller's name."""
         peer = current_peer(context)
-        self._own_vo(peer, request.vo)
+        self._may_write(peer, request.vo)
         source = parse_surl(request.source_surl)
         if (source.host, source.port) == (self.host, self.port):
             raise InvalidRequest(
@@ -214,6 +216,10 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 subject=peer.subject,
                 vo=vo,
             )
+
+    def _may_write(self, peer: Peer, vo: str) -> None:
+        self._own_vo(peer, vo)
+        access.require(self._element.config.write_access, peer, f"writing to the space of {vo}")
 
     def _mine(self, peer: Peer, text: str) -> Surl:
         """A SURL of this storage element and of the caller's VO."""

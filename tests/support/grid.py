@@ -16,7 +16,7 @@ import contextlib
 import json
 import random
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from fabric.clock import Clock, SystemClock
 from fabric.logs import Logger, null_logger
 from fabric.rpc.channel import Channels, SecureChannel
 from fabric.settings import Settings
-from security import proxies
+from security import proxies, voms
 from security.credentials import Credential
 from security.mapfile import GridMapFile, MapEntry
 from security.names import DistinguishedName
@@ -93,13 +93,30 @@ class LabGrid:
 
     # -- people ------------------------------------------------------------------------------------------------------
 
-    def user(self, name: str = "alice", *, vo: str | None = VO, limited: bool = False, hours: float = 12) -> Credential:
-        """A proxy of a user, who is a member of `vo` (None: of none). The same user certificate each time."""
+    def user(
+        self,
+        name: str = "alice",
+        *,
+        vo: str | None = VO,
+        limited: bool = False,
+        hours: float = 12,
+        fqans: Sequence[str] = (),
+    ) -> Credential:
+        """A proxy of a user, who is a member of `vo` (None: of none). The same user certificate each time. `fqans` are
+        of the VO server `vo.<vo>`; plan one before the agents that shall believe it."""
         credential = self.user_certificate(name)
         if vo is not None:
             self._members[credential.identity] = vo
             self._write_map()
-        return proxies.create_proxy(credential, lifetime=timedelta(hours=hours), now=self.clock.now(), limited=limited)
+        now, life, extensions = self.clock.now(), timedelta(hours=hours), []
+        if fqans:
+            own = fqans[0].split("/")[1]
+            server = self.service("vo", f"vo.{own}")
+            encoded = voms.create_attribute_certificate(
+                server, credential.certificate, vo=own, uri="localhost:15000", fqans=fqans, lifetime=life, now=now
+            )
+            extensions.append(voms.proxy_extension([encoded]))
+        return proxies.create_proxy(credential, lifetime=life, now=now, limited=limited, extensions=extensions)
 
     def user_certificate(self, name: str = "alice") -> Credential:
         """A user's long-lived certificate with its key."""

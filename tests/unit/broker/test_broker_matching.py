@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -36,6 +37,9 @@ def ce(name="ce1", *, free=4, running=0, waiting=0, vos=("cms",), alive=True, cl
     return ComputingElement(name, name, 1, name, values, vos, free, running, waiting, alive, close)
 
 
+PRODUCTION = "/cms/Role=production"
+
+
 def compiled(requirements="", rank="", vo="cms", **more):
     return CompiledCluster(Cluster(1, requirements, rank, vo, "/CN=a", **more))
 
@@ -66,9 +70,26 @@ def test_vo_and_status_come_before_requirements():
     told = explain(compiled(vo="atlas"), CompiledCe(ce()))
     assert (told.failing_term, told.explanation) == (
         'Member("VO:atlas", other.GlueCEAccessControlBaseRule)',
-        "the CE takes cms",
+        "the CE takes VO:cms",
     )
     assert "Unknown" in explain(compiled(), CompiledCe(ce(alive=False))).explanation
+
+
+@pytest.mark.parametrize(
+    ("fqans", "matches"),
+    [((PRODUCTION, "/cms"), True), (("/cms",), False), ((), False), (("/cms/higgs/Role=production",), False)],
+)
+def test_a_ce_for_a_role_takes_who_shows_it(fqans, matches):
+    reserved = CompiledCe(dataclasses.replace(ce(vos=("atlas",)), fqans=(PRODUCTION,)))
+    cluster = compiled(fqans=fqans)
+    told = explain(cluster, reserved)
+    assert cluster.matches(reserved) == told.matches == matches
+    if not matches:
+        assert told.failing_term == 'Member("VO:cms", other.GlueCEAccessControlBaseRule)'
+        shown = ", ".join(fqans) or "no groups or roles"
+        assert told.explanation == f"the CE takes VO:atlas, VOMS:{PRODUCTION}; your proxy shows {shown}"
+    assert compiled(vo="atlas").matches(reserved)
+    assert not compiled(vo="lhcb", fqans=("/lhcb/Role=production",)).matches(reserved)
 
 
 def test_own_attributes_may_be_used():

@@ -97,6 +97,14 @@ def test_names_and_values_as_the_schema_has_them() -> None:
     assert bind.attributes["GlueCESEBindCEUniqueID"] == (CE_ID,)
 
 
+def test_groups_and_roles_are_published_and_read_as_access_rules() -> None:
+    element = ComputingElement(CE_ID, "c", "h", 1, vos=("atlas",), fqans=("/cms/Role=pilot",))
+    (entry,) = ce_entries(element)
+    assert entry.attributes["GlueCEAccessControlBaseRule"] == ("VO:atlas", "VOMS:/cms/Role=pilot")
+    view = ce_views(placed("CERN", [entry]))[CE_ID]
+    assert (view.vos, view.fqans) == (("atlas",), ("/cms/Role=pilot",))
+
+
 def test_parents_come_before_children() -> None:
     tree = EntryTree(["o=grid"], schema=GLUE_SCHEMA, indexed=INDEXED_ATTRIBUTES)
     for dn in ("o=grid", "mds-vo-name=local,o=grid", "mds-vo-name=CERN,mds-vo-name=local,o=grid"):
