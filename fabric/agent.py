@@ -524,11 +524,9 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
     while True:
         await context.news.wait(context.settings.fabric.trust_poll_s, heard)
         heard = context.news.rung
-        context.judge.refresh()
-        if context.judge.generation != seen:  # without waiting for the look at the authorities
-            seen = context.judge.generation
-            context.judged.ring()
-            await server.watch(changed=True, chains=False)
+        seen = await _judge_changes(context, server, seen)  # what was heard does not wait for what is read
+        await context.judge.look()
+        seen = await _judge_changes(context, server, seen)
         changed = False
         try:
             changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
@@ -559,6 +557,15 @@ def _look_at_the_trail(context: AgentContext) -> None:
         context.problem("audit log", sentence)
     else:
         context.solved("audit log")
+
+
+async def _judge_changes(context: AgentContext, server: RpcServer, seen: int) -> int:
+    """Everybody judged again if bans, members or VOs have changed; the generation by which they are."""
+    generation = context.judge.generation
+    if generation != seen:
+        context.judged.ring()
+        await server.watch(changed=True, chains=False)
+    return generation
 
 
 async def run_agent(

@@ -9,6 +9,7 @@ Users are mapped in one of two modes: `coarse` by the map file, which tells peop
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ USERS = "Users"
 OPERATORS = "Operators"
 RESERVED_UNITS = frozenset({USERS, OPERATORS})
 """Organisational units that are no sites."""
+
+MAP_AT_ONCE_BYTES = 64 * 1024
+"""A larger map file takes more than some milliseconds to read."""
 
 _Stamp = tuple[int, int, int]
 
@@ -80,6 +84,7 @@ class Judge:
         self._map_stamp: _Stamp | None = None
         self._ban_stamps: tuple[_Stamp | None, _Stamp | None] = (None, None)
         self._read_before = False
+        self._looking = asyncio.Lock()
         self.generation = 0
         self.refresh()
 
@@ -87,6 +92,21 @@ class Judge:
     def map_file(self) -> GridMapFile:
         """The map as of the last refresh."""
         return self._map
+
+    async def look(self) -> bool:
+        """As `refresh`, but a map of many people is read beside the event loop, which it would hold for seconds."""
+        async with self._looking:
+            stamp = _stamp(self._map_path)
+            if stamp == self._map_stamp or stamp is None or stamp[1] <= MAP_AT_ONCE_BYTES:
+                return self.refresh()
+            before = self.generation
+            found = await asyncio.to_thread(self._load_map)
+            if found is not None:
+                self._map = found
+                self.generation += 1
+            self._map_stamp = stamp  # if it has changed meanwhile the next look sees that
+            self.refresh()
+            return self.generation != before
 
     def refresh(self) -> bool:
         """Look at the files; True if one changed. One stat each: cheap to call every second."""
@@ -106,17 +126,23 @@ class Judge:
         return changed
 
     def _read_map(self) -> bool:
+        found = self._load_map()
+        if found is not None:
+            self._map = found
+        return found is not None
+
+    def _load_map(self) -> GridMapFile | None:
+        """None if it cannot be read: the one in force stays."""
         try:
             found = GridMapFile.load(self._map_path)
         except SecurityError as error:
             self._log.error("map.unreadable", path=str(self._map_path), sentence=error.sentence)
-            return False
+            return None
         for problem in found.problems[:20]:
             self._log.warning(
                 "map.line_refused", path=str(self._map_path), line=problem.line, sentence=problem.sentence
             )
-        self._map = found
-        return True
+        return found
 
     def _read_groups(self, path: Path) -> bool:
         try:
@@ -167,7 +193,7 @@ class Judge:
         if self._group_path is None:
             if self.update_now is not None:
                 await self.update_now()
-            self.refresh()
+            await self.look()
         return self.judge(identity, unmapped=unmapped, attributes=attributes, address=address)
 
     def judge(

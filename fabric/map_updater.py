@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -190,17 +190,12 @@ class MapFileUpdater:
         lists = [self._lists[vo].members for vo in vos]
         if self._written == (*lists, self._stamp()):
             return False
-        entries: dict[DistinguishedName, list[str]] = {}
-        for vo in vos:  # a person of several VOs is mapped to the first that this agent serves, and may use the others
-            for subject in self._lists[vo].members or ():
-                entries.setdefault(subject, []).append(f".{vo}")
         if lists and all(members is None for members in lists):
             return False
-        made = GridMapFile(tuple(MapEntry(subject, tuple(accounts)) for subject, accounts in entries.items()))
-        changed = await asyncio.get_running_loop().run_in_executor(None, self._write, made)
+        people, changed = await asyncio.to_thread(self._write, list(zip(vos, lists, strict=True)))
         self._written = (*lists, self._stamp())
         if changed:
-            self._context.log.info("map.written", people=len(made.entries))
+            self._context.log.info("map.written", people=people)
         return changed
 
     def _stamp(self) -> tuple[int, int, int] | None:
@@ -210,8 +205,15 @@ class MapFileUpdater:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
 
-    def _write(self, made: GridMapFile) -> bool:
-        return write_if_changed(self._path, emit(made.entries).encode(), 0o644)
+    def _write(self, lists: Sequence[tuple[str, Sequence[DistinguishedName] | None]]) -> tuple[int, bool]:
+        """How many people are in the file now, and whether it is another one. A person of several VOs is mapped to the
+        first that this agent serves, and may use the others."""
+        accounts: dict[DistinguishedName, list[str]] = {}
+        for vo, members in lists:
+            for subject in members or ():
+                accounts.setdefault(subject, []).append(f".{vo}")
+        text = emit([MapEntry(subject, tuple(names)) for subject, names in accounts.items()])
+        return len(accounts), write_if_changed(self._path, text.encode(), 0o644)
 
     async def _ask(self, vo: str, found: _VoList) -> None:
         for endpoint in self._servers(vo):
@@ -223,20 +225,22 @@ class MapFileUpdater:
                 await self._drop(vo, endpoint)
                 continue
             if found.members is None or texts != found.texts:
-                found.offered, found.texts = self._names(texts, vo), texts
-            self._take_offered(vo, found)
+                found.offered, found.texts = await asyncio.to_thread(self._names, texts, vo), texts
+            await self._take_offered(vo, found)
             found.version = version
             if version:
                 self._tell_others(vo, version)
             found.good_at, found.sentence = self._context.clock.monotonic(), ""
             return
 
-    def _take_offered(self, vo: str, found: _VoList) -> None:
+    async def _take_offered(self, vo: str, found: _VoList) -> None:
         """Use what the server says, unless too many would lose access and nobody has confirmed that."""
-        if found.offered is None:
+        offered, options = found.offered, self._context.settings.fabric
+        if offered is None:
             return
-        options = self._context.settings.fabric
-        held = hold(found.members or (), found.offered, share=options.map_shrink_share, least=options.map_shrink_least)
+        held = await asyncio.to_thread(
+            hold, found.members or (), offered, share=options.map_shrink_share, least=options.map_shrink_least
+        )
         if held is not None and held.digest not in self._confirmed():
             if found.held != held:
                 self._context.log.audit(
@@ -251,7 +255,7 @@ class MapFileUpdater:
             return
         if held is not None:
             self._context.log.audit("map.shrink_confirmed", vo=vo, digest=held.digest, lost=len(held.lost))
-        found.members, found.offered, found.held = found.offered, None, None
+        found.members, found.offered, found.held = offered, None, None
 
     @property
     def _confirmations(self) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from fabric.authorisation import Judge
+from fabric.authorisation import MAP_AT_ONCE_BYTES, Judge
 from fabric.errors import GridError
 from fabric.logs import null_logger
 from fabric.vos import Vos
 from security.bans import BanList
+from security.mapfile import GridMapFile
 from security.testing import TestGrid
 from security.validation import Identity, ValidationPolicy, validate_client_chain
 from security.vos import VoList
@@ -82,3 +84,27 @@ def test_while_a_list_cannot_be_read_nothing_heard_lets_anybody_in(
     assert refusal(judge, mallory) == "BAN_LIST_UNREADABLE"
     (tmp_path / damaged).write_text(f"{mallory.subject}\n")
     assert judge.refresh() and refusal(judge, mallory) == "BANNED"
+
+
+async def test_a_map_of_many_people_is_read_beside_the_event_loop(
+    judge: Judge, mallory: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    load = GridMapFile.load
+
+    def noted(path: Path) -> GridMapFile:
+        threads.append(threading.current_thread())
+        return load(path)
+
+    monkeypatch.setattr(GridMapFile, "load", noted)
+    (tmp_path / "map").write_text(f'"{mallory.subject}" .cms\n')
+    before = judge.generation
+    assert await judge.look() and judge.generation == before + 1 and not await judge.look()
+    many = "".join(f'"/C=XX/O=TestGrid/CN={number}" .cms\n' for number in range(MAP_AT_ONCE_BYTES // 30))
+    (tmp_path / "map").write_text(many)
+    assert await judge.look() and judge.generation == before + 2 and not await judge.look()
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+    assert not judge.map_file.accounts_of(mallory.subject)
+    (tmp_path / "map").write_bytes(b"\xff" * 2 * MAP_AT_ONCE_BYTES)
+    assert not await judge.look()  # the map in force stays
+    assert judge.map_file.entries
