@@ -419,11 +419,16 @@ class Ground:
     async def gone(self, *jobs: Job) -> None:
         """Wait until no process of these jobs is left; into the score."""
         since = self._acted or time.monotonic()
-        deadline = time.monotonic() + REFUSED_WITHIN_S
-        while left := [pid for job in jobs for pid in job.processes()]:
+        if await self.eventually(lambda: not any(job.processes() for job in jobs), "processes of the job still run"):
+            self.score.stopped_ms = round((time.monotonic() - since) * 1000, 1)
+            self.mark("umpire", "the last process is gone")
+
+    async def eventually(self, holds: Callable[[], object], failure: str, within_s: float = REFUSED_WITHIN_S) -> bool:
+        """Look again and again until this holds; if it does not in time, that is a failure."""
+        deadline = time.monotonic() + within_s
+        while not holds():
             if time.monotonic() > deadline:
-                self.expect(False, f"processes {left} still run after {REFUSED_WITHIN_S:g} s")
-                return
+                self.expect(False, f"{failure} after {within_s:g} s")
+                return False
             await asyncio.sleep(LOOK_EVERY_S)
-        self.score.stopped_ms = round((time.monotonic() - since) * 1000, 1)
-        self.mark("umpire", "the last process is gone")
+        return True

@@ -6,13 +6,14 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cryptography import x509
+
 from agents.user_interface.drill.drills.authorities import authority_of_equal_name
 from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
 from agents.user_interface.drill.people import VICTIM, Person, proxy_of
-from security.certificates import issuer_of
+from security.certificates import issuer_of, public_key_of
 from security.files import write_atomic
 from security.installation import install_crl
-from security.names import DistinguishedName
 from security.trust import TrustStore
 
 SHARED = (
@@ -72,11 +73,11 @@ async def crl_older(ground: Ground) -> None:
     ground.begin()
     await ground.serves(mallory)
     ground.defend("revokes the certificate")
-    await (await ground.authority()).revoke(subject=mallory.subject, reason="keyCompromise")
+    _, number = await (await ground.authority()).revoke(subject=mallory.subject, reason="keyCompromise")
     await ground.refuses(mallory, "CERTIFICATE_REVOKED")
     write_atomic(path, older, 0o644)
     ground.attack("puts the list from before the revocation in its place")
-    await _goes_on(ground, mallory, alice)
+    await _goes_on(ground, mallory, alice, path, number)
 
 
 async def crl_wrong_ca(ground: Ground) -> None:
@@ -87,15 +88,16 @@ async def crl_wrong_ca(ground: Ground) -> None:
     ground.begin()
     await ground.serves(mallory)
     ground.defend("revokes the certificate")
-    await (await ground.authority()).revoke(subject=mallory.subject, reason="keyCompromise")
+    _, number = await (await ground.authority()).revoke(subject=mallory.subject, reason="keyCompromise")
     await ground.refuses(mallory, "CERTIFICATE_REVOKED")
     write_atomic(path, rogue.build_crl(datetime.now(UTC), timedelta(days=30)), 0o644)
     ground.attack("puts a list in its place that another authority of that name has signed")
-    await _goes_on(ground, mallory, alice)
+    await _goes_on(ground, mallory, alice, path, number)
 
 
-async def _goes_on(ground: Ground, mallory: Person, alice: Person) -> None:
-    """With a bad list on the disk: the revoked stay refused, others are served, also by a service that restarts."""
+async def _goes_on(ground: Ground, mallory: Person, alice: Person, path: Path, number: int) -> None:
+    """With a bad list on the disk: the revoked stay refused, others are served, also by a service that restarts; and
+    the good list comes back."""
     await asyncio.sleep(ground.seconds(2))
     await ground.refuses(mallory, "CERTIFICATE_REVOKED")
     await ground.serves(alice)
@@ -105,13 +107,26 @@ async def _goes_on(ground: Ground, mallory: Person, alice: Person) -> None:
     await ground.serves(fresh, [restarted], within_s=SERVED_AGAIN_S)
     revoked = await ground.person(mallory.certificate, f"{mallory.name} with a new proxy", mallory.part)
     await ground.refuses_act(revoked, restarted.name, revoked.call(restarted), "CERTIFICATE_REVOKED")
+    await ground.eventually(
+        lambda: (_number(path, alice) or 0) >= number, "the good list is not on the disk again", SERVED_AGAIN_S
+    )
+    ground.mark("umpire", "the good list is on the disk again")
+
+
+def _number(path: Path, person: Person) -> int | None:
+    """Of a list on the disk, if it is one of the authority that issued somebody's certificate."""
+    found = x509.load_pem_x509_crl(path.read_bytes())
+    authority = TrustStore(path.parent).snapshot().named(issuer_of(person.certificate.certificate))
+    if not any(found.is_signature_valid(public_key_of(one.certificate)) for one in authority):
+        return None
+    return found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def _list_of(ground: Ground, person: Person) -> Path:
     """The file with the revocation list of the authority that issued somebody's certificate."""
-    name = DistinguishedName.from_x509(person.certificate.certificate.issuer)
+    name = issuer_of(person.certificate.certificate)
     for authority in TrustStore(ground.certificates).snapshot().named(name):
         for stem in sorted(authority.stems):
             if (path := ground.certificates / f"{stem}.r0").exists():
                 return path
-    raise FileNotFoundError(f"no list of {issuer_of(person.certificate.certificate)} in {ground.certificates}")
+    raise FileNotFoundError(f"no list of {name} in {ground.certificates}")

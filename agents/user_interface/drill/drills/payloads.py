@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2
 
 from agents.gatekeeper import client as gatekeeper
-from agents.user_interface.drill.ground import LOOK_EVERY_S, REFUSED_WITHIN_S, SERVED_AGAIN_S, Ground
+from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
 from agents.user_interface.drill.people import ATTACKER, VICTIM, Job, Person
 from fabric.errors import Exhausted, Refused
 from fabric.settings import Endpoint
@@ -45,9 +44,9 @@ async def payload_runaway(ground: Ground) -> None:
     began = time.monotonic()
     await ground.gone(greedy)
     ground.score.figures["until the disk limit ended all processes, ms"] = round((time.monotonic() - began) * 1000)
-    await _erased(ground, f"fill-{greedy.mark}")
+    await ground.eventually(lambda: not _on_disk(ground, f"fill-{greedy.mark}"), "its files are still on the disk")
     stubborn = await mallory.run_payload(_STUBBORN + _STAYS)
-    await _until(lambda: len(stubborn.processes()) >= PROCESSES)
+    await ground.eventually(lambda: len(stubborn.processes()) >= PROCESSES, "the payload has not made its processes")
     ground.attack("another payload of the kind stays")
     ground.defend("bans the user")
     await ground.ban("subject", mallory.subject)
@@ -56,23 +55,10 @@ async def payload_runaway(ground: Ground) -> None:
     await ground.serves(bob)
 
 
-async def _erased(ground: Ground, name: str) -> None:
-    """Wait until no worker's scratch area has a file of this name."""
-
-    def left() -> list[Path]:
-        areas = [path.resolve() for path in ground.state.glob("sites/*/*/scratch")]
-        return [Path(folder) for area in areas for folder, _, files in os.walk(area) if name in files]
-
-    await _until(lambda: not left())
-    ground.expect(not left(), f"{name} is still on the disk")
-
-
-async def _until(holds: Callable[[], object]) -> None:
-    began = time.monotonic()
-    while not holds():
-        if time.monotonic() > began + REFUSED_WITHIN_S:
-            return
-        await asyncio.sleep(LOOK_EVERY_S)
+def _on_disk(ground: Ground, name: str) -> list[Path]:
+    """Folders of workers' scratch areas with a file of this name."""
+    areas = [path.resolve() for path in ground.state.glob("sites/*/*/scratch")]
+    return [Path(folder) for area in areas for folder, _, files in os.walk(area) if name in files]
 
 
 async def pool_accounts_exhausted(ground: Ground) -> None:
@@ -108,7 +94,7 @@ async def _run_at(ground: Ground, ce: Endpoint, person: Person, vo: str) -> Job:
     if not outcome.accepted:
         raise Refused(outcome.reason, outcome.sentence)
     ground.afterwards(lambda: gatekeeper.cancel(channel, [job.job_id]))
-    await _until(job.processes)
+    await ground.eventually(job.processes, "the job has not started")
     return job
 
 
