@@ -84,10 +84,12 @@ class AuthorityClient:
         return (await self._stub.IssueHost(request)).certificate_pem
 
     async def revoke(
-        self, *, serial: str = "", subject: str = "", reason: str = "unspecified"
+        self, *, serial: str = "", subject: str = "", proxy: bytes = b"", reason: str = "unspecified"
     ) -> tuple[list[str], int]:
-        """Operators: the serials that are revoked now and the number of the list that says so."""
-        answer = await self._stub.Revoke(pb.RevokeRequest(serial=serial, subject=subject, reason=reason))
+        """Operators: one serial, all of a subject, or one proxy (PEM chain, its owner stays good). The serials that are
+        revoked now and the number of the list that says so."""
+        request = pb.RevokeRequest(serial=serial, subject=subject, proxy_pem=proxy, reason=reason)
+        answer = await self._stub.Revoke(request)
         return list(answer.serials), answer.crl_number
 
     async def list_issued(self, prefix: str = "") -> list[pb.Issued]:

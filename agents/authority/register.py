@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agents.authority.authorities import FIRST, Authorities, refusals
 from agents.authority.config import AuthorityConfig
 from fabric.authorisation import USERS
 from fabric.errors import AlreadyExists, Conflict, InvalidRequest, NotFound
+from security import certificates
 from security.authority import IssuedCertificate
 from security.names import DistinguishedName
+from security.proxies import proxy_info
 
 MAX_NAME_LENGTH = 64
 """X.520: upper bound of a common name."""
@@ -204,6 +208,34 @@ class Register:
             for name, one in meant:
                 self._authorities.own(name).revoke(one.serial, reason or "unspecified", now)
         return [f"{one.serial:X}" for _, one in meant], list(dict.fromkeys(name for name, _ in meant))
+
+    def revoke_proxy(self, proxy_pem: bytes, reason: str) -> tuple[str, str]:
+        """List the serial number of one proxy; its owner stays good. Idempotent.
+
+        Returns the serial and the name of the authority. Raises InvalidRequest, NotFound.
+        """
+        with refusals():
+            chain = certificates.load_chain(proxy_pem)
+            if len(chain) < 2 or proxy_info(chain[0]) is None:
+                raise InvalidRequest(
+                    "REVOCATION_INVALID", "give a proxy with its chain; another certificate is revoked by its serial"
+                )
+            depth = next((n for n, one in enumerate(chain) if proxy_info(one) is None), len(chain) - 1)
+            for proxy, issuer in pairwise(chain[: depth + 1]):
+                try:
+                    proxy.verify_directly_issued_by(issuer)
+                except (ValueError, TypeError, InvalidSignature):
+                    raise InvalidRequest(
+                        "REVOCATION_INVALID", f"{certificates.describe(proxy)} is not signed by the next of its chain"
+                    ) from None
+            owner = chain[depth]
+            for name, authority in self._authorities.all_own().items():
+                if any(one.certificate == owner for one in authority.list_issued()):
+                    authority.revoke_proxy(chain[0], self._now(), reason or "unspecified")
+                    return f"{chain[0].serial_number:X}", name
+        raise NotFound(
+            "SUBJECT_UNKNOWN", f"no authority of this grid issued {certificates.describe(owner)}, whose proxy this is"
+        )
 
     def issued(self, prefix: str) -> list[tuple[DistinguishedName, IssuedCertificate]]:
         """The registers with the name of the issuer, each oldest first."""

@@ -132,7 +132,14 @@ class AuthorityServicer(pb_grpc.AuthorityServicer):
         return pb.IssueHostResponse(certificate_pem=pem)
 
     async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext) -> pb.RevokeResponse:
-        serials, names = await asyncio.to_thread(self._register.revoke, request.serial, request.subject, request.reason)
+        register = self._register
+        if request.proxy_pem:
+            if request.serial or request.subject:
+                raise InvalidRequest("REVOCATION_INVALID", "name a proxy, or a serial number, or a subject to revoke")
+            serial, name = await asyncio.to_thread(register.revoke_proxy, request.proxy_pem, request.reason)
+            serials, names = [serial], [name]
+        else:
+            serials, names = await asyncio.to_thread(register.revoke, request.serial, request.subject, request.reason)
         number = await self._publish(names)
         self.revoked += len(serials)
         self._log.audit(

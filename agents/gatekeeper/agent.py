@@ -47,7 +47,7 @@ JUDGE_OWNERS_S = 60.0
 KILL_REASONS = frozenset(
     {
         Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value,
-        Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value,
+        Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value, Reason.UNKNOWN_CA.value,
     }
 )  # fmt: skip
 

@@ -54,6 +54,10 @@ NAMES = ("Ada", "Bela", "Carla", "Dmitri", "Elif", "Fatou", "Goran", "Hanna", "I
          "Nadia", "Oskar", "Priya", "Quentin", "Rosa", "Sven", "Tomoko", "Uma", "Viktor", "Wanda", "Yusuf")  # fmt: skip
 
 
+Act = Callable[[Endpoint], Awaitable[GridError | None]]
+"""What somebody tries at a service: why it was refused, or None."""
+
+
 class NotHereError(Exception):
     """This grid lacks what a drill needs."""
 
@@ -164,11 +168,11 @@ class Ground:
     def _new_name(self) -> str:
         return f"{self.dice.choice(NAMES)} {self.dice.randrange(10_000, 100_000)}"
 
-    async def certificate_of(self, name: str, lifetime_s: float = 0) -> Credential:
-        """A certificate for somebody of that name, who is no member of anything."""
+    async def certificate_of(self, name: str, lifetime_s: float = 0, authority: str = "") -> Credential:
+        """A certificate for somebody of that name, who is no member of anything; by default of the first authority."""
         key, request = new_request()
-        authority = await self.authority()
-        pem = await authority.issue_user(name, request, int(lifetime_s), renew=True)
+        client = await self.authority()
+        pem = await client.issue_user(name, request, int(lifetime_s), renew=True, authority=authority)
         return Credential(x509.load_pem_x509_certificate(pem), key)
 
     async def member(self, part: str, vo: str = "") -> Person:
@@ -345,15 +349,23 @@ class Ground:
             )
         )  # fmt: skip
 
-    async def serves(self, person: Person, endpoints: Sequence[Endpoint] | None = None, *, within_s: float = 0) -> None:
+    async def serves(
+        self,
+        person: Person,
+        endpoints: Sequence[Endpoint] | None = None,
+        *,
+        within_s: float = 0,
+        act: Act | None = None,
+    ) -> None:
         """The control: every service serves this person, at once or within a while."""
         began = time.monotonic()
+        attempt = act or person.attempt
 
         async def look(endpoint: Endpoint) -> None:
-            refusal = await person.attempt(endpoint)
+            refusal = await attempt(endpoint)
             while refusal is not None and time.monotonic() < began + within_s:
                 await asyncio.sleep(LOOK_EVERY_S)
-                refusal = await person.attempt(endpoint)
+                refusal = await attempt(endpoint)
             self._verdict(person, endpoint.name, refusal, expected=refusal is None, since=began)
             sentence = refusal.sentence if refusal is not None else ""
             self.expect(refusal is None, f"{endpoint.name} refused {person.name}: {sentence}")
@@ -366,7 +378,7 @@ class Ground:
         person: Person,
         *reasons: str,
         endpoints: Sequence[Endpoint] | None = None,
-        act: Callable[[Endpoint], Awaitable[GridError | None]] | None = None,
+        act: Act | None = None,
     ) -> None:
         """Each service is asked again and again until it refuses, for one of these reasons; how long that took is
         counted from what the defender did."""

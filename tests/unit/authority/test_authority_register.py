@@ -8,9 +8,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from agents.authority.authorities import FIRST, Authorities
 from agents.authority.config import AuthorityConfig
 from agents.authority.register import AgentRequest, Register
-from fabric.errors import AlreadyExists, InvalidRequest, NotFound
+from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound
+from security import certificates
 from security.authority import CertificateAuthority
-from security.credentials import generate_key
+from security.credentials import Credential, generate_key
+from security.proxies import create_proxy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SITES = {"RAL": {"gatekeeper/gatekeeper.RAL": ("ce.ral.ac.uk", "10.0.0.3")}}
@@ -121,6 +123,47 @@ def test_revocation_by_serial_and_by_subject(register, authorities):
 def test_unclear_revocations_are_refused(register, serial, subject):
     with pytest.raises(InvalidRequest):
         register.revoke(serial, subject, "")
+
+
+def user(authority: CertificateAuthority, name: str) -> Credential:
+    key = generate_key("ec-p256")
+    certificate = authority.issue_user(
+        f"/O=EDG/OU=Users/CN={name}", key.public_key(), lifetime=timedelta(days=9), now=NOW, renew=True
+    )
+    return Credential(certificate, key)
+
+
+def proxy(of: Credential) -> Credential:
+    return create_proxy(of, lifetime=timedelta(hours=1), now=NOW)
+
+
+def test_one_proxy_is_revoked_and_its_owner_stays_good(register, authorities):
+    ada = user(authorities.first, "Ada")
+    stolen = proxy(proxy(ada))
+    serial = f"{stolen.certificate.serial_number:X}"
+    for _ in range(2):
+        assert register.revoke_proxy(stolen.pem_chain(), "keyCompromise") == (serial, FIRST)
+    crl = x509.load_pem_x509_crl(authorities.first.build_crl(NOW, timedelta(days=1)))
+    assert [one.serial_number for one in crl] == [stolen.certificate.serial_number]
+
+
+def test_what_is_no_proxy_of_ours_cannot_be_revoked_as_one(register, authorities, tmp_path):
+    ada = user(authorities.first, "Ada")
+    other = CertificateAuthority.create(
+        tmp_path / "other", "/O=EDG/CN=CA", lifetime=timedelta(days=99), now=NOW, key_type="ec-p256"
+    )
+    stranger = proxy(user(other, "Ada"))
+    for chain, refusal, reason in (
+        (b"garbage", GridError, "CHAIN_MALFORMED"),
+        (ada.pem_chain(), InvalidRequest, "REVOCATION_INVALID"),
+        (certificates.pem([proxy(ada).certificate]), InvalidRequest, "REVOCATION_INVALID"),
+        (certificates.pem([stranger.certificate, ada.certificate]), InvalidRequest, "REVOCATION_INVALID"),
+        (stranger.pem_chain(), NotFound, "SUBJECT_UNKNOWN"),
+    ):
+        with pytest.raises(refusal) as refused:
+            register.revoke_proxy(chain, "")
+        assert refused.value.reason == reason
+    other.close()
 
 
 def test_unknown_certificates_cannot_be_revoked(register):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
+from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground, NotHereError
+from security.credentials import Credential
 
 BANNED = "BANNED"
 
@@ -35,3 +36,33 @@ async def user_banned_at_site(ground: Ground) -> None:
     await ground.ban("subject", mallory.subject, sites=[site])
     await ground.refuses(mallory, BANNED, endpoints=[endpoint for endpoint in everywhere if endpoint.site == site])
     await ground.serves(mallory, [endpoint for endpoint in everywhere if endpoint.site != site])
+
+
+async def site_banned(ground: Ground) -> None:
+    """A whole site has gone bad: its hosts' certificates are banned at the other sites, whose services then refuse its
+    agents, while the other sites go on; lifted, the site works again."""
+    ground.note("the banned site's agents run as the same Unix user as all others of this lab")
+    alice = await ground.victim()
+    sites = sorted({endpoint.site for endpoint in ground.endpoints("storage")} - {ground.one("broker").site})
+    if not sites:
+        raise NotHereError("this grid has one site")
+    site = ground.dice.choice(sites)
+    elsewhere = [endpoint for endpoint in ground.endpoints() if endpoint.site != site]
+    host = Credential.load(ground.credential_file(next(e for e in ground.endpoints("storage") if e.site == site)))
+    ground.begin()
+    agent = await ground.bearer(host, f"a host of {site}")
+    peers = [endpoint for endpoint in elsewhere if endpoint.kind in ("bookkeeping", "catalog", "storage")]
+    await ground.serves(agent, peers, act=agent.enter)
+    others = sorted({endpoint.site for endpoint in elsewhere})
+    ground.defend(f"bans every host of {site} at {', '.join(others)}")
+    pattern = f"{ground.services.extra['organisation']}/OU={site}/CN=*"
+    lift = await ground.ban("pattern", pattern, sites=others)
+    await ground.refuses(agent, BANNED, endpoints=peers, act=agent.enter)
+    await ground.serves(alice, elsewhere)
+    home = next(endpoint for endpoint in elsewhere if endpoint.kind == "gatekeeper")
+    job = await alice.run_forever(f'regexp(":{home.rpc}/", other.GlueCEUniqueID)')
+    ground.expect(bool(job.processes()), "no job runs at the other sites")
+    ground.defend("lifts the ban")
+    await lift()
+    await ground.serves(agent, peers, within_s=SERVED_AGAIN_S, act=agent.enter)
+    await ground.serves(alice)

@@ -32,6 +32,21 @@ async def user_revoked(ground: Ground) -> None:
         await asyncio.gather(ground.refuses(mallory, "CERTIFICATE_REVOKED"), ground.gone(job))
 
 
+async def proxy_revoked(ground: Ground) -> None:
+    """The serial number of one stolen proxy goes on the revocation list while its session is open: that proxy and what
+    was made from it are refused everywhere, its owner and other proxies of the owner are not."""
+    alice = await ground.victim()
+    other = await ground.person(alice.certificate, f"{alice.name} with another proxy", VICTIM)
+    ground.begin()
+    thief = await ground.bearer(alice.proxy, f"thief of a proxy of {alice.name}")
+    below = await ground.bearer(proxy_of(alice.proxy), "proxy made from the stolen one")
+    await asyncio.gather(*map(ground.serves, (thief, below, other)))
+    ground.defend("revokes the proxy")
+    await (await ground.authority()).revoke(proxy=alice.proxy.pem_chain(), reason="keyCompromise")
+    await asyncio.gather(ground.refuses(thief, "PROXY_REVOKED"), ground.refuses(below, "PROXY_REVOKED"))
+    await ground.serves(other)
+
+
 async def limited_proxy_submits(ground: Ground) -> None:
     """A limited proxy, and one made from it, may read data and may not submit a job."""
     alice = await ground.victim()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'gridfabric/authority/v1/authority.proto\x12\x17gridfabric.authority.v1\"b\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x35\n\x06\x61gents\x18\x03 \x03(\x0b\x32%.gridfabric.authority.v1.AgentRequest\"N\n\x0c\x41gentRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05hosts\x18\x03 \x03(\t\x12\x13\n\x0brequest_pem\x18\x04 \x01(\x0c\"(\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x03(\x0c\"\x81\x01\n\x10IssueUserRequest\x12\x13\n\x0b\x63ommon_name\x18\x01 \x01(\t\x12\x13\n\x0brequest_pem\x18\x02 \x01(\x0c\x12\x12\n\nlifetime_s\x18\x03 \x01(\x03\x12\r\n\x05renew\x18\x04 \x01(\x08\x12\x11\n\tauthority\x18\x05 \x01(\t\x12\r\n\x05robot\x18\x06 \x01(\x08\"}\n\x10IssueHostRequest\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x13\n\x0brequest_pem\x18\x03 \x01(\x0c\x12\x12\n\nlifetime_s\x18\x04 \x01(\x03\x12\r\n\x05renew\x18\x05 \x01(\x08\x12\x11\n\tauthority\x18\x06 \x01(\t\",\n\x11IssueHostResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\",\n\x11IssueUserResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"\x1d\n\rInviteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"6\n\x0eInviteResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\"@\n\rRevokeRequest\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x0eRevokeResponse\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12\x12\n\ncrl_number\x18\x02 \x01(\x03\"+\n\x11ListIssuedRequest\x12\x16\n\x0esubject_prefix\x18\x01 \x01(\t\"E\n\x12ListIssuedResponse\x12/\n\x06issued\x18\x01 \x03(\x0b\x32\x1f.gridfabric.authority.v1.Issued\"v\n\x06Issued\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x14\n\x0cnot_after_us\x18\x03 \x01(\x03\x12\x15\n\rrevoked_at_us\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06issuer\x18\x06 \x01(\t2\xc8\x04\n\tAuthority\x12V\n\x05\x45nrol\x12%.gridfabric.authority.v1.EnrolRequest\x1a&.gridfabric.authority.v1.EnrolResponse\x12\x62\n\tIssueUser\x12).gridfabric.authority.v1.IssueUserRequest\x1a*.gridfabric.authority.v1.IssueUserResponse\x12\x62\n\tIssueHost\x12).gridfabric.authority.v1.IssueHostRequest\x1a*.gridfabric.authority.v1.IssueHostResponse\x12Y\n\x06Invite\x12&.gridfabric.authority.v1.InviteRequest\x1a\'.gridfabric.authority.v1.InviteResponse\x12Y\n\x06Revoke\x12&.gridfabric.authority.v1.RevokeRequest\x1a\'.gridfabric.authority.v1.RevokeResponse\x12\x65\n\nListIssued\x12*.gridfabric.authority.v1.ListIssuedRequest\x1a+.gridfabric.authority.v1.ListIssuedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'gridfabric/authority/v1/authority.proto\x12\x17gridfabric.authority.v1\"b\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x35\n\x06\x61gents\x18\x03 \x03(\x0b\x32%.gridfabric.authority.v1.AgentRequest\"N\n\x0c\x41gentRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05hosts\x18\x03 \x03(\t\x12\x13\n\x0brequest_pem\x18\x04 \x01(\x0c\"(\n\rEnrolResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x03(\x0c\"\x81\x01\n\x10IssueUserRequest\x12\x13\n\x0b\x63ommon_name\x18\x01 \x01(\t\x12\x13\n\x0brequest_pem\x18\x02 \x01(\x0c\x12\x12\n\nlifetime_s\x18\x03 \x01(\x03\x12\r\n\x05renew\x18\x04 \x01(\x08\x12\x11\n\tauthority\x18\x05 \x01(\t\x12\r\n\x05robot\x18\x06 \x01(\x08\"}\n\x10IssueHostRequest\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x13\n\x0brequest_pem\x18\x03 \x01(\x0c\x12\x12\n\nlifetime_s\x18\x04 \x01(\x03\x12\r\n\x05renew\x18\x05 \x01(\x08\x12\x11\n\tauthority\x18\x06 \x01(\t\",\n\x11IssueHostResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\",\n\x11IssueUserResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"\x1d\n\rInviteRequest\x12\x0c\n\x04site\x18\x01 \x01(\t\"6\n\x0eInviteResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\"S\n\rRevokeRequest\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\tproxy_pem\x18\x04 \x01(\x0c\"5\n\x0eRevokeResponse\x12\x0f\n\x07serials\x18\x01 \x03(\t\x12\x12\n\ncrl_number\x18\x02 \x01(\x03\"+\n\x11ListIssuedRequest\x12\x16\n\x0esubject_prefix\x18\x01 \x01(\t\"E\n\x12ListIssuedResponse\x12/\n\x06issued\x18\x01 \x03(\x0b\x32\x1f.gridfabric.authority.v1.Issued\"v\n\x06Issued\x12\x0e\n\x06serial\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x14\n\x0cnot_after_us\x18\x03 \x01(\x03\x12\x15\n\rrevoked_at_us\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06issuer\x18\x06 \x01(\t2\xc8\x04\n\tAuthority\x12V\n\x05\x45nrol\x12%.gridfabric.authority.v1.EnrolRequest\x1a&.gridfabric.authority.v1.EnrolResponse\x12\x62\n\tIssueUser\x12).gridfabric.authority.v1.IssueUserRequest\x1a*.gridfabric.authority.v1.IssueUserResponse\x12\x62\n\tIssueHost\x12).gridfabric.authority.v1.IssueHostRequest\x1a*.gridfabric.authority.v1.IssueHostResponse\x12Y\n\x06Invite\x12&.gridfabric.authority.v1.InviteRequest\x1a\'.gridfabric.authority.v1.InviteResponse\x12Y\n\x06Revoke\x12&.gridfabric.authority.v1.RevokeRequest\x1a\'.gridfabric.authority.v1.RevokeResponse\x12\x65\n\nListIssued\x12*.gridfabric.authority.v1.ListIssuedRequest\x1a+.gridfabric.authority.v1.ListIssuedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,15 +50,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVITERESPONSE']._serialized_start=672
   _globals['_INVITERESPONSE']._serialized_end=726
   _globals['_REVOKEREQUEST']._serialized_start=728
-  _globals['_REVOKEREQUEST']._serialized_end=792
-  _globals['_REVOKERESPONSE']._serialized_start=794
-  _globals['_REVOKERESPONSE']._serialized_end=847
-  _globals['_LISTISSUEDREQUEST']._serialized_start=849
-  _globals['_LISTISSUEDREQUEST']._serialized_end=892
-  _globals['_LISTISSUEDRESPONSE']._serialized_start=894
-  _globals['_LISTISSUEDRESPONSE']._serialized_end=963
-  _globals['_ISSUED']._serialized_start=965
-  _globals['_ISSUED']._serialized_end=1083
-  _globals['_AUTHORITY']._serialized_start=1086
-  _globals['_AUTHORITY']._serialized_end=1670
+  _globals['_REVOKEREQUEST']._serialized_end=811
+  _globals['_REVOKERESPONSE']._serialized_start=813
+  _globals['_REVOKERESPONSE']._serialized_end=866
+  _globals['_LISTISSUEDREQUEST']._serialized_start=868
+  _globals['_LISTISSUEDREQUEST']._serialized_end=911
+  _globals['_LISTISSUEDRESPONSE']._serialized_start=913
+  _globals['_LISTISSUEDRESPONSE']._serialized_end=982
+  _globals['_ISSUED']._serialized_start=984
+  _globals['_ISSUED']._serialized_end=1102
+  _globals['_AUTHORITY']._serialized_start=1105
+  _globals['_AUTHORITY']._serialized_end=1689
 # @@protoc_insertion_point(module_scope)

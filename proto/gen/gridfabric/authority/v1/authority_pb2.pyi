@@ -93,14 +93,16 @@ class InviteResponse(_message.Message):
     def __init__(self, token: _Optional[str] = ..., authority_pem: _Optional[bytes] = ...) -> None: ...
 
 class RevokeRequest(_message.Message):
-    __slots__ = ("serial", "subject", "reason")
+    __slots__ = ("serial", "subject", "reason", "proxy_pem")
     SERIAL_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PROXY_PEM_FIELD_NUMBER: _ClassVar[int]
     serial: str
     subject: str
     reason: str
-    def __init__(self, serial: _Optional[str] = ..., subject: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    proxy_pem: bytes
+    def __init__(self, serial: _Optional[str] = ..., subject: _Optional[str] = ..., reason: _Optional[str] = ..., proxy_pem: _Optional[bytes] = ...) -> None: ...
 
 class RevokeResponse(_message.Message):
     __slots__ = ("serials", "crl_number")
