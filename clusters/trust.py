@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,7 +25,7 @@ from clusters.plan import PlannedAgent
 from fabric import trust_push
 from fabric.errors import InvalidRequest, NotFound, from_security
 from security.authority import CertificateAuthority
-from security.certificates import parse_authority, subject_hash
+from security.certificates import issuer_among, parse_authority, subject_hash
 from security.credentials import Credential, generate_key
 from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
@@ -140,16 +139,8 @@ def is_good(path: Path, subject: DistinguishedName, ca_pem: bytes, now: datetime
         authorities = x509.load_pem_x509_certificates(ca_pem)
     except (CredentialError, ValueError, OSError):
         return False
-    issued = any(_is_issued_by(credential.certificate, authority) for authority in authorities)
+    issued = issuer_among(credential.certificate, authorities) is not None
     return issued and credential.subject == subject and credential.not_after - now > RENEW_WITHIN
-
-
-def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _save(credential: Credential, path: Path) -> None:

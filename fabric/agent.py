@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import sqlalchemy
 
     from fabric.authorisation import Judge
+    from fabric.host_credential import HostCredential
     from fabric.http import HttpServer, Route
     from fabric.information_publisher import InformationPublisher
     from fabric.rpc.channel import Channels
@@ -145,6 +146,12 @@ class AgentContext:
     def state_dir(self) -> Path:
         """This agent's own directory."""
         return self.settings.state_dir
+
+    def use(self, credential: Credential) -> None:
+        """Another credential of the same name from now on: shown by the server, proved by the channels."""
+        self.credential = self.channels.credential = credential
+        if self.rpc is not None:
+            self.rpc.use(credential)
 
     def spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a background task. If it raises, that is logged and the agent is degraded; it is not started again."""
@@ -328,6 +335,7 @@ async def running(
 
 @contextlib.asynccontextmanager
 async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) -> AsyncGenerator[RunningAgent]:
+    from fabric.host_credential import HostCredential
     from fabric.rpc.audit_trail import audit_service
     from fabric.rpc.delegation import delegation_service
     from fabric.rpc.server import RpcServer, ServerConfig
@@ -363,11 +371,12 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
             services,
         )
         context.rpc = server
-        _start_updaters(context)
+        credential = HostCredential(context)
+        _start_updaters(context, credential)
         await agent.start()
         await server.start()
         shell = RunningAgent(context, agent, server, started_at)
-        context.spawn(_watch(context, server), "watch trust and sessions")
+        context.spawn(_watch(context, server, credential), "watch trust and sessions")
     except BaseException:
         await context.shut()
         raise
@@ -486,7 +495,7 @@ def central_bans_path(settings: Settings) -> Path:
     return settings.state_dir / "central-bans"
 
 
-def _start_updaters(context: AgentContext) -> None:
+def _start_updaters(context: AgentContext, credential: HostCredential) -> None:
     from fabric.vos import vo_list_path
 
     settings = context.settings
@@ -502,7 +511,8 @@ def _start_updaters(context: AgentContext) -> None:
 
         updater = TrustUpdater(context)
         context.spawn(updater.run(), "trust updater")
-        context.spawn(TrustFollower(context, updater).run(), "trust follower")
+        context.spawn(TrustFollower(context, updater, credential).run(), "trust follower")
+        context.spawn(credential.run(), "host credential")
     if settings.fabric.ban_updater and settings.endpoints("authority"):
         from fabric.ban_updater import BanUpdater
 
@@ -513,8 +523,8 @@ def _start_updaters(context: AgentContext) -> None:
         context.spawn(VoUpdater(context, vo_list_path(settings)).run(), "VO updater")
 
 
-async def _watch(context: AgentContext, server: RpcServer) -> None:
-    """Once a second: trust, map and bans as they are on disk now; everybody judged again after a change."""
+async def _watch(context: AgentContext, server: RpcServer, credential: HostCredential) -> None:
+    """Once a second: trust, credential, map and bans as they are on disk; everybody judged again after a change."""
     from security.errors import SecurityError
 
     judged_at = context.clock.monotonic()
@@ -541,6 +551,7 @@ async def _watch(context: AgentContext, server: RpcServer) -> None:
         if changed:
             context.log.info("trust.changed", generation=context.trust.snapshot().generation)
             await context.channels.trust_changed()
+        credential.refresh()
         changed = context.voms.refresh() or changed
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
         if due:

@@ -117,7 +117,7 @@ class TlsDoor(Listener):
 
     def __init__(
         self,
-        credential: Credential,
+        credential: Callable[[], Credential],
         handler: Handler,
         log: Logger,
         *,
@@ -125,14 +125,20 @@ class TlsDoor(Listener):
         max_per_address: int = MAX_CONNECTIONS,
         newest: int = SSL.TLS1_3_VERSION,
     ) -> None:
-        """`handshake_timeout_s`: from the connection on; some clients connect before they ask their user.
+        """`credential`: what new connections are shown, which may be renewed meanwhile.
+        `handshake_timeout_s`: from the connection on; some clients connect before they ask their user.
         `newest`: TLS 1.2 for clients that take the session ticket of TLS 1.3 for an empty message (MyProxy's)."""
         super().__init__(PIECE_BYTES)
-        self._context = _server_context(credential)
-        self._context.set_max_proto_version(newest)
+        self._credential, self._newest = credential, newest
+        self._shown, self._context = self._prepare(credential())
         self._handler, self._log = handler, log
         self._handshake_timeout_s, self._max_per_address = handshake_timeout_s, max_per_address
         self._by_address: dict[str, int] = {}
+
+    def _prepare(self, credential: Credential) -> tuple[Credential, SSL.Context]:
+        context = _server_context(credential)
+        context.set_max_proto_version(self._newest)
+        return credential, context
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -141,6 +147,8 @@ class TlsDoor(Listener):
         address = writer.get_extra_info("peername")
         host = str(address[0]) if address else "?"
         self._by_address[host] = self._by_address.get(host, 0) + 1
+        if self._credential() is not self._shown:
+            self._shown, self._context = self._prepare(self._credential())
         stream = TlsStream(
             SSL.Connection(self._context, None), reader, writer, ":".join(map(str, address[:2])) if address else "?"
         )

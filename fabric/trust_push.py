@@ -28,6 +28,7 @@ from gridfabric.authority.v1 import trust_pb2_grpc as pb_grpc
 from fabric.agent import AgentContext
 from fabric.bulletin import Follower
 from fabric.errors import DataCorrupted, Unavailable, from_security
+from fabric.host_credential import HostCredential
 from fabric.trust_updater import FETCH_TIMEOUT_S, Source, TrustUpdater
 from security.certificates import parse_authority, subject_of
 from security.errors import Reason, SecurityError, os_error_text
@@ -70,8 +71,8 @@ class Record:
 class TrustFollower:
     """Runs in every agent of a grid that has an authority."""
 
-    def __init__(self, context: AgentContext, updater: TrustUpdater) -> None:
-        self._context, self._updater = context, updater
+    def __init__(self, context: AgentContext, updater: TrustUpdater, credential: HostCredential) -> None:
+        self._context, self._updater, self._credential = context, updater, credential
         self._taken = 0
         stub: Any = pb_grpc.TrustStub
         self._follower: Follower[pb.TrustSet] = Follower(
@@ -98,6 +99,7 @@ class TrustFollower:
         changed = await asyncio.to_thread(install, directory, found, context.clock.now())
         self._taken = found.number
         context.news.ring()
+        self._credential.rolled_over([parse_authority(one.certificate_pem) for one in found.authorities if one.is_old])
         if changed is None:
             return
         context.log.info("trust.installed", number=found.number, changed=list(changed))

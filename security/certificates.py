@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 
@@ -119,6 +119,17 @@ def der(certificate: x509.Certificate) -> bytes:
 def native(certificate: x509.Certificate) -> crypto.X509:
     """The certificate as pyOpenSSL has it. Shared: not to be changed."""
     return _view(certificate).native()
+
+
+def issuer_among(certificate: x509.Certificate, authorities: Iterable[x509.Certificate]) -> x509.Certificate | None:
+    """Which of these authorities has the name of its issuer and the key that signed it."""
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(authority)
+        except (*UNREADABLE, InvalidSignature):
+            continue
+        return authority
+    return None
 
 
 def is_authority(certificate: x509.Certificate) -> bool:

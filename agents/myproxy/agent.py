@@ -37,7 +37,7 @@ class MyProxyAgent(Agent):
     async def start(self) -> None:
         settings, config = self.context.settings, self._config
         tls = TlsDoor(
-            self.context.credential,
+            lambda: self.context.credential,
             self._door.serve,
             self.context.log,
             handshake_timeout_s=config.request_timeout_s,

@@ -43,7 +43,7 @@ class HostedVo:
         )
         door = VomsDoor(vo, self._validate, self._issue, context.log)
         limit = config.max_connections_per_address
-        self._door = TlsDoor(context.credential, door.serve, context.log, max_per_address=limit)
+        self._door = TlsDoor(lambda: context.credential, door.serve, context.log, max_per_address=limit)
         self._watching: asyncio.Task[None] | None = None
 
     @property

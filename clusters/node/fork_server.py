@@ -35,7 +35,8 @@ LIBRARIES = (
     "cryptography.hazmat.primitives.serialization.pkcs12", "OpenSSL.crypto", "psutil", "fabric.agent",
     "fabric.authorisation", "fabric.http", "fabric.information_publisher", "fabric.map_updater", "fabric.rpc.channel",
     "fabric.rpc.delegation", "fabric.rpc.probe", "fabric.rpc.server", "fabric.store", "fabric.trust_updater",
-    "fabric.ban_updater", "fabric.bulletin", "fabric.trust_push", "fabric.vo_updater", "fabric.vos",
+    "fabric.ban_updater", "fabric.bulletin", "fabric.host_credential", "fabric.trust_push", "fabric.vo_updater",
+    "fabric.vos",
 )  # fmt: skip
 RAY = (
     "ray", "ray.actor", "ray._private.node", "ray._private.parameter", "ray._private.async_compat",

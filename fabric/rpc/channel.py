@@ -8,8 +8,10 @@ waits for the peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -56,6 +58,8 @@ MAX_LINKS = 1024
 MAX_CHANNELS = 8192
 """Sessions of one process."""
 OLD_LINK_GRACE_S = 5.0
+LEAVING_S = 600.0
+"""Calls that run on a connection to a server that has renewed its certificate have this long to end."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", HARD_MESSAGE_BYTES),
@@ -90,7 +94,8 @@ class Link:
 
     async def ensure(self) -> Opened:
         """The pinned connection. Raises Unavailable, or Unauthenticated with why the host is not trusted."""
-        self.recheck()
+        with contextlib.suppress(GridError):
+            self.recheck()  # the server may have another certificate by now
         return self.opened or await self._look()
 
     def recheck(self) -> None:
@@ -143,7 +148,7 @@ class Link:
                 facts=dict(error.facts),
             )
             raise from_security(error, peer=self.peer) from error
-        self.drop()
+        self._leave()
         opened = Opened(self._channel_to(chain[0]), chain, encoded[0], generation)
         self.opened = opened
         return opened
@@ -166,6 +171,26 @@ class Link:
         current, self.opened = self.opened, None
         if current is not None:
             self._owner.close_later(current.channel, grace_s)
+
+    async def move(self) -> None:
+        """Look whether the server shows another certificate now; new calls then use a new connection. Never raises."""
+        if self.opened is not None:
+            with contextlib.suppress(GridError):
+                await self._look()
+
+    def _leave(self) -> None:
+        """The server shows another certificate. Calls on the connection go on as long as the old one is good."""
+        current, self.opened = self.opened, None
+        if current is not None:
+            self._owner.leave(self, current)
+
+    def refuses(self, opened: Opened) -> SecurityError | None:
+        """Why a connection that was left is not good any more."""
+        try:
+            self._judge(opened.chain)
+        except SecurityError as error:
+            return error
+        return None
 
     async def close(self) -> None:
         """Close now; running calls are cancelled."""
@@ -190,6 +215,7 @@ def _any_name(leaf: x509.Certificate, host: str) -> str:
 @dataclass(frozen=True)
 class _Session:
     opened: Opened
+    credential: Credential
     token: str
     expires_at: float
     """On our monotonic clock, as all that decides here: the server's clock may differ from ours."""
@@ -210,10 +236,12 @@ class Channels:
     ) -> None:
         """`credential` is whose name calls are made in unless `get` is given another; None: without sessions."""
         self.trust, self.policy, self.clock, self.log = trust, policy, clock, log
-        self._credential = credential
+        self.credential = credential
+        """May be replaced by another one of the same name: sessions move to it with the next call."""
         self._links: OrderedDict[tuple[str, int], Link] = OrderedDict()
         self._channels: OrderedDict[tuple[str, int, bytes], SecureChannel] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], tuple[Link, Opened]] = {}
         self._closed = False
 
     async def get(self, host: str, port: int, credential: Credential | None = None) -> SecureChannel:
@@ -226,13 +254,12 @@ class Channels:
             raise Unavailable(
                 "CHANNELS_CLOSED", "this service is stopping and makes no more calls; try again when it is up"
             )
-        acting = credential or self._credential
-        key = (host, port, b"" if acting is None else acting.certificate.fingerprint(_SHA256))
+        key = (host, port, b"" if credential is None else credential.certificate.fingerprint(_SHA256))
         channel = self._channels.get(key)
         if channel is None:
             while len(self._channels) >= MAX_CHANNELS:
                 self._channels.popitem(last=False)
-            channel = self._channels[key] = SecureChannel(self, self._link(host, port), acting)
+            channel = self._channels[key] = SecureChannel(self, self._link(host, port), credential)
         self._channels.move_to_end(key)
         return channel
 
@@ -253,6 +280,35 @@ class Channels:
                 link.recheck()
             except GridError as error:
                 self.log.audit("server.refused", server=link.peer, reason=error.reason, sentence=error.sentence)
+        for task, (link, opened) in list(self._leaving.items()):
+            error = link.refuses(opened)
+            if error is not None:
+                self.log.audit("server.refused", server=link.peer, reason=error.reason.value, sentence=error.sentence)
+                task.cancel()
+
+    async def move_from(self, authorities: Sequence[x509.Certificate]) -> None:
+        """Look again at servers whose certificates these keys signed: they renew them."""
+        moving = [
+            link
+            for link in self._links.values()
+            if link.opened is not None and certificates.issuer_among(link.opened.chain[0], authorities) is not None
+        ]
+        await asyncio.gather(*(link.move() for link in moving))
+
+    def leave(self, link: Link, opened: Opened) -> None:
+        """Close a connection once its calls had time to end, or at once when its server is not trusted any more."""
+
+        async def leave() -> None:
+            grace_s = 0.0
+            try:
+                await asyncio.sleep(LEAVING_S)
+                grace_s = OLD_LINK_GRACE_S
+            finally:
+                await opened.channel.close(grace_s)
+
+        task = asyncio.create_task(leave(), name="leave old connection")
+        self._leaving[task] = link, opened
+        task.add_done_callback(lambda ended: self._leaving.pop(ended, None))
 
     def close_later(self, channel: grpc.aio.Channel, grace_s: float) -> None:
         """Close a channel that was replaced, after a grace for its calls."""
@@ -263,14 +319,15 @@ class Channels:
     async def close(self) -> None:
         """Close everything; running calls are cancelled. May be called twice."""
         self._closed = True
-        for task in list(self._closing):
+        leaving = list(self._leaving)
+        for task in [*self._closing, *leaving]:
             task.cancel()
         links = list(self._links.values())
         self._links.clear()
         self._channels.clear()
         for link in links:
             await link.close()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.gather(*self._closing, *leaving, return_exceptions=True)
 
 
 class SecureChannel(grpc.aio.Channel):
@@ -281,7 +338,7 @@ class SecureChannel(grpc.aio.Channel):
     """
 
     def __init__(self, owner: Channels, link: Link, credential: Credential | None) -> None:
-        self._owner, self._link, self._credential = owner, link, credential
+        self._owner, self._link, self._given = owner, link, credential
         self._session: _Session | None = None
         self._establishing: asyncio.Task[_Session] | None = None
         self.subject = ""
@@ -299,6 +356,11 @@ class SecureChannel(grpc.aio.Channel):
         """Whose certificate the server showed and we judged; None without a connection."""
         opened = self._link.opened
         return None if opened is None else certificates.subject_of(opened.chain[0])
+
+    @property
+    def _credential(self) -> Credential | None:
+        """Who calls: whom `get` was given, or the owner of the channels, as it is now."""
+        return self._given or self._owner.credential
 
     # -- what generated stubs call -----------------------------------------------------------------------------------
 
@@ -376,6 +438,7 @@ class SecureChannel(grpc.aio.Channel):
         if (
             session is None
             or session.opened is not self._link.opened
+            or session.credential is not self._credential
             or session.renew_at <= self._owner.clock.monotonic()
         ):
             return None
@@ -390,15 +453,20 @@ class SecureChannel(grpc.aio.Channel):
         if self._credential is None:
             return opened, ((TRACE_KEY, trace),)
         session = self._session
-        if session is None or session.opened is not opened or session.renew_at <= self._owner.clock.monotonic():
+        current = session is not None and session.opened is opened and session.credential is self._credential
+        if session is None or not current or session.renew_at <= self._owner.clock.monotonic():
             session = await self._renewed(session, opened)
         return session.opened, ((SESSION_KEY, session.token), (TRACE_KEY, trace))
 
     async def _renewed(self, session: _Session | None, opened: Opened) -> _Session:
         try:
             return await self._establish_shared()
-        except (Unavailable, Exhausted):
-            if session is not None and session.opened is opened and self._owner.clock.monotonic() < session.expires_at:
+        except GridError as error:
+            good = session is not None and session.opened is opened
+            # A server that does not know the new key of our authority yet still knows the session that we have.
+            moving = session is not None and session.credential is not self._credential
+            later = moving or isinstance(error, Unavailable | Exhausted)
+            if session is not None and good and later and self._owner.clock.monotonic() < session.expires_at:
                 return session  # good for a while: the next call tries again
             raise
 
@@ -453,7 +521,7 @@ class SecureChannel(grpc.aio.Channel):
         last = from_us(answer.expires_at_us) >= credential.not_after - timedelta(seconds=RENEW_BEFORE_S)
         early_s = 0.0 if last else min(RENEW_BEFORE_S, left_s / 10)
         began = self._owner.clock.monotonic()
-        return _Session(opened, answer.session, began + left_s, began + left_s - early_s)
+        return _Session(opened, credential, answer.session, began + left_s, began + left_s - early_s)
 
     async def prepare_retry(self, error: grpc.aio.AioRpcError, used: Opened, metadata: Metadata) -> GridError | None:
         """None if the failed call may be made once more; else what to raise."""

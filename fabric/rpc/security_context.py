@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
 
@@ -18,6 +20,7 @@ from fabric.rpc.peer import Authoriser, Peer, Standing, current_peer
 from fabric.rpc.sessions import Nonces, Session, SessionTable
 from fabric.voms_servers import VomsServers
 from security import certificates
+from security.credentials import Credential
 from security.errors import SecurityError
 from security.session import check_proof
 from security.trust import TrustStore
@@ -31,6 +34,8 @@ MAX_CHAIN_BYTES = 64 * 1024
 """Of a chain in Establish: ten certificates with VOMS attributes are below 32 KiB."""
 MAX_WAITING = 64
 """Establish calls that wait for the member lists at one moment."""
+MAX_SHOWN = 4
+"""Server certificates for which proofs are accepted: the one in use and those before it."""
 JUDGED_PER_TURN = 8
 """Sessions judged before others may run: some milliseconds."""
 
@@ -41,7 +46,7 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
     def __init__(
         self,
         *,
-        server_leaf_der: bytes,
+        credential: Credential,
         sessions: SessionTable,
         trust: TrustStore,
         policy: ValidationPolicy,
@@ -53,13 +58,18 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         voms: VomsServers | None = None,
     ) -> None:
         """Without `voms` no attribute certificate is believed or looked at."""
-        self._leaf = server_leaf_der
+        self._shown = [credential]
+        """What clients may have seen, newest first: connections outlive a renewal."""
         self._sessions, self._trust, self._policy, self._authoriser = sessions, trust, policy, authoriser
         self._clock, self._log, self._voms = clock, log, voms
         self._lifetime = timedelta(seconds=session_lifetime_s)
         self._admits_unmapped = admits_unmapped
         self._nonces = Nonces(clock)
         self._waiting = 0
+
+    def use(self, credential: Credential) -> None:
+        """The server shows this to new connections. Proofs for what older ones saw count while that is good itself."""
+        self._shown = [credential, *self._shown][:MAX_SHOWN]
 
     async def Begin(self, request: pb.BeginRequest, context: ServicerContext[Any, Any]) -> pb.BeginResponse:
         """A nonce."""
@@ -100,10 +110,19 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         try:
             # The proof first: it is cheap, and shows that the chain is the caller's own and not one found somewhere.
             chain = certificates.load_chain(request.chain_pem)
-            check_proof(chain[0], request.proof, request.nonce, self._leaf, request.chain_pem)
+            self._check_proof(chain[0], request)
             return self._judge_chain(chain)
         except SecurityError as error:
             raise from_security(error) from error
+
+    def _check_proof(self, leaf: x509.Certificate, request: pb.EstablishRequest) -> None:
+        for number, shown in enumerate(self._shown, 1):
+            seen = shown.certificate.public_bytes(Encoding.DER)
+            try:
+                return check_proof(leaf, request.proof, request.nonce, seen, request.chain_pem)
+            except SecurityError:
+                if number == len(self._shown):
+                    raise
 
     def _judge_chain(self, chain: ChainInput) -> tuple[Identity, tuple[VomsAttributes, ...]]:
         """The chain by all rules, then the attribute certificates in it. Raises SecurityError."""
@@ -130,6 +149,8 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         """Close every session that would not be opened now; returns how many. Lets others run in between. Without
         `chains` these are not verified again: nothing has changed but bans, members and VOs.
         """
+        if chains:
+            self._shown = [one for one in self._shown if one is self._shown[0] or self._still_good(one)]
         closed = 0
         for number, session in enumerate(self._sessions):
             if number % JUDGED_PER_TURN == JUDGED_PER_TURN - 1:
@@ -139,6 +160,13 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
                 self._sessions.close(session, reason)
                 closed += 1
         return closed
+
+    def _still_good(self, shown: Credential) -> bool:
+        try:
+            validate_client_chain(shown.certificates, self._trust.snapshot(), self._policy, now=self._clock.now())
+        except SecurityError:
+            return False
+        return True
 
     def _objection(self, session: Session, *, chains: bool) -> GridError | None:
         identity, attributes = session.peer.identity, session.peer.attributes

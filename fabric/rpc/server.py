@@ -188,7 +188,7 @@ class RpcServer:
         for service in services:
             self._add(service)
         self.security_context = SecurityContext(
-            server_leaf_der=config.credential.certificate.public_bytes(Encoding.DER),
+            credential=config.credential,
             sessions=self.sessions,
             trust=config.trust,
             policy=config.policy,
@@ -208,6 +208,8 @@ class RpcServer:
         )
         self._add_standard_services()
         self._server: grpc.aio.Server | None = None
+        self._credential = self._shown = config.credential
+        self._tls: grpc.ServerCredentials | None = None
         self.port = config.port
         """The bound port once started."""
 
@@ -245,11 +247,12 @@ class RpcServer:
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS, options=[*SERVER_OPTIONS, *config.options]
         )
         server.add_generic_rpc_handlers((cast("Any", _Dispatcher(self)),))
-        key = config.credential.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        credentials = grpc.ssl_server_credentials([(key, config.credential.pem_chain())])
+        self._tls = grpc.dynamic_ssl_server_credentials(
+            _certificate_configuration(self._shown), cast("Any", self._renewed)
+        )
         host = f"[{config.listen}]" if ":" in config.listen else config.listen
         try:
-            self.port = server.add_secure_port(f"{host}:{config.port}", credentials)
+            self.port = server.add_secure_port(f"{host}:{config.port}", self._tls)
         except RuntimeError as error:
             raise Unavailable(
                 "PORT_IN_USE",
@@ -259,6 +262,19 @@ class RpcServer:
         await server.start()
         self._server = server
         return self.port
+
+    def use(self, credential: Credential) -> None:
+        """Show this certificate to new connections; those that are open go on with the one that they saw."""
+        self._credential = credential
+        self.security_context.use(credential)
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """Asked by grpc, on a thread of its own, before each handshake; None: as before."""
+        credential = self._credential
+        if credential is self._shown:
+            return None
+        self._shown = credential
+        return _certificate_configuration(credential)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let running ones end for `grace_s`, then cancel them. May be called twice."""
@@ -448,6 +464,11 @@ class _Dispatcher(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._server.handler_of(handler_call_details)
+
+
+def _certificate_configuration(credential: Credential) -> grpc.ServerCertificateConfiguration:
+    key = credential.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return grpc.ssl_server_certificate_configuration([(key, credential.pem_chain())])
 
 
 def _parsed(raw: bytes, parse: Callable[[bytes], Any], method: str) -> Any:
