@@ -80,7 +80,7 @@ def test_the_commands_are_those_promised() -> None:
         "info sites", "info ces", "info ses", "info query",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit search", "audit verify", "delegation ls", "delegation recall",
-        "drill list", "drill run",
+        "drill list", "drill run", "drill report",
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",
         "vo member restore", "vo member renew", "vo member remove", "vo member grant", "vo member withdraw",
         "vo member attribute", "vo group ls", "vo group add", "vo group rm", "vo role add", "vo role rm",
