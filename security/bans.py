@@ -28,7 +28,7 @@ from pathlib import Path
 
 from security import certificates
 from security.errors import AuthorizationError, Reason, SecurityError, os_error_text
-from security.files import read_bounded, write_atomic
+from security.files import numbered_lines, read_bounded, write_atomic
 from security.names import DistinguishedName
 from security.validation import Identity
 from security.voms import is_within
@@ -314,12 +314,9 @@ class BanList:
 @functools.lru_cache(maxsize=8)
 def _parsed(text: str) -> BanList:
     bans: list[Ban] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
+    for number, line in numbered_lines(text):
         try:
-            bans.append(Ban.parse(stripped))
+            bans.append(Ban.parse(line))
         except (SecurityError, ValueError) as error:
             raise AuthorizationError(
                 Reason.BAN_LIST_UNREADABLE,

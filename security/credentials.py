@@ -271,7 +271,7 @@ def find_proxy_path(environ: Mapping[str, str], uid: int) -> Path:
 def find_user_certificate(environ: Mapping[str, str]) -> tuple[Path, Path]:
     """Certificate and key file of the user: X509_USER_CERT with X509_USER_KEY, else ~/.globus (PEM, then usercred.p12).
 
-    For a PKCS#12 file both paths are the same. Raises CredentialError CREDENTIAL_NOT_FOUND.
+    For a PKCS#12 file both paths are the same. Raises CredentialError CREDENTIAL_NOT_FOUND, ENVIRONMENT_INVALID.
     """
     certificate, key = environ.get("X509_USER_CERT"), environ.get("X509_USER_KEY")
     if certificate and key:
@@ -279,7 +279,7 @@ def find_user_certificate(environ: Mapping[str, str]) -> tuple[Path, Path]:
     if certificate or key:
         lacking = "X509_USER_KEY" if certificate else "X509_USER_CERT"
         raise CredentialError(
-            Reason.CREDENTIAL_NOT_FOUND,
+            Reason.ENVIRONMENT_INVALID,
             f"{lacking} is not set but its partner is; set both or none",
             {"check": "environment"},
         )

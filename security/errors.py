@@ -100,6 +100,8 @@ class Reason(StrEnum):
     """The local account does not exist on this host or is forbidden (uid 0)."""
     CREDENTIAL_FILE_UNSAFE = "CREDENTIAL_FILE_UNSAFE"
     """A private key file can be read by others or belongs to somebody else."""
+    ENVIRONMENT_INVALID = "ENVIRONMENT_INVALID"
+    """Variables that mean nothing together."""
     CREDENTIAL_NOT_FOUND = "CREDENTIAL_NOT_FOUND"
     """There is no credential file where one was looked for."""
     CREDENTIAL_MALFORMED = "CREDENTIAL_MALFORMED"

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from security.errors import CredentialError, Reason, os_error_text
@@ -119,3 +120,11 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file that an administrator writes, with their numbers; without blank ones and `#` comments."""
+    for number, line in enumerate(text.split("\n"), 1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#"):
+            yield number, stripped

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from security.errors import MappingError, Reason, SecurityError, one_line, os_error_text
-from security.files import read_bounded, write_atomic
+from security.files import numbered_lines, read_bounded, write_atomic
 from security.names import DistinguishedName
 
 MAX_MAP_BYTES = 64 * 1024 * 1024
@@ -63,12 +63,9 @@ class GridMapFile:
         entries: list[MapEntry] = []
         problems: list[MapProblem] = []
         seen: dict[DistinguishedName, int] = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            stripped = line.strip()
-            if not stripped or stripped.startswith("#"):
-                continue
+        for number, line in numbered_lines(text):
             try:
-                entry = _parse_line(stripped, number)
+                entry = _parse_line(line, number)
                 if entry.subject in seen:
                     raise _refused(f"{entry.subject} was already mapped in line {seen[entry.subject]}", number)
             except SecurityError as error:
@@ -166,11 +163,8 @@ class GroupMapFile:
     def loads(cls, text: str) -> GroupMapFile:
         """Read the rules. Raises MappingError MAP_FILE_INVALID naming the line."""
         rules: list[GroupRule] = []
-        for number, line in enumerate(text.split("\n"), 1):
-            stripped = line.strip()
-            if not stripped or stripped.startswith("#"):
-                continue
-            found = _LINE.match(stripped) if len(stripped) <= MAX_LINE_LENGTH else None
+        for number, line in numbered_lines(text):
+            found = _LINE.match(line) if len(line) <= MAX_LINE_LENGTH else None
             if found is None:
                 raise _refused('expected "FQAN" account[,account...]', number)
             pattern = found["quoted"] if found["quoted"] is not None else found["bare"]

@@ -306,7 +306,7 @@ def parse_chain(data: bytes) -> tuple[x509.Certificate, ...]:
         end = der_end(data, at)
         try:
             found.append(x509.load_der_x509_certificate(data[at:end]))
-        except (ValueError, TypeError) as problem:
+        except certificates.UNREADABLE as problem:
             raise _bad_chain(f"certificate {len(found) + 1} cannot be read ({problem})") from None
         assert end is not None
         at = end

@@ -39,7 +39,11 @@ _CODE_OF_CLASS: Mapping[str, ExitCode] = {
     "UsageProblem": ExitCode.USAGE,
     "InvalidRequest": ExitCode.USAGE,
 }
-_NOT_FOUND_REASONS = frozenset({"CREDENTIAL_NOT_FOUND", "TRUST_DIRECTORY_INVALID"})
+_CODE_OF_REASON: Mapping[str, ExitCode] = {
+    "CREDENTIAL_NOT_FOUND": ExitCode.NOT_FOUND,
+    "TRUST_DIRECTORY_INVALID": ExitCode.NOT_FOUND,
+    "ENVIRONMENT_INVALID": ExitCode.USAGE,
+}
 
 
 class UsageProblem(Exception):
@@ -64,8 +68,8 @@ def exit_code(error: BaseException) -> ExitCode:
     """The exit code for an error."""
     if isinstance(error, Ended):
         return error.code
-    if str(getattr(error, "reason", "")) in _NOT_FOUND_REASONS:
-        return ExitCode.NOT_FOUND
+    if (by_reason := _CODE_OF_REASON.get(str(getattr(error, "reason", "")))) is not None:
+        return by_reason
     for kind in type(error).__mro__:
         if kind.__name__ in _CODE_OF_CLASS:
             return _CODE_OF_CLASS[kind.__name__]

@@ -156,6 +156,12 @@ def test_impossible_chains_are_refused_at_once(data):
     assert caught.value.reason == "CHAIN_MALFORMED"
 
 
+def test_a_certificate_of_no_known_version_is_refused(chain):
+    encoded = protocol.encode_chain(chain)
+    with pytest.raises(InvalidRequest, match="certificate 1 cannot be read"):
+        protocol.parse_chain(encoded.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1))
+
+
 def test_a_long_chain_is_not_waited_for():
     with pytest.raises(InvalidRequest, match="longer than 65536"):
         protocol.chain_end(b"\x02\x30\x83\x02\x00\x00")

@@ -288,6 +288,7 @@ def test_down_on_nothing_is_no_error() -> None:
         (Refused("X", "x"), 1),
         (CredentialError(Reason.CREDENTIAL_NOT_FOUND, "x"), 3),
         (ValidationError(Reason.TRUST_DIRECTORY_INVALID, "x"), 3),
+        (CredentialError(Reason.ENVIRONMENT_INVALID, "x"), 2),
         (CredentialError(Reason.CREDENTIAL_LOCKED, "x"), 1),
         (CredentialError(Reason.CREDENTIAL_FILE_UNSAFE, "x"), 1),
         (InvalidRequest("JDL_SYNTAX", "x"), 2),
