@@ -61,6 +61,10 @@ _CAPABILITIES: Mapping[str, tuple[str, ...]] = {
     "bdii_top": ("information.discovery.resource", "information.model", "information.publication"),
 }  # fmt: skip
 _PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
+_INTERFACE_VERSIONS = {"bdii_site": "3", "bdii_top": "3", "MyProxy": "2"}
+"""LDAP version 3, MYPROXYv2; our own protocols are in their first version."""
+_OS_SUFFIX = re.compile(r"( GNU/Linux| Linux)\Z")
+"""`Debian GNU/Linux` of os-release is `Debian` in GLUE."""
 _FRACTION = re.compile(r"\.\d+(?=Z)")
 """Fractions of a second, which DateTime_t of GFD.147 does not have."""
 _TAG = re.compile(r"\A(.*?)-?(\d[\w.]*)?\Z")
@@ -138,17 +142,15 @@ def _endpoint(
     below: Dn, owner: str, kind: str, service: Service, stamp: Stamp, more: Mapping[str, Value]
 ) -> Iterator[Entry]:
     """An Endpoint and who may use it. `kind` is what goes before `Endpoint` in the name of its class."""
-    identity = f"{service.unique_id}_{service.kind}"
+    identity = f"{service.unique_id}_Endpoint"
     dn = below.child("GLUE2EndpointID", identity)
-    is_own = service.kind.startswith("org.gridfabric.")
     attributes: dict[str, Value] = {
         "EndpointID": identity,
         "EntityName": service.name,
         "EndpointURL": service.endpoint,
         "EndpointCapability": _CAPABILITIES.get(service.kind, ()),
-        "EndpointTechnology": "grpc" if is_own else None,
         "EndpointInterfaceName": service.kind,
-        "EndpointInterfaceVersion": "1.0" if is_own else None,
+        "EndpointInterfaceVersion": _INTERFACE_VERSIONS.get(service.kind, "1.0"),
         "EndpointImplementor": "gridfabric",
         "EndpointImplementationName": "gridfabric",
         "EndpointImplementationVersion": service.version,
@@ -314,7 +316,7 @@ def _environment(manager: Dn, owner: str, cluster: SubCluster, stamp: Stamp) -> 
         "ExecutionEnvironmentMainMemorySize": cluster.ram_mb,
         "ExecutionEnvironmentVirtualMemorySize": cluster.virtual_mb,
         "ExecutionEnvironmentOSFamily": "linux",
-        "ExecutionEnvironmentOSName": cluster.operating_system,
+        "ExecutionEnvironmentOSName": _OS_SUFFIX.sub("", cluster.operating_system),
         "ExecutionEnvironmentOSVersion": cluster.operating_system_version or cluster.operating_system_release,
         "ExecutionEnvironmentConnectivityIn": "true" if cluster.inbound_network else "false",
         "ExecutionEnvironmentConnectivityOut": "true" if cluster.outbound_network else "false",
@@ -366,12 +368,17 @@ def _computing_share(
         "ShareServiceForeignKey": owner,
         "ShareResourceForeignKey": tuple(f"{cluster.cluster}_ExecutionEnvironment" for cluster in clusters),
         "ComputingShareMappingQueue": ce.queue,
+        "ComputingShareMinWallTime": 0,
         "ComputingShareMaxWallTime": wall_s,
+        "ComputingShareMaxMultiSlotWallTime": wall_s,
         "ComputingShareDefaultWallTime": wall_s,
+        "ComputingShareMinCPUTime": 0,
         "ComputingShareMaxCPUTime": cpu_s,
+        "ComputingShareMaxTotalCPUTime": cpu_s,
         "ComputingShareDefaultCPUTime": cpu_s,
         "ComputingShareMaxTotalJobs": _limit(ce.max_total_jobs),
         "ComputingShareMaxRunningJobs": _limit(ce.max_running_jobs),
+        "ComputingShareMaxUserRunningJobs": _limit(ce.max_running_jobs),
         "ComputingShareMaxWaitingJobs": _limit(ce.max_waiting_jobs),
         "ComputingShareMaxSlotsPerJob": 1,
         "ComputingShareMaxMainMemory": ram_mb,

@@ -73,7 +73,7 @@ class GlueDirectory:
         self._parts: dict[Key, _Part] = {}
         self._dirty: dict[Key, None] = {}
         self._is_rendering = False
-        self._glue.add(make_entry(GLUE, {"objectClass": ("top", "organization"), "o": "glue"}))
+        self._glue.add(make_entry(GLUE, {"objectClass": "organization", "o": "glue"}))
         if agent_base is None:
             self._glue.add(glue2.group_entry(DOMAINS))
         for entry in grid.search(self._above, Scope.SUBTREE, ANY_ENTRY) if self._above in grid else ():

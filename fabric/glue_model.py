@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fabric.version import VERSION
+
 UNKNOWN_JOBS = 444444
 """GLUE's mark for a number of jobs that is not known."""
 UNKNOWN_TIME = 2146660842
@@ -74,9 +76,9 @@ class ComputingElement:
     port: int
     queue: str = "grid"
     lrms: str = "fork"
-    lrms_version: str = ""
+    lrms_version: str = VERSION
     implementation: str = "gridfabric"
-    implementation_version: str = ""
+    implementation_version: str = VERSION
     total_cpus: int = 0
     status: str = PRODUCTION
     free_slots: int = 0
@@ -139,7 +141,7 @@ class StorageElement:
     status: str = PRODUCTION
     architecture: str = "disk"
     implementation: str = "gridfabric"
-    implementation_version: str = ""
+    implementation_version: str = VERSION
     areas: tuple[StorageArea, ...] = ()
     protocols: tuple[AccessProtocol, ...] = ()
     total_bytes: int | None = None
@@ -163,7 +165,7 @@ class Service:
     endpoint: str
     site: str
     name: str = ""
-    version: str = "1.0.0"
+    version: str = VERSION
     status: str = "OK"
     status_info: str = ""
     vos: tuple[str, ...] = ()

@@ -57,6 +57,8 @@ def entries(
         platform=one.get("machine", platform.machine()),
         cpus_per_host=_number(one, "cpus") or (os.cpu_count() or 1),
         processor_model=one.get("cpu_model", ""),
+        processor_vendor=one.get("cpu_vendor", ""),
+        clock_mhz=_number(one, "cpu_mhz"),
         software=tuple(sorted({tag for fact in facts for tag in fact.get("software", "").split()})),
     )
     waiting_s = _waiting_s(measured)
@@ -78,6 +80,7 @@ def entries(
         max_cpu_minutes=max(1, limits[1] // 60),
         max_waiting_jobs=limits[2],
         max_running_jobs=measured.total_slots,
+        max_total_jobs=measured.total_slots + limits[2],
         vos=measured.vos,
         fqans=measured.fqans,
         close_storage=close,

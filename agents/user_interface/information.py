@@ -1,4 +1,4 @@
-"""`grid info`: searches of the information tree (GLUE 1.3) by LDAP, and what its answers mean."""
+"""`grid info`: searches of the information tree by LDAP, and what its GLUE 1.3 means."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class StorageElement:
     free_bytes: int
     vos: tuple[str, ...]
     fresh: str
+    kind: str = ""
+    """GlueSEArchitecture: `disk`."""
 
 
 async def search(
@@ -86,6 +88,11 @@ def _grid_error(error: LdapError, base: str, server: str) -> GridError:
 def top_server() -> tuple[str, int]:
     """The top information server. Raises NotFound."""
     return endpoints.find(os.environ).one("top", "ldap")
+
+
+def server_address(text: str | None) -> tuple[str, int]:
+    """The server a user names, or the top one. Raises NotFound, UsageProblem."""
+    return endpoints.parse_address(text, "--server") if text else top_server()
 
 
 def site_of(entry: Entry) -> str:
@@ -155,8 +162,11 @@ async def computing_elements(server: tuple[str, int]) -> list[ComputingElement]:
     return sorted(found, key=lambda ce: (ce.site, ce.name))
 
 
-async def storage_elements(server: tuple[str, int]) -> list[StorageElement]:
-    """Every SE in the tree; space summed over its storage areas."""
+async def storage_elements(server: tuple[str, int], vo: str | None = None) -> list[StorageElement]:
+    """Every SE in the tree, or those of a VO; space summed over the storage areas that it may use.
+
+    Areas that share what is free (there is less in all than their sum) have it once.
+    """
     wanted = "(|(objectClass=GlueSE)(objectClass=GlueSA)(objectClass=GlueSEAccessProtocol)(objectClass=GlueService))"
     entries = await search(server, wanted, ATTRIBUTES)
     areas: dict[str, list[Entry]] = {}
@@ -175,13 +185,34 @@ async def storage_elements(server: tuple[str, int]) -> list[StorageElement]:
         name = entry.first("GlueSEUniqueID")
         if not name or entry.first("GlueSALocalID"):
             continue
-        parts = areas.get(name, [])
+        parts = [
+            area for area in areas.get(name, []) if vo is None or vo in vos_of(area, "GlueSAAccessControlBaseRule")
+        ]
+        if vo is not None and not parts:
+            continue
         host, port = doors.get(name) or (name.rpartition(":")[0] or name, number(entry, "GlueSEPort"))
-        free = sum(_area_bytes(area, "Free") for area in parts)
+        rooms = [_area_bytes(area, "Free") for area in parts]
+        is_common = sum(number(area, "GlueSATotalOnlineSize") for area in parts) > number(
+            entry, "GlueSETotalOnlineSize"
+        )
+        free = max(rooms) if is_common else sum(rooms)
         used = sum(_area_bytes(area, "Used") for area in parts)
         total = free + used or number(entry, "GlueSETotalOnlineSize") * 10**9
         vos = tuple(dict.fromkeys(vo for area in parts for vo in vos_of(area, "GlueSAAccessControlBaseRule")))
-        found.append(StorageElement(name, site_of(entry), host, port, total, used, free, vos, freshness(entry)))
+        found.append(
+            StorageElement(
+                name,
+                site_of(entry),
+                host,
+                port,
+                total,
+                used,
+                free,
+                vos,
+                freshness(entry),
+                entry.first("GlueSEArchitecture"),
+            )
+        )
     return sorted(found, key=lambda se: (se.site, se.name))
 
 
@@ -257,7 +288,7 @@ async def ces_command(vo: str | None, *, as_json: bool) -> None:
 
 async def ses_command(vo: str | None, *, as_json: bool) -> None:
     """`grid info ses`."""
-    found = [se for se in await storage_elements(top_server()) if vo is None or vo in se.vos]
+    found = await storage_elements(top_server(), vo)
     rows = [
         {
             "se": se.name,
@@ -295,8 +326,7 @@ async def query_command(
     filter: str, attributes: Sequence[str], *, base: str, scope: str, server: str | None, as_json: bool
 ) -> None:
     """`grid info query`: LDIF, or JSON."""
-    address = endpoints.parse_address(server, "--server") if server else top_server()
-    entries = await search(address, filter, attributes, base=base, scope=scope)
+    entries = await search(server_address(server), filter, attributes, base=base, scope=scope)
     if as_json:
         console.print_json(
             [

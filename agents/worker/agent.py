@@ -72,6 +72,10 @@ class WorkerNode(Agent):
         return AgentHealth(AgentState.GREEN, f"{machine.busy} of {machine.slots} slots busy", numbers)
 
 
+MAX_CPUINFO_BYTES = 16 * 1024
+"""Enough of /proc/cpuinfo for its first processor."""
+
+
 def _facts(options: WorkerOptions) -> dict[str, str]:
     facts = {
         "cpus": str(os.cpu_count() or 1),
@@ -90,10 +94,15 @@ def _facts(options: WorkerOptions) -> dict[str, str]:
         facts["os"] = platform.system()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line for line in file if line.startswith("model name")), "")
-        facts["cpu_model"] = model.partition(":")[2].strip()
+            first = file.read(MAX_CPUINFO_BYTES).partition("\n\n")[0]
     except OSError:
-        pass
+        return facts
+    processor = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    facts |= {
+        "cpu_model": processor.get("model name", ""),
+        "cpu_vendor": processor.get("vendor_id", ""),
+        "cpu_mhz": processor.get("cpu MHz", "").partition(".")[0],
+    }
     return facts
 
 

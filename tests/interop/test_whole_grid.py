@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.whole_grid import GRID, Lab, running_lab, until
@@ -20,6 +21,10 @@ organisation = "/O=Lab"
 name = "cms"
 [[site]]
 name = "LAB"
+location = "Geneva, Switzerland"
+latitude = 46.23
+longitude = 6.05
+contact = "grid@example.org"
 top = {}
 information = {}
 broker = {}
@@ -194,3 +199,55 @@ def test_the_tree_is_found_by_ldapsearch_and_the_revocation_list_by_http(lab: La
         input=crl, capture_output=True, timeout=30, check=True,
     )  # fmt: skip
     assert b"verify OK" in read.stderr
+
+
+SLAPD_CONFIGURATION = """
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/Glue-CORE.schema
+include /etc/ldap/schema/Glue-CE.schema
+include /etc/ldap/schema/Glue-CESEBind.schema
+include /etc/ldap/schema/Glue-SE.schema
+include /etc/ldap/schema/Glue-MDS.schema
+include /etc/ldap/schema/GLUE20.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+database mdb
+suffix "{suffix}"
+directory {folder}
+"""
+
+
+@pytest.mark.skipif(
+    not (Path("/usr/sbin/slapadd").exists() and Path("/etc/ldap/schema/GLUE20.schema").exists()),
+    reason="Debian packages slapd and glue-schema are not installed",
+)
+@pytest.mark.parametrize(("schema", "suffix"), [("glue13", "o=grid"), ("glue2", "o=glue")])
+def test_slapd_with_the_glue_schema_takes_the_whole_tree(lab: Lab, tmp_path: Path, schema: str, suffix: str) -> None:
+    out = tmp_path / "tree.ldif"
+    said = lab.grid("info", "export", "--schema", schema, "--out", str(out))
+    (tmp_path / "db").mkdir()
+    (tmp_path / "slapd.conf").write_text(SLAPD_CONFIGURATION.format(suffix=suffix, folder=tmp_path / "db"))
+    configuration = ("-f", str(tmp_path / "slapd.conf"), "-b", suffix)
+    tool(lab, "/usr/sbin/slapadd", *configuration, "-l", str(out))
+    back = tool(lab, "/usr/sbin/slapcat", *configuration)
+    assert back.count("\ndn:") + back.startswith("dn:") == int(said.split()[0]) > 15
+
+
+def test_the_tree_is_as_the_egi_profile_wants_it(lab: Lab) -> None:
+    found = json.loads(lab.grid("info", "validate", "--json", codes=(0, 1)))
+    serious = [finding for finding in found if not finding["code"].startswith("I")]
+    assert serious == []
+    assert {finding["problem"].split()[0] for finding in found} <= {"GLUE2EndpointIssuerCA"}
+
+
+def test_infosites(lab: Lab) -> None:
+    ce = lab.grid("infosites", "--vo", "cms", "ce").splitlines()
+    assert ce[0].startswith("#   CPU    Free Total Jobs") and "ComputingElement" in ce[0]
+    assert ce[2].split()[:2] == ["2", "2"]
+    se = lab.grid("infosites", "--vo", "cms", "se").splitlines()
+    assert int(se[2].split()[0]) > 0 and se[2].split()[2] == "disk"
+    close = lab.grid("infosites", "--vo", "cms", "closeSE").splitlines()
+    assert close == [f"Name of the CE: {ce[2].split()[-1]}", f"\t{se[2].split()[-1]}"]
+    both = lab.grid("infosites", "--vo", "cms", "all").splitlines()
+    assert [line.split()[-1:] for line in both] == [line.split()[-1:] for line in [*ce, "", *se]]
+    lab.grid("infosites", "--vo", "nobody", "ce", codes=(3,))

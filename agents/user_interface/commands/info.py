@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,26 @@ import typer
 from agents.user_interface import console
 from agents.user_interface.console import Json
 
-app = typer.Typer(help="Search the information system (GLUE 1.3 by LDAP).", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Search the information system (GLUE by LDAP).", no_args_is_help=True, rich_markup_mode=None)
+
+
+class GlueSchema(enum.StrEnum):
+    """Renderings of the tree."""
+
+    glue13 = "glue13"
+    glue2 = "glue2"
+
+
+class Wanted(enum.StrEnum):
+    """Tables of lcg-infosites."""
+
+    ce = "ce"
+    se = "se"
+    closeSE = "closeSE"
+    all = "all"
+
+
+Server = Annotated[str | None, typer.Option(help="host:port; else the top server.", envvar="GRIDFABRIC_TOP_LDAP")]
 
 
 class Scope(enum.StrEnum):
@@ -72,9 +92,7 @@ def query(
     attributes: Annotated[list[str] | None, typer.Argument(help="Attributes to show; else all.")] = None,
     base: Annotated[str, typer.Option(help="Where to search.")] = "o=grid",
     scope: Annotated[Scope, typer.Option(help="How deep.")] = Scope.sub,
-    server: Annotated[
-        str | None, typer.Option(help="host:port; else the top server.", envvar="GRIDFABRIC_TOP_LDAP")
-    ] = None,
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Search with any filter and print LDIF.
@@ -91,3 +109,53 @@ def query(
             filter, attributes or [], base=base, scope=scope.value, server=server, as_json=as_json
         )
     )
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The file to write; replaced if it is there.")],
+    schema: Annotated[GlueSchema, typer.Option(help="GLUE 1.3 (o=grid) or GLUE 2.0 (o=glue).")] = GlueSchema.glue13,
+    server: Server = None,
+) -> None:
+    """Write the whole tree as LDIF, ready for slapadd with the GLUE schema.
+
+    \b
+    Example:
+      grid info export --schema glue2 --out tree.ldif
+    """
+    from agents.user_interface import information, information_export
+
+    console.run_async(information_export.export_command(schema.value, out, information.server_address(server)))
+
+
+@app.command()
+def validate(server: Server = None, as_json: Json = False) -> None:
+    """Check the GLUE 2.0 tree by the rules of EGI's glue-validator. Exits with 1 for errors and warnings.
+
+    \b
+    Example:
+      grid info validate
+    """
+    from datetime import UTC, datetime
+
+    from agents.user_interface import information, information_export
+
+    address = information.server_address(server)
+    console.run_async(information_export.validate_command(address, datetime.now(UTC), as_json=as_json))
+
+
+def infosites(
+    what: Annotated[Wanted, typer.Argument(help="Computing elements, storage elements, who is close to whom, or all.")],
+    vo: Annotated[str, typer.Option(help="The VO.")],
+    server: Server = None,
+) -> None:
+    """Print the tables of lcg-infosites: what a VO may use.
+
+    \b
+    Example:
+      grid infosites --vo cms ce
+    """
+    from agents.user_interface import information
+    from agents.user_interface import infosites as tables
+
+    console.run_async(tables.infosites_command(vo, what.value, information.server_address(server)))
