@@ -31,6 +31,7 @@ from fabric.information_tree import (
 )
 from fabric.ldap import Dn, Entry, EntryTree, LdapServer, Scope, TreeError, make_entry
 from fabric.ldap.filters import ANY_ENTRY, Filter
+from fabric.ldap_tls import name_behind, server_tls
 from security.errors import os_error_text
 
 RETRY_S = 1.0
@@ -126,6 +127,8 @@ class ResourceLevel:
             host=settings.listen,
             port=settings.ports["ldap"],
             schema=GLUE_SCHEMA,
+            tls=server_tls(context),
+            external=name_behind(context),
             on_event=self._event,
         )
 

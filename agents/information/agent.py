@@ -23,6 +23,7 @@ from fabric.information import Publisher
 from fabric.information_publisher import InformationPublisher, connector
 from fabric.information_tree import DOMAINS, GLUE, GRID
 from fabric.ldap import AliasedSource, Entry, LdapLimits, LdapServer
+from fabric.ldap_tls import name_behind, server_tls
 from fabric.rpc import rules
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
@@ -75,6 +76,8 @@ class InformationAgent(Agent):
             port=settings.ports.get("ldap", 0),
             limits=LdapLimits(connections=options.max_ldap_connections),
             schema=GLUE_SCHEMA,
+            tls=server_tls(context),
+            external=name_behind(context),
             on_event=self._ldap_event,
         )
         self._itself: InformationPublisher | None = None

@@ -15,6 +15,7 @@ from fabric.ldap import protocol as p
 from fabric.ldap.ber import BerError, encode_integer, encode_length, frame_length
 from fabric.ldap.dn import Dn, DnError, parse_dn
 from fabric.ldap.entry import Entry
+from fabric.ldap.external import ExternalFunction, ExternalRefusedError
 from fabric.ldap.filters import ANY_ENTRY, Equality, compile_filter
 from fabric.ldap.protocol import Control, ResultCode
 from fabric.ldap.results import Selection, encode_entry
@@ -345,8 +346,16 @@ class Connection(asyncio.Protocol):
         code, text = ResultCode.SUCCESS, ""
         if request.version != 3:
             code, text = ResultCode.PROTOCOL_ERROR, f"LDAP version {request.version} is not spoken here, only 3"
-        elif request.mechanism is not None:
+        elif request.mechanism is not None and (request.mechanism != "EXTERNAL" or self._server.external is None):
             code, text = ResultCode.AUTH_METHOD_NOT_SUPPORTED, f"SASL {request.mechanism[:64]!r} is not offered"
+        elif request.mechanism is not None and not self.encrypted:
+            code, text = ResultCode.CONFIDENTIALITY_REQUIRED, "EXTERNAL is who your certificate says; use StartTLS"
+        elif request.mechanism is not None and self._server.external is not None:
+            self._held = True
+            self._start(
+                message_id, p.TAG_BIND_RESPONSE, self._check_external(message_id, request, self._server.external)
+            )
+            return
         elif not request.name and not request.credentials:
             pass
         elif not request.credentials:
@@ -371,6 +380,26 @@ class Connection(asyncio.Protocol):
             self._answer(message_id, p.Result(p.TAG_BIND_RESPONSE, code, "" if accepted else "wrong name or password"))
         finally:
             self._release()
+
+    async def _check_external(self, message_id: int, request: p.BindRequest, name_behind: ExternalFunction) -> None:
+        assert self._transport is not None
+        code, text = ResultCode.SUCCESS, ""
+        try:
+            name = await name_behind(self._transport.get_extra_info("ssl_object"))
+            wanted = request.credentials.decode("utf-8", "replace")
+            if wanted and (not wanted.startswith("dn:") or parse_dn(wanted[3:]) != parse_dn(name)):
+                code, text = ResultCode.INVALID_CREDENTIALS, f"you are {name} and nobody else"
+            else:
+                self.user = name
+        except DnError as error:
+            code, text = ResultCode.INVALID_CREDENTIALS, str(error)
+        except ExternalRefusedError as error:
+            is_missing = error.missing
+            code = ResultCode.INAPPROPRIATE_AUTHENTICATION if is_missing else ResultCode.INVALID_CREDENTIALS
+            text = error.sentence
+        finally:
+            self._release()
+        self._answer(message_id, p.Result(p.TAG_BIND_RESPONSE, code, text))
 
     def _release(self) -> None:
         self._held = False

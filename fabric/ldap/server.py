@@ -1,9 +1,9 @@
 """An LDAPv3 server (RFC 4511) over asyncio for any source of entries. It knows nothing of grids.
 
-Reads are for everyone who connects (bind: anonymous, or a password over TLS if a ``bind`` function is
-given); changes by LDAP are refused with unwillingToPerform. Whatever a client sends or fails to
-read costs a bounded amount of memory and time and is answered with a result code or a notice of
-disconnection.
+Reads are for everyone who connects (bind: anonymous; a password over TLS if a ``bind`` function is given; SASL
+EXTERNAL over TLS if an ``external`` one is); changes by LDAP are refused with unwillingToPerform. Whatever
+a client sends or fails to read costs a bounded amount of memory and time and is answered with a result code or a notice
+of disconnection.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fabric.ldap.connection import Connection
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry, make_entry
+from fabric.ldap.external import ExternalFunction
 from fabric.ldap.filters import Filter, matches
 from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START_TLS, OID_WHO_AM_I, ResultCode
 from fabric.ldap.results import Selection
@@ -101,6 +102,7 @@ class LdapServer:
         schema: Schema = OPEN_SCHEMA,
         on_event: EventFunction = _ignore,
         bind: BindFunction | None = None,
+        external: ExternalFunction | None = None,
         tls: ssl.SSLContext | None = None,
         ldaps: bool = False,
         vendor_name: str = "gridfabric",
@@ -112,6 +114,7 @@ class LdapServer:
         self.limits = limits or LdapLimits()
         self.schema = schema
         self.bind = bind
+        self.external = external
         self.tls = tls
         self.stats = LdapStats()
         self._host = host
@@ -249,6 +252,8 @@ class LdapServer:
             "supportedLDAPVersion": ("3",),
             "vendorName": (self._vendor[0],),
         }
+        if self.external is not None and self.tls is not None:
+            operational["supportedSASLMechanisms"] = ("EXTERNAL",)
         if self._vendor[1]:
             operational["vendorVersion"] = (self._vendor[1],)
         return make_entry("", {"objectClass": ("top", "extensibleObject")}, operational)

@@ -40,7 +40,7 @@ async def fetch_server_chain(host: str, port: int, timeout_s: float = PROBE_TIME
     try:
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(host, port, ssl=_context(), server_hostname=_server_name(host))
-        return _chain_of(writer.get_extra_info("ssl_object"))
+        return presented_chain(writer.get_extra_info("ssl_object"))
     except TimeoutError:
         raise Unavailable(
             "SERVER_UNREACHABLE", f"{peer} did not answer within {timeout_s:g} s; try again when it is up", peer=peer
@@ -70,8 +70,11 @@ def _server_name(host: str) -> str:
     return host
 
 
-def _chain_of(connection: Any) -> list[bytes]:
-    """Public from Python 3.13 on; before, the same method is on the object behind."""
+def presented_chain(connection: Any) -> list[bytes]:
+    """What the other side of a TLS connection showed: DER, leaf first.
+
+    The method is public from Python 3.13 on; before, it is on the object behind.
+    """
     if hasattr(connection, "get_unverified_chain"):
         return [bytes(certificate) for certificate in connection.get_unverified_chain()]
     chain = getattr(connection, "_sslobj").get_unverified_chain()  # noqa: B009

@@ -1,0 +1,50 @@
+"""TLS for an agent's LDAP door: StartTLS with the host certificate, and who a client's certificate says it is.
+
+Reading needs neither. OpenSSL takes a client's chain if its authority is in the certificates directory; whether it is
+good is judged after the handshake, when the client asks for SASL EXTERNAL, so that a refusal has a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING
+
+from fabric.ldap.external import ExternalFunction, ExternalRefusedError
+from fabric.rpc.probe import presented_chain
+from security.certificates import load_chain
+from security.errors import SecurityError
+from security.validation import validate_client_chain
+
+if TYPE_CHECKING:
+    from fabric.agent import AgentContext
+
+
+def server_tls(context: AgentContext) -> ssl.SSLContext:
+    """The host certificate for an `LdapServer`. Raises OSError for files that cannot be read."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    tls.load_cert_chain(context.settings.credential)
+    tls.load_verify_locations(capath=context.settings.certificates)
+    tls.verify_mode = ssl.CERT_OPTIONAL
+    tls.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
+    tls.options |= ssl.OP_NO_TICKET  # a resumed session would bring no chain
+    tls.num_tickets = 0
+    return tls
+
+
+def name_behind(context: AgentContext) -> ExternalFunction:
+    """For SASL EXTERNAL: the name of the end entity of a chain that passes the grid's rules."""
+
+    async def name(connection: ssl.SSLObject) -> str:
+        if connection.getpeercert(binary_form=True) is None:
+            raise ExternalRefusedError("you showed no certificate; name one, or bind anonymously", missing=True)
+        pem = "".join(map(ssl.DER_cert_to_PEM_cert, presented_chain(connection))).encode()
+        trust, now = context.trust.snapshot(), context.clock.now()
+        try:
+            identity = await asyncio.to_thread(validate_client_chain, load_chain(pem), trust, context.policy, now)
+        except SecurityError as error:
+            raise ExternalRefusedError(error.sentence) from None
+        return identity.subject.rfc4514()
+
+    return name
