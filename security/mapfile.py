@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from security.errors import MappingError, Reason, SecurityError, one_line, os_error_text
@@ -32,7 +32,7 @@ _FORBIDDEN = frozenset({"root", "toor"})
 _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^\s"]\S*))\s+(?P<accounts>\S.*)\Z')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MapEntry:
     """One person and their accounts, the default one first; `.prefix` means any account of that pool."""
 
@@ -209,21 +209,30 @@ def _parse_line(line: str, number: int) -> MapEntry:
     text = found["quoted"] if found["quoted"] is not None else found["bare"]
     try:
         # Globus lets a backslash protect a quote; \xHH stays for the name's own escapes.
-        subject = DistinguishedName.parse(re.sub(r'\\(["\\])', r"\1", text))
+        subject = DistinguishedName.parse(re.sub(r'\\(["\\])', r"\1", text) if "\\" in text else text)
     except SecurityError as error:
         raise _refused(error.sentence, number) from error
     return MapEntry(subject, _accounts(found["accounts"], number), number)
 
 
 def _accounts(text: str, number: int) -> tuple[str, ...]:
+    try:
+        return _account_names(text)
+    except ValueError as error:
+        raise _refused(str(error), number) from error
+
+
+@lru_cache(maxsize=1024)
+def _account_names(text: str) -> tuple[str, ...]:
+    """Raises ValueError. Remembered: most people of a VO have the same."""
     accounts: list[str] = []
     for account in re.split(r"[,\s]+", text.split("#", 1)[0].strip().strip(",")):
         if not _ACCOUNT.match(account):
-            raise _refused(f"{one_line(account, 80)!r} is not an account name", number)
+            raise ValueError(f"{one_line(account, 80)!r} is not an account name")
         if account.lower().lstrip(".") in _FORBIDDEN:
-            raise _refused(f"nobody may be mapped to {account}", number)
+            raise ValueError(f"nobody may be mapped to {account}")
         if account not in accounts:
             accounts.append(account)
     if len(accounts) > MAX_ACCOUNTS:
-        raise _refused(f"more than {MAX_ACCOUNTS} accounts", number)
+        raise ValueError(f"more than {MAX_ACCOUNTS} accounts")
     return tuple(accounts)

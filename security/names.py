@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from cryptography import x509
 
@@ -46,6 +46,8 @@ _HEX_ESCAPE = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+|\\[/+\\]")
 _TYPE_AHEAD = re.compile(r"([A-Za-z][A-Za-z0-9-]{0,40}|[0-2](?:\.[0-9]{1,16}){1,20})=")
 _PROTECTED = ("\\/", "\\+", "\\\\")
 """Pairs in which newer OpenSSL protects a character of a value (`CN=host\\/ce.example.org`)."""
+_STOP = re.compile(r"\\[/+\\]|(?P<separator>[/+])")
+"""Where a value may end, and protected pairs, which are none of that."""
 _RFC4514_SPECIAL = frozenset(',+"\\<>;=')
 
 
@@ -207,7 +209,7 @@ def _bounded(rdns: tuple[Rdn, ...], text: str) -> tuple[Rdn, ...]:
                 raise _malformed(f"a value of the name is longer than {MAX_VALUE_LENGTH} characters", text)
             if "\0" in value:
                 raise _malformed("a value of the name holds a NUL character", text)
-            if any("\ud800" <= char <= "\udfff" for char in value):
+            if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
                 raise _malformed("a value of the name is not Unicode text", text)
             total += len(kind) + len(_escape_oneline(value)) + 2  # what is read can be printed and read again
     if total > MAX_NAME_LENGTH:
@@ -255,7 +257,20 @@ def _unescape_hex(text: str) -> str:
     return _HEX_ESCAPE.sub(replace, text)
 
 
+@lru_cache(maxsize=4096)
+def _plain_part(text: str) -> Rdn | None:
+    """What stands between two slashes, if it is a part by itself. Remembered: the names of a grid begin alike."""
+    ahead = _TYPE_AHEAD.match(text)
+    kind = _canonical_type(ahead.group(1)) if ahead is not None else None
+    return None if ahead is None or kind is None else ((kind, text[ahead.end() :]),)
+
+
 def _parse_oneline(text: str) -> tuple[Rdn, ...]:
+    if "\\" not in text and "+" not in text:
+        plain = [_plain_part(part) for part in text[1:].split("/")]
+        whole = tuple(part for part in plain if part is not None)
+        if len(whole) == len(plain):
+            return whole
     rdns: list[list[Attribute]] = []
     position = 0
     while position < len(text):
@@ -264,10 +279,8 @@ def _parse_oneline(text: str) -> tuple[Rdn, ...]:
         kind = _canonical_type(ahead.group(1)) if ahead is not None else None
         if ahead is None or kind is None:
             raise _malformed("a part of the name has no known attribute type", text[position:])
-        end = ahead.end()
-        while end < len(text) and not (text[end] in "/+" and _separates(text, end + 1)):
-            end += 2 if text[end : end + 2] in _PROTECTED else 1
-        end = min(end, len(text))
+        stops = (stop for stop in _STOP.finditer(text, ahead.end()) if stop["separator"])
+        end = next((stop.start() for stop in stops if _separates(text, stop.end())), len(text))
         attribute = (kind, _unescape_hex(text[ahead.end() : end]))
         if separator == "+" and rdns:
             rdns[-1].append(attribute)

@@ -116,3 +116,23 @@ def test_parts() -> None:
     assert parse("/O=Grid").common_name == ""
     with pytest.raises(CredentialError):
         name.child("nonsense", "x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/", "//CN=x", "/CN=x/", "/O=Grid/CN=host/ce.example.org", "/O=Grid/CN=a/b=c", "/O=Grid/CN=", "/CN=a+OU=b",
+        "/o=g/cn=A b", "/O=Grid/CN=a\\/OU=b", "/O=Grid//CN=x", "/O=Grid/1.2.3=x/CN=y", "/O=Grid/Email=a@b/CN=q",
+        "/O=\\x2F/CN=x", "/O=a\\",
+    ],
+)  # fmt: skip
+def test_names_are_read_alike_whether_their_parts_are_plain_or_not(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> object:
+        try:
+            return DistinguishedName.parse(text)
+        except CredentialError as error:
+            return error.sentence
+
+    quickly = read()
+    monkeypatch.setattr("security.names._plain_part", lambda part: None)
+    assert read() == quickly
