@@ -284,10 +284,18 @@ class Ground:
 
     def credential_file(self, endpoint: Endpoint) -> Path:
         """The host credential of an agent, for who owns its host. Raises NotHereError."""
+        return self._of_host(endpoint, "credential")
+
+    def state_of(self, endpoint: Endpoint) -> Path:
+        """The state folder of an agent, for who owns its host. Raises NotHereError."""
+        return self._of_host(endpoint, "state_dir")
+
+    def _of_host(self, endpoint: Endpoint, setting: str) -> Path:
         settings = self.state / "settings" / f"{endpoint.name}.json"
-        if not settings.exists():
+        found = Path(json.loads(settings.read_text("utf-8"))[setting]) if settings.exists() else None
+        if found is None or not found.exists():
             raise NotHereError(f"{endpoint.name} is on another machine")
-        return Path(json.loads(settings.read_text("utf-8"))["credential"])
+        return found
 
     async def command(self, *arguments: str) -> Any:
         """What `grid ARGUMENTS --json` prints for the operator. Raises RuntimeError if it fails."""

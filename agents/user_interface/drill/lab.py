@@ -32,7 +32,7 @@ bookkeeping = {}
 catalog = {}
 storage = {}
 myproxy = {}
-gatekeeper = { lease_linger_s = 0.5, max_disk_bytes = 50_000_000, pools = [{ vo = "cms" }, { vo = "atlas", count = 2 }]}
+gatekeeper = { lease_linger_s = 0.5, max_disk_bytes = 50_000_000 }
 worker = { slots = 4, term_grace_s = 0.5, disk_check_s = 0.2 }
 [[site]]
 name = "WEST"
@@ -42,6 +42,8 @@ storage = {}
 gatekeeper = { lease_linger_s = 0.5, max_disk_bytes = 50_000_000, pools = [{ vo = "cms" }, { vo = "atlas", count = 2 }]}
 worker = { slots = 4, term_grace_s = 0.5, disk_check_s = 0.2 }
 """
+SMALL_POOLS = "WEST"
+"""The site with two accounts for the second VO."""
 POLLED = {"map_refresh_s": 2.0, "crl_refresh_s": 2.0, "trust_poll_s": 1.0}
 """Times of `FabricOptions` that `--speed` divides."""
 

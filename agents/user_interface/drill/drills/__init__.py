@@ -13,9 +13,11 @@ from agents.user_interface.drill.drills import (
     delegations,
     flood,
     hosts,
+    incident,
     lists,
     organisations,
     payloads,
+    stores,
 )
 from agents.user_interface.drill.ground import Ground
 
@@ -55,12 +57,15 @@ DRILLS: tuple[Drill, ...] = tuple(
         bans.user_banned,
         bans.user_banned_at_site,
         bans.site_banned,
+        organisations.vo_dissolved,
         organisations.membership_suspended,
         organisations.aup_changed,
         organisations.attributes_forged,
         organisations.attributes_moved,
         hosts.man_in_the_middle,
         hosts.clock_skew,
+        stores.credential_store_stolen,
         flood.flood,
+        incident.incident,
     )
 )

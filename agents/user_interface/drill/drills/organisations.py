@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 from agents.user_interface.attributes import vo_client
 from agents.user_interface.drill.drills.authorities import authority_of_equal_name
-from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
-from agents.user_interface.drill.people import ATTACKER, VICTIM, Person, proxy_of
+from agents.user_interface.drill.ground import NAMES, SERVED_AGAIN_S, Ground
+from agents.user_interface.drill.people import ATTACKER, LOOK_EVERY_S, VICTIM, Person, proxy_of
 from agents.user_interface.users import vo_server
 from agents.vo.client import VoClient
+from fabric.errors import NotFound
 from security import voms
 from security.credentials import Credential, generate_key
 
@@ -126,3 +127,45 @@ async def _with_attributes(ground: Ground, person: Person, encoded: bytes, name:
     """The person with a proxy that carries this attribute certificate."""
     proxy = proxy_of(person.certificate, extensions=[voms.proxy_extension([encoded])])
     return await ground.bearer(proxy, name, part)
+
+
+async def vo_dissolved(ground: Ground) -> None:
+    """A VO is created, accepted by the sites, given members who run jobs, and dissolved: nothing of it works any more,
+    its jobs end, and another VO's members notice nothing. No service restarts."""
+    name = f"vo{ground.dice.randrange(10**6)}x"
+    authority, sites = await ground.authority(), sorted({endpoint.site for endpoint in ground.endpoints("gatekeeper")})
+    ground.begin()
+    ground.defend(f"creates the VO {name}, which {' and '.join(sites)} accept")
+    await authority.create_vo(name)
+    await authority.accept_vo(name, sites)
+    server = ground.one("vo")
+    vo = VoClient(await ground.operator.channel_to(server.host, server.rpc), name)
+    members: list[Person] = []
+    for number in range(2):
+        certificate = await ground.certificate_of(f"{ground.dice.choice(NAMES)} of {name} {number}")
+        await _hosted(vo, str(certificate.identity))
+        members.append(await ground.person(certificate, str(certificate.identity.common_name), VICTIM))
+    await asyncio.gather(*(ground.serves(member, within_s=SERVED_AGAIN_S) for member in members))
+    home = f'regexp(":{ground.one("gatekeeper").rpc}/", other.GlueCEUniqueID)'  # the other site names its pools itself
+    jobs = await asyncio.gather(*(member.run_forever(home) for member in members))
+    ground.score.figures["from nothing to a running job of the new VO, ms"] = ground.score.now_ms()
+    async with ground.honest_work():
+        ground.defend("dissolves the VO")
+        await authority.dissolve_vo(name, "drill")
+        await asyncio.gather(
+            *(ground.refuses(member, "VO_DISSOLVED", "NOT_MAPPED") for member in members), ground.gone(*jobs)
+        )
+        own = VoClient(await members[0].grid.channel_to(server.host, server.rpc), name)
+        await ground.refuses_act(
+            members[0], server.name, own.issue_attributes([f"/{name}"]), "VO_DISSOLVED", "VO_UNKNOWN"
+        )
+
+
+async def _hosted(vo: VoClient, subject: str) -> None:
+    """A member of a VO that its server may have heard of only now."""
+    async with asyncio.timeout(SERVED_AGAIN_S):
+        while True:
+            try:
+                return await vo.add_member(subject)
+            except NotFound:
+                await asyncio.sleep(LOOK_EVERY_S)

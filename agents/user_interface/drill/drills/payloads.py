@@ -10,7 +10,8 @@ from pathlib import Path
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2
 
 from agents.gatekeeper import client as gatekeeper
-from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground
+from agents.user_interface.drill import lab
+from agents.user_interface.drill.ground import SERVED_AGAIN_S, Ground, NotHereError
 from agents.user_interface.drill.people import ATTACKER, VICTIM, Job, Person
 from fabric.errors import Exhausted, Refused
 from fabric.settings import Endpoint
@@ -65,7 +66,11 @@ async def pool_accounts_exhausted(ground: Ground) -> None:
     """More people than pool accounts: the one too many gets a clear refusal and nobody's account, other VOs notice
     nothing, and an account whose last job is gone goes to the next."""
     vo = ground.second_vo()
-    ce = ground.dice.choice(ground.endpoints("gatekeeper"))
+    ce = ground.endpoints("gatekeeper")[-1]
+    if ce.site != lab.SMALL_POOLS:
+        raise NotHereError(
+            f"the drill fills the accounts of {vo}, and only the grid that is started for drills has few"
+        )
     first, second, third = [await ground.member(part, vo) for part in (ATTACKER, ATTACKER, VICTIM)]
     ground.begin()
     running = [await _run_at(ground, ce, person, vo) for person in (first, second)]
