@@ -113,6 +113,21 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def descendants(pid: int) -> list[int]:
+    """Every process below this one, as the kernel lists children. Looks at no other process of the host."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        tasks = f"/proc/{waiting.pop()}/task"
+        with contextlib.suppress(OSError):
+            for task in os.listdir(tasks):
+                with contextlib.suppress(OSError), open(f"{tasks}/{task}/children") as file:
+                    children = [int(child) for child in file.read().split()]
+                    found += children
+                    waiting += children
+    return found
+
+
 def find_leftovers(keys: set[str], sessions: set[int]) -> dict[int, str]:
     """Processes that belong to these jobs, by session or by marker: pid to key (empty when found by session only)."""
     found: dict[int, str] = {}
@@ -636,7 +651,8 @@ class Starter:
             return
         resident: dict[int, int] = {}
         spent: dict[int, float] = {}
-        for pid in all_pids():
+        # As sub-reaper it inherits those whose parent has died, so all of a session are below it.
+        for pid in descendants(os.getpid()) if self.can_list_children else all_pids():
             process = read_process(pid)
             if process is None or process.session not in watched:
                 continue
