@@ -198,9 +198,10 @@ def test_wall_limit_terminates_and_then_kills(running: Running) -> None:
     assert (ends["deaf"]["exit_code"], ends["deaf"]["reason"]) == (137, "WALL_TIME")
 
 
-def test_memory_of_the_whole_session_counts(running: Running) -> None:
+@pytest.mark.parametrize("script", ["CHILD & CHILD & CHILD & wait", "(CHILD &); (CHILD &); (CHILD &); sleep 60"])
+def test_memory_of_the_whole_session_counts(running: Running, script: str) -> None:
     child = f"{PYTHON} -c \"x = b'1' * (60 << 20); import time; time.sleep(60)\""
-    running.run(running.order("a", f"{child} & {child} & {child} & wait", memory_bytes=120 << 20))
+    running.run(running.order("a", script.replace("CHILD", child), memory_bytes=120 << 20))
     record = running.ended()["a"]
     assert record["reason"] == "MEMORY"
     assert record["max_rss_bytes"] > 120 << 20
