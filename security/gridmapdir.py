@@ -8,9 +8,11 @@ between implementations (`gridmapdir.c` of gss_assist, LCMAPS poolaccount). A le
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,10 @@ MAX_LINK_NAME = 255
 """NAME_MAX: a longer encoded name cannot be a file."""
 MAX_ROUNDS = 20
 """Passes over the pool while others are seen to take and give back the same accounts at the same moment."""
+
+SETTLE_S, SETTLE_ROUNDS, LOCK_ROUNDS = 0.002, 100, 1000
+"""How long, and how often, another process is waited for that took the same account at the same moment, or that takes
+any."""
 
 _GUARD = ".recycling-"
 """A further link of an account while it is looked at: hidden, so that it is no account and no lease."""
@@ -102,14 +108,15 @@ class GridMapDir:
         self._require_prefix(prefix)
         link = self._link(subject, prefix if per_pool else "")
         try:
-            held = self._account_of(link)
-            if held is not None:
-                try:
-                    os.utime(link)
-                except FileNotFoundError:
-                    held = None  # it was recycled at this moment
-            if held is None:
-                held = self._take(subject, link, prefix)
+            with self._alone():
+                held = self._settled(subject, link)
+                if held is not None:
+                    try:
+                        os.utime(link)
+                    except FileNotFoundError:
+                        held = None  # it was recycled at this moment
+                if held is None:
+                    held = self._take(subject, link, prefix)
         except OSError as error:
             raise _invalid(
                 f"the pool directory {self._directory} cannot be used ({os_error_text(error)})", self._directory
@@ -257,6 +264,44 @@ class GridMapDir:
                     return name
         return None
 
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """One lease at a time among our own processes: a link that is seen is one that stays. A Globus gatekeeper knows
+        nothing of this lock; that two links at one account are not taken for a lease is for it."""
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for _ in range(LOCK_ROUNDS):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(SETTLE_S)
+            else:
+                raise _invalid(
+                    f"the pool directory {self._directory} is held by another process; try again", self._directory
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _settled(self, subject: DistinguishedName, link: Path) -> str | None:
+        """The account of a lease that stays. While another person's link is at the same account, whoever made one of
+        the two is about to step back from it. Raises MappingError MAP_DIRECTORY_INVALID if nobody does: a crash."""
+        held = None
+        for _ in range(SETTLE_ROUNDS):
+            held = self._account_of(link)
+            if held is None:
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                account = os.stat(self._directory / held)
+                if account.st_nlink <= 2 or (self._directory / f"{_GUARD}{held}").exists():  # guarded: being recycled
+                    return held
+            time.sleep(SETTLE_S)
+        raise _invalid(
+            f"the account {held} of {subject} is leased to somebody else as well; try again, and if it stays so "
+            "the site must remove both links",
+            self._directory,
+        )
+
     def _take(self, subject: DistinguishedName, link: Path, prefix: str) -> str:
         pool: tuple[str, ...] = ()
         for _ in range(MAX_ROUNDS):
@@ -272,7 +317,7 @@ class GridMapDir:
                     os.link(account, link)
                 except FileExistsError:
                     # Another process made a lease for the same person meanwhile: that one counts.
-                    held = self._account_of(link)
+                    held = self._settled(subject, link)
                     if held is not None:
                         return held
                     contended = True

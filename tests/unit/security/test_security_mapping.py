@@ -221,6 +221,23 @@ def test_processes_never_share_an_account(tmp_path: Path) -> None:
     assert len({account for accounts in held.values() for account in accounts}) == len(held)
 
 
+def test_a_lease_that_another_person_is_stepping_back_from_is_waited_for(tmp_path: Path) -> None:
+    """Two people took one account at once: nobody gets it before one of them has stepped back."""
+    pool = GridMapDir(tmp_path)
+    pool.create_accounts("busy", 2)
+    ada, bob = name("/CN=ada"), name("/CN=bob")
+    account = tmp_path / "busy001"
+    links = [tmp_path / encode_subject(person) for person in (ada, bob)]
+    for link in links:
+        os.link(account, link)
+    with pytest.raises(MappingError) as caught:
+        pool.lease(ada, "busy")
+    assert caught.value.reason == Reason.MAP_DIRECTORY_INVALID
+    assert "leased to somebody else as well" in caught.value.sentence
+    links[0].unlink()  # ada's process steps back
+    assert (pool.lease(bob, "busy"), pool.lease(ada, "busy")) == ("busy001", "busy002")
+
+
 # Bans and login
 
 
