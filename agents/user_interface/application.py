@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.commands import audit, ban, data, delegation, drill, fabric, info, job, judges, proxy, vo
+from agents.user_interface.commands import audit, ban, ca, data, delegation, drill, fabric, info, job, judges, proxy, vo
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
 fabric.register(app)
 proxy.app.command("verify")(judges.verify)
 app.add_typer(proxy.app, name="proxy")
-app.add_typer(judges.ca_app, name="ca")
+app.add_typer(ca.app, name="ca")
 app.add_typer(judges.mapfile_app, name="mapfile")
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ async def add(
     ban = parse(what, until=until, reason=reason, sites=sites)
     async with as_operator(state) as grid:
         if dry_run:
-            _print_hits(await would_hit(grid, ban), as_json=as_json)
+            print_hits(await would_hit(grid, ban), as_json=as_json)
             return
         authority = AuthorityClient(await grid.channel("authority"))
         made = await authority.ban(ban.kind, ban.value, reason=reason, until=until, sites=sites)
@@ -91,9 +91,9 @@ def _text(value: object) -> object:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-async def would_hit(grid: Grid, ban: Ban) -> dict[str, Any]:
-    """Certificates in force, members and jobs under way that the ban would hit. What nobody can know is said: who
-    calls from a network, and the certificates of other authorities."""
+async def would_hit(grid: Grid, ban: Ban, meant: Callable[[str], bool] | None = None) -> dict[str, Any]:
+    """Certificates in force, members and jobs under way that the ban would hit, and members of the names `meant`. What
+    nobody can know is said: who calls from a network, and the certificates of other authorities."""
     bans = BanList((ban,))
     authority = AuthorityClient(await grid.channel("authority"))
     now = datetime.now(UTC)
@@ -116,6 +116,7 @@ async def would_hit(grid: Grid, ban: Ban) -> dict[str, Any]:
         for member in members:
             hit = (
                 bans.names(DistinguishedName.parse(member.subject))
+                or (meant is not None and meant(member.subject))
                 or (ban.kind is BanKind.VO and ban.value == vo)
                 or (ban.kind is BanKind.FQAN and bans.groups([f"/{vo}", *member.groups]))
             )
@@ -139,7 +140,8 @@ async def would_hit(grid: Grid, ban: Ban) -> dict[str, Any]:
     }
 
 
-def _print_hits(found: dict[str, Any], *, as_json: bool) -> None:
+def print_hits(found: dict[str, Any], *, as_json: bool) -> None:
+    """For people and programs."""
     if as_json:
         console.print_json(found)
         return

@@ -11,13 +11,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
-from gridfabric.authority.v1 import authority_pb2 as ca
-from gridfabric.authority.v1 import authority_pb2_grpc as ca_grpc
 from gridfabric.vo.v1 import vo_pb2 as vo_wire
 from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 
+from agents.authority.client import AuthorityClient
 from agents.user_interface import console, endpoints
-from agents.user_interface.connection import Grid, administrator, certificates_of, open_grid
+from agents.user_interface.connection import Grid, administrator, as_operator, certificates_of, open_grid
 from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
 from fabric.settings import Endpoint
 from security.certificates import subject_of
@@ -50,8 +49,21 @@ def make_request(key: PrivateKey, name: str) -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
-async def add(grid: Grid, name: str, vo: str, groups: Sequence[str], folder: Path, *, renew: bool = False) -> User:
-    """Make a user with the administrator's `grid`. Refuses to replace files. Raises GridError, OSError."""
+async def add(
+    grid: Grid,
+    name: str,
+    vo: str,
+    groups: Sequence[str],
+    folder: Path,
+    *,
+    renew: bool = False,
+    authority: str = "",
+    robot: bool = False,
+) -> User:
+    """Make a user with the administrator's `grid`, certified by the authority of that name, else the grid's first.
+
+    Refuses to replace files. Raises GridError, OSError.
+    """
     if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable() or set(name) & set("/=\"'\\"):
         raise InvalidRequest("NAME_MALFORMED", f"{name[:80]!r} is no common name: letters, digits, spaces, at most 64")
     certificate, key_file = folder / "usercert.pem", folder / "userkey.pem"
@@ -62,17 +74,15 @@ async def add(grid: Grid, name: str, vo: str, groups: Sequence[str], folder: Pat
     await _require_groups(grid, server, vo, groups)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what can fail here fails before there is a certificate
     key = generate_key("rsa-2048")
-    authority = ca_grpc.AuthorityStub(await grid.channel("authority"))
+    client = AuthorityClient(await grid.channel("authority"))
     try:
-        answer = await authority.IssueUser(
-            ca.IssueUserRequest(common_name=name, request_pem=make_request(key, name), renew=renew)
-        )
+        issued = await client.issue_user(name, make_request(key, name), renew=renew, authority=authority, robot=robot)
     except AlreadyExists as error:
         raise AlreadyExists(error.reason, f"{error.sentence}; for a second one: grid user add --renew") from None
-    credential = Credential(x509.load_pem_x509_certificate(answer.certificate_pem), key)
+    credential = Credential(x509.load_pem_x509_certificate(issued), key)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_atomic(key_file, pem, 0o600)
-    write_atomic(certificate, answer.certificate_pem, 0o644)
+    write_atomic(certificate, issued, 0o644)
     await join(grid, server, str(subject_of(credential.certificate)), name, groups)
     return User(credential, certificate, key_file, vo)
 
@@ -153,6 +163,8 @@ async def add_command(
     state: Path | None,
     *,
     renew: bool,
+    authority: str,
+    robot: bool,
     as_json: bool,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
@@ -165,7 +177,7 @@ async def add_command(
     target = out or Path(environ.get("HOME", ".")) / ".globus"
     async with open_grid(services, credential, certificates) as grid:
         chosen = vo or grid.vo
-        user = await add(grid, name, chosen, groups, target, renew=renew)
+        user = await add(grid, name, chosen, groups, target, renew=renew, authority=authority, robot=robot)
     async with open_grid(services, user.credential, certificates) as grid:
         unknown = await await_known(grid)
     facts = {"subject": user.subject, "vo": user.vo, "certificate": str(user.certificate), "key": str(user.key)}
@@ -176,3 +188,51 @@ async def add_command(
         return
     console.print_facts(facts)
     print(f"\nNext: X509_USER_CERT={user.certificate} X509_USER_KEY={user.key} grid proxy init")
+
+
+async def revoke_command(who: str, reason: str, state: Path | None, *, as_json: bool) -> None:
+    """`grid user revoke`: a name, a DN, or a serial number."""
+    async with as_operator(state) as grid:
+        client = AuthorityClient(await grid.channel("authority"))
+        if not who.startswith("/"):
+            named = [one for one in await client.list_issued() if one.subject.endswith(f"/CN={who}")]
+            subjects = {one.subject for one in named}
+            if len(subjects) > 1:
+                raise InvalidRequest("NAME_AMBIGUOUS", f"{who!r} may be {' or '.join(sorted(subjects))}; give the DN")
+            who = next(iter(subjects), who)
+        is_name = who.startswith("/")
+        serials, number = await client.revoke(
+            subject=who if is_name else "", serial="" if is_name else who, reason=reason
+        )
+    if as_json:
+        console.print_json({"serials": serials, "crl_number": number, "reason": reason})
+    else:
+        console.say(
+            f"revoked: {', '.join(serials) or 'nothing was in force'}; list {number} is on its way to every host"
+        )
+
+
+async def certify_command(
+    hosts: Sequence[str], service: str, authority: str, out: Path, state: Path | None, *, renew: bool, as_json: bool
+) -> None:
+    """`grid host certify`."""
+    certificate, key_file = out / "hostcert.pem", out / "hostkey.pem"
+    for path in (certificate, key_file):
+        if path.exists() and not renew:
+            raise AlreadyExists("FILE_EXISTS", f"{path} exists; choose another folder with --out", path=path)
+    key = generate_key("rsa-2048")
+    async with as_operator(state) as grid:
+        client = AuthorityClient(await grid.channel("authority"))
+        issued = await client.issue_host(
+            hosts, make_request(key, hosts[0]), service=service, renew=renew, authority=authority
+        )
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_atomic(key_file, pem, 0o600)
+    write_atomic(certificate, issued, 0o644)
+    subject = str(subject_of(x509.load_pem_x509_certificate(issued)))
+    facts = {"subject": subject, "hosts": list(hosts), "certificate": str(certificate), "key": str(key_file)}
+    if as_json:
+        console.print_json(facts)
+    else:
+        console.print_facts({**facts, "hosts": ", ".join(hosts)})

@@ -166,6 +166,8 @@ def user_add(
     group: Annotated[list[str] | None, typer.Option(help="Groups in the VO, e.g. /cms/production.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for usercert.pem and userkey.pem; else ~/.globus.")] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Allow a second active certificate of the same name.")] = False,
+    ca: Annotated[str, typer.Option(help="Name of the authority that signs, as grid ca ls shows it.")] = "",
+    robot: Annotated[bool, typer.Option("--robot", help="An automated client: CN=Robot: NAME.")] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -175,10 +177,55 @@ def user_add(
     Examples:
       grid user add "Ada Lovelace"
       grid user add "Ada Lovelace" --vo cms --out ./ada
+      grid user add "nightly production" --robot --ca robots --out ./robot
     """
     from agents.user_interface import users
 
-    console.run_async(users.add_command(name, vo, group or [], out, state, renew=renew, as_json=as_json))
+    made = users.add_command(name, vo, group or [], out, state, renew=renew, authority=ca, robot=robot, as_json=as_json)
+    console.run_async(made)
+
+
+@user_app.command("revoke")
+def user_revoke(
+    who: Annotated[str, typer.Argument(metavar="WHO", help="A common name, a DN, or a serial number in hexadecimal.")],
+    reason: Annotated[
+        str, typer.Option(help="As RFC 5280 has it: keyCompromise, superseded, cessationOfOperation ...")
+    ] = "unspecified",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke certificates of a person, robot, host or agent: refused everywhere at once, for ever.
+
+    \b
+    Examples:
+      grid user revoke "Ada Lovelace" --reason keyCompromise
+      grid user revoke 3F2A9C0D11E2
+    """
+    from agents.user_interface import users
+
+    console.run_async(users.revoke_command(who, reason, state, as_json=as_json))
+
+
+@host_app.command("certify")
+def host_certify(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="DNS names and addresses of one host.")],
+    service: Annotated[str, typer.Option(help="For this service only: CN=SERVICE/HOST.")] = "",
+    ca: Annotated[str, typer.Option(help="Name of the authority that signs, as grid ca ls shows it.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for hostcert.pem and hostkey.pem.")] = Path(),
+    renew: Annotated[bool, typer.Option("--renew", help="Allow a second active certificate of the same name.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make a certificate for a host that is no agent of this grid, or for one service on it.
+
+    \b
+    Examples:
+      grid host certify ce.example.org 192.0.2.7 --out ./ce
+      grid host certify ce.example.org --service ldap --ca hosts
+    """
+    from agents.user_interface import users
+
+    console.run_async(users.certify_command(hosts, service, ca, out, state, renew=renew, as_json=as_json))
 
 
 @host_app.command("invite")
