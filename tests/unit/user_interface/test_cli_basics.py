@@ -75,6 +75,7 @@ def test_the_commands_are_those_promised() -> None:
         "up", "status", "down", "env", "doctor", "demo", "version",
         "proxy init", "proxy info", "proxy destroy", "proxy verify",
         "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
+        "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "info sites", "info ces", "info ses", "info query",
