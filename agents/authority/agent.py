@@ -86,10 +86,9 @@ class AuthorityAgent(Agent):
             trusted = await asyncio.to_thread(self._authorities.trusted)
             self._files = {path: content for one in trusted for path, content in _files_of(one)}
             self._files["/bundle"] = Content(pem([one.certificate for one in trusted]), PEM_TYPE, str(number))
-            new = trust_set(number, trusted)
-            settings = self.context.settings
-            await asyncio.to_thread(trust_push.install, settings.certificates, new, self.context.clock.now())
-            self._trust.tell(new)
+            own, now = self.context.settings.certificates, self.context.clock.now()
+            await asyncio.to_thread(trust_push.install, own, trust_set(number, trusted, whole=True), now)
+            self._trust.tell(trust_set(number, trusted))
         self._crl_number = crl_number or self._crl_number
         self.context.news.ring()
         self.context.log.info("trust.announced", number=number, crl_number=crl_number, lists=list(names))

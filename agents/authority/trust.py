@@ -210,8 +210,8 @@ class TrustServicer(pb_grpc.TrustServicer):
         )
 
 
-def trust_set(number: int, trusted: Sequence[Trusted]) -> pb.TrustSet:
-    """The message that every host follows."""
+def trust_set(number: int, trusted: Sequence[Trusted], *, whole: bool = False) -> pb.TrustSet:
+    """The message that every host follows; the `whole` one, with large lists too, is for this host."""
     left = MAX_PUSHED_CRLS_BYTES
     found = pb.TrustSet(number=number)
     for one in trusted:
@@ -223,7 +223,7 @@ def trust_set(number: int, trusted: Sequence[Trusted]) -> pb.TrustSet:
             is_old=one.is_old,
         )
         if one.crl is not None:
-            inside = len(one.crl.pem) <= min(left, MAX_PUSHED_CRL_BYTES)
+            inside = whole or len(one.crl.pem) <= min(left, MAX_PUSHED_CRL_BYTES)
             left -= len(one.crl.pem) if inside else 0
             message.crl.CopyFrom(
                 pb.RevocationList(

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 from support.grid import LabGrid
+from unit.authority.test_authority_register import request
 
+from agents.authority import trust
 from agents.authority.client import AuthorityClient
 from agents.storage import client as storage
 from fabric import trust_push
-from fabric.errors import Conflict, GridError
+from fabric.agent import running
+from fabric.errors import Conflict, GridError, NotFound, Refused
+from fabric.settings import Settings
 from security.authority import CertificateAuthority
 from security.certificates import issuer_among, subject_hash
-from security.credentials import Credential
+from security.credentials import Credential, generate_key
 
 PUSHED: dict[str, Any] = {"trust_updater": True, "crl_refresh_s": 3600.0, "trust_poll_s": 3600.0}
 """Nobody looks at the disk or asks by HTTP: what arrives was pushed."""
 PROMPT_S = 15.0
+DAY = timedelta(days=1)
 
 
 @pytest.fixture
@@ -52,6 +59,16 @@ async def refusal(lab: LabGrid, who: Credential) -> GridError:
             except GridError as error:
                 return error
             await asyncio.sleep(0.005)
+
+
+async def accepted(lab: LabGrid, who: Credential) -> None:
+    async with asyncio.timeout(PROMPT_S):
+        while True:
+            try:
+                await space(lab, who)
+                return
+            except GridError:
+                await asyncio.sleep(0.005)
 
 
 async def test_a_revocation_is_pushed_to_every_agent_in_no_time(lab: LabGrid) -> None:
@@ -112,3 +129,89 @@ async def test_a_roll_over_without_a_restart_and_the_end_of_the_old_key(lab: Lab
         assert not lab.agents[name].context.problems
     stem = subject_hash(lab.grid.ca.certificate)
     assert sorted(path.name for path in lab.certificates.glob(f"{stem}.*[0-9]")) == [f"{stem}.0", f"{stem}.r0"]
+
+
+async def test_a_list_too_large_for_a_message_is_fetched_when_it_is_announced(
+    lab: LabGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "MAX_PUSHED_CRL_BYTES", 0)
+    elsewhere = lab.directory / "elsewhere"
+    shutil.copytree(lab.certificates, elsewhere)
+    lab.plan("storage")
+    authority = await start(lab)
+    settings = Settings.from_dict({**lab.settings("storage.CERN"), "certificates": str(elsewhere)})
+    async with running(settings):
+        alice = lab.user("alice")
+        await space(lab, alice)
+        await authority.revoke(subject=str(alice.identity))
+        assert (await refusal(lab, alice)).reason == "CERTIFICATE_REVOKED"
+        await space(lab, lab.user("bob"))
+
+
+async def test_a_foreign_authority_comes_and_goes_with_everything_that_it_carried(lab: LabGrid) -> None:
+    authority = await start(lab)
+    await lab.start("storage")
+    other = CertificateAuthority.create(
+        lab.directory / "other", "/O=Else/CN=Their CA", lifetime=DAY, now=lab.clock.now(), key_type="ec-p256"
+    )
+    key = generate_key("ec-p256")
+    eve = Credential(other.issue_user("Eve", key.public_key(), lifetime=DAY, now=lab.clock.now()), key)
+    lab.enrol(eve)
+    assert (await refusal(lab, eve)).reason == "UNKNOWN_CA"
+    added = await authority.add_authority(
+        other.ca_pem(), other.signing_policy(), other.build_crl(lab.clock.now(), timedelta(hours=1))
+    )
+    assert added.name == "Their CA" and added.is_foreign
+    await accepted(lab, eve)
+    assert await authority.remove_authority("Their CA", dry_run=True) == []
+    await space(lab, eve)
+    await authority.remove_authority(added.hash)
+    assert (await refusal(lab, eve)).reason == "UNKNOWN_CA"
+    await space(lab, lab.user("bob"))
+    assert [one.name for one in await authority.authorities()] == ["grid"]
+    events = [line["event"] for line in lab.audit("authority.CERN") if line["event"].startswith("authority.")]
+    assert events == ["authority.added", "authority.removed"]
+
+
+async def test_only_operators_change_authorities_and_nobody_renews_for_another(lab: LabGrid) -> None:
+    authority = await start(lab)
+    for who in (lab.user("alice"), lab.user("eve", vo=None), lab.service("storage")):
+        other = AuthorityClient(await lab.channel("authority", credential=who))
+        for attempt in (
+            other.authorities(), other.create_authority("mine"), other.add_authority(b"", ""),
+            other.remove_authority("grid"), other.roll_over("grid"), other.retire("grid"),
+        ):  # fmt: skip
+            with pytest.raises(Refused):
+                await attempt
+    with pytest.raises(Refused):
+        await AuthorityClient(await lab.channel("authority", credential=lab.user("alice"))).renew(request())
+    with pytest.raises(Conflict) as caught:
+        await authority.renew(request())
+    assert caught.value.reason == "RENEWAL_NOT_DUE"
+    with pytest.raises(Conflict) as caught:
+        await authority.remove_authority(str(lab.grid.ca.subject))
+    assert caught.value.reason == "AUTHORITY_IN_USE"
+    for unknown in ("nobody", "", "00000000"):
+        with pytest.raises(NotFound):
+            await authority.remove_authority(unknown)
+    assert [one.name for one in await authority.authorities()] == ["grid"]
+
+
+async def test_a_credential_that_was_replaced_on_disk_is_used_and_a_wrong_one_is_not(lab: LabGrid) -> None:
+    await start(lab)
+    agent = await lab.start("storage", fabric={"trust_poll_s": 0.05})
+    path = agent.context.settings.credential
+    before = await asyncio.to_thread(leaf, lab, "storage.CERN")
+    wrong = lab.service("catalog")
+    wrong.save(path)
+    async with asyncio.timeout(PROMPT_S):
+        while "credential" not in agent.context.problems:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert await asyncio.to_thread(leaf, lab, "storage.CERN") == before
+    new = lab.service("storage")
+    new.save(path)
+    async with asyncio.timeout(PROMPT_S):
+        while await asyncio.to_thread(leaf, lab, "storage.CERN") != new.certificate:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert "credential" not in agent.context.problems
+    await space(lab, lab.user("alice"))

@@ -133,6 +133,11 @@ class LabGrid:
         subject = f"{ORGANISATION}/OU={site}/CN={kind}/{name or f'{kind}.{site}'}"
         return self.grid.host("localhost", "127.0.0.1", subject=subject)
 
+    def enrol(self, credential: Credential, vo: str = VO) -> None:
+        """Make somebody with a certificate of any authority a member."""
+        self._members[credential.identity] = vo
+        self._write_map()
+
     def expel(self, name: str) -> None:
         """Take a user off the member list."""
         self._members.pop(self.user_certificate(name).identity, None)
