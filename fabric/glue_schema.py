@@ -37,8 +37,8 @@ _CLASSES = (
 
 def _schema() -> Schema:
     attributes, classes = parse_definitions(files("fabric").joinpath("glue.schema").read_text("utf-8"))
-    return Schema((*attributes, *_ATTRIBUTES), object_classes=(*classes, *_CLASSES))
+    return Schema((*attributes, *_ATTRIBUTES), strict=True, object_classes=(*classes, *_CLASSES))
 
 
 GLUE_SCHEMA = _schema()
-"""Attributes compare by the rules of their definitions; what is not listed compares as text without case."""
+"""Attributes compare by the rules of their definitions; what is not listed is not recognised."""

@@ -128,7 +128,7 @@ def compile_filter(node: Filter, schema: Schema = OPEN_SCHEMA) -> Predicate:
             attribute = schema.lookup(description)
             if attribute is None or not schema.recognises(attribute, value):
                 return _undefined
-            return _equal(schema.canonical(description), attribute, value)
+            return _equal(schema, schema.canonical(description), attribute, value)
         case GreaterOrEqual(description, value):
             return _ordered(schema, description, value, 1)
         case LessOrEqual(description, value):
@@ -197,10 +197,14 @@ def _any_of(parts: tuple[Predicate, ...]) -> Predicate:
     return some
 
 
-def _equal(name: str, attribute: AttributeType, value: str) -> Predicate:
-    key: Key | None = attribute.equality.normalise(value) if is_text(value) else None
-    if key is None:
+def _equal(schema: Schema, name: str, attribute: AttributeType, value: str) -> Predicate:
+    wanted = equality_keys(schema, attribute, value)
+    if not wanted:
         return _undefined
+    key, *derived = wanted
+    if derived:
+        several = frozenset(wanted)
+        return lambda entry: not several.isdisjoint(entry.normalised(name, attribute) or ())
 
     def equal(entry: Entry) -> bool | None:
         keys = entry.normalised(name, attribute)
@@ -282,6 +286,8 @@ def _extensible(schema: Schema, node: Extensible) -> Predicate:
             return _undefined
     if rule is None and (attribute is None or not schema.recognises(attribute, node.value)):
         return _undefined
+    if rule is None and attribute is not None and not node.dn_attributes:
+        return _equal(schema, schema.canonical(attribute.name), attribute, node.value)
     chosen = rule or (attribute.equality if attribute is not None else None)
     key = chosen.normalise(node.value) if chosen is not None and is_text(node.value) else None
     if chosen is None or key is None:
@@ -315,12 +321,12 @@ def _extensible(schema: Schema, node: Extensible) -> Predicate:
     return extended
 
 
-def equality_key(attribute: AttributeType, value: str) -> Key | None:
-    """The key under which an equality index holds a value."""
-    return attribute.equality.normalise(value) if is_text(value) else None
+def equality_keys(schema: Schema, attribute: AttributeType, value: str) -> tuple[Key, ...]:
+    """The keys under which an equality index holds what equals a value; none for a value of the wrong syntax."""
+    return schema.keys_of(attribute, value) if is_text(value) else ()
 
 
 __all__ = [
     "ANY_ENTRY", "And", "Approx", "Equality", "Extensible", "Filter", "GreaterOrEqual", "LessOrEqual", "Not", "Or",
-    "Predicate", "Present", "Substrings", "compile_filter", "equality_key", "fold", "is_text", "matches",
+    "Predicate", "Present", "Substrings", "compile_filter", "equality_keys", "fold", "is_text", "matches",
 ]  # fmt: skip

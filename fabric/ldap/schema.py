@@ -40,6 +40,10 @@ def _text(value: str) -> str | None:
     return fold(value) if value else None  # a DirectoryString has at least one character (RFC 4517 section 3.3.6)
 
 
+def _ia5(value: str) -> str | None:
+    return fold(value) if value.isascii() else None  # unlike a DirectoryString, it may be empty
+
+
 def _exact(value: str) -> str | None:
     return _SPACES.sub(" ", value).strip(" ") if value else None
 
@@ -99,7 +103,7 @@ MATCHING_RULES: Mapping[str, MatchingRule] = {
         BOOLEAN,
         GENERALIZED_TIME,
         OBJECT_IDENTIFIER,
-        MatchingRule("caseIgnoreIA5Match", "1.3.6.1.4.1.1466.109.114.2", _text),
+        MatchingRule("caseIgnoreIA5Match", "1.3.6.1.4.1.1466.109.114.2", _ia5),
         MatchingRule("caseExactIA5Match", "1.3.6.1.4.1.1466.109.114.1", _exact),
         MatchingRule("caseIgnoreOrderingMatch", "2.5.13.3", _text, ordering=True),
         MatchingRule("caseExactOrderingMatch", "2.5.13.6", _exact, ordering=True),
@@ -158,7 +162,7 @@ class AttributeType:
     def refuses(self, value: str) -> bool:
         """True for a value that is not of the attribute's syntax."""
         if self.syntax == SYNTAX_IA5:
-            return not value or not value.isascii()
+            return not value or not value.isascii()  # empty would be IA5, and says nothing
         if self.syntax == SYNTAX_TEXT:
             return not value
         return self.equality.normalise(value) is None
@@ -229,6 +233,7 @@ class Schema:
             self._classes = {name.lower(): one for one in listed for name in (one.name, *one.aliases)}
         self._types: dict[str, AttributeType] = {}
         self._guessed: dict[str, AttributeType] = {}
+        self._derived: dict[Key, tuple[Key, ...]] = {}
         self._shapes: dict[tuple[object, ...], tuple[AttributeType, ...] | str] = {}
         for attribute in (*STANDARD_ATTRIBUTES, *attributes):
             for name in (attribute.name, attribute.oid, *attribute.aliases):
@@ -261,6 +266,35 @@ class Schema:
         if attribute.equality is not OBJECT_IDENTIFIER or self._classes is None:
             return True
         return value.lower() in self._classes
+
+    def keys_of(self, attribute: AttributeType, value: str) -> tuple[Key, ...]:
+        """What an equality assertion looks for: the normalised value; for a class also those derived from it."""
+        key = attribute.equality.normalise(value)
+        if key is None:
+            return ()
+        if attribute.equality is not OBJECT_IDENTIFIER or self._classes is None:
+            return (key,)
+        known = self._derived.get(key)
+        if known is None:
+            known = self._derived[key] = self._with_derived(str(key))
+        return known
+
+    def _with_derived(self, name: str) -> tuple[Key, ...]:
+        classes = self._classes or {}
+        if name not in classes:
+            return (name,)
+        found: dict[str, None] = {}
+        waiting = [classes[name]]
+        while waiting:
+            one = waiting.pop()
+            for alias in (one.name, *one.aliases):
+                found[alias.lower()] = None
+            waiting += [
+                other
+                for other in self.object_classes
+                if one.name.lower() in map(str.lower, other.superiors) and other.name.lower() not in found
+            ]
+        return tuple(found)
 
     def canonical(self, description: str) -> str:
         """The lower-case name under which entries hold this attribute."""

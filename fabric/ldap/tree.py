@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry
-from fabric.ldap.filters import And, Approx, Equality, Filter, Or, compile_filter, equality_key
+from fabric.ldap.filters import And, Approx, Equality, Filter, Or, compile_filter, equality_keys
 from fabric.ldap.schema import OPEN_SCHEMA, Key, Schema
 
 Names = Collection[tuple[str, ...]]
@@ -278,8 +278,10 @@ class EntryTree:
                 attribute = self.schema.lookup(description)
                 if index is None or attribute is None:
                     return None
-                key = equality_key(attribute, value)
-                return () if key is None else index.get(key, ())
+                keys = equality_keys(self.schema, attribute, value)
+                if len(keys) == 1:
+                    return index.get(keys[0], ())
+                return dict.fromkeys(name for key in keys for name in index.get(key, ()))
             case And(parts):
                 best: Names | None = None
                 for part in parts:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import random
-import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.slapd import SLAPD, ask, running_slapd
 
-from fabric.ldap import Entry, EntryTree, LdapClient, LdapError, LdapServer, Schema, format_filter, make_entry, parse_dn
+from fabric.ldap import Entry, EntryTree, LdapClient, LdapServer, Schema, format_filter, make_entry
 from fabric.ldap import filters as f
 from fabric.ldap import protocol as p
 from fabric.ldap.schema import CASE_EXACT, DISTINGUISHED_NAME, GENERALIZED_TIME, INTEGER, AttributeType, ObjectClass
 
-SLAPD = shutil.which("slapd", path="/usr/sbin:/usr/lib/openldap:/usr/libexec:/usr/bin")
 pytestmark = pytest.mark.skipif(SLAPD is None, reason="Debian package slapd is not installed")
 
 SEARCHES = 400
@@ -37,13 +32,6 @@ attributetype ( 1.1.1.5 NAME 'tTime' EQUALITY generalizedTimeMatch ORDERING gene
 attributetype ( 1.1.1.6 NAME 'tFlat' EQUALITY caseIgnoreMatch SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 )
 objectclass ( 1.1.2.1 NAME 'tThing' SUP top STRUCTURAL MUST cn
   MAY ( tText $ tInteger $ tExact $ tName $ tTime $ tFlat ) )
-modulepath /usr/lib/ldap
-moduleload back_mdb
-pidfile {directory}/slapd.pid
-database mdb
-suffix "o=grid"
-directory {directory}/db
-access to * by * read
 """
 
 SCHEMA = Schema(
@@ -148,63 +136,11 @@ def make_filter(generator: random.Random, depth: int = 3) -> f.Filter:
     return f.And(parts) if kind == "and" else f.Or(parts)
 
 
-def to_ldif(entries: list[Entry]) -> str:
-    lines: list[str] = []
-    for entry in entries:
-        lines.append("dn:: " + base64.b64encode(str(entry.dn).encode()).decode())
-        for name, values in entry.attributes.items():
-            lines += [f"{name}:: " + base64.b64encode(value.encode()).decode() for value in values]
-        lines.append("")
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture
 async def slapd(tmp_path: Path) -> AsyncIterator[int]:
     """The port of a slapd that holds the entries."""
-    (tmp_path / "db").mkdir()
-    configuration = tmp_path / "slapd.conf"
-    configuration.write_text(CONFIGURATION.format(directory=tmp_path))
-    ldif = tmp_path / "entries.ldif"
-    ldif.write_text(to_ldif(make_entries(random.Random(1))))
-    loaded = await asyncio.to_thread(
-        subprocess.run,
-        [str(SLAPD), "-T", "add", "-f", str(configuration), "-l", str(ldif)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    process = await asyncio.create_subprocess_exec(
-        str(SLAPD), "-d", "0", "-f", str(configuration), "-h", f"ldap://127.0.0.1:{port}/",
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    for _ in range(200):
-        try:
-            await (await LdapClient.connect("127.0.0.1", port)).close()
-            break
-        except LdapError:
-            await asyncio.sleep(0.02)
-    yield port
-    process.terminate()
-    await process.wait()
-
-
-async def ask(client: LdapClient, request: p.SearchRequest) -> tuple[int, str, dict[str, dict[str, frozenset[bytes]]]]:
-    """Result code, matched name, and the entries with their attributes."""
-    message_id = client.send(request)
-    found: dict[str, dict[str, frozenset[bytes]]] = {}
-    while True:
-        message = await client.receive()
-        assert message.message_id == message_id
-        operation = message.operation
-        if isinstance(operation, p.SearchResultEntry):
-            key = ",".join(parse_dn(operation.dn).key)
-            found[key] = {name.lower(): frozenset(values) for name, values in operation.attributes}
-        elif isinstance(operation, p.Result):
-            return operation.code, operation.matched.lower(), found
+    async with running_slapd(tmp_path, CONFIGURATION, {"o=grid": make_entries(random.Random(1))}) as port:
+        yield port
 
 
 async def test_generated_searches_agree(slapd: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.slapd import GLUE_SCHEMA_FILES, SLAPD, database
 from support.whole_grid import GRID, Lab, running_lab, until
 
 DESCRIPTION = """
@@ -201,32 +202,17 @@ def test_the_tree_is_found_by_ldapsearch_and_the_revocation_list_by_http(lab: La
     assert b"verify OK" in read.stderr
 
 
-SLAPD_CONFIGURATION = """
-include /etc/ldap/schema/core.schema
-include /etc/ldap/schema/Glue-CORE.schema
-include /etc/ldap/schema/Glue-CE.schema
-include /etc/ldap/schema/Glue-CESEBind.schema
-include /etc/ldap/schema/Glue-SE.schema
-include /etc/ldap/schema/Glue-MDS.schema
-include /etc/ldap/schema/GLUE20.schema
-modulepath /usr/lib/ldap
-moduleload back_mdb
-database mdb
-suffix "{suffix}"
-directory {folder}
-"""
-
-
 @pytest.mark.skipif(
-    not (Path("/usr/sbin/slapadd").exists() and Path("/etc/ldap/schema/GLUE20.schema").exists()),
+    SLAPD is None or not all(path.exists() for path in GLUE_SCHEMA_FILES),
     reason="Debian packages slapd and glue-schema are not installed",
 )
 @pytest.mark.parametrize(("schema", "suffix"), [("glue13", "o=grid"), ("glue2", "o=glue")])
 def test_slapd_with_the_glue_schema_takes_the_whole_tree(lab: Lab, tmp_path: Path, schema: str, suffix: str) -> None:
     out = tmp_path / "tree.ldif"
     said = lab.grid("info", "export", "--schema", schema, "--out", str(out))
-    (tmp_path / "db").mkdir()
-    (tmp_path / "slapd.conf").write_text(SLAPD_CONFIGURATION.format(suffix=suffix, folder=tmp_path / "db"))
+    includes = "".join(f"include {path}\n" for path in (Path("/etc/ldap/schema/core.schema"), *GLUE_SCHEMA_FILES))
+    modules = "modulepath /usr/lib/ldap\nmoduleload back_mdb\n"
+    (tmp_path / "slapd.conf").write_text(includes + modules + database(suffix, tmp_path / "db"))
     configuration = ("-f", str(tmp_path / "slapd.conf"), "-b", suffix)
     tool(lab, "/usr/sbin/slapadd", *configuration, "-l", str(out))
     back = tool(lab, "/usr/sbin/slapcat", *configuration)
