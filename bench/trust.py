@@ -137,8 +137,7 @@ async def _measure(bench: Bench, state: Path, sites: int) -> None:
         authority = AuthorityClient(await operator.channel("authority"))
         people = _people(stack, operator, services, trusted, bench.folder / f"trust-users-{sites}")
         honest = await anext(people)
-        async with asyncio.timeout(READY_S):
-            await _everywhere(honest)
+        await _everywhere(honest)
         kept = set(honest.processes(sites))
 
         async def ban(member: Member) -> None:
@@ -152,8 +151,7 @@ async def _measure(bench: Bench, state: Path, sites: int) -> None:
             effects: list[Effect] = []
             for _ in range(trials):
                 member = await anext(people)
-                async with asyncio.timeout(READY_S):
-                    await _everywhere(member)
+                await _everywhere(member)
                 effects.append(await _effect(member, change, sites))
                 if honest.ended_at or set(honest.processes(sites)) != kept:
                     raise RuntimeError(f"the {name} of {member.subject} hit an honest user")
@@ -189,9 +187,14 @@ async def _everywhere(member: Member) -> None:
             member.streams.append(asyncio.create_task(_follow(member, channel, ready[site])))
             await ready[site]
 
-    await asyncio.gather(*(begin(site, endpoint) for site, endpoint in enumerate(found)))
-    while len(member.processes(len(found))) < len(found):  # noqa: ASYNC110 - the process table rings no bell
-        await asyncio.sleep(0.2)
+    try:
+        async with asyncio.timeout(READY_S):
+            await asyncio.gather(*(begin(site, endpoint) for site, endpoint in enumerate(found)))
+            while len(member.processes(len(found))) < len(found):  # noqa: ASYNC110 - the process table rings no bell
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        there = len(member.processes(len(found)))
+        raise RuntimeError(f"only {there} of {len(found)} processes were there after {READY_S:g} s") from None
     await asyncio.sleep(SETTLE_S)  # what preparation left behind is not part of the effect
 
 
@@ -214,9 +217,11 @@ async def _follow(member: Member, channel: Any, running: asyncio.Future[None]) -
     try:
         async with stub.Watch(pb.WatchRequest()) as stream:
             async for response in stream:
-                started = any(update.state == pb.JOB_STATE_RUNNING for update in response.updates)
-                if started and not running.done():
-                    running.set_result(None)
+                for update in response.updates:
+                    if update.state == pb.JOB_STATE_RUNNING and not running.done():
+                        running.set_result(None)
+                    elif update.state == pb.JOB_STATE_FAILED and not running.done():
+                        running.set_exception(RuntimeError(f"the job did not start: {update.sentence}"))
     except GridError as error:
         member.ended_at.append(time.monotonic())
         if not running.done():
