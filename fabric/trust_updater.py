@@ -45,6 +45,7 @@ MAX_TEXT_BYTES = 64 * 1024
 WATCH_TURNS = 3
 """Who sees that another agent fetches looks again after this many turns."""
 LOCK_NAME = ".gridfabric-fetch"
+_Stamp = tuple[int, int, int]
 _INFO_URL = re.compile(r"^\s*crl_url\.?\d*\s*=\s*(?P<urls>\S.*?)\s*$", re.MULTILINE)
 
 
@@ -72,7 +73,8 @@ class TrustUpdater:
         self._context = context
         self._directory = context.settings.certificates
         self._chance = chance or random.Random()
-        self._etags: dict[str, str] = {}
+        self._fetched: dict[str, tuple[str, _Stamp | None]] = {}
+        """By address: the tag of what was fetched, and the file that was there then."""
         self._failures: dict[str, int] = {}
 
     async def run(self) -> None:
@@ -162,7 +164,7 @@ class TrustUpdater:
                 source.path,
                 timeout_s=source.timeout_s,
                 max_bytes=MAX_CRL_BYTES,
-                etag=self._etags.get(source.url, ""),
+                etag=self._tag(source),
             )
         except GridError as error:
             if source.expected or error.reason != "HTTP_NOT_FOUND":
@@ -173,9 +175,21 @@ class TrustUpdater:
             if not installed:
                 return
             if fetched.etag:
-                self._etags[source.url] = fetched.etag
+                self._fetched[source.url] = fetched.etag, self._stamp(source)
         if self._failures.pop(source.url, 0):
             self._context.log.info("crl.fetched_again", url=source.url)
+
+    def _tag(self, source: Source) -> str:
+        """What need not be sent again: nothing, when somebody has put another file in the list's place."""
+        tag, stamp = self._fetched.get(source.url, ("", None))
+        return tag if stamp == self._stamp(source) else ""
+
+    def _stamp(self, source: Source) -> _Stamp | None:
+        try:
+            status = (self._directory / Path(source.url).name).stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _failed(self, url: str, sentence: str) -> None:
         """The first failure in a row is told, the others are for who looks closer."""

@@ -36,8 +36,8 @@ from fabric.rpc import rules
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule
 from fabric.rpc.server import RpcService
-from security import proxies
-from security.certificates import PrivateKey, issuer_of
+from security import certificates, proxies
+from security.certificates import PrivateKey, issuer_of, spki
 from security.credentials import Credential
 from security.errors import CredentialError, SecurityError, os_error_text
 from security.files import write_atomic
@@ -64,6 +64,8 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 @dataclass(frozen=True)
 class _Waiting:
+    subject: str
+    delegation_id: str
     key: PrivateKey
     since: float
 
@@ -79,7 +81,8 @@ class DelegationStore:
     ) -> None:
         """Reads what is there; a file that cannot be used is reported and left out. Raises Unavailable."""
         self._directory, self._trust, self._policy, self._clock, self._log = directory, trust, policy, clock, log
-        self._waiting: OrderedDict[tuple[str, str], _Waiting] = OrderedDict()
+        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
+        """By public key: two commands of one person may delegate at the same time."""
         self._credentials: dict[tuple[str, str], Credential] = {}
         self._since_us: dict[tuple[str, str], int] = {}
         self._listeners: list[Callable[[str, str], None]] = []
@@ -141,11 +144,9 @@ class DelegationStore:
         return self._since_us.get((subject, delegation_id), 0)
 
     def request(self, subject: str, delegation_id: str) -> bytes:
-        """A new key kept here and its PEM request. Replaces an open request of the same id."""
+        """A new key kept here and its PEM request. Other open requests, also of the same id, stay open."""
         self._forget_old_requests()
-        key = (subject, delegation_id)
-        self._waiting.pop(key, None)
-        own = [k for k in self._waiting if k[0] == subject]
+        own = [key for key, waiting in self._waiting.items() if waiting.subject == subject]
         if len(own) >= MAX_REQUESTS_PER_SUBJECT:
             del self._waiting[own[0]]
         if len(self._waiting) >= MAX_REQUESTS:
@@ -153,7 +154,7 @@ class DelegationStore:
                 "DELEGATIONS_EXHAUSTED", "too many delegations are open here; try again later", retry_after_s=30
             )
         private, request_pem = proxies.new_request()
-        self._waiting[key] = _Waiting(private, self._clock.monotonic())
+        self._waiting[spki(private.public_key())] = _Waiting(subject, delegation_id, private, self._clock.monotonic())
         return request_pem
 
     def put(self, subject: str, delegation_id: str, chain_pem: bytes) -> Credential:
@@ -161,15 +162,17 @@ class DelegationStore:
         Exhausted."""
         self._forget_old_requests()
         key = (subject, delegation_id)
-        waiting = self._waiting.get(key)
-        if waiting is None:
+        open_keys = [k for k, one in self._waiting.items() if (one.subject, one.delegation_id) == key]
+        if not open_keys:
             raise InvalidRequest(
                 "DELEGATION_NOT_REQUESTED",
                 f"no key of {subject} waits here for {delegation_id!r} (10 minutes, lost by a restart); call "
                 f"Request again",
             )
+        signed = _key_of_leaf(chain_pem)
+        wanted = signed if signed in open_keys else open_keys[-1]
         try:
-            credential = proxies.assemble(waiting.key, chain_pem)
+            credential = proxies.assemble(self._waiting[wanted].key, chain_pem)
         except CredentialError as error:
             raise InvalidRequest(
                 "DELEGATION_WRONG_KEY", f"{error.sentence}; sign the request that was given", **error.facts
@@ -185,7 +188,7 @@ class DelegationStore:
                 f"own credential",
             )
         self._save(key, credential)
-        del self._waiting[key]
+        del self._waiting[wanted]
         return credential
 
     def renew(self, subject: str, delegation_id: str, credential: Credential, replaces: Credential) -> Credential:
@@ -247,9 +250,10 @@ class DelegationStore:
             )
 
     def destroy(self, subject: str, delegation_id: str) -> None:
-        """Erase a credential and an open request. Idempotent."""
+        """Erase a credential and open requests. Idempotent."""
         key = (subject, delegation_id)
-        self._waiting.pop(key, None)
+        for open_key in [k for k, one in self._waiting.items() if (one.subject, one.delegation_id) == key]:
+            del self._waiting[open_key]
         self._since_us.pop(key, None)
         if self._credentials.pop(key, None) is None:
             return
@@ -269,6 +273,14 @@ class DelegationStore:
         oldest = self._clock.monotonic() - REQUEST_LIFETIME_S
         while self._waiting and next(iter(self._waiting.values())).since < oldest:
             self._waiting.popitem(last=False)
+
+
+def _key_of_leaf(chain_pem: bytes) -> bytes:
+    """The public key of a chain's first certificate; nothing if that cannot be read."""
+    try:
+        return spki(certificates.public_key_of(certificates.load_chain(chain_pem)[0]))
+    except SecurityError:
+        return b""
 
 
 class Delegation(security_pb2_grpc.DelegationServicer):

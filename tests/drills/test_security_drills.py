@@ -111,3 +111,5 @@ def test_unknown_drills_and_none_are_refused() -> None:
 def test_every_drill_has_a_story_and_a_name_of_its_own() -> None:
     assert len({drill.name for drill in DRILLS}) == len(DRILLS)
     assert all(drill.story.endswith(".") for drill in DRILLS)
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    assert [drill.name for drill in DRILLS if f"`{drill.name}`" not in page] == []

@@ -107,6 +107,18 @@ async def test_a_newer_delegation_replaces_and_listeners_hear(lab: LabGrid, toy:
     assert (await refusal(stub.Show(pb.DelegationShowRequest()))).reason == "DELEGATION_MISSING"
 
 
+async def test_two_commands_of_one_person_delegate_at_the_same_time(lab: LabGrid, toy: RunningAgent) -> None:
+    alice = lab.user("alice")
+    stub: Any = security_pb2_grpc.DelegationStub(await lab.channel("storage", credential=alice))
+    first, second = [await stub.Request(pb.DelegationRequest()) for _ in range(2)]
+    sign = signer(lab, alice)
+    for request in (first, second):
+        await stub.Put(pb.DelegationPutRequest(chain_pem=sign(request.request_pem)))
+        assert toy.context.delegations.get(ALICE)
+    error = await refusal(stub.Put(pb.DelegationPutRequest(chain_pem=sign(first.request_pem))))
+    assert error.reason == "DELEGATION_NOT_REQUESTED"
+
+
 async def test_nobody_sees_or_touches_the_delegations_of_others(lab: LabGrid, toy: RunningAgent) -> None:
     alice, bob = lab.user("alice"), lab.user("bob")
     await delegate(await lab.channel("storage", credential=alice), alice)

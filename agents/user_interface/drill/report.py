@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Callable
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -161,7 +162,7 @@ def _chip(verdict: dict[str, Any]) -> str:
 
 
 def _drawing(result: dict[str, Any]) -> str:
-    """A lane for each part with its numbered acts, then one for each service: green while it serves the person whom it
+    """A lane for each part with its numbered acts, then one for each service: green while it serves those whom it
     refuses in the end, red from the refusal on. Time from left to right."""
     acts, verdicts = _acts(result["marks"]), result["verdicts"]
     if not acts and not verdicts:
@@ -169,7 +170,7 @@ def _drawing(result: dict[str, Any]) -> str:
     end = max([1.0, *(one["at_ms"] for one in [*acts, *verdicts])]) * 1.02
     known = {mark["who"] for mark in acts}
     people = [lane for lane in _LANES if lane in known] + sorted(known - set(_LANES))
-    services = list(dict.fromkeys(verdict["service"] for verdict in verdicts))
+    services = sorted({verdict["service"] for verdict in verdicts})
     bottom = _HEIGHT * (len(people) + len(services)) + 6
 
     def x(at_ms: float) -> float:
@@ -202,24 +203,22 @@ def _drawing(result: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _service_lane(verdicts: list[dict[str, Any]], y: int, x: Any, end: float) -> str:
+def _service_lane(verdicts: list[dict[str, Any]], y: int, x: Callable[[float], float], end: float) -> str:
     parts = [f'<text x="0" y="{y + 4}">{_text(verdicts[0]["service"])}</text>']
     parts.append(f'<line class="lane" x1="{_LEFT}" y1="{y}" x2="{_LEFT + _WIDTH}" y2="{y}"/>')
-    refused = [v for v in verdicts if v["outcome"] == "refused"]
-    person = (refused or verdicts)[-1]["person"]
-    own = [v for v in verdicts if v["person"] == person]
-    for one, following in zip(own, [*own[1:], None], strict=True):
-        until = x(following["at_ms"] if following else end)
-        parts.append(f'<line class="{one["outcome"]}" x1="{x(one["at_ms"])}" y1="{y}" x2="{until}" y2="{y}"/>')
+    refused = {v["person"] for v in verdicts if v["outcome"] == "refused"}
+    bars = [v for v in verdicts if v["person"] in refused]
+    for before, one, following in zip([None, *bars], bars, [*bars[1:], None], strict=False):
+        at, until = x(one["at_ms"]), x(following["at_ms"] if following else end)
+        parts.append(f'<line class="{one["outcome"]}" x1="{at}" y1="{y}" x2="{until}" y2="{y}"/>')
+        if one["after_ms"] is not None and (before is None or before["outcome"] == "served"):
+            anchor = f'x="{at - 7}" text-anchor="end"' if at > _LEFT + _WIDTH - 70 else f'x="{at + 7}"'
+            parts.append(f'<text {anchor} y="{y - 4}" class="ms">{_ms(one["after_ms"])}</text>')
     for one in verdicts:
         tip = _text(f"{one['at_ms']:.0f} ms: {one['person']} is {one['outcome']} {one['sentence']}")
         parts.append(
             f'<circle class="{one["outcome"]}" cx="{x(one["at_ms"])}" cy="{y}" r="4"><title>{tip}</title></circle>'
         )
-    if refused and refused[-1]["after_ms"] is not None:
-        at, near = x(refused[-1]["at_ms"]), x(refused[-1]["at_ms"]) > _LEFT + _WIDTH - 70
-        anchor = f'x="{at - 7}" text-anchor="end"' if near else f'x="{at + 7}"'
-        parts.append(f'<text {anchor} y="{y - 4}" class="ms">{_ms(refused[-1]["after_ms"])}</text>')
     return "".join(parts)
 
 

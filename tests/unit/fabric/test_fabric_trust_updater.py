@@ -91,6 +91,21 @@ async def test_a_newer_list_is_installed_and_asked_for_again_by_its_tag(host: Ho
     assert host.log.events("info") == ["crl.installed"]
 
 
+async def test_a_list_that_somebody_replaced_on_the_disk_comes_back(host: Host) -> None:
+    older = host.grid.crl_path.read_bytes()
+    host.grid.ca.revoke(host.grid.user("alice").certificate.serial_number, "keyCompromise", NOW)
+    host.serve(host.grid.ca.build_crl(NOW, DAY))
+    await host.updater.fetch_all()
+    good = host.grid.crl_path.read_bytes()
+    for bad in (older, b"garbage", host.grid.same_name_authority().build_crl(NOW, DAY)):
+        host.grid.crl_path.write_bytes(bad)
+        await host.updater.fetch_all()
+        assert host.grid.crl_path.read_bytes() == good
+    host.grid.crl_path.unlink()
+    await host.updater.fetch_all()
+    assert host.grid.crl_path.read_bytes() == good
+
+
 @pytest.mark.parametrize("bad", ["older", "expired", "forged", "garbage", "future", "another authority's", "empty"])
 async def test_the_last_good_list_stays(host: Host, bad: str) -> None:
     grid = host.grid
