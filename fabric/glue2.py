@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from fabric.glue_model import (
     CLOSED,
@@ -80,13 +81,19 @@ class Stamp:
     validity_s: int = VALIDITY_S
 
 
+@lru_cache(maxsize=64)
+def _date_time(moment: datetime) -> str:
+    """DateTime_t of GFD.147; one rendering has one for all its entities."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _entry(dn: Dn, classes: str, stamp: Stamp, attributes: Mapping[str, Value]) -> Entry:
     """An entity; what has no value is left out."""
     kept: dict[str, str | int | tuple[str, ...] | list[str]] = {"objectClass": ("GLUE2Entity", *classes.split())}
     for name, value in attributes.items():
         if value is not None and value not in ("", ()):
             kept["GLUE2" + name] = f"{value:g}" if isinstance(value, float) else value
-    kept["GLUE2EntityCreationTime"] = stamp.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    kept["GLUE2EntityCreationTime"] = _date_time(stamp.created_at)
     kept["GLUE2EntityValidity"] = stamp.validity_s
     return make_entry(dn, kept)
 

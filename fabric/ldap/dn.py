@@ -44,6 +44,7 @@ ATTRIBUTE_ALIASES = {
 _ATTRIBUTE = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)+)\Z")
 _SPACES = re.compile(r" +")
 _SPECIAL = ',+"\\<>;='
+_MAY_NEED_ESCAPE = re.compile(r'[\x00-\x1f\x7f,+"\\<>;=#]|\A | \Z')
 _HEX = "0123456789abcdefABCDEF"
 
 
@@ -67,6 +68,8 @@ def canonical_attribute(name: str) -> str:
 
 def escape_value(value: str) -> str:
     """An RDN value as RFC 4514 section 2.4 writes it."""
+    if not _MAY_NEED_ESCAPE.search(value):
+        return value
     pieces: list[str] = []
     last = len(value) - 1
     for index, character in enumerate(value):
