@@ -37,6 +37,8 @@ from security.signing_policy import emit_namespaces, emit_signing_policy, matche
 
 MAX_HOSTS = 64
 """Alternative names in one host certificate."""
+MAX_RENEWALS = 3
+"""Of one certificate: whose answer was lost asks again, who stole the key does not get certificates for ever."""
 BACKDATING = timedelta(minutes=5)
 ROBOT_POLICY = x509.ObjectIdentifier("1.2.840.113612.5.2.3.3.1")
 """IGTF one-statement certificate policy: the key is an automated client's."""
@@ -51,6 +53,8 @@ create table if not exists issued (
     not_before real not null, not_after real not null, pem blob not null, issued_at real not null) strict;
 create index if not exists issued_subject on issued (subject);
 create table if not exists revoked (serial text primary key, reason text not null, revoked_at real not null) strict;
+create table if not exists renewals (serial text primary key, predecessor text not null) strict;
+create index if not exists renewals_predecessor on renewals (predecessor);
 """
 
 Subject = DistinguishedName | str
@@ -331,7 +335,8 @@ class CertificateAuthority:
     ) -> x509.Certificate:
         """A certificate as this one, which was issued here and is in force, for another key.
 
-        Raises SERIAL_UNKNOWN, LIFETIME_INVALID for one that is revoked or expired.
+        Raises SERIAL_UNKNOWN, LIFETIME_INVALID for one that is revoked or expired, DUPLICATE_SUBJECT for one that was
+        renewed MAX_RENEWALS times.
         """
         found = next((one for one in self.list_issued() if one.serial == certificate.serial_number), None)
         if found is None or found.certificate != certificate:
@@ -342,7 +347,7 @@ class CertificateAuthority:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             names = None
-        return self._issue(found.kind, found.subject, key, names, lifetime, now, renew=True)
+        return self._issue(found.kind, found.subject, key, names, lifetime, now, renew=True, predecessor=found.serial)
 
     def sign_csr(
         self,
@@ -359,7 +364,8 @@ class CertificateAuthority:
         return self._issue("host" if hosts else "user", name, key, hosts, lifetime, now, renew)
 
     def revoke(self, serial: int, reason: str, now: datetime) -> None:
-        """Revoke a certificate issued here. `reason` as in RFC 5280 (keyCompromise, superseded, unspecified ...).
+        """Revoke a certificate issued here. `reason` as in RFC 5280 (keyCompromise, superseded, unspecified ...). What
+        renewed it goes with it, as whoever had its key may have asked, unless it is only superseded.
 
         Takes effect with the next `build_crl`. May be called twice: the first date stays. Raises SERIAL_UNKNOWN.
         """
@@ -388,8 +394,15 @@ class CertificateAuthority:
             ) from None
         with self._lock, self._database as database:
             database.execute(
-                "insert or ignore into revoked values (?, ?, ?)",
-                (f"{serial:x}", flag.value, require_utc(now).timestamp()),
+                "with recursive meant(serial) as (values (?) union "
+                "select renewals.serial from renewals join meant on renewals.predecessor = meant.serial where ?) "
+                "insert or ignore into revoked select serial, ?, ? from meant",
+                (
+                    f"{serial:x}",
+                    flag is not x509.ReasonFlags.superseded,
+                    flag.value,
+                    require_utc(now).timestamp(),
+                ),
             )
 
     def build_crl(self, now: datetime, lifetime: timedelta) -> bytes:
@@ -465,6 +478,7 @@ class CertificateAuthority:
         lifetime: timedelta,
         now: datetime,
         renew: bool,
+        predecessor: int | None = None,
     ) -> x509.Certificate:
         """Steps: namespace, key, lifetime, duplicate; then sign, record durably, hand out."""
         now = require_utc(now)
@@ -508,7 +522,13 @@ class CertificateAuthority:
                         "renewal or revoke it",
                         {**facts, "serial": duplicate[0].upper()},
                     )
+                if predecessor is not None:
+                    self._require_few_renewals(predecessor, facts)
                 certificate = self._sign(name, key, kind, alternatives, now, min(now + lifetime, ending))
+                if predecessor is not None:
+                    database.execute(
+                        "insert into renewals values (?, ?)", (f"{certificate.serial_number:x}", f"{predecessor:x}")
+                    )
                 database.execute(
                     "insert into issued values (?, ?, ?, ?, ?, ?, ?)",
                     (
@@ -526,6 +546,16 @@ class CertificateAuthority:
                 database.execute("rollback")
                 raise
         return certificate
+
+    def _require_few_renewals(self, serial: int, facts: dict[str, str]) -> None:
+        made = self._database.execute("select count(*) from renewals where predecessor = ?", (f"{serial:x}",))
+        if made.fetchone()[0] >= MAX_RENEWALS:
+            raise CredentialError(
+                Reason.DUPLICATE_SUBJECT,
+                f"the certificate with serial number {certificates.serial_text(serial)} was renewed {MAX_RENEWALS} "
+                "times; renew with the newest, or look who else has its key",
+                {**facts, "serial": certificates.serial_text(serial)},
+            )
 
     def _sign(
         self,

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from security import proxies
-from security.authority import CertificateAuthority
+from security.authority import MAX_RENEWALS, CertificateAuthority
 from security.errors import CredentialError, Reason
 from security.names import DistinguishedName
 from security.testing import NOW, TestGrid, shared_key
@@ -122,6 +122,30 @@ def test_an_active_subject_is_not_issued_twice(ca: CertificateAuthority) -> None
         ca.revoke(certificate.serial_number, "superseded", NOW)
     ca.issue_user("alice", KEY, lifetime=DAY, now=NOW)
     ca.issue_user("alice", KEY, lifetime=DAY, now=NOW + 2 * DAY)  # the last one has expired
+
+
+def test_what_renewed_a_stolen_certificate_is_revoked_with_it(ca: CertificateAuthority) -> None:
+    first = ca.issue_host(["ce.example.org"], KEY, lifetime=DAY, now=NOW)
+    second = ca.renew(first, KEY, lifetime=DAY, now=NOW)
+    third = ca.renew(second, KEY, lifetime=DAY, now=NOW)
+    other = ca.issue_host(["se.example.org"], KEY, lifetime=DAY, now=NOW)
+    ca.revoke(first.serial_number, "superseded", NOW)
+    active = [one.certificate for one in ca.list_issued() if one.is_active(NOW)]
+    assert active == [second, third, other]
+    ca.revoke(second.serial_number, "keyCompromise", NOW)
+    assert [one.certificate for one in ca.list_issued() if one.is_active(NOW)] == [other]
+    with pytest.raises(CredentialError) as caught:
+        ca.renew(third, KEY, lifetime=DAY, now=NOW)
+    assert caught.value.reason == Reason.LIFETIME_INVALID
+
+
+def test_one_certificate_is_not_renewed_for_ever(ca: CertificateAuthority) -> None:
+    first = ca.issue_host(["ce.example.org"], KEY, lifetime=DAY, now=NOW)
+    renewed = [ca.renew(first, KEY, lifetime=DAY, now=NOW) for _ in range(MAX_RENEWALS)]
+    with pytest.raises(CredentialError) as caught:
+        ca.renew(first, KEY, lifetime=DAY, now=NOW)
+    assert caught.value.reason == Reason.DUPLICATE_SUBJECT
+    ca.renew(renewed[-1], KEY, lifetime=DAY, now=NOW)
 
 
 def test_no_certificate_outlives_the_authority(ca: CertificateAuthority) -> None:
