@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import statistics
 import subprocess
@@ -281,7 +282,7 @@ def _report(bench: Bench, change: str, sites: int, effects: Sequence[Effect]) ->
 
 
 def _spread(what: str, values: Sequence[float]) -> tuple[str, ...]:
-    p90 = sorted(values)[int(0.9 * (len(values) - 1))]
+    p90 = sorted(values)[math.ceil(0.9 * len(values)) - 1]
     return (what, str(len(values)), show(statistics.median(values)), show(p90), show(max(values)))
 
 
