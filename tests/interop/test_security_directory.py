@@ -21,7 +21,7 @@ from security import certificates
 from security.authority import CertificateAuthority
 from security.credentials import Credential
 from security.errors import ValidationError
-from security.installation import install_authority, remove_authority
+from security.installation import install_authority, remove_authority, remove_certificate
 from security.proxies import create_proxy
 from security.testing import TestGrid, shared_key
 from security.trust import TrustStore, subject_hash
@@ -135,3 +135,27 @@ def test_a_removed_authority_is_trusted_by_nobody(directory: Directory) -> None:
 def test_a_name_outside_the_namespace_is_refused_by_all_that_know_of_namespaces(directory: Directory) -> None:
     eve = create_proxy(directory.grid.outside_namespace_user(), lifetime=DAY, now=directory.grid.now)
     assert directory.verdicts(eve) == (False, True, False)
+
+
+def test_two_keys_of_one_name_are_read_alike_until_one_retires(directory: Directory) -> None:
+    """HASH.0 and HASH.1, each with its list: a roll-over as the grid does it."""
+    ca, now, path = directory.grid.ca, directory.grid.now, directory.path
+    old, gone = directory.person(ca, "ann"), directory.person(ca, "gustav")
+    ending = ca.certificate
+    new_certificate = ca.roll_over(now, lifetime=99 * DAY)
+    new, left = directory.person(ca, "wilhelm"), directory.person(ca, "ferdinand")
+    for revoked in (gone, left):
+        ca.revoke(revoked.certificates[1].serial_number, "superseded", now)
+    for certificate, crl in zip(ca.certificates, ca.build_crls(now, DAY), strict=True):
+        install_authority(path, certificate, ca.signing_policy(), crl)
+    stem = subject_hash(new_certificate)
+    assert all((path / f"{stem}.{name}").exists() for name in ("0", "1", "r0", "r1"))
+    verdicts = [directory.verdicts(one) for one in (old, new, gone, left)]
+    assert [found[:2] for found in verdicts] == [(True, True), (True, True), (False, False), (False, False)]
+    # Globus' library looks at the first certificate of a name only: it knows new people when the old key has gone.
+    assert [found[2] for found in verdicts] == [True, False, False, False]
+    remove_certificate(path, ending)
+    assert not (path / f"{stem}.1").exists() and not (path / f"{stem}.r1").exists()
+    assert directory.verdicts(old) == NOBODY
+    assert directory.verdicts(new) == ALL
+    assert directory.verdicts(left) == NOBODY
