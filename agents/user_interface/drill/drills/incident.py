@@ -24,8 +24,8 @@ async def incident(ground: Ground) -> None:
     mallory, alice = await ground.attacker(), await ground.victim()
     address = f"127.{ground.dice.randrange(1, 200)}.{ground.dice.randrange(200)}.66"
     ground.begin()
-    innocent = [await alice.run_forever() for _ in range(INNOCENT_JOBS)]
-    jobs = [await mallory.run_forever() for _ in range(JOBS)]
+    innocent = await asyncio.gather(*(alice.run_forever() for _ in range(INNOCENT_JOBS)))
+    jobs = await asyncio.gather(*(mallory.run_forever() for _ in range(JOBS)))
     files = [await _hidden_file(ground, mallory, number) for number in range(FILES)]
     elsewhere = await ground.bearer(mallory.proxy, mallory.name, doors=await relays_from(ground, address))
     await ground.serves(elsewhere)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from agents.user_interface.attributes import vo_client
@@ -12,6 +13,7 @@ from agents.user_interface.drill.people import ATTACKER, LOOK_EVERY_S, VICTIM, P
 from agents.user_interface.users import vo_server
 from agents.vo.client import VoClient
 from fabric.errors import NotFound
+from fabric.settings import Endpoint
 from security import voms
 from security.credentials import Credential, generate_key
 
@@ -33,19 +35,18 @@ async def membership_suspended(ground: Ground) -> None:
 async def aup_changed(ground: Ground) -> None:
     """A VO publishes a new acceptable use policy: who has not signed it is refused everywhere and gets no attributes,
     who signs is served again; another VO's members notice nothing."""
-    vo_name = ground.second_vo()
-    signer, idle = await ground.member(VICTIM, vo_name), await ground.member(ATTACKER, vo_name)
-    vo = await ground.vo(vo_name)
+    new = await _NewVo.create(ground)
+    ground.afterwards(new.dissolve)
+    signer, idle = await new.join("signer", VICTIM), await new.join("idle", ATTACKER)
     ground.begin()
-    await asyncio.gather(ground.serves(signer), ground.serves(idle))
+    await asyncio.gather(*(ground.serves(member, within_s=SERVED_AGAIN_S) for member in (signer, idle)))
     async with ground.honest_work():
         ground.defend("publishes a new policy, in force at once")
-        version = (await vo.publish_aup(f"Rules {ground.dice.randrange(10**6)}: no mining.", 0.0)).version
-        ground.afterwards(lambda: vo.publish_aup("As before.", timedelta(days=365).total_seconds()))
+        version = (await new.client.publish_aup(f"Rules {ground.dice.randrange(10**6)}: no mining.")).version
         await asyncio.gather(ground.refuses(signer, "NOT_MAPPED"), ground.refuses(idle, "NOT_MAPPED"))
-        asked = (await _membership(idle, vo_name)).issue_attributes([f"/{vo_name}"])
-        await ground.refuses_act(idle, f"vo.{vo_name}", asked, "AUP_UNSIGNED")
-        await (await _membership(signer, vo_name)).sign_aup(version)
+        asked = (await new.of(idle)).issue_attributes([f"/{new.name}"])
+        await ground.refuses_act(idle, new.server.name, asked, "AUP_UNSIGNED")
+        await (await new.of(signer)).sign_aup(version)
         ground.mark(VICTIM, "signs the policy")
         await ground.serves(signer, within_s=SERVED_AGAIN_S)
         await ground.refuses(idle, "NOT_MAPPED")
@@ -132,40 +133,62 @@ async def _with_attributes(ground: Ground, person: Person, encoded: bytes, name:
 async def vo_dissolved(ground: Ground) -> None:
     """A VO is created, accepted by the sites, given members who run jobs, and dissolved: nothing of it works any more,
     its jobs end, and another VO's members notice nothing. No service restarts."""
-    name = f"vo{ground.dice.randrange(10**6)}x"
-    authority, sites = await ground.authority(), sorted({endpoint.site for endpoint in ground.endpoints("gatekeeper")})
     ground.begin()
-    ground.defend(f"creates the VO {name}, which {' and '.join(sites)} accept")
-    await authority.create_vo(name)
-    await authority.accept_vo(name, sites)
-    server = ground.one("vo")
-    vo = VoClient(await ground.operator.channel_to(server.host, server.rpc), name)
-    members: list[Person] = []
-    for number in range(2):
-        certificate = await ground.certificate_of(f"{ground.dice.choice(NAMES)} of {name} {number}")
-        await _hosted(vo, str(certificate.identity))
-        members.append(await ground.person(certificate, str(certificate.identity.common_name), VICTIM))
+    new = await _NewVo.create(ground)
+    members = [await new.join(str(number), VICTIM) for number in range(2)]
     await asyncio.gather(*(ground.serves(member, within_s=SERVED_AGAIN_S) for member in members))
     home = f'regexp(":{ground.one("gatekeeper").rpc}/", other.GlueCEUniqueID)'  # the other site names its pools itself
     jobs = await asyncio.gather(*(member.run_forever(home) for member in members))
     ground.score.figures["from nothing to a running job of the new VO, ms"] = ground.score.now_ms()
     async with ground.honest_work():
         ground.defend("dissolves the VO")
-        await authority.dissolve_vo(name, "drill")
+        await new.dissolve()
         await asyncio.gather(
             *(ground.refuses(member, "VO_DISSOLVED", "NOT_MAPPED") for member in members), ground.gone(*jobs)
         )
-        own = VoClient(await members[0].grid.channel_to(server.host, server.rpc), name)
-        await ground.refuses_act(
-            members[0], server.name, own.issue_attributes([f"/{name}"]), "VO_DISSOLVED", "VO_UNKNOWN"
-        )
+        asked = (await new.of(members[0])).issue_attributes([f"/{new.name}"])
+        await ground.refuses_act(members[0], new.server.name, asked, "VO_DISSOLVED", "VO_UNKNOWN")
 
 
-async def _hosted(vo: VoClient, subject: str) -> None:
-    """A member of a VO that its server may have heard of only now."""
-    async with asyncio.timeout(SERVED_AGAIN_S):
-        while True:
-            try:
-                return await vo.add_member(subject)
-            except NotFound:
-                await asyncio.sleep(LOOK_EVERY_S)
+@dataclass(frozen=True)
+class _NewVo:
+    """A VO that is made on the running grid, so that no other VO's members are disturbed."""
+
+    ground: Ground
+    name: str
+    server: Endpoint
+    client: VoClient
+    """For the operator."""
+
+    @classmethod
+    async def create(cls, ground: Ground) -> _NewVo:
+        """Accepted by every site."""
+        name, server = f"vo{ground.dice.randrange(10**6)}x", ground.one("vo")
+        sites = sorted({endpoint.site for endpoint in ground.endpoints("gatekeeper")})
+        ground.defend(f"creates the VO {name}, which {' and '.join(sites)} accept")
+        authority = await ground.authority()
+        await authority.create_vo(name)
+        await authority.accept_vo(name, sites)
+        return cls(ground, name, server, VoClient(await ground.operator.channel_to(server.host, server.rpc), name))
+
+    async def join(self, name: str, part: str) -> Person:
+        """A member, whom services know a little later. Its server may have heard of the VO only now."""
+        ground = self.ground
+        called = f"{ground.dice.choice(NAMES)} {name} of {self.name}"
+        certificate = await ground.certificate_of(called)
+        async with asyncio.timeout(SERVED_AGAIN_S):
+            while True:
+                try:
+                    await self.client.add_member(str(certificate.identity))
+                    break
+                except NotFound:
+                    await asyncio.sleep(LOOK_EVERY_S)
+        return await ground.person(certificate, called, part)
+
+    async def of(self, person: Person) -> VoClient:
+        """For a member."""
+        return VoClient(await person.grid.channel_to(self.server.host, self.server.rpc), self.name)
+
+    async def dissolve(self) -> None:
+        """For ever. May be repeated."""
+        await (await self.ground.authority()).dissolve_vo(self.name, "drill")

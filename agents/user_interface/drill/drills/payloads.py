@@ -73,7 +73,6 @@ async def pool_accounts_exhausted(ground: Ground) -> None:
         )
     first, second, third = [await ground.member(part, vo) for part in (ATTACKER, ATTACKER, VICTIM)]
     ground.begin()
-    await asyncio.gather(*(ground.serves(one, [ce], within_s=SERVED_AGAIN_S) for one in (first, second, third)))
     running = [await _run_at(ground, ce, person, vo) for person in (first, second)]
     ground.attack(f"two members of {vo} hold all its accounts at {ce.name}")
     await ground.refuses_act(third, ce.name, _run_at(ground, ce, third, vo), "POOL_EXHAUSTED")
