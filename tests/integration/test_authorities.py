@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from support.grid import LabGrid
+from gridfabric.authority.v1 import trust_pb2, trust_pb2_grpc
+from support.grid import ORGANISATION, LabGrid
 from unit.authority.test_authority_register import request
 
 from agents.authority import trust
@@ -21,7 +22,8 @@ from agents.authority.client import AuthorityClient
 from agents.storage import client as storage
 from fabric import trust_push
 from fabric.agent import running
-from fabric.errors import Conflict, GridError, NotFound, Refused
+from fabric.bulletin import Follower
+from fabric.errors import Conflict, GridError, NotFound, Refused, Unauthenticated
 from fabric.settings import Settings
 from security.authority import CertificateAuthority
 from security.certificates import issuer_among, subject_hash
@@ -215,3 +217,39 @@ async def test_a_credential_that_was_replaced_on_disk_is_used_and_a_wrong_one_is
             await asyncio.sleep(0.02)
     assert "credential" not in agent.context.problems
     await space(lab, lab.user("alice"))
+
+
+async def test_a_certificate_for_the_authoritys_host_is_not_enough_to_speak_for_it(lab: LabGrid) -> None:
+    lab.service("storage").save(lab.settings("authority.CERN")["credential"])
+    await start(lab)
+    listener = await lab.start("storage", fabric={"trust_updater": False})
+    taken: list[Any] = []
+
+    async def take(message: Any) -> None:
+        taken.append(message)
+
+    stub: Any = trust_pb2_grpc.TrustStub
+    follower = Follower(
+        listener.context, "authorities", lambda channel: stub(channel).Watch(trust_pb2.WatchTrustRequest()), take
+    )
+    with pytest.raises(Unauthenticated) as caught:
+        async with asyncio.timeout(PROMPT_S):
+            await follower._follow()
+    assert caught.value.reason == "NOT_THE_AUTHORITY" and taken == []
+
+
+async def test_a_host_certificate_near_its_end_is_renewed(lab: LabGrid) -> None:
+    path = lab.settings(lab.plan("storage"))["credential"]
+    subject = f"{ORGANISATION}/OU=CERN/CN=storage/storage.CERN"
+    ending = lab.grid.host("localhost", "127.0.0.1", subject=subject, lifetime=timedelta(seconds=100))
+    ending.save(path)
+    await start(lab)
+    await lab.start("storage")
+    assert await asyncio.to_thread(leaf, lab, "storage.CERN") == ending.certificate
+    async with asyncio.timeout(PROMPT_S):
+        while await asyncio.to_thread(leaf, lab, "storage.CERN") == ending.certificate:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    renewed = Credential.load(path)
+    assert renewed.subject == ending.subject and renewed.not_after > ending.not_after
+    await space(lab, lab.user("alice"))
+    assert lab.audit("authority.CERN", "certificate.renewed")[0]["subject"] == subject
