@@ -78,7 +78,7 @@ def test_the_commands_are_those_promised() -> None:
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
-        "info sites", "info ces", "info ses", "info query",
+        "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit search", "audit verify", "delegation ls", "delegation recall",
         "drill list", "drill run", "drill report",
