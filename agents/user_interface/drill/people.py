@@ -20,7 +20,7 @@ from agents.catalog import client as catalog
 from agents.gatekeeper import client as gatekeeper
 from agents.storage import client as storage
 from agents.user_interface.connection import Grid
-from fabric.errors import GridError
+from fabric.errors import DeadlineExceeded, GridError, Unavailable
 from fabric.settings import Endpoint
 from security.credentials import Credential
 from security.proxies import create_proxy
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 ATTACKER, VICTIM, HONEST = "attacker", "victim", "honest user"
 STARTED_WITHIN_S = 60.0
+UNREACHABLE_FOR_S = 10.0
+"""How long a service may be away, on a machine that has much else to do, before that counts as a refusal."""
+REPEATED = "calls repeated because a service did not answer"
 LOOK_EVERY_S = 0.02
 PROXY_LIFETIME = timedelta(hours=2)
 
@@ -81,12 +84,21 @@ class Person:
         await _CALLS[endpoint.kind](await self.channel_to(endpoint))
 
     async def attempt(self, endpoint: Endpoint) -> GridError | None:
-        """One ordinary call; why it was refused, or None."""
-        try:
-            await self.call(endpoint)
-        except GridError as error:
-            return error
-        return None
+        """One ordinary call; why it was refused, or None. A service that does not answer has refused nobody: it is
+        called again for a while, and the score says how often."""
+        deadline = time.monotonic() + UNREACHABLE_FOR_S
+        while True:
+            try:
+                await self.call(endpoint)
+                return None
+            except (Unavailable, DeadlineExceeded) as error:
+                if time.monotonic() > deadline:
+                    return error
+                figures = self.ground.score.figures
+                figures[REPEATED] = figures.get(REPEATED, 0) + 1
+                await asyncio.sleep(LOOK_EVERY_S)
+            except GridError as error:
+                return error
 
     async def enter(self, endpoint: Endpoint) -> GridError | None:
         """As `attempt`, for who is no user and is let in if only that is what stops the call."""
