@@ -179,7 +179,7 @@ class Renewals:
                     "VO_UNKNOWN", f"the proxy of {owner} has attributes of {vo}, whose server this broker does not know"
                 )
             channel = await context.channels.get(servers[0].host, servers[0].rpc, credential=renewed)
-            answer = await VoClient(channel).issue_attributes(wanted, lifetime.total_seconds(), wanted)
+            answer = await VoClient(channel, vo).issue_attributes(wanted, lifetime.total_seconds(), wanted)
             encoded.append(answer.attribute_certificate)
         try:
             return proxies.create_proxy(

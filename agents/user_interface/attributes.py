@@ -13,8 +13,8 @@ from agents.user_interface import endpoints
 from agents.user_interface.connection import Grid, open_grid
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import UsageProblem
-from agents.user_interface.users import vo_server
-from agents.vo.client import VoClient, fetch_by_voms
+from agents.user_interface.vos import server_of, vo_client
+from agents.vo.client import fetch_by_voms
 from fabric.errors import Conflict, NotFound, Unavailable
 from security import voms
 from security.certificates import subject_of
@@ -80,7 +80,7 @@ async def fetch(
     async with open_grid(services, asking, Path(certificates)) as grid:
         for request in requests:
             foreign = VomsList.of(environ, vomses).servers_of(request.vo)
-            if foreign and (vomses is not None or not _is_known(grid, request.vo)):
+            if foreign and (vomses is not None or not await _is_known(grid, request.vo)):
                 trust = TrustStore(Path(certificates)).snapshot()
                 made, warned = await _ask_any(foreign, request, asking, lifetime, trust, now)
             else:
@@ -93,9 +93,9 @@ async def fetch(
     return encoded, warnings
 
 
-def _is_known(grid: Grid, vo: str) -> bool:
+async def _is_known(grid: Grid, vo: str) -> bool:
     try:
-        vo_server(grid, vo)
+        await server_of(grid, vo)
     except NotFound:
         return False
     return True
@@ -194,12 +194,6 @@ def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:
             "ATTRIBUTES_OF_OTHERS",
             f"the server of {request.vo} sent attributes of {entry.vo} for another certificate; tell its operator",
         )
-
-
-async def vo_client(grid: Grid, vo: str) -> VoClient:
-    """Calls to the server of a VO in the name of the grid's credential. Raises NotFound VO_UNKNOWN."""
-    server = vo_server(grid, vo)
-    return VoClient(await grid.channel_to(server.host, server.rpc))
 
 
 # Showing

@@ -11,9 +11,10 @@ from gridfabric.authority.v1 import bans_pb2 as pb
 
 from agents.authority.client import AuthorityClient
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, state_name
-from agents.user_interface import attributes, console
+from agents.user_interface import console
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import UsageProblem
+from agents.user_interface.vos import vo_client
 from fabric.errors import GridError, NotFound
 from security.bans import Ban, BanKind, BanList
 from security.errors import SecurityError
@@ -106,9 +107,9 @@ async def would_hit(grid: Grid, ban: Ban, meant: Callable[[str], bool] | None = 
             certificates.append({"subject": one.subject, "serial": one.serial})
             people.setdefault(one.subject, "")
     silent: list[str] = []
-    for vo in grid.services.vos:
+    for vo in (await authority.vos()).accepted_at(""):
         try:
-            client = await attributes.vo_client(grid, vo)
+            client = await vo_client(grid, vo)
             members = await client.list_members()
         except GridError as error:
             silent.append(f"VO server of {vo}: {error.sentence}")

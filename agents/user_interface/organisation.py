@@ -10,9 +10,10 @@ from typing import Any
 
 from gridfabric.vo.v1 import vo_pb2 as pb
 
-from agents.user_interface import attributes, console, endpoints
+from agents.user_interface import console, endpoints
 from agents.user_interface.connection import administrator, open_for_user, open_grid
 from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.vos import vo_client
 from agents.vo.client import VoClient
 from fabric.errors import NotFound
 
@@ -31,7 +32,7 @@ async def as_manager(
         return
     services = endpoints.find(environ, folder)
     async with open_grid(services, administrator(folder), Path(services.certificates)) as grid:
-        yield await attributes.vo_client(grid, vo or environ.get("GRIDFABRIC_VO") or grid.vo)
+        yield await vo_client(grid, vo or environ.get("GRIDFABRIC_VO") or grid.vo)
 
 
 def _operators_folder(state: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -49,7 +50,7 @@ async def as_user(
 ) -> AsyncIterator[VoClient]:
     """Calls in the name of the user's proxy."""
     async with open_for_user(environ, state) as grid:
-        yield await attributes.vo_client(grid, vo or grid.vo)
+        yield await vo_client(grid, vo or grid.vo)
 
 
 def member_facts(answer: pb.GetMemberResponse) -> dict[str, Any]:

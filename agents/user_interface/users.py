@@ -11,14 +11,13 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
-from gridfabric.vo.v1 import vo_pb2 as vo_wire
-from gridfabric.vo.v1 import vo_pb2_grpc as vo_grpc
 
 from agents.authority.client import AuthorityClient
 from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, administrator, as_operator, certificates_of, open_grid
+from agents.user_interface.vos import server_of, vo_client
+from agents.vo.client import VoClient
 from fabric.errors import AlreadyExists, GridError, InvalidRequest, NotFound, Refused
-from fabric.settings import Endpoint
 from security.certificates import subject_of
 from security.credentials import Credential, PrivateKey, generate_key
 from security.files import write_atomic
@@ -70,8 +69,9 @@ async def add(
     for path in (certificate, key_file):
         if path.exists() and not renew:
             raise AlreadyExists("FILE_EXISTS", f"{path} exists; choose another folder with --out", path=path)
-    server = vo_server(grid, vo)
-    await _require_groups(grid, server, vo, groups)
+    await server_of(grid, vo)
+    if groups:
+        await _require_groups(await vo_client(grid, vo), vo, groups)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what can fail here fails before there is a certificate
     key = generate_key("rsa-2048")
     client = AuthorityClient(await grid.channel("authority"))
@@ -83,28 +83,14 @@ async def add(
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     write_atomic(key_file, pem, 0o600)
     write_atomic(certificate, issued, 0o644)
-    await join(grid, server, str(subject_of(credential.certificate)), name, groups)
+    members = await vo_client(grid, vo)
+    await members.add_member(str(subject_of(credential.certificate)), name, groups=groups)
     return User(credential, certificate, key_file, vo)
 
 
-def vo_server(grid: Grid, vo: str) -> Endpoint:
-    """The server of a VO: by its name, else the only one of a grid that has this VO. Raises NotFound VO_UNKNOWN."""
-    servers = grid.services.all("vo")
-    named = [server for server in servers if server.name in (vo, f"vo.{vo}")]
-    if not named and len(servers) == 1 and vo in (grid.services.vos or (vo,)):
-        named = list(servers)
-    if not named:
-        known = ", ".join(grid.services.vos) or "none"
-        raise NotFound("VO_UNKNOWN", f"no server of the VO {vo!r} is known; VOs of this grid: {known}", vo=vo)
-    return named[0]
-
-
-async def _require_groups(grid: Grid, server: Endpoint, vo: str, groups: Sequence[str]) -> None:
+async def _require_groups(client: VoClient, vo: str, groups: Sequence[str]) -> None:
     """Raises NotFound GROUP_UNKNOWN for a group or role that does not exist."""
-    if not groups:
-        return
-    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(server.host, server.rpc))
-    known = await stub.ListGroups(vo_wire.ListGroupsRequest())
+    known = await client.list_groups()
     for fqan in groups:
         group, _, role = fqan.partition("/Role=")
         if group not in known.groups or (role and role not in known.roles):
@@ -115,13 +101,6 @@ async def _require_groups(grid: Grid, server: Endpoint, vo: str, groups: Sequenc
                 vo=vo,
                 group=fqan,
             )
-
-
-async def join(grid: Grid, server: Endpoint, subject: str, name: str, groups: Sequence[str]) -> None:
-    """Make a DN a member of the VO of this server. Idempotent. Raises GridError."""
-    stub = vo_grpc.VirtualOrganisationStub(await grid.channel_to(server.host, server.rpc))
-    member = vo_wire.Member(subject=subject, common_name=name, groups=groups)
-    await stub.AddMember(vo_wire.AddMemberRequest(member=member))
 
 
 USER_SERVICES = ("broker", "bookkeeping", "catalog", "storage", "gatekeeper")
@@ -144,6 +123,8 @@ async def await_known(grid: Grid, within_s: float = KNOWN_WITHIN_S) -> list[str]
                 await (await grid.channel_to(host, port)).ready()
                 return True
             except Refused as error:
+                if error.reason == "VO_NOT_ACCEPTED":
+                    return True  # known, and not let in
                 if error.reason != "NOT_MAPPED" or loop.time() > deadline:
                     return False
             except GridError:

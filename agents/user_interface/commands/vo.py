@@ -47,6 +47,87 @@ def _do(call: Any, done: str, vo: str | None, state: Path | None, as_json: bool)
     console.run_async(organisation.do(call, done, vo, state, as_json=as_json))
 
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The VO's name.")]
+Sites = Annotated[list[str], typer.Option("--site", help="A site of the grid; may be repeated.")]
+
+
+@app.command()
+def ls(state: State = None, as_json: Json = False) -> None:
+    """List the VOs of the grid, their servers, and the sites that let their members in.
+
+    \b
+    Example:
+      grid vo ls --json
+    """
+    from agents.user_interface import vos
+
+    console.run_async(vos.show(state, as_json=as_json))
+
+
+@app.command()
+def create(
+    name: Name,
+    server: Annotated[str, typer.Option(help="The VO server that speaks for it; else the grid's first.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make a VO on the running grid. No site lets its members in before it accepts the VO.
+
+    \b
+    Example:
+      grid vo create atlas && grid vo accept atlas --site CERN --site RAL
+    """
+    from agents.user_interface import vos
+
+    console.run_async(vos.create(name, server, state, as_json=as_json))
+
+
+@app.command()
+def accept(name: Name, site: Sites, state: State = None, as_json: Json = False) -> None:
+    """Let the members of a VO use sites: pool accounts, space and queues are there within seconds.
+
+    \b
+    Example:
+      grid vo accept atlas --site CERN --site RAL
+    """
+    from agents.user_interface import vos
+
+    console.run_async(vos.accept(name, site, state, as_json=as_json))
+
+
+@app.command()
+def refuse(name: Name, site: Sites, state: State = None, as_json: Json = False) -> None:
+    """Let the members of a VO no longer use sites: their jobs there are stopped, their files stay.
+
+    \b
+    Example:
+      grid vo refuse atlas --site RAL
+    """
+    from agents.user_interface import vos
+
+    console.run_async(vos.refuse(name, site, state, as_json=as_json))
+
+
+@app.command()
+def dissolve(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; its people are told.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who and what would be hit; end nothing.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """End a VO for ever: sessions, jobs, attributes from before, member list. Its files stay, for operators only.
+
+    \b
+    Examples:
+      grid vo dissolve atlas --dry-run
+      grid vo dissolve atlas --reason 'the experiment is over'
+    """
+    from agents.user_interface import vos
+
+    console.run_async(vos.dissolve(name, reason, state, dry_run=dry_run, as_json=as_json))
+
+
 @app.command()
 def request(
     name: Annotated[str, typer.Option(help="Your name; else the one in your certificate.")] = "",

@@ -20,7 +20,7 @@ from cryptography import x509
 
 from agents.authority.client import AuthorityClient
 from agents.bookkeeping.client import BookkeepingClient, state_name
-from agents.user_interface import attributes, users
+from agents.user_interface import users
 from agents.user_interface.connection import Grid, open_grid
 from agents.user_interface.drill.people import (
     ATTACKER,
@@ -35,6 +35,7 @@ from agents.user_interface.drill.people import (
 )
 from agents.user_interface.drill.score import Mark, Score, Verdict
 from agents.user_interface.endpoints import Endpoints
+from agents.user_interface.vos import vo_client
 from agents.vo.client import VoClient
 from fabric.errors import GridError
 from fabric.settings import Endpoint
@@ -232,7 +233,7 @@ class Ground:
 
     async def vo(self, name: str = "") -> VoClient:
         """A VO server, for the operator."""
-        return await attributes.vo_client(self.operator, name or self.operator.vo)
+        return await vo_client(self.operator, name or self.operator.vo)
 
     async def ban(self, kind: str, value: str, *, sites: Sequence[str] = ()) -> Callable[[], Awaitable[object]]:
         """Ban until the end of the drill; returns how to lift it before."""

@@ -23,6 +23,7 @@ from agents.user_interface.application import app
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.exits import ExitCode, UsageProblem
 from agents.user_interface.main import run
+from agents.user_interface.vos import server_of
 from fabric.errors import DeadlineExceeded, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.settings import Endpoint
 from fabric.text import counted
@@ -82,6 +83,7 @@ def test_the_commands_are_those_promised() -> None:
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit search", "audit verify", "delegation ls", "delegation recall",
         "drill list", "drill run", "drill report",
+        "vo ls", "vo create", "vo accept", "vo refuse", "vo dissolve",
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",
         "vo member restore", "vo member renew", "vo member remove", "vo member grant", "vo member withdraw",
         "vo member attribute", "vo group ls", "vo group add", "vo group rm", "vo role add", "vo role rm",
@@ -236,7 +238,7 @@ async def test_user_add_finds_out_what_cannot_work_before_there_is_a_certificate
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         await users.add(grid, "Ada", "cms", (), tmp_path / "file" / "ada")
-    assert users.vo_server(grid, "cms") == known.all("vo")[0]
+    assert await server_of(grid, "cms") == known.all("vo")[0]
 
 
 async def test_of_several_files_one_that_is_not_there_keeps_no_other_back(

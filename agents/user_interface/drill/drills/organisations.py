@@ -6,11 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from agents.user_interface.attributes import vo_client
 from agents.user_interface.drill.drills.authorities import authority_of_equal_name
 from agents.user_interface.drill.ground import NAMES, SERVED_AGAIN_S, Ground
 from agents.user_interface.drill.people import ATTACKER, LOOK_EVERY_S, VICTIM, Person, proxy_of
-from agents.user_interface.users import vo_server
+from agents.user_interface.vos import server_of, vo_client
 from agents.vo.client import VoClient
 from fabric.errors import NotFound
 from fabric.settings import Endpoint
@@ -58,7 +57,7 @@ async def attributes_forged(ground: Ground) -> None:
     vo = ground.operator.vo
     alice = await ground.victim()
     genuine = (await (await _membership(alice, vo)).issue_attributes([f"/{vo}"])).attribute_certificate
-    server = Credential.load(ground.credential_file(vo_server(ground.operator, vo)))
+    server = Credential.load(ground.credential_file(await server_of(ground.operator, vo)))
     rogue, now = authority_of_equal_name(ground, alice.certificate), datetime.now(UTC)
     key = generate_key("rsa-2048")
     impostor_certificate = rogue.issue_host(
