@@ -530,6 +530,7 @@ async def _watch(context: AgentContext, server: RpcServer, credential: HostCrede
     judged_at = context.clock.monotonic()
     seen = context.judge.generation
     heard = context.news.rung
+    vos_seen = -1
     _look_at_the_trail(context)
     while True:
         await context.news.wait(context.settings.fabric.trust_poll_s, heard)
@@ -553,6 +554,9 @@ async def _watch(context: AgentContext, server: RpcServer, credential: HostCrede
             await context.channels.trust_changed()
         credential.refresh()
         changed = context.voms.refresh() or changed
+        if context.has_delegations and context.vos.generation != vos_seen:
+            vos_seen = context.vos.generation
+            await asyncio.to_thread(_recall_of_dissolved_vos, context)
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
         if due:
             _look_at_the_trail(context)
@@ -560,6 +564,24 @@ async def _watch(context: AgentContext, server: RpcServer, credential: HostCrede
             judged_at = context.clock.monotonic()
             context.judged.ring()
         await server.watch(changed=changed or due)
+
+
+def _recall_of_dissolved_vos(context: AgentContext) -> None:
+    """Erase what people delegated who are here by a VO that was dissolved. Blocking: chains are verified."""
+    from security.errors import Reason, SecurityError
+    from security.validation import validate_client_chain
+
+    trust, now = context.trust.snapshot(), context.clock.now()
+    for owner, name, proxy in context.delegations.all():
+        try:
+            identity = validate_client_chain(proxy.certificates, trust, context.policy, now)
+            attributes = context.voms.attributes_of(identity, trust, context.policy, now)
+            context.judge.judge(identity, unmapped=False, attributes=attributes)
+        except (SecurityError, GridError) as error:
+            if str(error.reason) == Reason.VO_DISSOLVED.value:
+                context.delegations.destroy(owner, name)
+                serial = f"{proxy.certificate.serial_number:X}"
+                context.log.audit("delegation.recalled", owner=owner, serials=[serial], sentence=error.sentence)
 
 
 def _look_at_the_trail(context: AgentContext) -> None:

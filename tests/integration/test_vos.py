@@ -147,12 +147,24 @@ async def test_a_dissolved_vo_is_refused_everywhere_and_for_good(lab: LabGrid) -
     for site in SITES:
         await lab.start("storage", site=site)
         await space(lab, "alice", "cms", site)
+    (lab.directory / "data").write_bytes(b"some data")
+    kept = await storage.put_file(
+        await lab.channel("storage", credential=lab.user("alice")), lab.directory / "data", "cms"
+    )
+    with pytest.raises(Refused):  # a VO that lives is none of the operator's business
+        await storage.stat(await lab.channel("storage", credential=lab.operator()), kept.surl)
     await authority.dissolve_vo("cms", "experiment over")
     for site in SITES:
         error = await refusal_of(lab, "alice", "cms", "VO_DISSOLVED", site)
         assert isinstance(error, Refused) and "the VO cms was dissolved at" in error.sentence
         assert "experiment over" in error.sentence
     assert lab.audit("storage.CERN", "session.closed")[-1]["reason"] == "VO_DISSOLVED"
+    operator = await lab.channel("storage", credential=lab.operator())  # the files stay
+    assert [file.surl async for file in storage.list_files(operator, "cms")] == [kept.surl]
+    assert await storage.read_range(operator, kept.surl) == b"some data"
+    await storage.remove(operator, kept.surl)
+    with pytest.raises(NotFound):
+        await storage.stat(operator, kept.surl)
     await lab.stop("storage.RAL")
     await lab.stop("authority.CERN")
     await lab.start("storage", site="RAL")  # with nobody to ask
