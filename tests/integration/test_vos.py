@@ -19,6 +19,7 @@ from agents.vo.client import VoClient
 from fabric.errors import GridError, InvalidRequest, NotFound, Refused
 from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.filters import Equality
+from fabric.rpc.delegation import delegate
 from security.proxies import create_proxy
 from security.voms import proxy_extension
 from security.vos import EVERYWHERE, VoList, VoServer
@@ -148,9 +149,9 @@ async def test_a_dissolved_vo_is_refused_everywhere_and_for_good(lab: LabGrid) -
         await lab.start("storage", site=site)
         await space(lab, "alice", "cms", site)
     (lab.directory / "data").write_bytes(b"some data")
-    kept = await storage.put_file(
-        await lab.channel("storage", credential=lab.user("alice")), lab.directory / "data", "cms"
-    )
+    hers = await lab.channel("storage", credential=lab.user("alice"))
+    kept = await storage.put_file(hers, lab.directory / "data", "cms")
+    await delegate(hers, lab.user("alice"))
     with pytest.raises(Refused):  # a VO that lives is none of the operator's business
         await storage.stat(await lab.channel("storage", credential=lab.operator()), kept.surl)
     await authority.dissolve_vo("cms", "experiment over")
@@ -163,6 +164,10 @@ async def test_a_dissolved_vo_is_refused_everywhere_and_for_good(lab: LabGrid) -
     assert [file.surl async for file in storage.list_files(operator, "cms")] == [kept.surl]
     assert await storage.read_range(operator, kept.surl) == b"some data"
     await storage.remove(operator, kept.surl)
+    async with asyncio.timeout(PROMPT_S):
+        while lab.agents["storage.CERN"].context.delegations.all():  # noqa: ASYNC110  another agent's doing
+            await asyncio.sleep(0.01)
+    assert "experiment over" in lab.audit("storage.CERN", "delegation.recalled")[0]["sentence"]
     with pytest.raises(NotFound):
         await storage.stat(operator, kept.surl)
     await lab.stop("storage.RAL")
