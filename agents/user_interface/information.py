@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,10 +265,9 @@ async def sites_command(*, as_json: bool) -> None:
     _print(rows, as_json=as_json)
 
 
-async def ces_command(vo: str | None, *, as_json: bool) -> None:
-    """`grid info ces`."""
-    found = [ce for ce in await computing_elements(top_server()) if vo is None or vo in ce.vos]
-    rows = [
+def ce_rows(elements: Iterable[ComputingElement]) -> list[dict[str, Any]]:
+    """For JSON and tables."""
+    return [
         {
             "ce": ce.name,
             "site": ce.site,
@@ -281,15 +280,19 @@ async def ces_command(vo: str | None, *, as_json: bool) -> None:
             "close_ses": list(ce.close_ses),
             "information": ce.fresh,
         }
-        for ce in found
+        for ce in elements
     ]
-    _print(rows, as_json=as_json, vo=vo)
 
 
-async def ses_command(vo: str | None, *, as_json: bool) -> None:
-    """`grid info ses`."""
-    found = await storage_elements(top_server(), vo)
-    rows = [
+async def ces_command(vo: str | None, *, as_json: bool) -> None:
+    """`grid info ces`."""
+    found = [ce for ce in await computing_elements(top_server()) if vo is None or vo in ce.vos]
+    _print(ce_rows(found), as_json=as_json, vo=vo)
+
+
+def se_rows(elements: Iterable[StorageElement]) -> list[dict[str, Any]]:
+    """For JSON and tables."""
+    return [
         {
             "se": se.name,
             "site": se.site,
@@ -300,9 +303,13 @@ async def ses_command(vo: str | None, *, as_json: bool) -> None:
             "vos": list(se.vos),
             "information": se.fresh,
         }
-        for se in found
+        for se in elements
     ]
-    _print(rows, as_json=as_json, vo=vo)
+
+
+async def ses_command(vo: str | None, *, as_json: bool) -> None:
+    """`grid info ses`."""
+    _print(se_rows(await storage_elements(top_server(), vo)), as_json=as_json, vo=vo)
 
 
 def _print(rows: list[dict[str, Any]], *, as_json: bool, vo: str | None = None) -> None:

@@ -42,7 +42,7 @@ def ldif(entries: Iterable[Entry]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-async def export_command(schema: str, out: Path, server: tuple[str, int]) -> None:
+async def export_command(schema: str, out: Path, server: tuple[str, int], *, as_json: bool) -> None:
     """Write the tree of one schema to a file, whole or not at all. Raises UsageProblem, Unavailable."""
     found = await information.search(server, "(objectClass=*)", base=SUFFIXES[schema])
     entries = list(glue_only(found))
@@ -50,7 +50,10 @@ async def export_command(schema: str, out: Path, server: tuple[str, int]) -> Non
         write_atomic(out, ldif(entries).encode(), 0o644)
     except OSError as error:
         raise UsageProblem(f"{out} cannot be written ({os_error_text(error)})", "FILE_UNWRITABLE") from None
-    print(f"{len(entries)} entries of {SUFFIXES[schema]} in {out}")
+    if as_json:
+        console.print_json({"file": str(out), "base": SUFFIXES[schema], "entries": len(entries)})
+    else:
+        print(f"{len(entries)} entries of {SUFFIXES[schema]} in {out}")
 
 
 async def validate_command(server: tuple[str, int], now: datetime, *, as_json: bool) -> None:

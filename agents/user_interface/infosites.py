@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agents.user_interface import information
+from agents.user_interface import console, information
 from fabric.errors import NotFound
 
 RULE = "-" * 64
@@ -35,7 +35,7 @@ def close_table(elements: Iterable[information.ComputingElement]) -> list[str]:
     return lines[:-1]
 
 
-async def infosites_command(vo: str, what: str, server: tuple[str, int]) -> None:
+async def infosites_command(vo: str, what: str, server: tuple[str, int], *, as_json: bool) -> None:
     """Print what a VO may use. Raises NotFound if that is nothing."""
     elements = [ce for ce in await information.computing_elements(server) if vo in ce.vos]
     stores = await information.storage_elements(server, vo) if what in ("se", "all") else []
@@ -48,4 +48,8 @@ async def infosites_command(vo: str, what: str, server: tuple[str, int]) -> None
         tables.append(close_table(elements))
     if not tables:
         raise NotFound("NOTHING_FOR_VO", f"nothing is published for the VO {vo}; `grid info ces` shows all VOs", vo=vo)
+    if as_json:
+        ces = [] if what == "se" else elements
+        console.print_json({"ces": information.ce_rows(ces), "ses": information.se_rows(stores)})
+        return
     print("\n\n".join("\n".join(lines) for lines in tables))

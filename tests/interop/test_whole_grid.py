@@ -236,4 +236,6 @@ def test_infosites(lab: Lab) -> None:
     assert close == [f"Name of the CE: {ce[2].split()[-1]}", f"\t{se[2].split()[-1]}"]
     both = lab.grid("infosites", "--vo", "cms", "all").splitlines()
     assert [line.split()[-1:] for line in both] == [line.split()[-1:] for line in [*ce, "", *se]]
+    data = lab.json("infosites", "--vo", "cms", "all")
+    assert len(data["ces"]) == len(ce) - 2 and len(data["ses"]) == len(se) - 2
     lab.grid("infosites", "--vo", "nobody", "ce", codes=(3,))

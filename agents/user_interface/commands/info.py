@@ -116,6 +116,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The file to write; replaced if it is there.")],
     schema: Annotated[GlueSchema, typer.Option(help="GLUE 1.3 (o=grid) or GLUE 2.0 (o=glue).")] = GlueSchema.glue13,
     server: Server = None,
+    as_json: Json = False,
 ) -> None:
     """Write the whole tree as LDIF, ready for slapadd with the GLUE schema.
 
@@ -125,7 +126,8 @@ def export(
     """
     from agents.user_interface import information, information_export
 
-    console.run_async(information_export.export_command(schema.value, out, information.server_address(server)))
+    address = information.server_address(server)
+    console.run_async(information_export.export_command(schema.value, out, address, as_json=as_json))
 
 
 @app.command()
@@ -148,6 +150,7 @@ def infosites(
     what: Annotated[Wanted, typer.Argument(help="Computing elements, storage elements, who is close to whom, or all.")],
     vo: Annotated[str, typer.Option(help="The VO.")],
     server: Server = None,
+    as_json: Json = False,
 ) -> None:
     """Print the tables of lcg-infosites: what a VO may use.
 
@@ -158,4 +161,5 @@ def infosites(
     from agents.user_interface import information
     from agents.user_interface import infosites as tables
 
-    console.run_async(tables.infosites_command(vo, what.value, information.server_address(server)))
+    address = information.server_address(server)
+    console.run_async(tables.infosites_command(vo, what.value, address, as_json=as_json))
