@@ -352,7 +352,7 @@ WORDS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(line=st.lists(WORDS | st.text(max_size=12), min_size=1, max_size=6))
 def test_garbage_never_makes_a_traceback_or_a_defect(capsys: pytest.CaptureFixture[str], line: list[str]) -> None:
     if line[0] in ("up", "demo", "down", "doctor"):
