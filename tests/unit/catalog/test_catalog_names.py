@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.catalog.names import MAX_PATH_LENGTH, new_guid, parse_file_lfn, parse_guid, parse_lfn
@@ -56,7 +56,6 @@ def test_a_file_needs_a_name_of_its_own(text: str) -> None:
         parse_file_lfn(text)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=260), min_size=1, max_size=30))
 def test_every_accepted_name_is_safe_and_stable(components: list[str]) -> None:
     try:
@@ -72,7 +71,6 @@ def test_every_accepted_name_is_safe_and_stable(components: list[str]) -> None:
     lfn.path.encode("utf-8")
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="abcXYZ09 ._-+@~äß漢", min_size=1, max_size=255).filter(lambda t: t not in (".", "..")))
 def test_ordinary_names_are_accepted_as_they_are(name: str) -> None:
     assert parse_file_lfn(f"/grid/cms/{name}").name == unicodedata.normalize("NFC", name)

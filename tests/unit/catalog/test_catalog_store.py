@@ -249,5 +249,5 @@ class CatalogueMachine(RuleBasedStateMachine):
             assert found == expected
 
 
-CatalogueMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+CatalogueMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20)
 TestCatalogue = CatalogueMachine.TestCase

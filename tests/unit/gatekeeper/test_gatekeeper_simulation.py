@@ -406,9 +406,7 @@ class Site(RuleBasedStateMachine):
             assert self.ends[job.job_id, job.attempt] == 1
 
 
-Site.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Site.TestCase.settings = settings(max_examples=40, stateful_step_count=60, suppress_health_check=list(HealthCheck))
 TestSite = pytest.mark.timeout(120)(Site.TestCase)
 
 

@@ -294,7 +294,7 @@ def plain(entries: Iterator[Entry]) -> dict[str, Mapping[str, tuple[str, ...]]]:
     return {str(entry.dn): entry.attributes for entry in entries}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(CLUSTERS, ELEMENTS)
 def test_computing_elements_survive_the_way(cluster: SubCluster, element: ComputingElement) -> None:
     (unit,) = units([*cluster_entries(cluster), *ce_entries(element)], 0)
@@ -305,7 +305,7 @@ def test_computing_elements_survive_the_way(cluster: SubCluster, element: Comput
         assert GLUE_SCHEMA.violation(attributes) is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.builds(StorageArea, NAMES, NAMES, VOS, SPACES, SPACES), max_size=3), NAMES, SPACES)
 def test_storage_elements_survive_the_way(areas: list[StorageArea], name: str, total: int) -> None:
     areas = list({area.local_id.lower(): area for area in areas}.values())

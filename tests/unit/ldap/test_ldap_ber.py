@@ -18,7 +18,7 @@ def test_integer_survives(value: int) -> None:
 
 
 @given(st.binary(max_size=70_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_octets_survive(value: bytes) -> None:
     reader = Reader(ber.encode_octets(value))
     assert reader.octets() == value

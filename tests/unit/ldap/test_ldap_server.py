@@ -350,7 +350,7 @@ async def test_nonsense_gets_a_notice_and_a_closed_connection(data: bytes) -> No
         assert len(await client.search("o=grid", scope=Scope.BASE)) == 1
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.binary(max_size=300), st.integers(0, 60))
 def test_garbage_and_mutations_never_hurt(garbage: bytes, position: int) -> None:
     async def run() -> None:

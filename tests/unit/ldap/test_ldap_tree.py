@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from unit.ldap.ldap_trees import grid_tree
 
@@ -81,7 +81,6 @@ CLASSES = st.sampled_from(["A", "B", "C"])
     st.sampled_from(["o=grid", "cn=0,o=grid", "cn=2,o=grid"]),
     st.sampled_from(list(Scope)),
 )
-@settings(deadline=None)
 def test_indices_agree_with_a_full_scan(
     changes: list[tuple[str, int, str, str]], text: str, base: str, scope: Scope
 ) -> None:

@@ -170,7 +170,7 @@ def test_traditional_keys_are_read(shared_grid: TestGrid) -> None:
     assert Credential.loads(key + alice.pem_chain()).certificate == alice.certificate
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_typed_error(noise: bytes) -> None:
     for text in (noise, b"-----BEGIN PRIVATE KEY-----\n" + noise + b"\n-----END PRIVATE KEY-----\n"):

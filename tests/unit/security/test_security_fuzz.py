@@ -61,7 +61,7 @@ def test_changed_inputs_are_read_or_refused(targets: dict[str, Target], name: st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_bytes_are_read_or_refused(targets: dict[str, Target], name: str) -> None:
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=40, database=None)
     @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))))
     def run(data: bytes) -> None:
         targets[name].run(data)

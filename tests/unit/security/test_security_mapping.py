@@ -81,7 +81,7 @@ subjects = st.lists(st.tuples(st.sampled_from(["O", "CN", "UID"]), values), min_
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(subjects, st.lists(st.from_regex(r"\.?[a-z][a-z0-9]{0,8}", fullmatch=True), min_size=1), max_size=5)
 )

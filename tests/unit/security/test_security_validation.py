@@ -181,7 +181,7 @@ def test_garbage_is_malformed(shared_grid: TestGrid, garbage: bytes) -> None:
     assert refusal(shared_grid, garbage).facts["check"] == "parse"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_never_gives_another_identity(shared_grid: TestGrid, data: st.DataObject) -> None:
     proxy = shared_grid.proxy("alice")
@@ -198,7 +198,7 @@ def test_a_changed_byte_never_gives_another_identity(shared_grid: TestGrid, data
     assert identity.leaf_subject == proxy.subject  # only ever bits outside the signed part (unused bits of DER)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(noise=st.binary(max_size=400))
 def test_any_bytes_are_refused_with_a_typed_error(shared_grid: TestGrid, noise: bytes) -> None:
     with pytest.raises(ValidationError):

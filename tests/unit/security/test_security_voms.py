@@ -110,7 +110,7 @@ def test_group_names_refused(text: str) -> None:
         voms.normal_fqan(text, "testvo")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_damage_is_a_typed_error(shared_grid: TestGrid, data: st.DataObject) -> None:
     encoded = bytearray(voms.proxy_extension([attribute(shared_grid, shared_grid.user())]).value)

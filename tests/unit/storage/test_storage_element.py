@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.storage import element as element_module
@@ -61,7 +61,6 @@ async def test_the_path_is_the_id_and_nothing_of_the_name(bench: Bench, upload: 
     assert path.endswith(file.file_id)
 
 
-@settings(deadline=None)
 @given(size=st.integers(0, 300), offset=st.integers(-5, 310), length=st.integers(-5, 310))
 def test_a_range_is_what_a_slice_would_be(size: int, offset: int, length: int) -> None:
     data = os.urandom(size)

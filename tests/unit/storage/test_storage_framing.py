@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.message import DecodeError
 from gridfabric.storage.v1 import storage_pb2 as pb
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.storage.framing import get_data, parse_get, parse_put, put_data
@@ -31,7 +31,6 @@ def test_messages_with_more_go_through_protobuf() -> None:
     assert parse_get(first.SerializeToString()) == first
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes_mean_what_protobuf_says(raw: bytes) -> None:
     try:

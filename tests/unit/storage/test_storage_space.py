@@ -63,7 +63,6 @@ def test_no_disk_left_is_unavailable_not_full() -> None:
         Ledger(lambda vo: None, 0).reserve("cms", 1, [])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**15), st.integers(0, 10**15), st.integers(0, 10**12))
 def test_a_size_is_taken_exactly_when_it_fits(size: int, room: int, kept: int) -> None:
     ledger = Ledger(lambda vo: None, kept)
@@ -126,5 +125,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.available_bytes("x", [free(5000)]) == min(5000 - unwritten, 1000)
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30)
 TestLedger = LedgerMachine.TestCase

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.storage.surl import Surl, parse_surl
@@ -36,7 +36,6 @@ def test_anything_else_is_refused(text: str) -> None:
     assert caught.value.reason == "SURL_INVALID"
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_no_text_parses_to_something_that_is_not_itself(text: str) -> None:
     try:
