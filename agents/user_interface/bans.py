@@ -10,10 +10,10 @@ from typing import Any
 from gridfabric.authority.v1 import bans_pb2 as pb
 
 from agents.authority.client import AuthorityClient
-from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, state_name
 from agents.user_interface import console
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import UsageProblem
+from agents.user_interface.jobs import jobs_under_way, print_under_way
 from agents.user_interface.vos import vo_client
 from fabric.errors import GridError, NotFound
 from security.bans import Ban, BanKind, BanList
@@ -123,15 +123,9 @@ async def would_hit(grid: Grid, ban: Ban, meant: Callable[[str], bool] | None = 
             )
             if hit:
                 people[member.subject] = vo
-    jobs = []
-    if people:
-        bookkeeping = BookkeepingClient(await grid.channel("bookkeeping"))
-        for subject in people:
-            jobs += [
-                {"job_id": job.job_id, "owner": subject, "state": state_name(job.state), "ce": job.ce}
-                for job in await bookkeeping.query(owner=subject, limit=1000)
-                if job.state not in ENDED_STATES
-            ]
+    jobs: list[dict[str, str]] = []
+    for subject in people:
+        jobs += await jobs_under_way(grid, owner=subject, limit=1000)
     return {
         "ban": ban.describe(),
         "people": [{"subject": subject, "vo": vo} for subject, vo in sorted(people.items())],
@@ -152,10 +146,7 @@ def print_hits(found: dict[str, Any], *, as_json: bool) -> None:
     )
     if people:
         console.print_table(("subject", "vo"), [(person["subject"], person["vo"]) for person in people])
-    if jobs:
-        console.print_table(("job", "state", "owner"), [(job["job_id"], job["state"], job["owner"]) for job in jobs])
-    for sentence in found["unknown"]:
-        console.warn(f"not known: {sentence}")
+    print_under_way(jobs, found["unknown"])
 
 
 def _us(moment: datetime) -> int:

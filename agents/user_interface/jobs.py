@@ -467,3 +467,21 @@ async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str,
         raise NotFound(
             "NO_MATCH", "no computing element suits this job" if matches else "no computing element is known"
         )
+
+
+async def jobs_under_way(grid: Grid, **wanted: Any) -> list[dict[str, str]]:
+    """Jobs that have not ended, `wanted` as for `BookkeepingClient.query`."""
+    bookkeeping = BookkeepingClient(await grid.channel("bookkeeping"))
+    return [
+        {"job_id": job.job_id, "owner": job.owner, "state": state_name(job.state), "ce": job.ce}
+        for job in await bookkeeping.query(**wanted)
+        if job.state not in ENDED_STATES
+    ]
+
+
+def print_under_way(jobs: Sequence[dict[str, str]], unknown: Sequence[str]) -> None:
+    """The end of what a dry run says: jobs under way, and what could not be asked."""
+    if jobs:
+        console.print_table(("job", "state", "owner"), [(job["job_id"], job["state"], job["owner"]) for job in jobs])
+    for sentence in unknown:
+        console.warn(f"not known: {sentence}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.authority.client import AuthorityClient
-from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, state_name
 from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, as_operator, open_for_user
+from agents.user_interface.jobs import jobs_under_way, print_under_way
 from agents.vo.client import VoClient
 from fabric.errors import GridError, NotFound, Unavailable
 from fabric.settings import Endpoint
@@ -149,12 +149,7 @@ async def would_end(grid: Grid, name: str) -> dict[str, Any]:
     except GridError as error:
         silent.append(f"members of {name}: {error.sentence}")
     try:
-        bookkeeping = BookkeepingClient(await grid.channel("bookkeeping"))
-        jobs = [
-            {"job_id": job.job_id, "owner": job.owner, "state": state_name(job.state), "ce": job.ce}
-            for job in await bookkeeping.query(vo=name)
-            if job.state not in ENDED_STATES
-        ]
+        jobs = await jobs_under_way(grid, vo=name)
     except GridError as error:
         silent.append(f"jobs of {name}: {error.sentence}")
     return {**facts(vo), "members": members, "jobs": jobs, "unknown": silent}
@@ -169,7 +164,4 @@ def _print_hits(found: dict[str, Any], *, as_json: bool) -> None:
         f"would end {found['name']} at {', '.join(found['sites']) or 'no site'}: {len(members)} members, {len(jobs)} "
         "jobs under way; its files stay, for operators only"
     )
-    if jobs:
-        console.print_table(("job", "state", "owner"), [(job["job_id"], job["state"], job["owner"]) for job in jobs])
-    for sentence in found["unknown"]:
-        console.warn(f"not known: {sentence}")
+    print_under_way(jobs, found["unknown"])
