@@ -28,6 +28,7 @@ from bench import (  # noqa: E402
     present,
     security,
     sessions,
+    sight,
     startup,
     storage,
     trust,
@@ -37,6 +38,7 @@ from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
 ALONE: dict[str, Callable[[Bench], None]] = {
+    "information": information.run,
     "limits": limits.run,
     "myproxy": myproxy.run,
     "security": security.run,
@@ -46,10 +48,12 @@ ALONE: dict[str, Callable[[Bench], None]] = {
 ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
     "storage": storage.run,
     "jobs": jobs.run,
-    "information": information.run,
+    "sight": sight.run,
 }
 """Sections that share one grid."""
-SECTIONS = ("limits", "security", "sessions", "storage", "jobs", "information", "startup", "vo", "myproxy", "trust")
+SECTIONS = (
+    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "trust", "information",
+)  # fmt: skip
 SLOTS = 8
 
 

@@ -51,21 +51,23 @@ from security.validation import ValidationPolicy
 ROOT = Path(__file__).resolve().parent.parent
 SINK = "/bench/Sink"
 PIECE = 1 << 20
-READY_S = 30.0
+READY_S = 120.0
 """For a helper to start."""
-RESULT_S = 120.0
+RESULT_S = 300.0
 """For a helper to finish."""
 ORGANISATION = "/C=XX/O=Bench"
-END_OF_SEARCH = 0x65
+LDAP_ID = 2
+LDAP_DONE = ldap.encode_message(ldap.Message(LDAP_ID, ldap.Result(ldap.TAG_SEARCH_DONE)))
+"""The end of a search that went well, the same from every server."""
 
 
 # -- starting them ----------------------------------------------------------------------------------------------------
 
 
-def _start(role: str, order: Mapping[str, Any]) -> subprocess.Popen[str]:
+def _start(role: str, order: Mapping[str, Any], module: str = "bench.helpers") -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "proto/gen"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.helpers", role],
+        [sys.executable, "-m", module, role],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert process.stdin is not None
@@ -145,6 +147,24 @@ def beside(role: str, order: Mapping[str, Any]) -> Iterator[Callable[[], dict[st
         _end(process)
 
 
+@contextlib.contextmanager
+def conversation(module: str, order: Mapping[str, Any]) -> Iterator[Callable[[Mapping[str, Any], float], Any]]:
+    """A process of its own module that answers one order after another within a deadline in seconds."""
+    process = _start("", order, module)
+
+    def ask(question: Mapping[str, Any], deadline_s: float) -> Any:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(dict(question)) + "\n")
+        process.stdin.flush()
+        return json.loads(_line(process, deadline_s))
+
+    try:
+        _line(process, READY_S)
+        yield ask
+    finally:
+        _end(process)
+
+
 # -- credentials for servers without a grid ---------------------------------------------------------------------------
 
 
@@ -218,8 +238,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def agent_process(found: Trust, settings: Mapping[str, Any]) -> Iterator[None]:
-    """An agent in a process of its own, for as long as the block runs; its port is open at the beginning."""
+def agent_process(found: Trust, settings: Mapping[str, Any]) -> Iterator[int]:
+    """An agent in a process of its own, for as long as the block runs; its port is open at the beginning. Its id."""
     path = found.folder / f"{settings['kind']}.json"
     path.write_text(json.dumps(settings), "utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
@@ -229,7 +249,7 @@ def agent_process(found: Trust, settings: Mapping[str, Any]) -> Iterator[None]:
     try:
         assert process.stdout is not None
         json.loads(process.stdout.readline())
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(READY_S)
@@ -471,44 +491,76 @@ def connections(order: Mapping[str, Any]) -> dict[str, Any]:
     return asyncio.run(_connections(order))
 
 
-async def _ldap_client(order: Mapping[str, Any], until: float) -> int:
-    reader, writer = await asyncio.open_connection(order["host"], order["port"])
-    node = parse_filter(order["filter"])
-    search = ldap.SearchRequest(order["base"], Scope.SUBTREE, node, ())
-    buffer, count = bytearray(), 0
-    while time.perf_counter() < until:
-        writer.write(ldap.encode_message(ldap.Message(count % 1000 + 1, search)))
-        while not await _end_of_search(reader, buffer):
-            pass
-        count += 1
-    writer.close()
-    return count
-
-
-async def _end_of_search(reader: asyncio.StreamReader, buffer: bytearray) -> bool:
-    """Take one message; whether it was the last one of a search."""
-    while (length := frame_length(buffer)) is None or len(buffer) < length:
-        data = await reader.read(1 << 18)
-        if not data:
-            raise ConnectionError("the LDAP server closed the connection")
-        buffer += data
-    message = bytes(buffer[: min(length, 32)])
-    del buffer[:length]
-    start = 2 if message[1] < 0x80 else 2 + (message[1] & 0x7F)  # behind the tag and length of the envelope
-    return message[start + 2 + message[start + 1]] == END_OF_SEARCH
-
-
-async def _ldap_search(order: Mapping[str, Any]) -> dict[str, Any]:
-    await _start_signal()
-    began = time.perf_counter()
-    until = began + order["seconds"]
-    counts = await asyncio.gather(*(_ldap_client(order, until) for _ in range(order["at_once"])))
-    return {"rate": sum(counts) / (time.perf_counter() - began)}
+def ldap_request(base: str, text: str, attributes: Sequence[str] = ()) -> str:
+    """A search for the role `ldap`."""
+    search = ldap.SearchRequest(base, Scope.SUBTREE, parse_filter(text), tuple(attributes))
+    return ldap.encode_message(ldap.Message(LDAP_ID, search)).hex()
 
 
 def ldap_search(order: Mapping[str, Any]) -> dict[str, Any]:
-    """Searches, answers counted but not decoded, so that the server is measured and not the client."""
-    return asyncio.run(_ldap_search(order))
+    """Ready-made searches (with message id LDAP_ID, in hexadecimal) one after another over one connection. Answers are
+    counted and not decoded, so that the server is measured; `entries` are those of the first."""
+    requests = [bytes.fromhex(text) for text in order["requests"]]
+    with socket.create_connection((order["host"], order["port"]), READY_S) as connection:
+        view = memoryview(bytearray(1 << 20))
+        entries = _entries_of_an_answer(connection, requests[0])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began, count, size = time.perf_counter(), 0, 0
+        until = began + order["seconds"]
+        while time.perf_counter() < until:
+            connection.sendall(requests[count * 7919 % len(requests)])
+            tail = b""
+            while tail != LDAP_DONE:
+                if not (got := connection.recv_into(view)):
+                    raise ConnectionError("the LDAP server closed the connection")
+                size += got
+                tail = (tail + bytes(view[max(0, got - len(LDAP_DONE)) : got]))[-len(LDAP_DONE) :]
+            count += 1
+        took_s = time.perf_counter() - began
+        return {"rate": count / took_s, "count": count, "bytes": size / count, "entries": entries}
+
+
+def _entries_of_an_answer(connection: socket.socket, request: bytes) -> int:
+    connection.sendall(request)
+    answer = bytearray()
+    while not answer.endswith(LDAP_DONE):
+        if not (data := connection.recv(1 << 20)):
+            raise ConnectionError("the LDAP server closed the connection")
+        answer += data
+    count = position = 0
+    while position < len(answer):
+        length = frame_length(bytes(answer[position : position + 6]), 1 << 30)
+        assert length is not None
+        position += length
+        count += 1
+    return count - 1
+
+
+def ldap_modify(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Ready-made modify requests after a bind, `window` of them under way. Raises RuntimeError if one is refused."""
+    requests = [bytes.fromhex(text) for text in order["requests"]]
+    good = ldap.encode_message(ldap.Message(LDAP_ID, ldap.Result(ldap.TAG_MODIFY_RESPONSE)))
+    with socket.create_connection((order["host"], order["port"]), READY_S) as connection:
+        bind = ldap.BindRequest(order["name"], credentials=order["password"].encode())
+        connection.sendall(ldap.encode_message(ldap.Message(1, bind)))
+        connection.recv(4096)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began, sent, answered, rest = time.perf_counter(), 0, 0, b""
+        until = began + order["seconds"]
+        while sent < order["window"] or answered < sent:
+            if time.perf_counter() < until and sent - answered < order["window"]:
+                connection.sendall(requests[sent % len(requests)])
+                sent += 1
+                continue
+            rest += connection.recv(65536)
+            while len(rest) >= len(good):
+                if not rest.startswith(good):
+                    raise RuntimeError(f"the server refused a change: {rest[:80]!r}")
+                rest = rest[len(good) :]
+                answered += 1
+        return {"rate": answered / (time.perf_counter() - began)}
 
 
 def spawn(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -552,6 +604,7 @@ CLIENTS = {
     "sessions": sessions,
     "connections": connections,
     "ldap": ldap_search,
+    "ldap-modify": ldap_modify,
     "spawn": spawn,
     "exits": exits,
 }

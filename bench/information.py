@@ -1,74 +1,157 @@
-"""Section `information`: questions to the top of the tree, and how long a change takes to get there."""
+"""Section `information`: a tree of the size of EGEE in our server and in OpenLDAP's slapd, asked the same questions.
+
+Ours is the top agent in a process of its own; 192 simulated sites publish to it over sessions of their own. slapd has
+the database and indices of a BDII and gets changes by LDAP. The same client asks both. Rates depend on what else the
+machine does: processor time per answer does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2
+import psutil
 
-from agents.user_interface import jobs
-from agents.user_interface.connection import Grid
-from bench import helpers, limits
-from bench.lab import Lab
-from bench.measure import Bench
-from fabric.ldap.client import LdapClient
+from bench import helpers, many_sites, slapd
+from bench.helpers import ORGANISATION, Trust
+from bench.measure import Bench, Table, show
+from fabric.ldap import Entry, LdapClient
 
-BASE = "o=grid"
-FILTER = "(objectClass=GlueCE)"
-RUNNING = "GlueCEStateRunningJobs"
-POLL_S = 0.005
-SIGHT_S = 30.0
-"""Deadline for a change to be seen."""
-SLEEP_JDL = 'Executable = "/bin/sleep"; Arguments = "1.5";'
-
-
-def run(bench: Bench, lab: Lab) -> None:
-    """Search rates by one connection and by four; the delay of changes that jobs make."""
-    limits.need(bench, "tcp_echo")
-    host, port = lab.services.one("top", "ldap")
-    order = {"host": host, "port": port, "base": BASE, "filter": FILTER, "seconds": bench.size(2, 1)}
-    for clients, name in ((1, "one connection"), (4, "four")):
-        values = [helpers.once("ldap", {**order, "at_once": clients})["rate"] for _ in range(bench.trials)]
-        title = f"LDAP searches {FILTER} at the top, {name}"
-        bench.add(f"searches_{clients}", title, "1/s", values, limit="tcp_echo", note="one entry each")
-    delays = asyncio.run(_delays(lab, host, port, bench.size(5, 2)))
-    bench.add("delay", "a job's start or end to its sight at the top", "ms", [1000 * delay for delay in delays])
+SITES = 192
+SWEEP = (5, 20, 192, 1000)
+CHANGES = 5000
+"""In a second: what the tree has to take while it is asked."""
+CONNECT_S = 600.0
+VALID_FOR_S = 60.0
+REFRESH_S = 5.0
 
 
-async def _delays(lab: Lab, host: str, port: int, count: int) -> list[float]:
-    """Seconds from the gatekeeper's event to the first answer of the top that shows it."""
-    found: list[float] = []
-    async with lab.open() as grid, await LdapClient.connect(host, port) as client:
-        await _seen(client, 0)
-        for _ in range(count):
-            submitted = await jobs.submit(grid, SLEEP_JDL, Path())
-            began = await _seen(client, 1)
-            ended = await _seen(client, 0)
-            await jobs.follow(grid, [submitted.job_id], lambda _: None, timeout_s=SIGHT_S)
-            started_at, ended_at = await _events(grid, submitted.job_id)
-            found += [max(0.0, began - started_at), max(0.0, ended - ended_at)]
-    return found
+@dataclass(frozen=True)
+class Server:
+    """One of the two, while it runs."""
+
+    name: str
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """So far."""
+        times = psutil.Process(self.pid).cpu_times()
+        return times.user + times.system
+
+    def rss(self) -> int:
+        """Bytes in memory."""
+        return psutil.Process(self.pid).memory_info().rss
 
 
-async def _seen(client: LdapClient, running: int) -> float:
-    """When (by the wall clock) the top first said that so many jobs run."""
-    async with asyncio.timeout(SIGHT_S):
-        while True:
-            entries = await client.search(BASE, FILTER, attributes=[RUNNING])
-            if sum(int(_value(entry.attributes.get(RUNNING, ("0",)))) for entry in entries) == running:
-                return time.time()
-            await asyncio.sleep(POLL_S)
+def run(bench: Bench) -> None:
+    """Ours, slapd beside it, then ever more sites."""
+    sites = bench.size(SITES, 20)
+    folder = bench.folder / "information"
+    with (
+        helpers.trust(folder) as trust,
+        _top(trust, sites) as (server, rpc),
+        helpers.conversation("bench.producers", _producers_order(trust, rpc)) as ask,
+    ):
+        entries = _load(bench, server, ask, sites)
+        if missing := slapd.missing():
+            bench.say(f"  no slapd beside it: {missing}")
+            _questions(bench, [server], sites)
+            return
+        with slapd.running(folder / "slapd", entries) as other:
+            bench.add("slapd_load", "slapd: slapadd -q of the same entries", "s", [other.load_s])
+            _questions(bench, [server, Server("slapd", other.port, other.pid)], sites)
 
 
-def _value(values: Sequence[str]) -> str:
-    return values[0] if values else "0"
+@contextlib.contextmanager
+def _top(trust: Trust, sites: int) -> Iterator[tuple[Server, int]]:
+    """A top level information agent in a process of its own."""
+    credential = trust.folder / "top.pem"
+    subject = f"{ORGANISATION}/OU=TOP/CN=top/top.TOP"
+    trust.grid.host("localhost", "127.0.0.1", subject=subject).save(credential)
+    settings = helpers.agent_settings(trust)
+    ports = {name: helpers.free_port() for name in ("rpc", "ldap")}
+    settings |= {
+        "kind": "information", "name": "top.TOP", "site": "TOP", "credential": str(credential), "ports": ports,
+        "options": {"level": "top"},
+    }  # fmt: skip
+    people = trust.folder / "sites"
+    people.mkdir()
+    for number in range(max(sites, 0)):
+        name = many_sites.site_name(number)
+        subject = f"{ORGANISATION}/OU={name}/CN=information/information.{name}"
+        trust.grid.host("localhost", "127.0.0.1", subject=subject).save(people / f"{name}.pem")
+    with helpers.agent_process(trust, settings) as pid:
+        yield Server("here", ports["ldap"], pid), ports["rpc"]
 
 
-async def _events(grid: Grid, job_id: str) -> tuple[float, float]:
-    """When the job began to run and when it was done, by the clock of whoever reported it: this machine's."""
-    history = await (await jobs.bookkeeping(grid, [job_id])).history(job_id)
-    by_type = {event.type: event.at_us / 1e6 for event in history.events}
-    return by_type[bookkeeping_pb2.EVENT_TYPE_RUNNING], by_type[bookkeeping_pb2.EVENT_TYPE_DONE]
+def _producers_order(trust: Trust, port: int) -> dict[str, Any]:
+    return {
+        "port": port, "certificates": str(trust.grid.trust_directory), "credentials": str(trust.folder / "sites"),
+        "refresh_s": REFRESH_S, "valid_for_s": VALID_FOR_S,
+    }  # fmt: skip
+
+
+Ask = Callable[[Mapping[str, Any], float], Any]
+
+
+def _load(bench: Bench, server: Server, ask: Ask, sites: int) -> list[Entry]:
+    """All sites connect and publish everything; returns the tree."""
+    empty, used = server.rss(), server.cpu_s()
+    took = ask({"do": "sites", "sites": sites}, CONNECT_S)
+    used = server.cpu_s() - used
+    entries = asyncio.run(_whole_tree(server.port))
+    bench.add("load", f"{sites} sites connect and publish {len(entries)} entries", "s", [took["took_s"]],
+              note=f"{used:.1f} s of processor time at the server")  # fmt: skip
+    bench.add("memory_entry", "memory per entry", "kB", [(server.rss() - empty) / len(entries) / 1000])
+    return entries
+
+
+async def _whole_tree(port: int) -> list[Entry]:
+    async with await LdapClient.connect("127.0.0.1", port, timeout_s=60) as client:
+        return await client.search("o=grid", page_size=10_000)
+
+
+def _questions(bench: Bench, servers: Sequence[Server], sites: int) -> None:
+    everywhere = [queue for number in range(sites) for queue in many_sites.queue_ids(number)]
+    attributes = many_sites.BROKER_ATTRIBUTES
+    request = helpers.ldap_request
+    questions = {
+        "ces": ("CEs of a VO, 10 attributes", [request("o=grid", many_sites.CES_OF_A_VO, attributes)]),
+        "dump": ("everything", [request("o=grid", "(objectClass=*)")]),
+        "point": ("one CE by its name, 10 attributes",
+                  [request("o=grid", f"(GlueCEUniqueID={one})", attributes) for one in everywhere]),
+        "site": ("a site's CEs of a VO", [request(str(many_sites.site_base(n)), many_sites.CES_OF_A_VO, attributes)
+                                          for n in range(sites)]),
+    }  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for key, (title, requests) in questions.items():
+        for clients in (1, 4):
+            for server in servers:
+                rows.append(_asked(bench, server, key, title, requests, clients))
+    columns = ("question", "clients", "server", "1/s", "processor ms", "entries", "kB")
+    bench.tables.append(Table("The same questions to both servers", columns, tuple(rows)))
+
+
+def _asked(
+    bench: Bench, server: Server, key: str, title: str, requests: Sequence[str], clients: int
+) -> tuple[str, ...]:
+    order = {"host": "127.0.0.1", "port": server.port, "requests": requests, "seconds": bench.size(3, 1)}
+    rates: list[float] = []
+    costs: list[float] = []
+    found: dict[str, Any] = {}
+    for _ in range(bench.trials):
+        used = server.cpu_s()
+        answers = helpers.together("ldap", [order] * clients)
+        used = server.cpu_s() - used
+        found = answers[0]
+        rates.append(sum(one["rate"] for one in answers))
+        costs.append(1000 * used / sum(one["count"] + 1 for one in answers))
+    many = f"{clients} client{'s' if clients > 1 else ''}"
+    rate = bench.add(f"{key}_{clients}_{server.name}", f"{server.name}: {title}, {many}", "1/s", rates)
+    cost = sorted(costs)[len(costs) // 2]
+    size = show(found["bytes"] / 1000)
+    return (title, str(clients), server.name, show(rate.median), show(cost), str(found["entries"]), size)
