@@ -53,8 +53,8 @@ def running(folder: Path, entries: Iterable[Entry]) -> Iterator[Slapd]:
     configuration.write_text(
         "".join(f"include {path}\n" for path in SCHEMAS)
         + f"modulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {folder}/slapd.pid\nloglevel 0\n"
-        f"sizelimit unlimited\nthreads 16\ndatabase mdb\nsuffix o=grid\nrootdn o=grid\nrootpw {PASSWORD}\ndirectory {folder}/db\n"
-        "maxsize 2147483648\ncheckpoint 1024 0\ndbnosync\n" + _indices()
+        f"sizelimit unlimited\nthreads 16\ndatabase mdb\nsuffix o=grid\nrootdn o=grid\nrootpw {PASSWORD}\n"
+        f"directory {folder}/db\nmaxsize 2147483648\ncheckpoint 1024 0\ndbnosync\n" + _indices()
     )
     configuration.chmod(0o600)
     ldif.write_text("".join(map(_ldif, entries)))
