@@ -5,11 +5,27 @@ from __future__ import annotations
 from importlib.resources import files
 
 from fabric.information_tree import OPERATIONAL_ATTRIBUTES
-from fabric.ldap.schema import GENERALIZED_TIME, SYNTAX_TIME, AttributeType, ObjectClass, Schema
+from fabric.ldap.schema import (
+    GENERALIZED_TIME,
+    INTEGER,
+    SYNTAX_INTEGER,
+    SYNTAX_TIME,
+    AttributeType,
+    ObjectClass,
+    Schema,
+)
 from fabric.ldap.schema_text import parse_definitions
 
-_TIMES = ("GridFabricSiteSince", "GridFabricSiteLastSeen", "GridFabricProducerSince", "GridFabricProducerLastSeen")
-_STATES = ("GridFabricSiteState", "GridFabricProducerID", "GridFabricProducerState")
+_TIMES = (
+    "GridFabricSiteSince",
+    "GridFabricSiteLastSeen",
+    "GridFabricProducerSince",
+    "GridFabricProducerLastSeen",
+    "GridFabricTopSince",
+)
+_STATES = (
+    "GridFabricSiteState", "GridFabricProducerID", "GridFabricProducerState", "GridFabricTopID", "GridFabricTopState",
+)  # fmt: skip
 
 _ATTRIBUTES = (
     *(
@@ -17,6 +33,7 @@ _ATTRIBUTES = (
         for name in _TIMES
     ),
     *(AttributeType(name, ordering=False, single_value=True) for name in _STATES),
+    AttributeType("GridFabricTopDiffering", INTEGER, substrings=False, syntax=SYNTAX_INTEGER, single_value=True),
     *(AttributeType(name, single_value=True, operational=True) for name in OPERATIONAL_ATTRIBUTES),
 )
 _CLASSES = (
@@ -31,6 +48,11 @@ _CLASSES = (
         "GridFabricProducer",
         must=("GridFabricProducerID", "GridFabricProducerState", "GridFabricProducerSince"),
         may=("GridFabricProducerLastSeen",),
+    ),
+    ObjectClass(
+        "GridFabricTop",
+        must=("GridFabricTopID", "GridFabricTopState", "GridFabricTopDiffering"),
+        may=("GridFabricTopSince",),
     ),
 )
 

@@ -350,6 +350,15 @@ class TreeCopy:
         """All entries by name; made anew at each call."""
         return {key: entry for site in self.by_site.values() for key, entry in site.items()}
 
+    def get(self, dn: Dn) -> Entry | None:
+        """The entry of this name."""
+        return self.by_site.get(site_of(dn), {}).get(dn.key)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if this is the tree of one moment: a snapshot has been seen, and none is under way."""
+        return self.is_complete and self._staged is None
+
     def apply(self, message: pb.SubscribeResponse) -> tuple[list[Entry], list[Dn]]:
         """Take one message in; returns the entries that are new or different, and the names that are gone."""
         if message.snapshot:
@@ -465,6 +474,11 @@ class Subscriber:
     def age_s(self) -> float:
         """Seconds since the information server was last heard; infinite before the first time."""
         return float("inf") if self.heard_at is None else self._clock.monotonic() - self.heard_at
+
+    @property
+    def is_following(self) -> bool:
+        """True while the copy is the tree of the server, give or take what is on its way."""
+        return self.copy.is_whole and not self._was_lost
 
     async def run(self) -> None:
         """Follow until cancelled, moving on to the next server when one is lost."""

@@ -49,7 +49,7 @@ def entries(
         site=settings.site,
         computing_elements=(ce,),
         logical_cpus=measured.total_slots,
-        physical_cpus=measured.total_slots,
+        physical_cpus=min(measured.total_slots, sum(_number(fact, "cpus") for fact in facts)),
         ram_mb=_number(one, "memory_bytes") // 2**20,
         operating_system=operating_system or one.get("os", "") or platform.system(),
         operating_system_release=one.get("os_release", platform.release()),

@@ -8,6 +8,7 @@ from datetime import datetime
 from gridfabric.information.v1 import information_pb2_grpc
 
 from agents.information.config import InformationOptions
+from agents.information.divergence import TopState, TopWatcher
 from agents.information.feed import Feed
 from agents.information.machine import InformationMachine, MachineLimits, site_dn
 from agents.information.model import ProducerState
@@ -80,6 +81,8 @@ class InformationAgent(Agent):
             external=name_behind(context),
             on_event=self._ldap_event,
         )
+        others = [top for top in settings.endpoints("top") if top.name != settings.name] if self.is_top else []
+        self._tops = [TopWatcher(context, self.service, other, options.divergence_after_s) for other in others]
         self._itself: InformationPublisher | None = None
 
     @property
@@ -94,6 +97,8 @@ class InformationAgent(Agent):
         if self.is_top:
             self._itself = InformationPublisher(context, own, resource_level=False)
             await self._itself.start()
+            for watcher in self._tops:
+                context.spawn(watcher.run(), f"compare with {watcher.other.name}")
         else:
             self.service.top = Publisher(
                 settings.site,
@@ -121,17 +126,20 @@ class InformationAgent(Agent):
         lost = sum(state in (ProducerState.UNREACHABLE, ProducerState.GONE) for state in states)
         top = self.service.top
         cut_off = top is not None and bool(self.context.settings.endpoints("top")) and not top.connected
-        detail = f"{lost} producers unreachable" if lost else "not heard by the top level" if cut_off else ""
+        unheard = [watcher.other.name for watcher in self._tops if watcher.reading().state is TopState.UNREACHABLE]
+        details = [f"{lost} producers unreachable"] if lost else ["not heard by the top level"] if cut_off else []
+        details += [f"the top server {name} is not heard" for name in unheard]
         numbers = {
             "entries": len(machine.tree),
             "producers": len(states),
             "current": sum(state is ProducerState.CURRENT for state in states),
             "subscribers": len(self.service.feed),
             "changes": machine.tree.version,
+            "differing": sum(watcher.reading().differing for watcher in self._tops),
             "ldap_connections": self.ldap.connections,
             "ldap_searches": self.ldap.stats.searches,
         }
-        return AgentHealth(AgentState.GREEN, detail, numbers)
+        return AgentHealth(AgentState.GREEN, "; ".join(details), numbers)
 
     async def _tick(self) -> None:
         while True:

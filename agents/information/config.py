@@ -23,6 +23,8 @@ class InformationOptions:
     """How long a lost or withdrawn agent's state stays published. Sites are never forgotten."""
     heartbeat_s: float = field(default=2.0, metadata={"minimum": 0.05})
     """How often subscribers get a sign of life when nothing changes."""
+    divergence_after_s: float = field(default=5.0, metadata={"minimum": 0.1})
+    """Entries that differ for longer between this top server and another one are divergence."""
     max_producers: int = field(default=2000, metadata={"minimum": 1})
     """Agents of a site, or sites of a grid."""
     max_entries: int = field(default=20_000, metadata={"minimum": 1})

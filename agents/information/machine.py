@@ -188,6 +188,23 @@ class InformationMachine:
         self._confirm(producer, changes)
         return changes.done()
 
+    def publish_top(self, name: str, state: str, differing: int, since: datetime | None) -> Change:
+        """How this top server stands with another one, as its meter reads."""
+        changes = _Changes()
+        attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
+            "objectClass": ("top", "GridFabricTop"),
+            "GridFabricTopID": name,
+            "GridFabricTopState": state,
+            "GridFabricTopDiffering": differing,
+        }
+        if since is not None:
+            attributes["GridFabricTopSince"] = ldap_time(since)
+        entry = make_entry(GRID.child("GridFabricTopID", name), attributes)
+        known = self.tree.get(entry.dn)
+        if known is None or known.attributes != entry.attributes:
+            self._put(entry, changes)
+        return changes.done()
+
     def tick(self, now: datetime) -> tuple[Change, list[Producer]]:
         """Let time pass: leases end, graces end, old states are forgotten. Returns also whose state changed."""
         changes = _Changes()

@@ -56,6 +56,10 @@ class InformationService:
         now = self._clock.now()
         self._tell(self.machine.publish_own(name, make(now), now))
 
+    def publish_top(self, name: str, state: str, differing: int, since: datetime | None) -> None:
+        """How this top server stands with another one."""
+        self._tell(self.machine.publish_top(name, state, differing, since))
+
     def tick(self) -> None:
         """Let leases and graces end."""
         change, moved = self.machine.tick(self._clock.now())

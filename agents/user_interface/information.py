@@ -64,15 +64,31 @@ async def search(
     base: str = BASE,
     scope: str = "sub",
 ) -> list[Entry]:
-    """Entries from an LDAP server. Raises Unavailable, NotFound, InvalidRequest, UsageProblem."""
-    host, port = server
+    """Entries from an LDAP server; from another top server, with a word of warning, where a top one does not answer.
+
+    Raises Unavailable, NotFound, InvalidRequest, UsageProblem.
+    """
+    candidates = [server, *_other_tops(server)]
+    while True:
+        host, port = candidates.pop(0)
+        try:
+            async with await LdapClient.connect(host, port, timeout_s=TIMEOUT_S) as client:
+                return await client.search(base, filter, scope=_SCOPES[scope], attributes=attributes)
+        except FilterSyntaxError as error:
+            raise UsageProblem(f"the filter {filter!r} cannot be read: {error}") from None
+        except LdapError as error:
+            if error.code != UNAVAILABLE or not candidates:
+                raise _grid_error(error, base, f"{host}:{port}") from None
+            console.warn(f"{error.sentence}; asking the top server {candidates[0][0]}:{candidates[0][1]}")
+
+
+def _other_tops(server: tuple[str, int]) -> list[tuple[str, int]]:
+    """The other top servers, if this is one."""
     try:
-        async with await LdapClient.connect(host, port, timeout_s=TIMEOUT_S) as client:
-            return await client.search(base, filter, scope=_SCOPES[scope], attributes=attributes)
-    except FilterSyntaxError as error:
-        raise UsageProblem(f"the filter {filter!r} cannot be read: {error}") from None
-    except LdapError as error:
-        raise _grid_error(error, base, f"{host}:{port}") from None
+        tops = [(top.host, top.ldap) for top in endpoints.find(os.environ).all("top") if top.ldap]
+    except (GridError, UsageProblem):
+        return []  # a server named on the command line needs no grid
+    return [top for top in tops if top != server] if server in tops else []
 
 
 def _grid_error(error: LdapError, base: str, server: str) -> GridError:

@@ -181,3 +181,32 @@ def test_unreadable_files(tmp_path):
 def test_every_kind_has_a_folder_and_ports():
     for kind in KINDS.values():
         assert kind.ports.get("rpc") and kind.folder.isidentifier()
+
+
+def test_egee_2006_adds_up_to_the_talk_s_table():
+    grid = load.load("egee-2006")
+    regions: dict[str, dict[str, float]] = {}
+    for site in grid.sites:
+        by_kind = {agent.kind: agent.options for agent in site.agents}
+        assert by_kind.keys() >= {"information", "gatekeeper", "worker", "storage"}
+        declared = dict(text.split("=", 1) for text in by_kind["information"]["other_info"])
+        row = regions.setdefault(declared["EGEE_ROC"], {"sites": 0, "cpu": 0, "dow": 0, "disk": 0})
+        row["sites"] += 1
+        row["cpu"] += by_kind["worker"]["slots"]
+        row["dow"] += int(declared.get("EGEE_CPU_DOW", 0))
+        row["disk"] += float(declared["EGEE_DISK_TB"].rstrip("*"))
+    assert {name: tuple(map(round, row.values())) for name, row in regions.items()} == {
+        "CERN": (1, 4400, 1800, 770),
+        "UK/I": (23, 4306, 2010, 310),
+        "Italy": (27, 2800, 2280, 373),
+        "France": (10, 2316, 1252, 300),
+        "De/CH": (13, 2895, 1852, 280),
+        "Northern Europe": (16, 2379, 1860, 64),
+        "SW Europe": (13, 956, 898, 16),
+        "SE Europe": (26, 1101, 1189, 30),
+        "Central Europe": (21, 1584, 1163, 70),
+        "Russia": (15, 515, 445, 38),
+        "Asia-Pacific": (19, 840, 751, 72),
+        "North America": (8, 4069, 0, 229),
+    }
+    assert sum(agent.kind == "top" for agent in grid.agents()) == 2
