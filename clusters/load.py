@@ -6,7 +6,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,21 @@ class _Table:
         return self.reader.wrong(f"{self.where}{key}", problem)
 
 
+def _with_batch_worker(agents: list[AgentDescription]) -> list[AgentDescription]:
+    """A gatekeeper with a batch system of its own host needs one worker there, which the description need not name; a
+    worker that is named follows the gatekeeper's choice."""
+    gatekeeper = next((agent for agent in agents if agent.kind == "gatekeeper"), None)
+    batch = gatekeeper.options.get("batch", "fabric") if gatekeeper is not None else "fabric"
+    if gatekeeper is None or batch not in ("fork", "slurm"):
+        return agents
+    if not any(agent.kind == "worker" for agent in agents):
+        agents = [*agents, AgentDescription("worker", f"worker.{gatekeeper.site}", gatekeeper.site, gatekeeper.host)]
+    return [
+        replace(agent, options={"batch": batch, **agent.options}) if agent.kind == "worker" else agent
+        for agent in agents
+    ]
+
+
 class _Reader:
     def __init__(self, source: Path) -> None:
         self.source = source
@@ -242,7 +257,7 @@ class _Reader:
             table.text("web", ""),
             table.text("contact", ""),
             tuple(hosts),
-            tuple(self._agents(table, name, tuple(hosts), mode)),
+            tuple(_with_batch_worker(list(self._agents(table, name, tuple(hosts), mode)))),
         )
 
     def _host(self, table: _Table, site: str) -> HostDescription:

@@ -19,7 +19,7 @@ import psutil
 RUN_VARIABLE = "GRIDFABRIC_RUN"
 TEMP_PREFIX = "gf-"
 """Of the folders in /tmp that belong to a run."""
-STARTER_SCRIPT = "agents/worker/starter.py"
+STARTER = "agents.worker.starter"
 MAX_ENVIRONMENT_BYTES = 256 * 1024
 
 
@@ -82,7 +82,7 @@ def starters_below(folder: Path) -> list[Identity]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         arguments = process.info["cmdline"] or []
-        is_starter = any(argument.endswith(STARTER_SCRIPT) for argument in arguments)
+        is_starter = any(STARTER in argument for argument in arguments)
         if is_starter and any(Path(argument).is_relative_to(folder) for argument in arguments):
             identity = identify(process.pid)
             if identity is not None:

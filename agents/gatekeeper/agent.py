@@ -143,7 +143,7 @@ class Gatekeeper(Agent):
 
     def computing_element(self) -> str:
         """GlueCEUniqueID."""
-        return f"{self.context.settings.advertise}:{self.port}/jobmanager-fabric-{self.options.queue}"
+        return f"{self.context.settings.advertise}:{self.port}/jobmanager-{self.options.batch}-{self.options.queue}"
 
     # ---- life
 
@@ -381,6 +381,7 @@ class Gatekeeper(Agent):
                         ce=self.computing_element(),
                         port=self.port,
                         queue=self.options.queue,
+                        lrms=self.options.batch,
                         measured=measured,
                         limits=limits,
                         operating_system=self.options.operating_system,

@@ -24,6 +24,9 @@ class PoolOptions:
 class GatekeeperOptions:
     """Section `options` of a gatekeeper."""
 
+    batch: str = field(default="fabric", metadata={"choices": ("fabric", "fork", "slurm")})
+    """The batch system, published as GlueCEInfoLRMSType: `fabric`, our scheduler over worker nodes; `fork`, this host;
+    `slurm`, a cluster. With the latter two one worker on this host is enough, and the grid description adds it."""
     queue: str = "long"
     """Name of the queue: the last part of the CE's unique id."""
     access: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class WorkerNode(Agent):
         await self.runner.recover()
         spawn = self.context.spawn
         spawn(self.runner.run(), "runner")
-        spawn(self.runner.keep_starter(), "starter")
+        spawn(self.runner.keep_batch(), "batch system")
         spawn(self.runner.watch(), "disk watch")
         spawn(self.runner.link.run(), "gatekeeper stream")
 

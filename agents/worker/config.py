@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from agents.worker.batch import BATCH_SYSTEMS
+
 MIB = 1024**2
 
 
@@ -13,8 +15,21 @@ MIB = 1024**2
 class WorkerOptions:
     """Section `options` of a worker."""
 
+    batch: str = field(default="fork", metadata={"choices": BATCH_SYSTEMS})
+    """What runs the payloads: `fork`, this host; `slurm`, the nodes of a Slurm cluster that share `scratch_dir`, the
+    state directory and this software."""
     slots: int = field(default=0, metadata={"minimum": 0, "maximum": 10_000})
-    """Payload processes at a time; 0: one per processor."""
+    """Payload processes at a time; 0: one per processor of this host, or of the partition."""
+    partition: str = ""
+    """Of Slurm; empty: its default."""
+    slurm_conf: str = ""
+    """Configuration file of the cluster; empty: where Slurm looks for it."""
+    batch_poll_s: float = field(default=1.0, metadata={"minimum": 0.05})
+    """How often records of a batch system's jobs are looked at; its own queue is asked five times less often."""
+    batch_timeout_s: float = field(default=30.0, metadata={"minimum": 0.1})
+    """A command of the batch system that takes longer is given up and its job looked for in the queue."""
+    shepherd_silent_s: float = field(default=60.0, metadata={"minimum": 1.0})
+    """A job that is gone from the queue and whose shepherd says nothing for so long is lost."""
     gatekeeper: str = ""
     """Name of the gatekeeper to serve; empty: the first one of this site."""
     scratch_dir: str = ""
@@ -62,5 +77,5 @@ class WorkerOptions:
     """Hold a few more jobs than slots when jobs last less than a second, so that no slot waits for the next order."""
 
     def slot_count(self) -> int:
-        """Slots, with the default resolved."""
-        return self.slots or os.cpu_count() or 1
+        """Slots, with the default resolved; 0: the batch system will say."""
+        return self.slots or (0 if self.batch == "slurm" else os.cpu_count() or 1)

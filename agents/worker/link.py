@@ -82,6 +82,10 @@ class Link:
         """The credit may have changed."""
         self._wake.set()
 
+    def reopen(self) -> None:
+        """Say hello again, on a new stream."""
+        self._broken.set()
+
     # ---- life
 
     async def run(self) -> None:

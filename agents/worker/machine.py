@@ -43,7 +43,7 @@ MAX_PREFETCH = 256
 GIVE_BACK_AFTER_S = 3.0
 """A prefetched job that waited this long goes back: another worker may have a free slot."""
 _SMOOTHING = 0.15
-_RETRY_REFUSALS = frozenset({"NO_PROCESSES", "DISK", "STARTER_STOPPING", "STATE_DIRECTORY"})
+_RETRY_REFUSALS = frozenset({"NO_PROCESSES", "DISK", "STARTER_STOPPING", "STATE_DIRECTORY", "BATCH_REFUSED"})
 
 
 class WorkerMachine:

@@ -21,8 +21,9 @@ from typing import Any
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from agents.worker import scratch, starter
+from agents.worker import payloads, scratch
 from agents.worker import store as rows
+from agents.worker.batch import BatchSystem, Listing, read_exit
 from agents.worker.config import WorkerOptions
 from agents.worker.data import DataMover
 from agents.worker.link import Link
@@ -52,6 +53,8 @@ from agents.worker.model import (
 )
 from agents.worker.proxies import OwnerProxies
 from agents.worker.sandbox_cache import SandboxCache, is_passing
+from agents.worker.shepherd import TERMINATED
+from agents.worker.slurm import SlurmClient
 from agents.worker.starter_client import StarterClient
 from fabric.clock import to_us
 from fabric.errors import GridError
@@ -65,7 +68,7 @@ _LIMIT_REASONS = frozenset({"WALL_TIME", "CPU_TIME", "MEMORY", "DISK", "FILE_SIZ
 
 
 class Runner:
-    """Everything between the gatekeeper's orders and the starter's processes."""
+    """Everything between the gatekeeper's orders and the batch system's processes."""
 
     def __init__(self, context: Any, options: WorkerOptions, store: Any, root: Path, endpoint: Any) -> None:
         self.context, self.options, self._store, self.root = context, options, store, root
@@ -77,9 +80,7 @@ class Runner:
             options.slot_count(), max_unacknowledged=options.max_unacknowledged, prefetch=options.prefetch
         )
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self.starter = StarterClient(
-            self.state_dir, options.orphan_timeout_s, self.machine.slots, on_message=self._from_starter, log=context.log
-        )
+        self.batch: BatchSystem = self._batch_system()
         self.link = Link(
             context,
             endpoint,
@@ -102,6 +103,18 @@ class Runner:
         self.facts: dict[str, str] = {}
         self._certificates: Path = context.settings.certificates
 
+    def _batch_system(self) -> BatchSystem:
+        options = self.options
+        if options.batch == "slurm":
+            return SlurmClient(self.state_dir, options, on_message=self._from_batch, log=self._log)
+        return StarterClient(
+            self.state_dir,
+            options.orphan_timeout_s,
+            self.machine.slots,
+            on_message=self._from_batch,
+            log=self._log,
+        )
+
     # ---- life
 
     async def recover(self) -> None:
@@ -113,15 +126,16 @@ class Runner:
         for key, boot_id, order in held:
             run = pb.RunJob.FromString(order)
             job = Job(key, Name(run.job_id, run.attempt, run.run), run.owner, run, phase=Phase.STARTING)
-            if boot_id != self.boot_id and not (self._jobs_dir / key / "exit.json").exists():
+            rebooted = boot_id != self.boot_id and not self.batch.outlives_reboot
+            if rebooted and not (self._jobs_dir / key / "exit.json").exists():
                 # Nothing of before the reboot says whether it ran: it may have, so it is not started again here.
                 job.exit_record = {"lost": "WORKER_REBOOTED", "text": "the node was rebooted while it had the job"}
             self.machine.adopt(job)
-        listing = await self.starter.connect()
+        listing = await self.batch.connect()
         await self._reconcile(listing, fresh=True)
         keys = {key for key, _, _ in held}
         removed = await asyncio.to_thread(self._remove_orphans, keys)
-        self._log.info("worker.recovered", held=len(held), running=len(listing["running"]), orphans_removed=removed)
+        self._log.info("worker.recovered", held=len(held), running=len(listing.running), orphans_removed=removed)
 
     def _remove_orphans(self, keys: set[str]) -> int:
         """Directories and processes of jobs that have no row."""
@@ -130,7 +144,7 @@ class Runner:
             set(scratch.keys(self.root)) | {name for name in os.listdir(self._jobs_dir) if len(name) == 32}
         ) - keys
         if strange:
-            starter.kill_leftovers(strange, set())
+            self.batch.kill_remains(strange)
         for key in strange:
             scratch.remove(self.root, key)
             scratch.remove(self._jobs_dir, key)
@@ -156,26 +170,25 @@ class Runner:
         self._events.extend(events)
         self._wake.set()
 
-    async def keep_starter(self) -> None:
-        """For ever: when the starter's connection is lost, connect (or start it) again and compare notes."""
+    async def keep_batch(self) -> None:
+        """For ever: when the batch system is lost, connect again and compare notes."""
         while True:
-            await self.starter.lost.wait()
+            await self.batch.lost.wait()
             if self.stopping:
                 return
-            self._log.warning("starter.lost")
+            self._log.warning("batch.lost")
             try:
-                listing = await self.starter.connect()
+                listing = await self.batch.connect()
                 await self._reconcile(listing, fresh=False)
-                self.context.solved("starter")
+                self.context.solved("batch system")
             except (GridError, OSError) as error:  # no processes or no disk: later there may be
-                self.context.problem("starter", f"no starter: {error}")
-                self.starter.lost.set()
+                self.context.problem("batch system", f"no {self.options.batch}: {error}")
+                self.batch.lost.set()
                 await asyncio.sleep(1.0)
 
-    async def _reconcile(self, listing: dict[str, Any], *, fresh: bool) -> None:
-        """What each job that should be with the starter really is."""
-        running = {key: (pid, at_us) for key, pid, at_us in listing["running"]}
-        waiting = set(listing["waiting"])
+    async def _reconcile(self, listing: Listing, *, fresh: bool) -> None:
+        """What each job that should be with the batch system really is."""
+        running, waiting = listing.running, listing.waiting
         mine = {job.key: job for job in self.machine.jobs.values() if job.phase in IN_SLOT}
         events: list[Event] = []
         lost: list[Job] = []
@@ -188,7 +201,7 @@ class Runner:
             elif job.exit_record is not None and "lost" in job.exit_record:
                 events.append(ProcessLost(key, job.exit_record["lost"], job.exit_record["text"]))
                 lost.append(job)
-            elif (self._jobs_dir / key).is_dir():
+            elif key not in waiting and self.batch.was_started(key):
                 lost.append(job)
                 events.append(ProcessLost(key, "STARTER_LOST", "the process that watched over it was killed"))
             elif key not in waiting:
@@ -197,13 +210,11 @@ class Runner:
                 else:
                     events.append(NotRunning(key))
         if lost:
-            sessions = {pid for job in lost if (pid := read_pid(self._jobs_dir / job.key)) > 0}
-            keys = {job.key for job in lost}
-            killed = await asyncio.to_thread(starter.kill_leftovers, keys, sessions)
-            self._log.warning("starter.jobs_lost", jobs=len(lost), processes_killed=killed)
+            killed = await asyncio.to_thread(self.batch.kill_remains, {job.key for job in lost})
+            self._log.warning("batch.jobs_lost", jobs=len(lost), processes_killed=killed)
         strange = [key for key in running if key not in mine]
         if strange:
-            self.starter.kill(strange, "FORGOTTEN")
+            self.batch.cancel(strange, "FORGOTTEN")
         self.feed(events)
 
     def _again(self, job: Job) -> None:
@@ -214,7 +225,7 @@ class Runner:
         self.feed([Ordered(job)])
 
     async def stop(self, timeout_s: float) -> None:
-        """Take nothing more; kill and report what runs (policy `kill`), or leave it to the starter (`leave`)."""
+        """Take nothing more; kill and report what runs (policy `kill`), or leave it to the batch system (`leave`)."""
         self.stopping = True
         self.machine.unfit = "this worker is stopping"
         self.link.poke()
@@ -226,13 +237,13 @@ class Runner:
                 if not self.link.connected and not self.machine.in_slots:
                     break  # nobody to report to: rows and results stay for the next start
                 await asyncio.sleep(0.02)
-            self.starter.shutdown()
+            self.batch.shutdown()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.starter.lost.wait(), 5)
+                await asyncio.wait_for(self.batch.lost.wait(), 5)
             # What was killed here has no output to keep; its exit record stays for the report of the next start.
             stopped = [job.key for job in self.machine.jobs.values() if job.kill_reason == "WORKER_STOPPED"]
             await asyncio.to_thread(self._remove_scratch, stopped)
-        self.starter.close()
+        self.batch.close()
         if self.root.parent == Path("/var/tmp"):
             await asyncio.sleep(0.05)  # a look at the disk that began before is over
             await asyncio.to_thread(shutil.rmtree, self.root / "certificates", True)
@@ -245,11 +256,11 @@ class Runner:
         if todo.prepare:
             self._prepare(todo.prepare)
         if todo.start:
-            self.starter.run([self._start_order(job) for job in todo.start])
+            self.batch.submit([self._start_order(job) for job in todo.start])
         for key, reason in todo.kill:
-            self.starter.kill([key], reason)
+            self.batch.cancel([key], reason)
         if todo.withdraw:
-            self.starter.withdraw(todo.withdraw)
+            self.batch.withdraw(todo.withdraw)
         if todo.report_started:
             self.link.started(todo.report_started)
             for job in todo.report_started:
@@ -270,7 +281,7 @@ class Runner:
             await self._retrying(lambda: self._store.write(lambda connection: rows.delete(connection, keys)))
             if todo.give_back:
                 self.link.give_back([job.name for job in todo.give_back])
-            self.starter.forget(keys)
+            self.batch.forget(keys)
             await asyncio.to_thread(self._remove_scratch, keys)
         self.link.poke()
 
@@ -520,7 +531,7 @@ class Runner:
             "GLITE_WMS_JOBID": job.name.job_id,
             "EDG_WL_JOBID": job.name.job_id,
             "GLITE_WMS_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
-            starter.MARKER: job.key,
+            payloads.MARKER: job.key,
         }
         for catalogue in settings.endpoints("catalog")[:1]:
             environment["GRIDFABRIC_CATALOG"] = catalogue.address
@@ -538,7 +549,7 @@ class Runner:
         ]
         return "\n".join(lines).encode()
 
-    def _from_starter(self, message: dict[str, Any]) -> None:
+    def _from_batch(self, message: dict[str, Any]) -> None:
         kind = message["event"]
         if kind == "started":
             self.feed([ProcessStarted(key, pid, at_us) for key, pid, at_us in message["jobs"]])
@@ -546,6 +557,8 @@ class Runner:
             self.feed([ProcessEnded(record["key"], record) for record in message["jobs"]])
         elif kind == "refused":
             self.feed([StartRefused(key, why) for key, why in message["jobs"]])
+        elif kind == "lost":
+            self.feed([ProcessLost(key, "BATCH_LOST", text) for key, text in message["jobs"]])
         elif kind == "gone":
             self.feed([NotRunning(key) for key in message["keys"]])
 
@@ -730,10 +743,18 @@ class Runner:
             self._certificates = self.root / "certificates"
             scratch.mirror(source, self._certificates)
 
+    async def _count_slots(self) -> None:
+        """The batch system has not said yet how much it runs at a time; the gatekeeper is told by a new hello."""
+        self.machine.slots = await self.batch.capacity()
+        if self.machine.slots:
+            self.link.reopen()
+
     async def _look_at_disk(self) -> None:
         if self.stopping:
             return
         await asyncio.to_thread(self._mirror_certificates)
+        if not self.machine.slots:
+            await self._count_slots()
         free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
         state_bytes, _ = await asyncio.to_thread(scratch.free, self.state_dir)
         unfit = ""
@@ -745,6 +766,7 @@ class Runner:
             unfit = f"DISK_FULL: {free_inodes} i-nodes are free, {self.options.min_free_inodes} are needed"
         if self.stopping:
             return
+        unfit = unfit or self.batch.problem
         if unfit != self.machine.unfit:
             if not unfit or not self.machine.unfit:
                 self._log.warning("worker.unfit" if unfit else "worker.fit_again", sentence=unfit)
@@ -807,6 +829,9 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
         sentence = f"{job.order.description.executable} could not be started: {error['stage']}: {error['text']}"
         return Result(**common, exit_code=127, reason="EXEC_FAILED", sentence=sentence, failed=True)
     reason = record.get("reason") or ""
+    if reason == TERMINATED:
+        text = "the batch system ended it before its limits"
+        return Result(**common, reason=reason, sentence=text, failed=True, started=True)
     if reason == "WORKER_STOPPED":
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)
     sentence = f"the job was stopped at its limit: {reason}" if reason in _LIMIT_REASONS else ""
@@ -846,20 +871,3 @@ def _digest(descriptor: int, size_bytes: int) -> str:
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()
-
-
-def read_exit(folder: Path) -> dict[str, Any] | None:
-    """The exit record of a job, None if there is none."""
-    try:
-        record = json.loads((folder / "exit.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def read_pid(folder: Path) -> int:
-    """The process id of a job's first process, 0 if unknown."""
-    try:
-        return int((folder / "pid").read_text())
-    except (OSError, ValueError):
-        return 0

@@ -1,9 +1,7 @@
 """The starter: a small single-threaded process that owns the payload processes of one worker.
 
 It outlives the worker agent (which carries gRPC, threads and Ray, and must never fork), so a killed agent finds its
-jobs
-running when it comes back. It is run as a plain script with nothing but the standard library: `python -I -S
-starter.py`.
+jobs running when it comes back. It imports nothing but the standard library and `payloads`, whose `command` runs it.
 
 Promises, each kept before the agent is told:
 * a key is started at most once, ever: its directory `jobs/<key>` is made before the fork;
@@ -19,11 +17,9 @@ The wire is JSON lines over a unix socket that only the same user (or root) may 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import gc
-import heapq
 import json
 import os
 import resource
@@ -34,207 +30,54 @@ import struct
 import sys
 import time
 
-MARKER = "GRIDFABRIC_JOB_KEY"
-"""In the environment of every payload: finds its processes again, wherever they hide."""
+from agents.worker.payloads import WATCH_EVERY_S, Payloads
+
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_FORKS_PER_TURN = 16
 """Between these the starter looks at ended processes and messages."""
-WATCH_EVERY_S = 1.0
-"""Memory and processor time of whole sessions are summed this often."""
 HOUSEKEEPING_EVERY_S = 2.0
-_PR_SET_CHILD_SUBREAPER = 36
-_TO_DEFAULT = (
-    signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT, signal.SIGXFSZ,
-    signal.SIGXCPU,
-)  # fmt: skip
-_CHILDREN = f"/proc/self/task/{os.getpid()}/children"
-_TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Job:
-    """One running payload. `pid` is also its process group and session."""
-
-    __slots__ = (
-        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "reason",
-        "started_at_us", "started_mono", "uid", "wall_s",
-    )  # fmt: skip
-
-    def __init__(self, key: str, pid: int, order: dict, now_us: int, mono: float) -> None:
-        self.key, self.pid = key, pid
-        self.started_at_us, self.started_mono = now_us, mono
-        self.wall_s = float(order.get("wall_s") or 0)
-        self.cpu_s = float(order.get("cpu_s") or 0)
-        self.memory_bytes = int(order.get("memory_bytes") or 0)
-        self.grace_s = float(order.get("grace_s") or 5)
-        self.uid = int(order.get("uid", -1))
-        self.reason = ""
-        self.peak_bytes = 0
-        self.deadline_kind = ""
-
-
-class Process:
-    """What /proc says about one process."""
-
-    __slots__ = ("cpu_s", "pid", "ppid", "resident_bytes", "session")
-
-    def __init__(self, pid: int, ppid: int, session: int, cpu_s: float, resident_bytes: int) -> None:
-        self.pid, self.ppid, self.session = pid, ppid, session
-        self.cpu_s, self.resident_bytes = cpu_s, resident_bytes
-
-
-def read_process(pid: int) -> Process | None:
-    """Parent, session, processor time (with waited-for children) and resident size; None if it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            rest = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    ticks = int(rest[11]) + int(rest[12]) + int(rest[13]) + int(rest[14])
-    return Process(pid, int(rest[1]), int(rest[3]), ticks / _TICKS, max(0, int(rest[21])) * _PAGE)
-
-
-def marker_of(pid: int) -> str:
-    """The job key in the environment of a process; empty if it has none or may not be read."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environ = file.read(256 * 1024)
-    except OSError:
-        return ""
-    wanted = MARKER.encode() + b"="
-    for entry in environ.split(b"\0"):
-        if entry.startswith(wanted):
-            return entry[len(wanted) :].decode("ascii", "replace")
-    return ""
-
-
-def all_pids() -> list[int]:
-    """Every process of this host that /proc shows."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below this one, as the kernel lists children. Looks at no other process of the host."""
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        tasks = f"/proc/{waiting.pop()}/task"
-        with contextlib.suppress(OSError):
-            for task in os.listdir(tasks):
-                with contextlib.suppress(OSError), open(f"{tasks}/{task}/children") as file:
-                    children = [int(child) for child in file.read().split()]
-                    found += children
-                    waiting += children
-    return found
-
-
-def find_leftovers(keys: set[str], sessions: set[int]) -> dict[int, str]:
-    """Processes that belong to these jobs, by session or by marker: pid to key (empty when found by session only)."""
-    found: dict[int, str] = {}
-    own = os.getpid()
-    for pid in all_pids():
-        if pid == own:
-            continue
-        process = read_process(pid)
-        if process is not None and process.session in sessions:
-            found[pid] = ""
-            continue
-        key = marker_of(pid)
-        if key in keys:
-            found[pid] = key
-    return found
-
-
-def kill_leftovers(keys: set[str], sessions: set[int], rounds: int = 20) -> int:
-    """SIGKILL everything that `find_leftovers` finds until nothing is left; returns how many were signalled."""
-    killed: set[int] = set()
-    for _ in range(rounds):
-        found = [pid for pid in find_leftovers(keys, sessions) if not _is_zombie(pid)]
-        if not found:
-            break
-        for pid in found:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
-        time.sleep(0.005)
-    return len(killed)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except OSError:
-        return True
-
-
-class Starter:
+class Starter(Payloads):
     """The loop. Works in its current directory, which is the worker's state directory."""
 
     def __init__(self, orphan_timeout_s: float) -> None:
+        super().__init__()
         self.orphan_timeout_s = orphan_timeout_s
-        self.selector = selectors.DefaultSelector()
-        self.jobs: dict[str, Job] = {}
-        self.by_pid: dict[int, Job] = {}
-        self.strays: dict[int, str] = {}
-        """Descendants that became our children while their job goes on: pid to job key."""
         self.waiting: list[dict] = []
         """Orders not yet forked: beyond the slots, so that the next one starts without asking the agent."""
         self.slots = 1_000_000
-        self.deadlines: list[tuple[float, str, str, int]] = []
-        self.unwritten: dict[str, dict] = {}
-        """Exit records that could not be written (disk full); written when there is room."""
         self.agent: socket.socket | None = None
         self.inbox, self.outbox = b"", bytearray()
         self.stopping = False
         self.stop_deadline = 0.0
         self.agent_seen = time.monotonic()
-        self.next_watch = self.next_housekeeping = 0.0
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            self.boot_id = file.read().strip()
+        self.next_housekeeping = 0.0
         os.makedirs("jobs", 0o700, exist_ok=True)
         self.jobs_inode = os.stat("jobs").st_ino
-        self.null_in = os.open("/dev/null", os.O_RDONLY)
-        self.null_out = os.open("/dev/null", os.O_WRONLY)
-        self.early_errors: dict[str, dict] = {}
-        self.error_read, self.error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        """A child that could not exec says why here, in one write below PIPE_BUF, before it exits."""
-        self.error_text = b""
-        self.can_list_children = _become_subreaper()
-        self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         self.listener = _listen("starter.sock")
         self.selector.register(self.listener, selectors.EVENT_READ)
-        self.selector.register(self.wake_read, selectors.EVENT_READ)
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        if number == signal.SIGTERM:
-            self._begin_stop()
+    def terminated(self) -> None:
+        """SIGTERM: end with everything that runs."""
+        self._begin_stop()
 
     # ---- the loop
 
     def run(self) -> None:
         """Until shut down, or idle without an agent for `orphan_timeout_s`, or the state directory is gone."""
         while not self._finished():
-            for key, _ in self.selector.select(self._timeout()):
+            for key in self.wait(self._timeout()):
                 if key.fileobj is self.listener:
                     self._accept()
-                elif key.fileobj == self.wake_read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self.wake_read, 4096)
                 elif self.agent is not None and key.fileobj is self.agent:
                     self._read_agent()
-            self._reap()
+            self.reap()
             self._fork_waiting()
             now = time.monotonic()
-            self._pass_deadlines(now)
-            if now >= self.next_watch:
-                self.next_watch = now + WATCH_EVERY_S
-                self._watch(now)
+            self.enforce(now)
             if now >= self.next_housekeeping:
                 self.next_housekeeping = now + HOUSEKEEPING_EVERY_S
                 self._housekeeping(now)
@@ -254,7 +97,7 @@ class Starter:
     def _finished(self) -> bool:
         if not self.stopping:
             return False
-        return (not self.jobs and not self._children()) or time.monotonic() > self.stop_deadline
+        return (not self.jobs and not self.children()) or time.monotonic() > self.stop_deadline
 
     def _begin_stop(self) -> None:
         if not self.stopping:
@@ -263,7 +106,7 @@ class Starter:
             self.waiting.clear()
         for job in self.jobs.values():
             job.reason = job.reason or "WORKER_STOPPED"
-            self._kill_session(job)
+            self.kill_session(job)
 
     def _housekeeping(self, now: float) -> None:
         if self.agent is not None or self.jobs or self.waiting:
@@ -276,9 +119,11 @@ class Starter:
             gone = True
         if gone:
             self._begin_stop()
-        for key in list(self.unwritten):
-            if self._write_exit(key, self.unwritten[key]):
-                del self.unwritten[key]
+        self.write_again()
+
+    def ended(self, records: list[dict]) -> None:
+        """Told once it is on disk."""
+        self._tell({"event": "ended", "jobs": records})
 
     # ---- the agent's connection
 
@@ -356,7 +201,7 @@ class Starter:
         for key in keys:
             job = self.jobs.get(key)
             if job is not None:
-                self._begin_kill(job, reason, now)
+                self.begin_kill(job, reason, now)
             elif key not in gone and not os.path.exists(f"jobs/{key}"):
                 gone.append(key)
         if gone:
@@ -406,7 +251,7 @@ class Starter:
                 refused.append([key, "DISK" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "STATE_DIRECTORY"])
                 continue
             try:
-                job = self._fork(order)
+                job = self.fork(order)
             except OSError:  # no processes or no memory left on this host
                 with contextlib.suppress(OSError):
                     os.rmdir(f"jobs/{key}")
@@ -418,289 +263,6 @@ class Starter:
             self._tell({"event": "started", "jobs": started})
         if refused:
             self._tell({"event": "refused", "jobs": refused})
-
-    def _fork(self, order: dict) -> Job:
-        pid = os.fork()
-        if pid == 0:
-            self._become_payload(order)
-        job = Job(order["key"], pid, order, time.time_ns() // 1000, time.monotonic())
-        self.jobs[job.key] = self.by_pid[pid] = job
-        if job.wall_s > 0:
-            heapq.heappush(self.deadlines, (job.started_mono + job.wall_s, "wall", job.key, pid))
-        with contextlib.suppress(OSError):
-            descriptor = os.open(f"jobs/{job.key}/pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.write(descriptor, str(pid).encode())
-            os.close(descriptor)
-        return job
-
-    def _become_payload(self, order: dict) -> None:
-        """In the child: from here to exec, or to a reason on the error pipe. Never returns."""
-        stage = "session"
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in _TO_DEFAULT:  # ignored ones would stay ignored over exec
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.setsid()
-            stage = "directory"
-            os.chdir(order["cwd"])
-            os.umask(0o077)
-            stage = "limits"
-            _set_limits(order)
-            stage = "account"
-            uid, gid = int(order.get("uid", -1)), int(order.get("gid", -1))
-            if uid == 0 or gid == 0:
-                raise PermissionError(errno.EPERM, "a payload never runs as root by mapping")
-            if uid > 0:
-                os.setgroups([])
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
-            stage = "standard streams"
-            self._redirect(order)
-            stage = "executable"
-            os.execve(order["executable"], order["argv"], order["env"])
-        except BaseException as error:
-            number = error.errno if isinstance(error, OSError) else 0
-            text = os.strerror(number) if number else type(error).__name__
-            report = json.dumps({"key": order["key"], "stage": stage, "errno": number or 0, "text": text})
-            with contextlib.suppress(OSError):
-                os.write(self.error_write, report.encode()[:4000] + b"\n")
-        finally:
-            os._exit(127)
-
-    def _redirect(self, order: dict) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        stdin, stdout, stderr = order.get("stdin"), order.get("stdout"), order.get("stderr")
-        source = os.open(stdin, os.O_RDONLY | os.O_NOFOLLOW) if stdin else self.null_in
-        target = os.open(stdout, flags, 0o600) if stdout else self.null_out
-        errors = target
-        if stderr != stdout or not stderr:
-            errors = os.open(stderr, flags, 0o600) if stderr else self.null_out
-        os.dup2(source, 0)
-        os.dup2(target, 1)
-        os.dup2(errors, 2)
-
-    # ---- ending
-
-    def _reap(self) -> None:
-        ended: list[Job] = []
-        records: list[dict] = []
-        reaped = False
-        while True:
-            try:
-                peek = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                break
-            if peek is None:
-                break
-            pid = peek.si_pid
-            job = self.by_pid.get(pid)
-            if job is not None:
-                # The zombie still holds the number, so this cannot hit a stranger.
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
-            _, status, usage = os.wait4(pid, 0)
-            reaped = True
-            self.strays.pop(pid, None)
-            if job is None:
-                continue
-            del self.by_pid[pid], self.jobs[job.key]
-            ended.append(job)
-            records.append(self._exit_record(job, status, usage))
-        if ended or (reaped and self.can_list_children):
-            self._kill_strays(ended)
-        if not ended:
-            return
-        self._read_errors({job.key: record for job, record in zip(ended, records, strict=True)})
-        for job, record in zip(ended, records, strict=True):
-            if not self._write_exit(job.key, record):
-                self.unwritten[job.key] = record
-        self._tell({"event": "ended", "jobs": records})
-
-    def _exit_record(self, job: Job, status: int, usage: resource.struct_rusage) -> dict:
-        killed_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        reason = job.reason or ("CPU_TIME" if killed_by == signal.SIGXCPU else "")
-        reason = reason or ("FILE_SIZE" if killed_by == signal.SIGXFSZ else "")
-        return {
-            "key": job.key,
-            "pid": job.pid,
-            "boot_id": self.boot_id,
-            "started_at_us": job.started_at_us,
-            "ended_at_us": time.time_ns() // 1000,
-            "wall_s": round(time.monotonic() - job.started_mono, 6),
-            "exit_code": 128 + killed_by if killed_by else os.WEXITSTATUS(status),
-            "signal": killed_by,
-            "reason": reason,
-            "user_s": round(usage.ru_utime, 6),
-            "system_s": round(usage.ru_stime, 6),
-            "max_rss_bytes": max(usage.ru_maxrss * 1024, job.peak_bytes),
-        }
-
-    def _read_errors(self, records: dict[str, dict]) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self.error_text += os.read(self.error_read, 65536)
-        *lines, self.error_text = self.error_text.split(b"\n")
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                report = json.loads(line)
-                key = report.pop("key", "")
-                if key in records:
-                    records[key]["error"] = report
-                elif key in self.jobs:  # it has told why and is about to end; its record comes with the next round
-                    self.early_errors[key] = report
-        for key in self.early_errors.keys() & records.keys():
-            records[key]["error"] = self.early_errors.pop(key)
-
-    def _write_exit(self, key: str, record: dict) -> bool:
-        try:
-            descriptor = os.open(f"jobs/{key}/exit.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                data = json.dumps(record).encode()
-                if os.write(descriptor, data) != len(data):
-                    return False
-            finally:
-                os.close(descriptor)
-            os.rename(f"jobs/{key}/exit.tmp", f"jobs/{key}/exit.json")
-        except OSError:
-            return not os.path.isdir(f"jobs/{key}")
-        return True
-
-    def _children(self) -> list[int]:
-        try:
-            with open(_CHILDREN) as file:
-                return [int(pid) for pid in file.read().split()]
-        except OSError:
-            return list(self.by_pid)
-
-    def _kill_strays(self, ended: list[Job]) -> None:
-        """Processes that outlived their job's first process. As sub-reaper we inherit them, however they hid."""
-        keys, sessions = {job.key for job in ended}, {job.pid for job in ended}
-        if not self.can_list_children:
-            if ended:
-                kill_leftovers(keys, sessions, rounds=3)
-            return
-        for pid in self._children():
-            if pid in self.by_pid:
-                continue
-            owner = self.strays.get(pid)
-            if owner is None:
-                owner = self.strays[pid] = self._owner_of_stray(pid)
-            if owner in self.jobs:
-                continue  # a helper of a job that still runs
-            if not owner and self._may_belong_to_running(pid):
-                continue
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _owner_of_stray(self, pid: int) -> str:
-        process = read_process(pid)
-        if process is not None and process.session in self.by_pid:
-            return self.by_pid[process.session].key
-        return marker_of(pid)
-
-    def _may_belong_to_running(self, pid: int) -> bool:
-        """It wiped its environment and its session: kept only while a job of the same account runs."""
-        try:
-            uid = os.stat(f"/proc/{pid}").st_uid
-        except OSError:
-            return False
-        return any(job.uid in (uid, -1) for job in self.jobs.values())
-
-    # ---- limits
-
-    def _begin_kill(self, job: Job, reason: str, now: float, at_once: bool = False) -> None:
-        if job.reason and not at_once:
-            return  # already dying
-        job.reason = job.reason or reason
-        if at_once:
-            self._kill_session(job)
-            return
-        with contextlib.suppress(OSError):
-            os.killpg(job.pid, signal.SIGTERM)
-        with contextlib.suppress(OSError):
-            os.killpg(job.pid, signal.SIGCONT)
-        heapq.heappush(self.deadlines, (now + job.grace_s, "grace", job.key, job.pid))
-
-    def _kill_session(self, job: Job) -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(job.pid, signal.SIGKILL)
-        for pid in find_leftovers({job.key}, {job.pid}):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-
-    def _pass_deadlines(self, now: float) -> None:
-        while self.deadlines and self.deadlines[0][0] <= now:
-            _, kind, key, pid = heapq.heappop(self.deadlines)
-            job = self.jobs.get(key)
-            if job is None or job.pid != pid:
-                continue
-            if kind == "wall":
-                self._begin_kill(job, "WALL_TIME", now)
-            else:
-                self._kill_session(job)
-
-    def _watch(self, now: float) -> None:
-        """Memory and processor time of the whole session: what one process's limits cannot see."""
-        watched = {
-            job.pid: job
-            for job in self.jobs.values()
-            if (job.memory_bytes or job.cpu_s) and now - job.started_mono > WATCH_EVERY_S / 2
-        }
-        if not watched:
-            return
-        resident: dict[int, int] = {}
-        spent: dict[int, float] = {}
-        # As sub-reaper it inherits those whose parent has died, so all of a session are below it.
-        for pid in descendants(os.getpid()) if self.can_list_children else all_pids():
-            process = read_process(pid)
-            if process is None or process.session not in watched:
-                continue
-            resident[process.session] = resident.get(process.session, 0) + process.resident_bytes
-            spent[process.session] = spent.get(process.session, 0.0) + process.cpu_s
-        for session, job in watched.items():
-            job.peak_bytes = max(job.peak_bytes, resident.get(session, 0))
-            if job.memory_bytes and resident.get(session, 0) > job.memory_bytes:
-                self._begin_kill(job, "MEMORY", now, at_once=True)
-            elif job.cpu_s and spent.get(session, 0.0) > job.cpu_s:
-                self._begin_kill(job, "CPU_TIME", now)
-
-
-def _set_limits(order: dict) -> None:
-    def limit(which: int, soft: int, hard: int) -> None:
-        ceiling = resource.getrlimit(which)[1]
-        if ceiling != resource.RLIM_INFINITY:
-            soft, hard = min(soft, ceiling), min(hard, ceiling)
-        resource.setrlimit(which, (soft, hard))
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit(resource.RLIMIT_NOFILE, int(order.get("open_files") or 1024), int(order.get("open_files") or 1024))
-    cpu_s = int(order.get("cpu_s") or 0)
-    if cpu_s > 0:
-        limit(resource.RLIMIT_CPU, cpu_s, cpu_s + 5)
-    file_bytes = int(order.get("file_bytes") or 0)
-    if file_bytes > 0:
-        limit(resource.RLIMIT_FSIZE, file_bytes, file_bytes)
-    memory = int(order.get("memory_bytes") or 0)
-    if memory > 0:
-        # A backstop only: address space is not memory. The real limit is the watch over resident sizes.
-        room = max(4 * memory, memory + (4 << 30))
-        limit(resource.RLIMIT_AS, room, room)
-    processes = int(order.get("processes") or 0)
-    if processes > 0 and int(order.get("uid", -1)) > 0:
-        limit(resource.RLIMIT_NPROC, processes, processes)
-
-
-def _become_subreaper() -> bool:
-    """Orphaned descendants become our children. False where the kernel cannot, or does not list children."""
-    try:
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            return False
-        with open(_CHILDREN) as file:
-            file.read()
-    except (OSError, AttributeError):
-        return False
-    return True
 
 
 def _listen(path: str) -> socket.socket:
@@ -714,12 +276,11 @@ def _listen(path: str) -> socket.socket:
 
 
 def main(arguments: list[str]) -> int:
-    """`starter.py STATE_DIRECTORY ORPHAN_TIMEOUT_S`. Prints `ready` or `busy` (another starter holds the directory)."""
-    global _CHILDREN
+    """Arguments: state directory, orphan timeout in seconds. Prints `ready`, or `busy` if another one holds the
+    directory."""
     state_directory, orphan_timeout_s = arguments[0], float(arguments[1])
     if os.fork():
         os._exit(0)  # the agent is not our parent: neither its death nor its children's bookkeeping reaches us
-    _CHILDREN = f"/proc/self/task/{os.getpid()}/children"
     os.chdir(state_directory)
     os.umask(0o077)
     lock = os.open("starter.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -746,7 +307,3 @@ def main(arguments: list[str]) -> int:
         with contextlib.suppress(OSError):
             os.unlink(name)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,25 +1,28 @@
-"""The agent's end of the starter: starts it when there is none, finds it when there is, and notices when it dies."""
+"""The batch system `fork`: the agent's end of the starter. Starts one when there is none, finds it when there is, and
+notices when it dies."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.worker import starter
+from agents.worker import payloads, starter
+from agents.worker.batch import Listing
 from fabric.errors import Unavailable
 
 START_TIMEOUT_S = 10.0
 LISTING_TIMEOUT_S = 15.0
-_SCRIPT = Path(starter.__file__)
 
 
 class StarterClient:
     """A connection to the starter of one state directory. Messages out are batched per turn of the event loop."""
+
+    outlives_reboot = False
+    problem = ""
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class StarterClient:
         self.lost = asyncio.Event()
         """Set when the connection ended; connect again."""
 
-    async def connect(self) -> dict[str, Any]:
+    async def connect(self) -> Listing:
         """Connect, starting a starter if needed, and return its listing. Later messages go to `on_message`.
 
         Raises Unavailable STARTER_UNAVAILABLE.
@@ -55,7 +58,9 @@ class StarterClient:
             reading = asyncio.ensure_future(self._read())
             self.send({"op": "list", "slots": self._slots})
             try:
-                return await asyncio.wait_for(asyncio.shield(self._listing), LISTING_TIMEOUT_S)
+                said = await asyncio.wait_for(asyncio.shield(self._listing), LISTING_TIMEOUT_S)
+                running = {key: (pid, at_us) for key, pid, at_us in said["running"]}
+                return Listing(running, frozenset(said["waiting"]))
             except (TimeoutError, Unavailable):
                 reading.cancel()
                 self.close()
@@ -76,7 +81,7 @@ class StarterClient:
         return True
 
     async def _spawn(self) -> None:
-        command = [sys.executable, "-I", "-S", str(_SCRIPT), str(self._state_dir), str(self._orphan_timeout_s)]
+        command = payloads.command("starter", str(self._state_dir), str(self._orphan_timeout_s))
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -121,12 +126,25 @@ class StarterClient:
         self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
         return True
 
-    def run(self, orders: Sequence[dict[str, Any]]) -> None:
+    async def capacity(self) -> int:
+        """As many as it was told."""
+        return self._slots
+
+    def was_started(self, key: str) -> bool:
+        """The starter makes the record before the fork."""
+        return (self._state_dir / "jobs" / key).is_dir()
+
+    def kill_remains(self, keys: set[str]) -> int:
+        """By session and by the mark in the environment."""
+        sessions = {pid for key in keys if (pid := _read_pid(self._state_dir / "jobs" / key)) > 0}
+        return payloads.kill_leftovers(keys, sessions)
+
+    def submit(self, orders: Sequence[dict[str, Any]]) -> None:
         """Start these."""
         for start in range(0, len(orders), 100):
             self.send({"op": "run", "jobs": orders[start : start + 100]})
 
-    def kill(self, keys: Sequence[str], reason: str) -> None:
+    def cancel(self, keys: Sequence[str], reason: str) -> None:
         """Stop these: SIGTERM, grace, SIGKILL to all of the session."""
         self.send({"op": "kill", "keys": list(keys), "reason": reason})
 
@@ -147,3 +165,11 @@ class StarterClient:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
+
+
+def _read_pid(folder: Path) -> int:
+    """The process id of a job's first process, 0 if unknown."""
+    try:
+        return int((folder / "pid").read_text())
+    except (OSError, ValueError):
+        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
@@ -10,6 +11,7 @@ from support.grid import LabGrid
 
 from agents.gatekeeper import client
 from fabric.ids import unique_id
+from fabric.ldap.client import LdapClient, LdapError
 from fabric.rpc.delegation import delegate
 
 FAST: dict[str, Any] = {"heartbeat_s": 0.5}
@@ -32,12 +34,16 @@ class Site:
         self.lab = lab
         self.alice = lab.user("alice")
         self.channel: Any = None
+        self.worker_options: dict[str, Any] = {"slots": 4}
+        self.gatekeeper_options: dict[str, Any] = {}
 
     async def start(self, worker: dict[str, Any] | None = None, gatekeeper: dict[str, Any] | None = None) -> None:
         self.lab.plan("gatekeeper")
         self.lab.plan("worker")
-        await self.lab.start("gatekeeper", options={**FAST, **(gatekeeper or {})})
-        await self.lab.start("worker", options={"slots": 4, "disk_check_s": 0.1, **(worker or {})})
+        self.gatekeeper_options |= {**FAST, **(gatekeeper or {})}
+        self.worker_options |= {"disk_check_s": 0.1, **(worker or {})}
+        await self.lab.start("gatekeeper", options=self.gatekeeper_options)
+        await self.lab.start("worker", options=self.worker_options)
         self.channel = await self.lab.channel("gatekeeper", credential=self.alice)
         await delegate(self.channel, self.alice)
 
@@ -67,3 +73,16 @@ class Site:
     async def run(self, one: pb.Job) -> pb.JobUpdate:
         await self.submit(one)
         return (await self.ended(one))[0]
+
+    async def published(self, object_class: str, **wanted: str) -> dict[str, list[str]]:
+        """What the gatekeeper publishes as this class, as soon as its attributes have these values."""
+        port = self.lab.port("gatekeeper.CERN", "ldap")
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(LdapError, OSError):
+                    async with await LdapClient.connect("127.0.0.1", port) as ldap:
+                        for entry in await ldap.search("mds-vo-name=resource,o=grid", f"(objectClass={object_class})"):
+                            found = {name: list(values) for name, values in entry.attributes.items()}
+                            if all(value in found.get(name, []) for name, value in wanted.items()):
+                                return found
+                await asyncio.sleep(0.05)

@@ -210,3 +210,14 @@ def test_egee_2006_adds_up_to_the_talk_s_table():
         "North America": (8, 4069, 0, 229),
     }
     assert sum(agent.kind == "top" for agent in grid.agents()) == 2
+
+
+def test_a_batch_system_of_the_gatekeepers_host_needs_no_worker_in_the_description() -> None:
+    text = SMALL.replace("gatekeeper = {}", 'gatekeeper = { batch = "slurm" }').replace("worker = { slots = 3 }", "")
+    workers = [agent for agent in load.loads(text).agents() if agent.kind == "worker"]
+    assert [(agent.name, agent.host, agent.options) for agent in workers] == [("worker.A", "lab", {"batch": "slurm"})]
+    named = text + 'worker = { partition = "grid" }\n'
+    workers = [agent for agent in load.loads(named).agents() if agent.kind == "worker"]
+    assert [agent.options for agent in workers] == [{"batch": "slurm", "partition": "grid"}]
+    workers = [agent for agent in load.loads(SMALL).agents() if agent.kind == "worker"]
+    assert [agent.options for agent in workers] == [{"slots": 3}]

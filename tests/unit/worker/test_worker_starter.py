@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agents.worker import starter
+from agents.worker import payloads
 
 PYTHON = sys.executable
 AS_ROOT = os.geteuid() == 0
@@ -32,7 +32,7 @@ class Running:
         self.begin()
 
     def begin(self, orphan_timeout_s: float = 30.0) -> None:
-        command = [PYTHON, "-I", "-S", starter.__file__, str(self.folder), str(orphan_timeout_s)]
+        command = payloads.command("starter", str(self.folder), str(orphan_timeout_s))
         process = subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=False)
         assert process.stdout == b"ready\n"
         self.connect()
@@ -65,7 +65,7 @@ class Running:
             os.chown(cwd, uid, uid)
         return {
             "key": key, "cwd": str(cwd), "executable": "/bin/sh", "argv": ["/bin/sh", "-c", script],
-            "env": {"PATH": "/usr/bin:/bin", starter.MARKER: key}, "stdout": "out", "stderr": "out", "gid": uid,
+            "env": {"PATH": "/usr/bin:/bin", payloads.MARKER: key}, "stdout": "out", "stderr": "out", "gid": uid,
             "grace_s": 0.2, **more,
         }  # fmt: skip
 
@@ -107,7 +107,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def alive(pid: int) -> bool:
-    return not starter._is_zombie(pid)
+    return not payloads._is_zombie(pid)
 
 
 def test_exit_code_signal_usage_and_streams(running: Running) -> None:
@@ -275,7 +275,7 @@ def test_nothing_of_ours_leaks_into_a_payload(running: Running) -> None:
     assert int(count) <= 4
     reserved = 3 << 31  # signals 32 and 33 are the C library's: no program can change them
     assert int(ignored.split()[1], 16) & ~reserved == 0
-    assert set(names) <= {starter.MARKER, "PATH", "PWD", "OLDPWD", "SHLVL", "_", ""}
+    assert set(names) <= {payloads.MARKER, "PATH", "PWD", "OLDPWD", "SHLVL", "_", ""}
 
 
 def test_two_hundred_jobs_keep_within_the_slots(running: Running) -> None:
@@ -306,16 +306,16 @@ def test_it_ends_when_it_is_alone_and_when_its_folder_is_gone(tmp_path: Path) ->
 
 
 def test_a_second_starter_of_one_folder_steps_back(running: Running) -> None:
-    command = [PYTHON, "-I", "-S", starter.__file__, str(running.folder), "1"]
+    command = payloads.command("starter", str(running.folder), "1")
     assert subprocess.run(command, stdout=subprocess.PIPE, timeout=20, check=False).stdout == b"busy\n"
     assert alive(running.pid)
 
 
 def test_leftovers_are_found_by_session_and_by_marker(tmp_path: Path) -> None:
     command = "sleep 300 & setsid sleep 300 & wait"
-    environment = {"PATH": "/usr/bin:/bin", starter.MARKER: "leftover-key"}
+    environment = {"PATH": "/usr/bin:/bin", payloads.MARKER: "leftover-key"}
     process = subprocess.Popen(["/bin/sh", "-c", command], env=environment, start_new_session=True)
-    eventually(lambda: len(starter.find_leftovers({"leftover-key"}, set())) >= 3)
-    assert starter.kill_leftovers({"leftover-key"}, {process.pid}) >= 3
+    eventually(lambda: len(payloads.find_leftovers({"leftover-key"}, set())) >= 3)
+    assert payloads.kill_leftovers({"leftover-key"}, {process.pid}) >= 3
     process.wait()
-    assert all(starter._is_zombie(pid) for pid in starter.find_leftovers({"leftover-key"}, {process.pid}))
+    assert all(payloads._is_zombie(pid) for pid in payloads.find_leftovers({"leftover-key"}, {process.pid}))

@@ -1,0 +1,126 @@
+"""Every batch system behind a gatekeeper keeps the same promises. Slurm is a real one, started for this module."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
+from support import slurm as private_slurm
+from support.grid import LabGrid
+from support.site import Site, job
+
+from agents.gatekeeper import client
+
+SYSTEMS = ("fabric", "fork", "slurm")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[private_slurm.Slurm]:
+    if private_slurm.MISSING:
+        pytest.skip(
+            f"no Slurm here: {', '.join(private_slurm.MISSING)} missing (Debian: slurmctld slurmd slurm-client munge)"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        made = private_slurm.Slurm(Path(name))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture(params=SYSTEMS)
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+    batch = request.param
+    worker = {"batch": "slurm", "batch_poll_s": 0.1} if batch == "slurm" else {"slots": 4}
+    if batch == "slurm":
+        cluster = request.getfixturevalue("cluster")
+        worker |= {"slurm_conf": str(cluster.configuration), "slots": 0}
+    async with LabGrid(tmp_path) as lab:
+        made = Site(lab)
+        made.worker_options = worker
+        made.gatekeeper_options = {"batch": batch}
+        yield made
+
+
+async def test_exit_code_output_and_account(site: Site) -> None:
+    await site.start()
+    one = job("-c", 'echo hello $USER; id -u; echo "$X509_USER_PROXY" >&2; exit 3')
+    update = await site.run(one)
+    assert (update.state, update.exit_code, update.reason) == (pb.JOB_STATE_DONE, 3, ""), update
+    files = await client.output_files(site.channel, one.job_id)
+    expected = "61001" if os.geteuid() == 0 else str(os.geteuid())
+    assert files["out"].decode().split("\n")[:2] == ["hello cms001", expected]
+    assert files["err"].decode().strip().endswith("/.x509_proxy")
+
+
+async def test_what_is_published_names_the_batch_system(site: Site) -> None:
+    await site.start()
+    batch = site.gatekeeper_options["batch"]
+    entry = await site.published("GlueCE", GlueCEInfoTotalCPUs="4", GlueCEInfoLRMSType=batch)
+    assert entry["GlueCEUniqueID"][0].endswith(f"/jobmanager-{batch}-long")
+
+
+async def test_cancel_before_and_after_the_start(site: Site) -> None:
+    await site.start({"term_grace_s": 0.2})
+    running = [job("-c", "trap '' TERM; sleep 300 & wait; sleep 300") for _ in range(4)]
+    waiting = job("-c", "echo never")
+    await site.submit(*running)
+    for one in running:
+        await site.reaches(one, pb.JOB_STATE_RUNNING, 30)
+    await site.submit(waiting)
+    await client.cancel(site.channel, [waiting.job_id, running[0].job_id])
+    ends = await site.ended(waiting, running[0], seconds=30)
+    assert [(end.state, end.reason) for end in ends] == [(pb.JOB_STATE_CANCELLED, "CANCELLED")] * 2
+    assert [end.started for end in ends] == [False, True]
+    await client.cancel(site.channel, [one.job_id for one in running])
+    await site.ended(*running, seconds=30)
+
+
+async def test_limits_end_a_job_with_a_typed_reason(site: Site) -> None:
+    await site.start({"term_grace_s": 0.2})
+    slow = job("-c", "echo begun; sleep 300", limits=pb.Limits(wall_s=1))
+    spinning = job("-c", "while :; do :; done", limits=pb.Limits(cpu_s=1))
+    await site.submit(slow, spinning)
+    ends = await site.ended(slow, spinning, seconds=40)
+    assert [(end.state, end.reason) for end in ends] == [
+        (pb.JOB_STATE_DONE, "WALL_TIME"),
+        (pb.JOB_STATE_DONE, "CPU_TIME"),
+    ]
+    assert (await client.output_files(site.channel, slow.job_id))["out"] == b"begun\n"
+
+
+async def test_restarts_of_worker_and_gatekeeper_run_nothing_twice(site: Site, tmp_path: Path) -> None:
+    await site.start({"stop_policy": "leave"})
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        log, gate = Path(name) / "log", Path(name) / "gate"
+        jobs = [job("-c", f"echo x >> {log}; while ! [ -e {gate} ]; do sleep 0.1; done; echo done") for _ in range(3)]
+        await site.submit(*jobs)
+        for one in jobs:
+            await site.reaches(one, pb.JOB_STATE_RUNNING, 30)
+        for agent in ("worker", "gatekeeper"):
+            await site.lab.stop(f"{agent}.CERN")
+            await site.lab.start(agent, options=getattr(site, f"{agent}_options"))
+        gate.touch()
+        site.channel = await site.lab.channel("gatekeeper", credential=site.alice)
+        ends = await site.ended(*jobs, seconds=40)
+        assert [(end.state, end.exit_code) for end in ends] == [(pb.JOB_STATE_DONE, 0)] * 3, ends
+        assert log.read_text() == "x\n" * 3
+
+
+async def test_the_fate_of_a_job_is_told_when_the_worker_is_away(site: Site) -> None:
+    await site.start({"stop_policy": "leave"})
+    one = job("-c", "sleep 1; echo late; exit 7")
+    await site.submit(one)
+    await site.reaches(one, pb.JOB_STATE_RUNNING, 30)
+    await site.lab.stop("worker.CERN")
+    await site.lab.start("worker", options=site.worker_options)
+    update = (await site.ended(one, seconds=40))[0]
+    assert (update.state, update.exit_code) == (pb.JOB_STATE_DONE, 7)
+    assert (await client.output_files(site.channel, one.job_id))["out"] == b"late\n"

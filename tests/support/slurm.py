@@ -1,0 +1,140 @@
+"""A private Slurm of Debian's packages for one test run: munge, controller and one node on the loopback address."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from support.grid import free_port
+
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+DEADLINE_S = 60.0
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel")
+MISSING = [program for program in _PROGRAMS if shutil.which(program, path=PATH) is None]
+"""What is not installed here; empty: a Slurm can be started."""
+
+_CONFIGURATION = """\
+ClusterName=private
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller}
+SlurmdPort={node}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny,NoAddrCache
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.sock
+CredType=cred/munge
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+MinJobAge=10
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,default_queue_depth=1000,batch_sched_delay=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
+PartitionName=grid Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm:
+    """Started by `start`, with `stop` killed to the last daemon. `directory` must be open to the accounts of jobs."""
+
+    def __init__(self, directory: Path, cpus: int = 4) -> None:
+        self.directory, self.configuration = directory, directory / "slurm.conf"
+        self._environment = {"PATH": PATH, "SLURM_CONF": str(self.configuration)}
+        for name in ("state", "spool"):
+            (directory / name).mkdir()
+        key = directory / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        self.configuration.write_text(
+            _CONFIGURATION.format(
+                host=socket.gethostname().partition(".")[0],
+                user=getpass.getuser(),
+                controller=free_port(),
+                node=free_port(),
+                directory=directory,
+                cpus=cpus,
+            )
+        )
+
+    def start(self) -> None:
+        """All three daemons, and the node ready for jobs."""
+        directory = self.directory
+        self._run(
+            "munged", "--force", f"--key-file={directory}/munge.key", f"--socket={directory}/munge.sock",
+            f"--pid-file={directory}/munged.pid", f"--log-file={directory}/munged.log",
+            f"--seed-file={directory}/munged.seed",
+        )  # fmt: skip
+        self.start_controller()
+        self._run("slurmd")
+        self._until(lambda: self.output("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"))
+
+    def start_controller(self) -> None:
+        """The controller alone, after `kill`."""
+        self._run("slurmctld")
+        self._until(lambda: self._answers("scontrol", "ping"))
+
+    def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
+        """Signal one daemon: `munged`, `slurmctld` or `slurmd`. SIGKILL and SIGTERM: returns when it is gone."""
+        pid = int((self.directory / f"{daemon}.pid").read_text())
+        os.kill(pid, number)
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self._until(lambda: not _alive(pid))
+
+    def stop(self) -> None:
+        """Cancel everything and end all daemons."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            self.output("scancel", "--user", getpass.getuser())
+        for daemon in ("slurmd", "slurmctld", "munged"):
+            with contextlib.suppress(OSError, ValueError, AssertionError):
+                self.kill(daemon, signal.SIGTERM if daemon != "slurmctld" else signal.SIGKILL)
+
+    def output(self, *command: str) -> str:
+        """What a Slurm command prints; empty if it fails."""
+        return subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        ).stdout
+
+    def _answers(self, *command: str) -> bool:
+        done = subprocess.run(command, env=self._environment, capture_output=True, timeout=DEADLINE_S, check=False)
+        return done.returncode == 0
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+        assert done.returncode == 0, f"{command[0]}: {done.stdout}{done.stderr}"
+
+    def _until(self, condition: object) -> None:
+        until = time.monotonic() + DEADLINE_S
+        while not condition():  # type: ignore[operator]
+            assert time.monotonic() < until, "Slurm did not get ready in time; see its logs"
+            time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
