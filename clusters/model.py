@@ -33,8 +33,8 @@ def _kinds(*kinds: Kind) -> Mapping[str, Kind]:
 KINDS = _kinds(
     Kind("authority", "authority", {"rpc": 8443, "http": 8080}, 0, central=True),
     Kind("vo", "vo", {"rpc": 15000, "ldap": 3890, "http": 15001}, 1, central=True),
-    Kind("top", "information", {"rpc": 2181, "ldap": 2180}, 2, central=True, options={"level": "top"}),
-    Kind("information", "information", {"rpc": 2171, "ldap": 2170}, 3, options={"level": "site"}),
+    Kind("top", "information", {"rpc": 2181, "ldap": 2180, "ldaps": 2182}, 2, central=True, options={"level": "top"}),
+    Kind("information", "information", {"rpc": 2171, "ldap": 2170, "ldaps": 2172}, 3, options={"level": "site"}),
     Kind("bookkeeping", "bookkeeping", {"rpc": 9000}, 4, central=True),
     Kind("catalog", "catalog", {"rpc": 5010}, 5, central=True),
     Kind("myproxy", "myproxy", {"rpc": 7511, "myproxy": 7512}, 6, central=True),

@@ -1,4 +1,4 @@
-"""TLS for an agent's LDAP door: StartTLS with the host certificate, and who a client's certificate says it is.
+"""TLS for an agent's LDAP doors: StartTLS and LDAPS with the host certificate; who a client's certificate says it is.
 
 Reading needs neither. OpenSSL takes a client's chain if its authority is in the certificates directory; whether it is
 good is judged after the handshake, when the client asks for SASL EXTERNAL, so that a refusal has a sentence.
@@ -7,7 +7,9 @@ good is judged after the handshake, when the client asks for SASL EXTERNAL, so t
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.ldap.external import ExternalFunction, ExternalRefusedError
@@ -20,12 +22,42 @@ if TYPE_CHECKING:
     from fabric.agent import AgentContext
 
 
+class _HostTls:
+    """Shows every new connection the credential that the agent has at that moment."""
+
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
+        self._credential = context.credential
+        self._tls = self._made()
+
+    def current(self, connection: ssl.SSLObject, _server_name: str | None, _first: ssl.SSLContext) -> None:
+        """OpenSSL asks after each ClientHello, also when that names no server."""
+        if self._context.credential is not self._credential:
+            self._credential = self._context.credential
+            self._tls = self._made()
+        connection.context = self._tls
+
+    def _made(self) -> ssl.SSLContext:
+        """Python's `ssl` reads a key from files only: this one is never on a disk."""
+        tls = _judged_later(self._context.settings.certificates)
+        with os.fdopen(os.memfd_create("credential"), "wb") as file:
+            file.write(self._credential.dumps())
+            file.flush()
+            tls.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+        return tls
+
+
 def server_tls(context: AgentContext) -> ssl.SSLContext:
-    """The host certificate for an `LdapServer`. Raises OSError for files that cannot be read."""
+    """The host credential for an `LdapServer`, also after it was renewed."""
+    tls = _judged_later(context.settings.certificates)
+    tls.sni_callback = _HostTls(context).current
+    return tls
+
+
+def _judged_later(certificates: Path) -> ssl.SSLContext:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
-    tls.load_cert_chain(context.settings.credential)
-    tls.load_verify_locations(capath=context.settings.certificates)
+    tls.load_verify_locations(capath=certificates)
     tls.verify_mode = ssl.CERT_OPTIONAL
     tls.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
     tls.options |= ssl.OP_NO_TICKET  # a resumed session would bring no chain

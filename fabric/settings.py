@@ -24,6 +24,10 @@ from security.errors import os_error_text
 T = TypeVar("T")
 
 
+PROTOCOLS = ("rpc", "ldap", "ldaps", "http", "myproxy")
+"""What an agent's ports may be for."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where one service listens. A port is 0 when the service does not offer that protocol."""
@@ -34,6 +38,7 @@ class Endpoint:
     site: str = ""
     rpc: int = 0
     ldap: int = 0
+    ldaps: int = 0
     http: int = 0
     myproxy: int = 0
     """Of a credential store only."""

@@ -78,6 +78,7 @@ class InformationAgent(Agent):
             limits=LdapLimits(connections=options.max_ldap_connections),
             schema=GLUE_SCHEMA,
             tls=server_tls(context),
+            ldaps_port=settings.ports.get("ldaps"),
             external=name_behind(context),
             on_event=self._ldap_event,
         )

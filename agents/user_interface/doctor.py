@@ -22,6 +22,7 @@ from typing import Any
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe
 from fabric.errors import GridError
+from fabric.settings import PROTOCOLS
 from fabric.text import counted
 from security.errors import SecurityError, os_error_text
 
@@ -444,7 +445,7 @@ async def check_ports(services: endpoints.Endpoints) -> list[Finding]:
         (f"{kind} {endpoint.name}".strip(), endpoint.host, protocol, port)
         for kind, known in services.services.items()
         for endpoint in known
-        for protocol in ("rpc", "ldap", "http", "myproxy")
+        for protocol in PROTOCOLS
         if (port := getattr(endpoint, protocol))
     ]
     gate = asyncio.Semaphore(32)

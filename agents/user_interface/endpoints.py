@@ -17,7 +17,7 @@ from typing import Any
 from agents.user_interface import console
 from agents.user_interface.exits import UsageProblem
 from fabric.errors import NotFound
-from fabric.settings import Endpoint
+from fabric.settings import PROTOCOLS, Endpoint
 
 ENDPOINTS_FILE = "endpoints.json"
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -140,7 +140,7 @@ def read_file(path: Path) -> Endpoints:
 
 
 def _endpoint(kind: str, item: Mapping[str, Any]) -> Endpoint:
-    ports = {name: int(item.get(name) or 0) for name in ("rpc", "ldap", "http", "myproxy")}
+    ports = {name: int(item.get(name) or 0) for name in PROTOCOLS}
     return Endpoint(kind, str(item.get("name", "")), str(item["host"]), str(item.get("site", "")), **ports)
 
 

@@ -84,8 +84,10 @@ class Search:
 class Connection(asyncio.Protocol):
     """See the module."""
 
-    def __init__(self, server: LdapServer) -> None:
+    def __init__(self, server: LdapServer, tls: ssl.SSLContext | None = None) -> None:
+        """With `tls` the handshake comes first (LDAPS)."""
         self._server = server
+        self._tls_first = tls
         self._limits = server.limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -115,11 +117,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         address: tuple[str, int] | str | None = transport.get_extra_info("peername")
         self.peer = address[0] if address else "local"
-        self.encrypted = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         refusal = self._server.admit(self)
         if refusal is not None:
             self.disconnect(ResultCode.BUSY, refusal)
+        elif self._tls_first is not None:
+            self._held = True
+            self._start(0, p.TAG_EXTENDED_RESPONSE, self._start_tls(0, self._tls_first))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -379,7 +383,7 @@ class Connection(asyncio.Protocol):
             code = ResultCode.SUCCESS if accepted else ResultCode.INVALID_CREDENTIALS
             self._answer(message_id, p.Result(p.TAG_BIND_RESPONSE, code, "" if accepted else "wrong name or password"))
         finally:
-            self._release()
+            self._release(message_id)
 
     async def _check_external(self, message_id: int, request: p.BindRequest, name_behind: ExternalFunction) -> None:
         assert self._transport is not None
@@ -398,10 +402,12 @@ class Connection(asyncio.Protocol):
             code = ResultCode.INAPPROPRIATE_AUTHENTICATION if is_missing else ResultCode.INVALID_CREDENTIALS
             text = error.sentence
         finally:
-            self._release()
+            self._release(message_id)
         self._answer(message_id, p.Result(p.TAG_BIND_RESPONSE, code, text))
 
-    def _release(self) -> None:
+    def _release(self, message_id: int) -> None:
+        """Read on. The id is free before the task is seen to have ended: the client may use it for its next request."""
+        self._operations.pop(message_id, None)
         self._held = False
         self._schedule_turn()
 
@@ -422,11 +428,11 @@ class Connection(asyncio.Protocol):
         else:
             self._answer(message_id, p.Result(p.TAG_EXTENDED_RESPONSE, oid=p.OID_START_TLS))
             self._held = True
-            self._start(message_id, p.TAG_EXTENDED_RESPONSE, self._start_tls(self._server.tls))
+            self._start(message_id, p.TAG_EXTENDED_RESPONSE, self._start_tls(message_id, self._server.tls))
             return
         self._answer(message_id, p.Result(p.TAG_EXTENDED_RESPONSE, code, text, value=value))
 
-    async def _start_tls(self, context: ssl.SSLContext) -> None:
+    async def _start_tls(self, message_id: int, context: ssl.SSLContext) -> None:
         assert self._transport is not None
         try:
             transport = await self._loop.start_tls(
@@ -443,7 +449,7 @@ class Connection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         self.encrypted = True
         self._reading_paused = False
-        self._release()
+        self._release(message_id)
 
     # -- compare
 

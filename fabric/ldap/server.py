@@ -87,9 +87,9 @@ def _ignore(_name: str, _fields: dict[str, object]) -> None:
 
 
 class LdapServer:
-    """Serves ``source`` on one port. ``start`` may be called once; ``close`` any number of times.
+    """Serves ``source``. ``start`` may be called once; ``close`` any number of times.
 
-    ``tls`` makes StartTLS available, or with ``ldaps`` is used from the first byte.
+    ``tls`` makes StartTLS available on ``port`` and, where ``ldaps_port`` is given, speaks from the first byte there.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class LdapServer:
         bind: BindFunction | None = None,
         external: ExternalFunction | None = None,
         tls: ssl.SSLContext | None = None,
-        ldaps: bool = False,
+        ldaps_port: int | None = None,
         vendor_name: str = "gridfabric",
         vendor_version: str = "",
     ) -> None:
-        if ldaps and tls is None:
+        if ldaps_port is not None and tls is None:
             raise ValueError("ldaps needs a TLS context")
         self.source = source
         self.limits = limits or LdapLimits()
@@ -119,10 +119,10 @@ class LdapServer:
         self.stats = LdapStats()
         self._host = host
         self._port = port
-        self._ldaps = ldaps
+        self._ldaps_port = ldaps_port
         self._on_event = on_event
         self._vendor = (vendor_name, vendor_version)
-        self._server: asyncio.Server | None = None
+        self._listening: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
         self._by_address: dict[str, int] = {}
@@ -135,30 +135,39 @@ class LdapServer:
         return self._port
 
     @property
+    def ldaps_port(self) -> int | None:
+        """The port for TLS from the first byte, if there is one."""
+        return self._ldaps_port
+
+    @property
     def connections(self) -> int:
         """How many clients are connected."""
         return len(self._connections)
 
     async def start(self) -> None:
-        """Open the port. Raises OSError if it is taken."""
-        if self._server is not None:
+        """Open the ports, both or none. Raises OSError if one is taken."""
+        if self._listening:
             raise RuntimeError("an LdapServer is started once")
+        self._port = await self._listen(self._port, tls=None)
+        if self._ldaps_port is not None:
+            try:
+                self._ldaps_port = await self._listen(self._ldaps_port, tls=self.tls)
+            except OSError:
+                self._listening.pop().close()
+                raise
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _listen(self, port: int, tls: ssl.SSLContext | None) -> int:
+        """Connections are counted before their handshake, so that unfinished ones are bounded, too."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self),
-            self._host,
-            self._port,
-            backlog=512,
-            ssl=self.tls if self._ldaps else None,
-            ssl_handshake_timeout=self.limits.handshake_s if self._ldaps else None,
-        )
-        self._port = int(self._server.sockets[0].getsockname()[1])
-        self._sweeper = loop.create_task(self._sweep())
+        server = await loop.create_server(lambda: Connection(self, tls), self._host, port, backlog=512)
+        self._listening.append(server)
+        return int(server.sockets[0].getsockname()[1])
 
     async def close(self, grace_s: float = 1.0) -> None:
         """Stop listening, tell every client, and be gone after ``grace_s`` at the latest."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._listening:
+            server.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -241,7 +250,7 @@ class LdapServer:
     def root_dse(self) -> Entry:
         """What this server is and can (RFC 4512 section 5.1)."""
         extensions = [OID_WHO_AM_I]
-        if self.tls is not None and not self._ldaps:
+        if self.tls is not None:
             extensions.append(OID_START_TLS)
         operational = {
             "namingContexts": tuple(str(context) for context in self.source.naming_contexts),

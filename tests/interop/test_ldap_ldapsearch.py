@@ -154,10 +154,12 @@ async def test_start_tls_and_ldaps_and_passwords(tmp_path: Path) -> None:
     authorities.write_bytes(b"".join(path.read_bytes() for path in sorted(grid.trust_directory.glob("*.0"))))
     environment = {"LDAPTLS_CACERT": str(authorities), "LDAPTLS_REQCERT": "demand"}
     for ldaps in (False, True):
-        server = LdapServer(grid_tree(), tls=context, ldaps=ldaps, bind=check)
+        server = LdapServer(grid_tree(), tls=context, ldaps_port=0 if ldaps else None, bind=check)
         await server.start()
         secure = (
-            ("-H", f"ldaps://127.0.0.1:{server.port}") if ldaps else ("-ZZ", "-H", f"ldap://127.0.0.1:{server.port}")
+            ("-H", f"ldaps://127.0.0.1:{server.ldaps_port}")
+            if ldaps
+            else ("-ZZ", "-H", f"ldap://127.0.0.1:{server.port}")
         )
         base = ("ldapsearch", "-x", "-LLL", *secure, "-b", "o=grid", "-s", "base", "1.1")
         code, out, err = await run(*base, environment=environment)

@@ -169,8 +169,8 @@ class LabGrid:
             state_dir.mkdir(mode=0o700, parents=True)
             credential = state_dir.parent / f"{name}.pem"
             self.service(kind, name, site).save(credential)
-            protocols = ("rpc", "ldap", "http", *(("myproxy",) if kind == "myproxy" else ()))
-            ports = {protocol: free_port() for protocol in protocols}
+            own = {"myproxy": ("myproxy",), "information": ("ldaps",), "top": ("ldaps",)}
+            ports = {protocol: free_port() for protocol in ("rpc", "ldap", "http", *own.get(kind, ()))}
             self._planned[name] = {
                 "kind": kind, "site": site, "name": name, "ports": ports, "state_dir": str(state_dir),
                 "credential": str(credential),

@@ -63,8 +63,8 @@ def test_a_new_agent_gets_a_port_that_no_other_has():
 def test_well_known_ports_and_wishes():
     agents = planned(HOSTS)
     assert agents["gatekeeper.A"].settings["ports"] == {"rpc": 2119, "ldap": 2135}
-    assert agents["top.A"].settings["ports"] == {"rpc": 2181, "ldap": 2180}
-    assert agents["information.A"].settings["ports"] == {"rpc": 2171, "ldap": 2170}
+    assert agents["top.A"].settings["ports"] == {"rpc": 2181, "ldap": 2180, "ldaps": 2182}
+    assert agents["information.A"].settings["ports"] == {"rpc": 2171, "ldap": 2170, "ldaps": 2172}
     assert agents["authority.A"].settings["ports"] == {"rpc": 8443, "http": 8080}
     assert agents["storage.B"].settings["ports"] == {"rpc": 9999, "ldap": 2135}
 
@@ -91,7 +91,7 @@ def test_one_site_is_planned_with_the_endpoints_of_the_centre():
     assert set(agents) == {"information.B", "storage.B"}
     endpoints = agents["storage.B"].settings["endpoints"]
     assert endpoints["information"] == [
-        {"name": "information.B", "site": "B", "host": "10.0.0.3", "rpc": 2171, "ldap": 2170}
+        {"name": "information.B", "site": "B", "host": "10.0.0.3", "rpc": 2171, "ldap": 2170, "ldaps": 2172}
     ]
     assert endpoints["top"][0]["host"] == "10.0.0.1"
     assert endpoints["authority"][0]["http"] == 8080

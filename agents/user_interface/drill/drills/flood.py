@@ -10,12 +10,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from agents.user_interface.drill.ground import Ground
+from fabric.settings import PROTOCOLS
 
 FLOOD_S = 6.0
 AT_ONCE = 8
 """Connections to each port at one moment."""
 GARBAGE_BYTES = 10_000
-PORTS = ("rpc", "ldap", "http", "myproxy")
 PATIENCE_S = 5.0
 
 
@@ -40,7 +40,7 @@ async def flood(ground: Ground) -> None:
     honest user works."""
     honest = await ground.victim()
     ports = sorted(
-        {(e.host, getattr(e, port)) for found in ground.services.services.values() for e in found for port in PORTS}
+        {(e.host, getattr(e, port)) for found in ground.services.services.values() for e in found for port in PROTOCOLS}
     )
     ports = [(host, port) for host, port in ports if port]
     tls = _anybody()
