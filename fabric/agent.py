@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     import sqlalchemy
 
     from fabric.authorisation import Judge
+    from fabric.database import Migration
     from fabric.host_credential import HostCredential
     from fabric.http import HttpServer, Route
     from fabric.information_publisher import InformationPublisher
     from fabric.rpc.channel import Channels
     from fabric.rpc.delegation import DelegationStore
     from fabric.rpc.server import RpcServer, RpcService
-    from fabric.store import Migration, Store
+    from fabric.store import Store
     from fabric.voms_servers import VomsServers
     from fabric.vos import Vos
     from security.credentials import Credential
@@ -187,11 +188,21 @@ class AgentContext:
         """What is wrong, by key."""
         return dict(self._problems)
 
-    def store(self, name: str, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = ()) -> Store:
-        """Open `<state_dir>/<name>.db`; closed by the shell. Raises as `Store`."""
+    def store(
+        self, name: str, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = (), database: str = ""
+    ) -> Store:
+        """Open `<state_dir>/<name>.db`, or the schema `name` at a PostgreSQL server; closed by the shell.
+
+        Raises as `Store` and `PostgresqlDatabase`.
+        """
         from fabric.store import Store
 
-        store = Store(self.state_dir / f"{name}.db", metadata, migrations)
+        if database:
+            from fabric.database_postgresql import PostgresqlDatabase
+
+            store = Store(PostgresqlDatabase(database, name), metadata, migrations)
+        else:
+            store = Store(self.state_dir / f"{name}.db", metadata, migrations)
         self._closables.append(store)
         return store
 

@@ -19,7 +19,7 @@ class BookkeepingAgent(Agent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         options = parse_options(BookkeepingOptions, context.settings.options)
-        self.store = context.store("bookkeeping", rows.metadata)
+        self.store = context.store("bookkeeping", rows.metadata, rows.MIGRATIONS, database=options.database)
         self.servicer = BookkeepingServicer(self.store, options, context.vos)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 class BookkeepingOptions:
     """The agent's own section of the cluster file."""
 
+    database: str = ""
+    """A PostgreSQL server, as `postgresql://lb@db.example.org/gridfabric`; empty: a file of the agent's own."""
     max_watchers: int = field(default=256, metadata={"minimum": 1})
     """Watch streams at once; more are refused with a retry time."""
     max_watched_jobs: int = field(default=20_000, metadata={"minimum": 1})

@@ -73,6 +73,9 @@ def apply(record: JobRecord, event: Event) -> bool:
         changed = True
     if kind in (EventType.DONE, EventType.RESUBMISSION):
         changed |= _exit(record, rank, fields)
+    if kind == EventType.RUNNING and (not record.started_at_us or event.at_us < record.started_at_us):
+        record.started_at_us = event.at_us
+        changed = True
     if kind in (EventType.DONE, EventType.RESUBMISSION, EventType.RUNNING):
         changed |= _reason(record, rank, fields.get("reason", ""))
     return changed

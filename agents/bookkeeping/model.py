@@ -109,6 +109,8 @@ class JobRecord:
     cpu_s: float = 0.0
     reason: str = ""
     reason_rank: int = -1
+    started_at_us: int = 0
+    """When its process was started for the first time; 0: not yet."""
 
 
 @dataclass(frozen=True, slots=True)

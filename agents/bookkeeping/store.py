@@ -6,7 +6,8 @@ All functions run inside ``Store.write`` or ``Store.read`` of fabric/store.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,13 +15,14 @@ import sqlalchemy as sa
 
 from agents.bookkeeping import machine
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Reader
+from fabric.store import run
 
 metadata = sa.MetaData()
 
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
     sa.Column("job_id", sa.Text, nullable=False, unique=True),
     sa.Column("owner", sa.Text, nullable=False),
     sa.Column("vo", sa.Text, nullable=False),
@@ -28,32 +30,34 @@ jobs = sa.Table(
     sa.Column("parent", sa.Text, nullable=False),
     sa.Column("is_parent", sa.Integer, nullable=False),
     sa.Column("state", sa.Integer, nullable=False),
-    sa.Column("state_rank", sa.Integer, nullable=False),
-    sa.Column("changed_at_us", sa.Integer, nullable=False),
-    sa.Column("submitted_at_us", sa.Integer, nullable=False),
+    sa.Column("state_rank", sa.BigInteger, nullable=False),
+    sa.Column("changed_at_us", sa.BigInteger, nullable=False),
+    sa.Column("submitted_at_us", sa.BigInteger, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("ce", sa.Text, nullable=False),
-    sa.Column("ce_rank", sa.Integer, nullable=False),
+    sa.Column("ce_rank", sa.BigInteger, nullable=False),
     sa.Column("worker", sa.Text, nullable=False),
-    sa.Column("worker_rank", sa.Integer, nullable=False),
+    sa.Column("worker_rank", sa.BigInteger, nullable=False),
     sa.Column("exit_code", sa.Text, nullable=False),
-    sa.Column("exit_rank", sa.Integer, nullable=False),
+    sa.Column("exit_rank", sa.BigInteger, nullable=False),
     sa.Column("wall_s", sa.Float, nullable=False),
     sa.Column("cpu_s", sa.Float, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("reason_rank", sa.Integer, nullable=False),
+    sa.Column("reason_rank", sa.BigInteger, nullable=False),
+    sa.Column("started_at_us", sa.BigInteger, nullable=False),
     sa.Index("jobs_owner", "owner", "id"),
     sa.Index("jobs_parent", "parent", "id"),
     sa.Index("jobs_ce", "ce", "id"),
     sa.Index("jobs_state", "state", "id"),
+    sa.Index("jobs_submitted", "submitted_at_us"),
 )
 events = sa.Table(
     "events",
     metadata,
     sa.Column("source", sa.Integer, primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True),
-    sa.Column("job", sa.Integer, nullable=False),
-    sa.Column("at_us", sa.Integer, nullable=False),
+    sa.Column("sequence", sa.BigInteger, primary_key=True),
+    sa.Column("job", sa.BigInteger, nullable=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
     sa.Column("type", sa.Integer, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("fields", sa.Text, nullable=False),
@@ -75,12 +79,19 @@ parents = sa.Table(
     sqlite_with_rowid=False,
 )
 
+
+def _with_starts(connection: sa.Connection) -> None:
+    run(connection, "ALTER TABLE jobs ADD COLUMN started_at_us BIGINT NOT NULL DEFAULT 0")
+    run(connection, "CREATE INDEX jobs_submitted ON jobs (submitted_at_us)")
+
+
+MIGRATIONS = (_with_starts,)
+
 _COLUMNS = tuple(item.name for item in fields(JobRecord))
+_values = operator.attrgetter(*_COLUMNS)
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, id FROM jobs"
-_UPSERT = (
-    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    f"ON CONFLICT (job_id) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _COLUMNS[1:])}"
-)
+_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CHUNK = 500
 """Values in one IN list."""
 
@@ -97,8 +108,8 @@ class Recorded:
 def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
     """Keep the events and bring the records of their jobs up to date."""
     source_ids = _source_ids(connection, {event.source for event in batch})
-    records, ids = _load(connection, {event.job_id for event in batch})
-    before = {key: (found.parent, found.state) for key, found in records.items()}
+    known = _load(connection, {event.job_id for event in batch})
+    records = {key: JobRecord(*row[:-1]) for key, row in known.items()}
     changed: dict[str, JobRecord] = {}
     for event in batch:
         found = records.get(event.job_id)
@@ -106,36 +117,56 @@ def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
             found = records[event.job_id] = changed[event.job_id] = JobRecord(event.job_id)
         if machine.apply(found, event):
             changed[event.job_id] = found
-    if changed:
-        connection.exec_driver_sql(_UPSERT, [_row(found) for found in changed.values()])
-    missing = [key for key in changed if key not in ids]
-    if missing:
-        ids.update(_ids(connection, missing))
+    ids = {key: int(row[-1]) for key, row in known.items()}
+    _keep(connection, known, ids, changed)
     rows = [
         (
             source_ids[event.source], event.sequence, ids[event.job_id], event.at_us, int(event.type), event.attempt,
-            json.dumps(dict(event.fields), ensure_ascii=False, separators=(",", ":")) if event.fields else "",
+            _encode(dict(event.fields)) if event.fields else "",
         )
         for event in batch
     ]  # fmt: skip
-    result = connection.exec_driver_sql(
+    result = run(
+        connection,
         "INSERT INTO events (source, sequence, job, at_us, type, attempt, fields) VALUES (?,?,?,?,?,?,?) "
         "ON CONFLICT DO NOTHING",
         rows,
     )
     new = max(0, result.rowcount)
-    _count_children(connection, before, changed.values())
+    _count_children(connection, {key: (row[4], row[6]) for key, row in known.items()}, changed.values())
     return Recorded(new, len(batch) - new, tuple(changed.values()))
 
 
-def _row(found: JobRecord) -> tuple[object, ...]:
-    return tuple(getattr(found, name) for name in _COLUMNS)
+def _keep(
+    connection: sa.Connection,
+    known: Mapping[str, Sequence[Any]],
+    ids: dict[str, int],
+    changed: Mapping[str, JobRecord],
+) -> None:
+    """Write what is new and what is different (so that no index is touched without need); `ids` gets the new ones."""
+    new = [_values(found) for key, found in changed.items() if key not in known]
+    if new:
+        run(connection, _INSERT, new)
+        ids.update(_ids(connection, [str(row[0]) for row in new]))
+    updates: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
+    for key, found in changed.items():
+        if before := known.get(key):
+            different = [
+                (name, after)
+                for name, was, after in zip(_COLUMNS, before, _values(found), strict=False)
+                if was != after
+            ]
+            if different:
+                names, values = zip(*different, strict=True)
+                updates.setdefault(names, []).append((*values, before[-1]))
+    for names, values in updates.items():
+        run(connection, f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in names)} WHERE id = ?", values)
 
 
 def _source_ids(connection: sa.Connection, names: Collection[str]) -> dict[str, int]:
-    connection.exec_driver_sql("INSERT INTO sources (name) VALUES (?) ON CONFLICT DO NOTHING", [(n,) for n in names])
+    run(connection, "INSERT INTO sources (name) VALUES (?) ON CONFLICT DO NOTHING", [(n,) for n in names])
     marks = ",".join("?" * len(names))
-    rows = connection.exec_driver_sql(f"SELECT name, id FROM sources WHERE name IN ({marks})", tuple(names))
+    rows = run(connection, f"SELECT name, id FROM sources WHERE name IN ({marks})", tuple(names))
     return {str(name): int(key) for name, key in rows}
 
 
@@ -145,22 +176,21 @@ def _chunks(keys: Iterable[str]) -> Iterable[tuple[str, ...]]:
         yield tuple(wanted[start : start + _CHUNK])
 
 
-def _load(connection: sa.Connection, keys: Collection[str]) -> tuple[dict[str, JobRecord], dict[str, int]]:
-    records: dict[str, JobRecord] = {}
-    ids: dict[str, int] = {}
+def _load(connection: sa.Connection, keys: Collection[str]) -> dict[str, Sequence[Any]]:
+    """The rows of these jobs: the columns of a record, then the row's number."""
+    found: dict[str, Sequence[Any]] = {}
     for chunk in _chunks(keys):
         marks = ",".join("?" * len(chunk))
-        for row in connection.exec_driver_sql(f"{_SELECT} WHERE job_id IN ({marks})", chunk):
-            records[row[0]] = JobRecord(*row[:-1])
-            ids[row[0]] = row[-1]
-    return records, ids
+        rows = run(connection, f"{_SELECT} WHERE job_id IN ({marks})", chunk).fetchall()
+        found.update({row[0]: row for row in rows})
+    return found
 
 
 def _ids(connection: sa.Connection, keys: Collection[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for chunk in _chunks(keys):
         marks = ",".join("?" * len(chunk))
-        rows = connection.exec_driver_sql(f"SELECT job_id, id FROM jobs WHERE job_id IN ({marks})", chunk)
+        rows = run(connection, f"SELECT job_id, id FROM jobs WHERE job_id IN ({marks})", chunk)
         found.update({str(job_id): int(key) for job_id, key in rows})
     return found
 
@@ -179,9 +209,10 @@ def _count_children(
             deltas[found.parent, found.state] = deltas.get((found.parent, found.state), 0) + 1
     rows = [(parent, state, delta) for (parent, state), delta in deltas.items() if delta]
     if rows:
-        connection.exec_driver_sql(
+        run(
+            connection,
             "INSERT INTO parents (parent, state, count) VALUES (?,?,?) "
-            "ON CONFLICT (parent, state) DO UPDATE SET count = count + excluded.count",
+            "ON CONFLICT (parent, state) DO UPDATE SET count = parents.count + excluded.count",
             rows,
         )
 
@@ -191,8 +222,8 @@ def children_counts(connection: sa.Connection, parent_ids: Collection[str]) -> d
     found: dict[str, dict[int, int]] = {}
     for chunk in _chunks(parent_ids):
         marks = ",".join("?" * len(chunk))
-        rows = connection.exec_driver_sql(
-            f"SELECT parent, state, count FROM parents WHERE count > 0 AND parent IN ({marks})", chunk
+        rows = run(
+            connection, f"SELECT parent, state, count FROM parents WHERE count > 0 AND parent IN ({marks})", chunk
         )
         for parent, state, count in rows:
             found.setdefault(str(parent), {})[int(state)] = int(count)
@@ -201,13 +232,14 @@ def children_counts(connection: sa.Connection, parent_ids: Collection[str]) -> d
 
 def get(connection: sa.Connection, job_id: str) -> JobRecord | None:
     """The record of one job."""
-    records, _ = _load(connection, [job_id])
-    return records.get(job_id)
+    row = _load(connection, [job_id]).get(job_id)
+    return JobRecord(*row[:-1]) if row else None
 
 
 def history(connection: sa.Connection, job_id: str) -> list[Event]:
     """Every event of a job, oldest first by the time it happened."""
-    rows = connection.exec_driver_sql(
+    rows = run(
+        connection,
         "SELECT s.name, e.sequence, e.at_us, e.type, e.attempt, e.fields "
         "FROM events e JOIN sources s ON s.id = e.source WHERE e.job = (SELECT id FROM jobs WHERE job_id = ?)",
         (job_id,),
@@ -233,9 +265,7 @@ def query(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> tuple[
         if wanted.after:
             condition, values = [*condition, "id < ?"], [*values, wanted.after]
         where = f" WHERE {' AND '.join(condition)}" if condition else ""
-        rows = list(
-            connection.exec_driver_sql(f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1))
-        )
+        rows = list(run(connection, f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1)))
     page = rows[: wanted.page_size]
     more = int(page[-1][-1]) if len(rows) > wanted.page_size else 0
     return [JobRecord(*row[:-1]) for row in page], more
@@ -248,9 +278,9 @@ def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> 
     for chunk in _chunks(dict.fromkeys(wanted.job_ids)):
         marks = ",".join("?" * len(chunk))
         for column in ("job_id", "parent"):
-            # The plus sign keeps SQLite on the index of `column`.
+            # The plus sign keeps the planner on the index of `column`.
             sql = f"{_SELECT} WHERE {column} IN ({marks}) AND {' AND '.join(condition)} ORDER BY +id LIMIT ?"
-            for row in connection.exec_driver_sql(sql, (*chunk, *values, wanted.page_size + 1)):
+            for row in run(connection, sql, (*chunk, *values, wanted.page_size + 1)):
                 found[row[-1]] = row
     return [found[key] for key in sorted(found)]
 
@@ -271,7 +301,7 @@ def _condition(wanted: JobQuery, reader: Reader) -> tuple[list[str], list[object
     if not wanted.include_parents:
         condition.append("is_parent = 0")
     if not reader.is_service:
-        marks = ",".join("?" * len(reader.vos))
-        condition.append(f"owner != '' AND (owner = ? OR vo IN ({marks}))")
+        vos = f" OR vo IN ({','.join('?' * len(reader.vos))})" if reader.vos else ""
+        condition.append(f"owner != '' AND (owner = ?{vos})")
         values.extend((reader.identity, *reader.vos))
     return condition, values

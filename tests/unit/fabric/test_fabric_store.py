@@ -49,7 +49,7 @@ async def test_a_write_is_read_back_and_the_file_is_private(store: Store) -> Non
     assert await store.read(names) == ["a"]
     assert store.read_sync(names) == ["a"]
     assert store.write_sync(insert("b")) == "b"
-    assert store.path.stat().st_mode & 0o777 == 0o600
+    assert Path(store.name).stat().st_mode & 0o777 == 0o600
 
 
 async def test_it_is_really_wal_full_and_foreign_keys(store: Store) -> None:
@@ -313,7 +313,7 @@ async def test_a_full_disk_is_exhaustion_and_ends_when_there_is_room(store: Stor
 
 async def test_held_by_another_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.write(lambda connection: connection.exec_driver_sql("PRAGMA busy_timeout = 50") and None)
-    other = sqlite3.connect(store.path, isolation_level=None)
+    other = sqlite3.connect(store.name, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable) as found:
         await store.write(insert("a"))

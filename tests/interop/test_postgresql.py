@@ -1,0 +1,265 @@
+"""A store at a real PostgreSQL server keeps the promises of one in a file, also when the server goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
+from support import postgresql
+from support.grid import LabGrid
+from support.postgresql import Server
+
+from agents.bookkeeping import store as rows
+from agents.bookkeeping.client import BookkeepingClient
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
+from fabric import database_postgresql as module
+from fabric.database_postgresql import PostgresqlDatabase
+from fabric.errors import DataCorrupted, Defect, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.store import Store, run
+
+pytestmark = pytest.mark.skipif(postgresql.BIN is None, reason="needs the Debian package postgresql")
+
+METADATA = sa.MetaData()
+ITEMS = sa.Table(
+    "items", METADATA, sa.Column("name", sa.Text, primary_key=True), sa.Column("size", sa.Integer, nullable=False)
+)
+
+
+def insert(name: str, size: int = 0):
+    def function(connection: sa.Connection) -> str:
+        run(connection, "INSERT INTO items (name, size) VALUES (?, ?)", (name, size))
+        return name
+
+    return function
+
+
+def names(connection: sa.Connection) -> list[str]:
+    return [str(row[0]) for row in run(connection, "SELECT name FROM items WHERE name NOT LIKE '%?' ORDER BY name")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgresql.running_postgresql() as found:
+        yield found
+
+
+@pytest.fixture
+def schema(request: pytest.FixtureRequest) -> str:
+    return request.node.name[:60]
+
+
+@pytest.fixture
+def store(server: Server, schema: str) -> Iterator[Store]:
+    opened = Store(PostgresqlDatabase(server.url, schema), METADATA)
+    yield opened
+    opened.close_sync()
+
+
+async def test_writers_share_transactions_and_readers_see_them(store: Store) -> None:
+    before = store.transactions
+    await asyncio.gather(*(store.write(insert(f"{n:04d}")) for n in range(300)))
+    assert len(await store.read(names)) == 300
+    assert store.transactions - before < 100
+    with pytest.raises(Unavailable, match="read-only"):
+        await store.read(insert("reader"))
+    assert len(await store.read(names)) == 300
+
+
+async def test_one_that_raises_harms_no_other(store: Store) -> None:
+    def bad(connection: sa.Connection) -> None:
+        insert("half")(connection)
+        raise NotFound("MISSING", "not there")
+
+    results = await asyncio.gather(
+        *(store.write(function) for function in (insert("a"), bad, insert("a"), insert("b"))), return_exceptions=True
+    )
+    assert results[0] == "a" and results[3] == "b"
+    assert isinstance(results[1], NotFound) and isinstance(results[2], sa.exc.IntegrityError)
+    assert await store.read(names) == ["a", "b"]
+
+
+async def test_a_function_that_ends_the_transaction_is_a_defect(store: Store) -> None:
+    with pytest.raises(Defect):
+        await store.write(lambda connection: run(connection, "COMMIT") and None)
+    await store.write(insert("a"))
+    assert await store.read(names) == ["a"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
+async def test_it_is_opened_again_when_the_server_is_back(server: Server, store: Store, how: signal.Signals) -> None:
+    await store.write(insert("before"))
+    assert await store.read(names) == ["before"]  # this reader's connection will have ended
+    await asyncio.to_thread(server.stop, how)
+    try:
+        for attempt in (store.write(insert("lost")), store.read(names), store.write(insert("lost too"))):
+            with pytest.raises(Unavailable) as found:
+                await attempt
+            assert found.value.reason == "STORE_UNAVAILABLE" and "tried again" in found.value.sentence
+    finally:
+        await asyncio.to_thread(server.start)
+    assert await store.read(names) == ["before"]
+    await store.write(insert("after"))
+    assert await store.read(names) == ["after", "before"]
+
+
+async def test_a_connection_that_is_cut_in_a_transaction_loses_the_whole_of_it(server: Server, store: Store) -> None:
+    def cut(connection: sa.Connection) -> None:
+        insert("half")(connection)
+        run(connection, "SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(Unavailable):
+        await store.write(cut)
+    with pytest.raises(Unavailable):
+        await store.read(lambda connection: run(connection, "SELECT pg_terminate_backend(pg_backend_pid())") and None)
+    await store.write(insert("a"))
+    assert await store.read(names) == ["a"]
+
+
+def test_a_schema_belongs_to_one_agent(
+    server: Server, store: Store, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOCK_PATIENCE_S", 0.1)
+    with pytest.raises(Unavailable) as found:
+        Store(PostgresqlDatabase(server.url, schema), METADATA)
+    assert found.value.reason == "STORE_LOCKED" and "database of its own" in found.value.sentence
+    store.close_sync()
+    Store(PostgresqlDatabase(server.url, schema), METADATA).close_sync()
+
+
+def test_versions_go_up_and_never_down(server: Server, schema: str) -> None:
+    def grow(connection: sa.Connection) -> None:
+        run(connection, "ALTER TABLE items ADD COLUMN colour TEXT")
+
+    def opened(*migrations):
+        store = Store(PostgresqlDatabase(server.url, schema), METADATA, migrations)
+        try:
+            return store.read_sync(names)
+        finally:
+            store.close_sync()
+
+    first = Store(PostgresqlDatabase(server.url, schema), METADATA)
+    first.write_sync(insert("a"))
+    first.close_sync()
+    assert opened(grow) == ["a"] and opened(grow) == ["a"]
+    with pytest.raises(DataCorrupted) as found:
+        opened()
+    assert found.value.reason == "STORE_NEWER"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "cannot be read"),
+        ("nonsense", "cannot be read"),
+        ("postgresql://", "no PostgreSQL database"),
+        ("mysql://host/name", "no PostgreSQL database"),
+        ("sqlite:////tmp/a.db", "no PostgreSQL database"),
+        ("postgresql://me:sesame@host/name", "holds a password"),
+        ("postgresql://me@host/name?password=sesame", "holds a password"),
+    ],
+)
+def test_addresses_that_are_refused(url: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as found:
+        PostgresqlDatabase(url, "s")
+    assert "sesame" not in found.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("grid@", "nobody-here@"), 'role "nobody-here" does not exist'),
+        (("/postgres?", "/nowhere?"), 'database "nowhere" does not exist'),
+        (("host=", "host=/nowhere"), "No such file or directory"),
+    ],
+)
+def test_a_server_that_refuses_is_told(server: Server, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(GridError, match=words):
+        Store(PostgresqlDatabase(server.url.replace(*change), "s"), METADATA)
+
+
+KINDS = [kind for kind in EventType if kind is not EventType.REGISTERED]
+
+
+def life(seed: int) -> list[Event]:
+    """Events of 30 jobs of three people, out of order and with duplicates."""
+    pick = random.Random(seed)
+    found: list[Event] = []
+    for n in range(30):
+        parent = "parent" if n % 3 else ""
+        fields = {"owner": f"/CN={'abc'[n % 3]}", "vo": "cms", "name": f"é {n}", "parent": parent}
+        found.append(Event(f"j{n}", "broker", n + 1, 10**15 + n, EventType.REGISTERED, 1, fields))
+        for k in range(pick.randrange(6)):
+            more = {"ce": f"ce{n % 4}", "worker": "w", "exit_code": "0", "reason": pick.choice(["", "OK", "ÄÖ\\u0000"])}
+            at_us = 10**15 + 1000 * k + pick.randrange(100)
+            found.append(Event(f"j{n}", f"gk{n % 2}", 10 * n + k + 1, at_us, pick.choice(KINDS), k % 3, more))
+    found.append(
+        Event("parent", "broker", 1000, 10**15, EventType.REGISTERED, 1, {"owner": "/CN=a", "type": "collection"})
+    )
+    mixed = [*found, *pick.sample(found, 20)]
+    pick.shuffle(mixed)
+    return mixed
+
+
+def test_bookkeeping_answers_as_from_a_file(server: Server, schema: str, tmp_path: Path) -> None:
+    stores = [
+        Store(PostgresqlDatabase(server.url, schema), rows.metadata, rows.MIGRATIONS),
+        Store(tmp_path / "bookkeeping.db", rows.metadata, rows.MIGRATIONS),
+    ]
+    events = life(1)
+    queries = [
+        JobQuery(), JobQuery(job_ids=("parent", "j0", "j1"), page_size=4), JobQuery(owner="/CN=b", page_size=3),
+        JobQuery(state=JobState.DONE), JobQuery(ce="ce1"), JobQuery(since_us=10**15 + 5, until_us=10**15 + 9),
+        JobQuery(include_parents=True, page_size=7), JobQuery(vo="cms", owner="/CN=c"), JobQuery(vo="atlas"),
+    ]  # fmt: skip
+    readers = [Reader("broker", is_service=True), Reader("/CN=a", ("cms",)), Reader("/CN=b"), Reader("/CN=x", ("cms",))]
+
+    def everything(store: Store) -> list[object]:
+        told: list[object] = []
+        for start in range(0, len(events), 13):
+            batch = events[start : start + 13]
+            told.append(store.write_sync(lambda connection, batch=batch: rows.record(connection, batch)))
+        for wanted, reader in itertools.product(queries, readers):
+            after = -1
+            while after:
+                page = replace(wanted, after=max(0, after))
+                found, after = store.read_sync(lambda c, page=page, reader=reader: rows.query(c, page, reader))
+                told.append(found)
+        for job in (*{event.job_id for event in events}, "nobody"):
+            told.append((job, store.read_sync(lambda c, job=job: (rows.get(c, job), rows.history(c, job)))))
+        told.append(store.read_sync(lambda connection: rows.children_counts(connection, ["parent", "j0"])))
+        return told
+
+    try:
+        ours, theirs = (everything(store) for store in stores)
+        assert theirs == ours
+    finally:
+        for store in stores:
+            store.close_sync()
+
+
+async def test_the_bookkeeping_agent_lives_through_a_restart_of_its_server(server: Server, tmp_path: Path) -> None:
+    async with LabGrid(tmp_path) as lab:
+        lab.plan("bookkeeping")
+        await lab.start("bookkeeping", options={"database": server.url})
+        broker = BookkeepingClient(await lab.channel("bookkeeping", credential=lab.service("broker")))
+        one = pb.Event(job_id="j1", source="broker.CERN", sequence=1, at_us=1, type=pb.EVENT_TYPE_REGISTERED, attempt=1)
+        assert (await broker.record([one])).recorded == 1
+        await asyncio.to_thread(server.stop)
+        try:
+            with pytest.raises(Unavailable, match="tried again when asked"):
+                await broker.record([one])
+        finally:
+            await asyncio.to_thread(server.start)
+        assert (await broker.record([one])).duplicates == 1
+        assert [job.job_id for job in await broker.query()] == ["j1"]
+        await lab.stop("bookkeeping.CERN")
+        await lab.start("bookkeeping", options={"database": server.url})
+        assert (await broker.history("j1")).job.job_id == "j1"
