@@ -5,6 +5,7 @@ from __future__ import annotations
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc
 
 from agents.bookkeeping import store as rows
+from agents.bookkeeping.archive import Archive
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
@@ -23,7 +24,10 @@ class BookkeepingAgent(Agent):
         self.servicer = BookkeepingServicer(self.store, options, context.vos)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
 
+        self.archive = Archive(self.store, context.state_dir / "archive", options, context.clock, context.log)
+
     async def start(self) -> None:
+        self.context.spawn(self.archive.run(), "archive")
         self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
 
     def health(self) -> AgentHealth:
@@ -34,6 +38,7 @@ class BookkeepingAgent(Agent):
                 "events": self.servicer.recorded,
                 "duplicates": self.servicer.duplicates,
                 "watchers": self.servicer.watching,
+                "archived": self.archive.moved,
             },
         )
 

@@ -82,6 +82,11 @@ class BookkeepingClient:
                 break
         return found[:limit]
 
+    async def statistics(self, since_us: int, until_us: int, by: Sequence[str] = ()) -> list[pb.Statistics]:
+        """How the jobs submitted in that time fared, grouped by some of `vo`, `ce`, `owner`, `state`."""
+        request = pb.StatisticsRequest(since_us=since_us, until_us=until_us, by=by)
+        return list((await self._stub.Statistics(request)).groups)
+
     async def watch(self, job_ids: Sequence[str]) -> AsyncIterator[list[pb.JobSummary]]:
         """The present state of the jobs (children of parents), then each change, put together."""
         async for response in self._stub.Watch(pb.WatchRequest(job_ids=job_ids)):

@@ -18,3 +18,7 @@ class BookkeepingOptions:
     watch_interval_s: float = field(default=0.05, metadata={"minimum": 0.0})
     """At most one message to a watcher in this time; changes in between are put together."""
     default_page_size: int = field(default=1000, metadata={"minimum": 1, "maximum": 5000})
+    archive_after_days: float = field(default=0.0, metadata={"minimum": 0.0})
+    """Jobs that ended so long ago are moved to files in the folder `archive`; 0: never."""
+    archive_every_s: float = field(default=600.0, metadata={"minimum": 0.01})
+    """How often it is looked for such jobs."""

@@ -140,3 +140,34 @@ class Reader:
 
     def may_read(self, owner: str, vo: str) -> bool:
         return self.is_service or (owner != "" and (owner == self.identity or vo in self.vos))
+
+
+GROUPS = ("vo", "ce", "owner", "state")
+"""What statistics can be grouped by."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsQuery:
+    """Jobs submitted from `since_us` to `until_us`, grouped by some of GROUPS."""
+
+    since_us: int
+    until_us: int
+    by: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Statistics:
+    """How a group of jobs fared. Waiting is from submission to the first start of the process."""
+
+    group: tuple[str | int, ...]
+    jobs: int = 0
+    ended: int = 0
+    succeeded: int = 0
+    resubmitted: int = 0
+    started: int = 0
+    wait_mean_s: float = 0.0
+    wait_median_s: float = 0.0
+    wait_p90_s: float = 0.0
+    wait_max_s: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0

@@ -30,6 +30,7 @@ RULES = {
     "History": _readers,
     "Query": _readers,
     "Watch": _readers,
+    "Statistics": _readers,
 }
 
 
@@ -81,9 +82,11 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
 
         record, children, events = await self._store.read(read)
         if record is None:
+            days = self._options.archive_after_days
             raise NotFound(
                 "JOB_UNKNOWN",
-                f"no job {request.job_id[:120]!r} that {reader.identity} may read; check the id and whose job it is",
+                f"no job {request.job_id[:120]!r} that {reader.identity} may read; check the id and whose job it is"
+                + (f"; what ended more than {days:g} days ago is in the archive" if days else ""),
                 job_id=request.job_id,
             )
         return pb.HistoryResponse(
@@ -102,6 +105,12 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
             return found, rows.children_counts(connection, parents) if parents else {}, after
 
         return wire.query_response(*await self._store.read(read))
+
+    async def Statistics(self, request: pb.StatisticsRequest, context: Any) -> pb.StatisticsResponse:
+        wanted = wire.statistics_query(request)
+        reader = self._reader()
+        found = await self._store.read(lambda connection: rows.statistics(connection, wanted, reader))
+        return wire.statistics_response(found, wanted.by)
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
         limit = self._options.max_watched_jobs

@@ -14,7 +14,18 @@ from typing import Any
 import sqlalchemy as sa
 
 from agents.bookkeeping import machine
-from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Reader
+from agents.bookkeeping.model import (
+    ENDED,
+    Event,
+    EventType,
+    JobQuery,
+    JobRecord,
+    JobState,
+    Reader,
+    Statistics,
+    StatisticsQuery,
+)
+from fabric.errors import Exhausted
 from fabric.store import run
 
 metadata = sa.MetaData()
@@ -94,6 +105,10 @@ _INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * le
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CHUNK = 500
 """Values in one IN list."""
+MAX_STATISTICS_JOBS = 2_000_000
+"""Jobs in one answer to a question for statistics; about two seconds of one reader."""
+_ENDED = ", ".join(str(int(state)) for state in sorted(ENDED))
+_SUCCEEDED = f"state IN ({int(JobState.DONE)}, {int(JobState.CLEARED)}) AND exit_code IN ('0', '')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +298,83 @@ def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> 
             for row in run(connection, sql, (*chunk, *values, wanted.page_size + 1)):
                 found[row[-1]] = row
     return [found[key] for key in sorted(found)]
+
+
+def statistics(connection: sa.Connection, wanted: StatisticsQuery, reader: Reader) -> list[Statistics]:
+    """How the jobs of a time fared. Raises Exhausted TOO_MANY_JOBS."""
+    condition, given = _condition(JobQuery(since_us=wanted.since_us, until_us=wanted.until_us), reader)
+    values = tuple(given)
+    where = " AND ".join(condition)
+    counted = run(
+        connection, f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {where} LIMIT {MAX_STATISTICS_JOBS + 1}) j", values
+    )
+    if counted.scalar_one() > MAX_STATISTICS_JOBS:
+        raise Exhausted(
+            "TOO_MANY_JOBS", f"more than {MAX_STATISTICS_JOBS} jobs were submitted in that time; ask for less of it"
+        )
+    group = ", ".join(wanted.by) or "1"
+    width = len(wanted.by)
+    found: dict[tuple[str | int, ...], Statistics] = {}
+    sums = run(
+        connection,
+        f"SELECT {group}, count(*), sum(CASE WHEN state IN ({_ENDED}) THEN 1 ELSE 0 END), "
+        f"sum(CASE WHEN {_SUCCEEDED} THEN 1 ELSE 0 END), sum(CASE WHEN attempt > 1 THEN 1 ELSE 0 END), "
+        f"sum(wall_s), sum(cpu_s) FROM jobs WHERE {where} GROUP BY {group} ORDER BY {group}",
+        values,
+    )
+    for row in sums:
+        key, rest = tuple(row[:width]), row[width or 1 :]
+        found[key] = Statistics(key, *rest[:4], wall_s=float(rest[4]), cpu_s=float(rest[5]))
+    waiting = (
+        "SELECT *, CASE WHEN started_at_us > submitted_at_us THEN started_at_us - submitted_at_us ELSE 0 END AS wait "
+        f"FROM jobs WHERE {where} AND started_at_us > 0"
+    )
+    placed = (
+        f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY wait) AS place, "
+        f"count(*) OVER (PARTITION BY {group}) AS started FROM ({waiting}) w"
+    )
+    waits = run(
+        connection,
+        f"SELECT {group}, started, avg(wait), min(CASE WHEN place * 2 >= started THEN wait END), "
+        "min(CASE WHEN place * 10 >= started * 9 THEN wait END), max(wait) "
+        f"FROM ({placed}) p GROUP BY {group}, started",
+        values,
+    )
+    for row in waits:
+        one, rest = found[tuple(row[:width])], row[width or 1 :]
+        one.started = int(rest[0])
+        one.wait_mean_s, one.wait_median_s, one.wait_p90_s, one.wait_max_s = (float(value) / 1e6 for value in rest[1:5])
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job that ended long ago, with its whole history, and where it is in the tables."""
+
+    row: int
+    record: JobRecord
+    events: tuple[Event, ...]
+
+
+def finished(connection: sa.Connection, before_us: int, limit: int) -> list[Finished]:
+    """Jobs that ended before that moment, the oldest first; a parent only when it has no jobs any more."""
+    over = f"state IN ({_ENDED}) AND is_parent = 0"
+    empty = "is_parent = 1 AND NOT EXISTS (SELECT 1 FROM jobs c WHERE c.parent = jobs.job_id)"
+    sql = f"{_SELECT} WHERE changed_at_us < ? AND submitted_at_us > 0 AND (({over}) OR ({empty})) ORDER BY id LIMIT ?"
+    records = [(int(row[-1]), JobRecord(*row[:-1])) for row in run(connection, sql, (before_us, limit)).fetchall()]
+    return [Finished(row, record, tuple(history(connection, record.job_id))) for row, record in records]
+
+
+def forget(connection: sa.Connection, jobs_to_go: Iterable[Finished]) -> int:
+    """Remove these jobs and their events, except one that has changed since it was read. How many went."""
+    gone = 0
+    for job in jobs_to_go:
+        sql = "DELETE FROM jobs WHERE id = ? AND state_rank = ? AND changed_at_us = ?"
+        if run(connection, sql, (job.row, job.record.state_rank, job.record.changed_at_us)).rowcount:
+            run(connection, "DELETE FROM events WHERE job = ?", (job.row,))
+            run(connection, "DELETE FROM parents WHERE parent = ?", (job.record.job_id,))
+            gone += 1
+    return gone
 
 
 def _condition(wanted: JobQuery, reader: Reader) -> tuple[list[str], list[object]]:

@@ -10,6 +10,7 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 
 from agents.bookkeeping.machine import parent_state
 from agents.bookkeeping.model import (
+    GROUPS,
     MAX_EVENTS,
     MAX_FIELDS_BYTES,
     MAX_JOB_ID_LENGTH,
@@ -19,6 +20,8 @@ from agents.bookkeeping.model import (
     JobQuery,
     JobRecord,
     JobState,
+    Statistics,
+    StatisticsQuery,
 )
 from fabric.errors import InvalidRequest
 
@@ -153,4 +156,41 @@ def query_response(
     return pb.QueryResponse(
         jobs=[summary_to_wire(record, children.get(record.job_id)) for record in records],
         next_page_token=page_token(after),
+    )
+
+
+def statistics_query(request: pb.StatisticsRequest) -> StatisticsQuery:
+    """Raises InvalidRequest QUERY_INVALID."""
+    by = tuple(dict.fromkeys(request.by))
+    if unknown := [name for name in by if name not in GROUPS]:
+        raise InvalidRequest(
+            "QUERY_INVALID", f"jobs cannot be grouped by {unknown[0][:80]!r}, only by {', '.join(GROUPS)}"
+        )
+    if not 0 < request.since_us < request.until_us < _AT_MOST_US:
+        raise InvalidRequest("QUERY_INVALID", "statistics need a time: since before until")
+    return StatisticsQuery(request.since_us, request.until_us, by)
+
+
+def statistics_response(groups: Iterable[Statistics], by: tuple[str, ...]) -> pb.StatisticsResponse:
+    return pb.StatisticsResponse(
+        groups=[
+            pb.Statistics(
+                group={
+                    name: JobState(int(value)).name if name == "state" else str(value)
+                    for name, value in zip(by, one.group, strict=True)
+                },
+                jobs=one.jobs,
+                ended=one.ended,
+                succeeded=one.succeeded,
+                resubmitted=one.resubmitted,
+                started=one.started,
+                wait_mean_s=one.wait_mean_s,
+                wait_median_s=one.wait_median_s,
+                wait_p90_s=one.wait_p90_s,
+                wait_max_s=one.wait_max_s,
+                wall_s=one.wall_s,
+                cpu_s=one.cpu_s,
+            )
+            for one in groups
+        ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ POLL_S = 0.5
 """Pause before the watch of jobs is opened again after bookkeeping went away."""
 CLEAR_PATIENCE_S = 15.0
 CLEAR_PAUSE_S = 0.1
+MAX_WATCHED = 10_000
+"""Jobs of one's own that `grid job watch` looks at without being told which."""
 FETCHES_AT_ONCE = 8
 """Output sandboxes fetched side by side."""
 
@@ -306,6 +309,71 @@ async def wait_command(
             f"{len(bad)} of {len(states)} jobs did not succeed; {first.job_id} is {state_name(first.state)}{code}{why}"
         )
         raise Ended(ExitCode.JOB_FAILED)
+
+
+async def watch_command(
+    job_ids: Sequence[str], timeout_s: float | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job watch`: a line for each change of state, until all have ended."""
+    check_ids(job_ids)
+    known: dict[str, tuple[int, int]] = {}
+
+    def show(states: Mapping[str, lb.JobSummary]) -> None:
+        for job in sorted(states.values(), key=lambda job: job.changed_at_us):
+            if known.get(job.job_id) == (job.state, job.attempt):
+                continue
+            known[job.job_id] = (job.state, job.attempt)
+            if as_json:
+                print(json.dumps(as_data(job), ensure_ascii=False), flush=True)
+            else:
+                words = [console.time_us_text(job.changed_at_us), f"{state_name(job.state):9}", job.job_id, job.ce]
+                print("  ".join(word for word in [*words, reason_of(job)] if word), flush=True)
+
+    async with open_for_user(environ) as grid:
+        wanted = list(job_ids)
+        if not wanted:
+            mine = await (await bookkeeping(grid)).query(owner=grid.identity, limit=MAX_WATCHED)
+            wanted = [job.job_id for job in mine if job.state not in ENDED_STATES]
+        if not wanted:
+            if not as_json:
+                print("no job of yours is under way")
+            return
+        try:
+            await follow(grid, wanted, show, timeout_s=timeout_s)
+        except TimeoutError:
+            raise TimeoutError(f"not all jobs have ended after {timeout_s:g} s; they go on") from None
+
+
+async def stats_command(
+    since_s: int, by: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job stats`: how the jobs of a time fared."""
+    until = time.time()
+    async with open_for_user(environ) as grid:
+        client = await bookkeeping(grid)
+        groups = await client.statistics(int((until - since_s) * 1e6), int(until * 1e6), by)
+    rows = [
+        {
+            **{name: one.group[name] for name in by},
+            "jobs": one.jobs,
+            "per_hour": round(one.jobs * 3600 / since_s, 1),
+            "ended": one.ended,
+            "succeeded": one.succeeded,
+            "resubmitted": one.resubmitted,
+            "wait_median_s": round(one.wait_median_s, 1),
+            "wait_p90_s": round(one.wait_p90_s, 1),
+            "wait_max_s": round(one.wait_max_s, 1),
+            "wall_s": round(one.wall_s, 1),
+            "cpu_s": round(one.cpu_s, 1),
+        }
+        for one in groups
+    ]
+    if as_json:
+        console.print_json(rows)
+    elif not rows:
+        print("no jobs in that time")
+    else:
+        console.print_table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
 
 
 async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) -> list[dict[str, Any]]:

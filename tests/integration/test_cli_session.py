@@ -16,7 +16,7 @@ from support.grid import LabGrid
 
 from agents.user_interface import console, data, doctor, endpoints, information, jobs
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
-from fabric.errors import AlreadyExists, NotFound, Refused
+from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Refused
 
 FIRST, SECOND = "storage.CERN", "storage2.CERN"
 FOLDER = "lfn:/grid/cms/user"
@@ -155,6 +155,22 @@ async def test_parametric_jobs_are_waited_for_and_cancelled_by_their_parent(desk
         await desk.call(jobs.wait_command, [row["job_id"]], 30)
     assert {job["state"] for job in desk.printed} == {"CANCELLED"}
     assert {job["parent"] for job in desk.printed} == {row["job_id"]}
+
+
+async def test_changes_are_told_as_they_come_and_counted_afterwards(desk: Desk) -> None:
+    await desk.published(1)
+    await jobs.watch_command([], 30, as_json=True)
+    assert not desk.capsys.readouterr().out  # none of hers is under way
+    job_id = await desk.submit('Executable = "/bin/true";')
+    await jobs.watch_command([job_id], 30, as_json=True)
+    told = [json.loads(line) for line in desk.capsys.readouterr().out.splitlines()]
+    states = [job["state"] for job in told]
+    assert states[-1] == "DONE" and len(states) == len(set(states)) and {job["job_id"] for job in told} == {job_id}
+    (row,) = await desk.call(jobs.stats_command, 3600, ["vo", "ce"])
+    assert (row["vo"], row["jobs"], row["per_hour"], row["ended"], row["succeeded"]) == ("cms", 1, 1.0, 1, 1)
+    assert row["wait_max_s"] >= row["wait_median_s"] > 0
+    with pytest.raises(InvalidRequest, match="cannot be grouped by 'colour'"):
+        await desk.call(jobs.stats_command, 3600, ["colour"])
 
 
 async def test_of_several_descriptions_the_good_ones_are_submitted(desk: Desk) -> None:

@@ -19,7 +19,7 @@ from support.postgresql import Server
 
 from agents.bookkeeping import store as rows
 from agents.bookkeeping.client import BookkeepingClient
-from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
 from fabric import database_postgresql as module
 from fabric.database_postgresql import PostgresqlDatabase
 from fabric.errors import DataCorrupted, Defect, GridError, InvalidRequest, NotFound, Unavailable
@@ -235,6 +235,15 @@ def test_bookkeeping_answers_as_from_a_file(server: Server, schema: str, tmp_pat
         for job in (*{event.job_id for event in events}, "nobody"):
             told.append((job, store.read_sync(lambda c, job=job: (rows.get(c, job), rows.history(c, job)))))
         told.append(store.read_sync(lambda connection: rows.children_counts(connection, ["parent", "j0"])))
+        for by in ((), ("vo",), ("ce", "state"), ("owner", "vo", "ce", "state")):
+            wanted = StatisticsQuery(10**15, 10**16, by)
+            groups = [store.read_sync(lambda c, w=wanted, r=reader: rows.statistics(c, w, r)) for reader in readers]
+            told.append([sorted(found, key=lambda one: one.group) for found in groups])
+        old = store.read_sync(lambda connection: rows.finished(connection, 10**16, 1000))
+        told += [old, store.write_sync(lambda connection: rows.forget(connection, old))]
+        told.append(
+            store.read_sync(lambda connection: rows.query(connection, JobQuery(include_parents=True), readers[0]))
+        )
         return told
 
     try:

@@ -88,6 +88,53 @@ def wait(
 
 
 @app.command()
+def watch(
+    job: Jobs = None,
+    input: IdFile = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Give up after this time (exit code 5).", callback=console.duration_option)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print each change of state as it comes, until the jobs have ended; without ids, of all yours under way.
+
+    With --json each line is an object of its own.
+
+    \b
+    Examples:
+      grid job watch
+      grid job watch -i ids.txt --json | jq -r 'select(.state == "DONE") | .job_id'
+    """
+    from agents.user_interface import jobs
+
+    timeout_s = console.parse_duration(timeout) if timeout else None
+    console.run_async(jobs.watch_command(_ids(job, input), timeout_s, as_json=as_json))
+
+
+@app.command()
+def stats(
+    since: Annotated[
+        str, typer.Option(help="Jobs submitted in the last ... (2h, 30m, 7d).", callback=console.duration_option)
+    ] = "24h",
+    by: Annotated[
+        str, typer.Option(help="Group by these, with commas: vo, ce, owner, state; empty for one line.")
+    ] = "vo,ce",
+    as_json: Json = False,
+) -> None:
+    """Show how jobs fared: rates, waiting times, processor time, by VO and computing element.
+
+    \b
+    Examples:
+      grid job stats
+      grid job stats --since 7d --by owner --json
+    """
+    from agents.user_interface import jobs
+
+    groups = [word.strip().lower() for word in by.split(",") if word.strip()]
+    console.run_async(jobs.stats_command(max(1, console.parse_duration(since)), groups, as_json=as_json))
+
+
+@app.command()
 def output(
     job: Jobs = None,
     input: IdFile = None,

@@ -4,9 +4,11 @@ import random
 import time
 
 import pytest
+import sqlalchemy as sa
 
 from agents.bookkeeping import store as rows
-from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
+from fabric.errors import Exhausted
 from fabric.store import Store
 
 SERVICE = Reader("broker", is_service=True)
@@ -136,3 +138,64 @@ def test_rate(store):
     rate = 10_000 / (time.perf_counter() - start)
     print(f"{rate:.0f} events/s")
     assert rate > 2000
+
+
+def statistics(store, *by, since_us=1, until_us=10**12, reader=SERVICE):
+    wanted = StatisticsQuery(since_us, until_us, by)
+    return store.read_sync(lambda connection: rows.statistics(connection, wanted, reader))
+
+
+def ran(job_id, number, waited_us, vo="cms", exit_code="0", attempt=1):
+    """A job submitted at 1000 + number that waited so long."""
+    return [
+        registered(job_id, number, vo=vo),
+        Event(job_id, "gk", 2 * number, 1000 + number + waited_us, EventType.RUNNING, attempt, {"ce": "x"}),
+        event(job_id, 2 * number + 1, EventType.DONE, attempt=attempt, exit_code=exit_code, wall_s="2", cpu_s="1.5"),
+    ]
+
+
+def test_statistics_of_a_time(store):
+    waits = [5, 1, 4, 2, 3, 10, 9, 8, 7, 6]
+    record(store, [item for n, wait in enumerate(waits) for item in ran(f"j{n}", n + 1, wait * 1_000_000)])
+    record(store, ran("bad", 20, 1_000_000, exit_code="1"))
+    record(store, [*ran("again", 21, 1_000_000, vo="atlas", attempt=2), registered("waits", 22, vo="atlas")])
+    assert [one.group for one in statistics(store, "vo", "state")] == [
+        ("atlas", JobState.SUBMITTED), ("atlas", JobState.DONE), ("cms", JobState.DONE),
+    ]  # fmt: skip
+    atlas, cms = statistics(store, "vo")
+    assert (atlas.jobs, atlas.ended, atlas.succeeded, atlas.resubmitted, atlas.started) == (2, 1, 1, 1, 1)
+    assert (cms.jobs, cms.ended, cms.succeeded, cms.resubmitted, cms.started) == (11, 11, 10, 0, 11)
+    assert (cms.wait_median_s, cms.wait_p90_s, cms.wait_max_s) == (5.0, 9.0, 10.0)
+    assert cms.wait_mean_s == pytest.approx(56 / 11) and (cms.wall_s, cms.cpu_s) == (22, 16.5)
+    (everything,) = statistics(store)
+    assert (everything.group, everything.jobs) == ((), 13)
+    assert statistics(store, "vo", reader=Reader("/CN=nobody", ("lhcb",))) == []
+    assert [one.jobs for one in statistics(store, "vo", since_us=1002, until_us=1003)] == [2]
+
+
+def test_statistics_of_too_many_jobs_are_refused(store, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_STATISTICS_JOBS", 2)
+    record(store, [registered(f"j{n}", n + 1) for n in range(3)])
+    with pytest.raises(Exhausted, match="ask for less"):
+        statistics(store)
+
+
+def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path):
+    old = sa.MetaData()
+    earlier = rows.jobs.to_metadata(old)
+    earlier._columns.remove(earlier.c.started_at_us)
+    earlier.indexes = {index for index in earlier.indexes if index.name != "jobs_submitted"}
+    for table in (rows.events, rows.sources, rows.parents):
+        table.to_metadata(old)
+    store = Store(tmp_path / "bookkeeping.db", old)
+    names = ", ".join(column.name for column in earlier.columns)
+    values = ", ".join("'j1'" if column.name == "job_id" else "7" for column in earlier.columns)
+    store.write_sync(
+        lambda connection: connection.exec_driver_sql(f"INSERT INTO jobs ({names}) VALUES ({values})").close()
+    )
+    store.close_sync()
+    store = Store(tmp_path / "bookkeeping.db", rows.metadata, rows.MIGRATIONS)
+    assert store.read_sync(lambda connection: rows.get(connection, "j1")).started_at_us == 0
+    record(store, [event("j1", 1, EventType.RUNNING, attempt=3)])
+    assert store.read_sync(lambda connection: rows.get(connection, "j1")).started_at_us == 2001
+    store.close_sync()

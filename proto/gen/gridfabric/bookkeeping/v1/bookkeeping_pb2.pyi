@@ -198,3 +198,54 @@ class WatchResponse(_message.Message):
     JOBS_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[JobSummary]
     def __init__(self, jobs: _Optional[_Iterable[_Union[JobSummary, _Mapping]]] = ...) -> None: ...
+
+class StatisticsRequest(_message.Message):
+    __slots__ = ("since_us", "until_us", "by")
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    since_us: int
+    until_us: int
+    by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., by: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("group", "jobs", "ended", "succeeded", "resubmitted", "started", "wait_mean_s", "wait_median_s", "wait_p90_s", "wait_max_s", "wall_s", "cpu_s")
+    class GroupEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
+    RESUBMITTED_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MEAN_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MEDIAN_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P90_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MAX_S_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    group: _containers.ScalarMap[str, str]
+    jobs: int
+    ended: int
+    succeeded: int
+    resubmitted: int
+    started: int
+    wait_mean_s: float
+    wait_median_s: float
+    wait_p90_s: float
+    wait_max_s: float
+    wall_s: float
+    cpu_s: float
+    def __init__(self, group: _Optional[_Mapping[str, str]] = ..., jobs: _Optional[int] = ..., ended: _Optional[int] = ..., succeeded: _Optional[int] = ..., resubmitted: _Optional[int] = ..., started: _Optional[int] = ..., wait_mean_s: _Optional[float] = ..., wait_median_s: _Optional[float] = ..., wait_p90_s: _Optional[float] = ..., wait_max_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., cpu_s: _Optional[float] = ...) -> None: ...
+
+class StatisticsResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[Statistics]
+    def __init__(self, groups: _Optional[_Iterable[_Union[Statistics, _Mapping]]] = ...) -> None: ...

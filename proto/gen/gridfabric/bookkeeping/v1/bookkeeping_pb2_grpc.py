@@ -55,6 +55,11 @@ class BookkeepingStub:
                 request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Statistics = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/Statistics',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.FromString,
+                _registered_method=True)
 
 
 class BookkeepingServicer:
@@ -91,6 +96,13 @@ class BookkeepingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Statistics(self, request, context):
+        """How the jobs submitted in a time fared, grouped; of those jobs that the caller may read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BookkeepingServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +125,11 @@ def add_BookkeepingServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchRequest.FromString,
                     response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchResponse.SerializeToString,
+            ),
+            'Statistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Statistics,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +241,33 @@ class Bookkeeping:
             '/gridfabric.bookkeeping.v1.Bookkeeping/Watch',
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchRequest.SerializeToString,
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Statistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/Statistics',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,
