@@ -50,6 +50,8 @@ MAX_TASKS = 10_000
 """Background tasks of one agent."""
 JUDGE_ALL_S = 30.0
 """Sessions are judged again this often even if nothing changed: revocation lists and certificates end by themselves."""
+SWEEP_S = 1.0
+"""Sessions whose time is over are closed this often."""
 STOP_STEP_S = 5.0
 """Longest wait for one task that was told to end."""
 
@@ -139,7 +141,9 @@ class AgentContext:
         self.rpc: RpcServer | None = None
         """The server, once the port is open."""
         self.news = Bell()
-        """Rung by who has changed trust, map, bans or VOs on disk: everybody is judged now, not at the next look."""
+        """Rung by who has changed trust, map, bans or VOs on disk: it is looked at now, not at the next look."""
+        self.changed = Bell()
+        """Rung by who knows of other trust, members, bans or VOs: everybody is judged by them."""
         self.judged = Bell()
         """Rung when a change was seen: what is not a session (jobs under way) is to be judged again too."""
 
@@ -387,7 +391,8 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
         await agent.start()
         await server.start()
         shell = RunningAgent(context, agent, server, started_at)
-        context.spawn(_watch(context, server, credential), "watch trust and sessions")
+        context.spawn(_look(context, credential), "look at the disk")
+        context.spawn(_judge(context, server), "judge sessions")
     except BaseException:
         await context.shut()
         raise
@@ -454,7 +459,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     options = settings.fabric
     try:
         credential = Credential.load(settings.credential)
-        trust = TrustStore(settings.certificates)
+        trust = TrustStore.shared(settings.certificates)
         bans = Path(options.ban_file) if options.ban_file else settings.state_dir / "bans"
         if not options.ban_file and not bans.exists():
             bans.touch(0o644)
@@ -534,24 +539,17 @@ def _start_updaters(context: AgentContext, credential: HostCredential) -> None:
         context.spawn(VoUpdater(context, vo_list_path(settings)).run(), "VO updater")
 
 
-async def _watch(context: AgentContext, server: RpcServer, credential: HostCredential) -> None:
-    """Once a second: trust, credential, map and bans as they are on disk; everybody judged again after a change."""
+async def _look(context: AgentContext, credential: HostCredential) -> None:
+    """Once a second, or when the news are rung: trust, credential, map, bans and VOs as they are on disk."""
     from security.errors import SecurityError
 
-    judged_at = context.clock.monotonic()
-    seen = context.judge.generation
-    heard = context.news.rung
     vos_seen = -1
-    _look_at_the_trail(context)
     while True:
-        await context.news.wait(context.settings.fabric.trust_poll_s, heard)
         heard = context.news.rung
-        seen = await _judge_changes(context, server, seen)  # what was heard does not wait for what is read
         await context.judge.look()
-        seen = await _judge_changes(context, server, seen)
-        changed = False
+        context.changed.ring()  # what was read does not wait for what takes long
         try:
-            changed = await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
+            await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
             context.solved("trust")
         except SecurityError as error:
             context.problem("trust", error.sentence)
@@ -560,21 +558,35 @@ async def _watch(context: AgentContext, server: RpcServer, credential: HostCrede
             context.problem("revocation list", alarms[0].sentence)
         else:
             context.solved("revocation list")
-        if changed:
-            context.log.info("trust.changed", generation=context.trust.snapshot().generation)
-            await context.channels.trust_changed()
         credential.refresh()
-        changed = context.voms.refresh() or changed
+        context.voms.refresh()
+        context.changed.ring()
         if context.has_delegations and context.vos.generation != vos_seen:
             vos_seen = context.vos.generation
             await asyncio.to_thread(_recall_of_dissolved_vos, context)
-        due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
-        if due:
-            _look_at_the_trail(context)
-        if changed or due:
+        await context.news.wait(context.settings.fabric.trust_poll_s, heard)
+
+
+async def _judge(context: AgentContext, server: RpcServer) -> None:
+    """Everybody judged again when trust, bans, members or VOs have changed, and now and then; sessions whose time is
+    over closed."""
+    seen, judged_at = (-1, -1, -1), -JUDGE_ALL_S
+    while True:
+        heard = context.changed.rung
+        now = (context.trust.snapshot().generation, context.voms.generation, context.judge.generation)
+        chains = now[:2] != seen[:2] or context.clock.monotonic() - judged_at >= JUDGE_ALL_S
+        if chains:
             judged_at = context.clock.monotonic()
+            _look_at_the_trail(context)
+        changed = chains or now != seen
+        if changed:
             context.judged.ring()
-        await server.watch(changed=changed or due)
+        await server.watch(changed=changed, chains=chains)
+        if now[0] != seen[0]:
+            context.log.info("trust.changed", generation=now[0])
+            await context.channels.trust_changed()
+        seen = now
+        await context.changed.wait(SWEEP_S, heard)
 
 
 def _recall_of_dissolved_vos(context: AgentContext) -> None:
@@ -601,15 +613,6 @@ def _look_at_the_trail(context: AgentContext) -> None:
         context.problem("audit log", sentence)
     else:
         context.solved("audit log")
-
-
-async def _judge_changes(context: AgentContext, server: RpcServer, seen: int) -> int:
-    """Everybody judged again if bans, members or VOs have changed; the generation by which they are."""
-    generation = context.judge.generation
-    if generation != seen:
-        context.judged.ring()
-        await server.watch(changed=True, chains=False)
-    return generation
 
 
 async def run_agent(

@@ -27,27 +27,30 @@ class BanUpdater:
     def __init__(self, context: AgentContext, path: Path) -> None:
         self._context, self._path = context, path
         stub: Any = pb_grpc.BansStub
-        self._follower: Follower[pb.BanListing] = Follower(
-            context, "bans", lambda channel: stub(channel).Watch(pb.WatchBansRequest()), self._take
+        self._follower: Follower[pb.BanListing, BanList] = Follower(
+            context, "bans", lambda channel: stub(channel).Watch(pb.WatchBansRequest()), self._understand, self._take
         )
 
     async def run(self) -> None:
         """Follow the list for ever."""
         await self._follower.run()
 
-    async def _take(self, listing: pb.BanListing) -> None:
-        """Judge everybody by a list, then keep it."""
-        context = self._context
+    async def _understand(self, listing: pb.BanListing) -> BanList:
         try:
-            found = BanList.parse(listing.text)
+            return BanList.parse(listing.text)
         except SecurityError as error:
             raise DataCorrupted(
                 "BAN_LIST_UNREADABLE", f"the grid's ban list is not understood: {error.sentence}"
             ) from error
-        if context.judge.hear_bans(found):
-            context.news.ring()
+
+    async def _take(self, found: BanList) -> None:
+        """Judge everybody by a list, then keep it."""
+        context = self._context
+        heard = context.judge.hear_bans(found)
+        if heard:
+            context.changed.ring()
         try:
-            new = await asyncio.to_thread(write_if_changed, self._path, listing.text.encode(), 0o644)
+            new = await asyncio.to_thread(write_if_changed, self._path, found.emit().encode(), 0o644)
         except OSError as error:
             raise Unavailable(
                 "BAN_LIST_NOT_KEPT",
@@ -55,4 +58,5 @@ class BanUpdater:
             ) from error
         if new:
             context.log.info("bans.changed", bans=len(found.bans))
-            context.news.ring()
+            if not heard:  # a list on disk could not be read
+                context.news.ring()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fabric.errors import GridError, Unauthenticated, Unavailable
 
@@ -27,6 +28,7 @@ FIRST_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
 
 Message = TypeVar("Message")
+Value = TypeVar("Value")
 
 
 class Bell:
@@ -82,37 +84,95 @@ class Bulletin(Generic[Message]):
         return await asyncio.shield(issue)
 
 
-class Follower(Generic[Message]):
-    """Listens to one bulletin of the grid's authority for ever, through its restarts and cut links."""
+class _Board(Generic[Value]):
+    """What one of the agents of a process heard last, for all that would believe the same."""
+
+    def __init__(self) -> None:
+        self.listening = asyncio.Lock()
+        """Held by the one that listens."""
+        self.readers = 0
+        self.news = Bell()
+        self.number = 0
+        """How much was heard."""
+        self.issue: Value | GridError | None = None
+        """What was heard last, or why it cannot be used."""
+        self.heard_at = asyncio.get_running_loop().time()
+        self.failure: GridError | None = None
+        """Why nobody listens at present."""
+
+    def post(self, issue: Value | GridError) -> None:
+        """Let everybody have it."""
+        self.issue, self.failure = issue, None
+        self.number += 1
+        self.news.ring()
+
+    @property
+    def silent_s(self) -> float:
+        """Since something was heard that could be used."""
+        return asyncio.get_running_loop().time() - self.heard_at
+
+
+_boards: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], _Board[Any]]]
+_boards = weakref.WeakKeyDictionary()
+
+
+class Follower(Generic[Message, Value]):
+    """Listens to one bulletin of the grid's authority for ever, through its restarts and cut links.
+
+    Agents of one process (a pack) that have the authority, the directory of authorities and the rules in common share
+    one stream: one of them listens, and another as soon as that one fails or stops.
+    """
 
     def __init__(
         self,
         context: AgentContext,
         what: str,
         watch: Callable[[SecureChannel], Any],
-        take: Callable[[Message], Awaitable[None]],
+        understand: Callable[[Message], Awaitable[Value]],
+        take: Callable[[Value], Awaitable[None]],
     ) -> None:
-        """`what`: one word for logs and problems. `watch` opens the stream. `take` keeps a message; the GridError that
-        it raises for one that it cannot use degrades the agent until it can use one."""
+        """`what`: one word for logs and problems. `watch` opens the stream. `understand` makes of a message what agents
+        take, once for all of them. A GridError that it or an agent's own `take` raises degrades the agents, or that
+        one, until there is something that they can use."""
         self._context, self._what = context, what
-        self._watch, self._take = watch, take
-        self._heard_at = context.clock.monotonic()
+        self._watch, self._understand, self._take = watch, understand, take
+        self._board: _Board[Value] = _Board()
+
+    def _key(self) -> tuple[object, ...]:
+        """Who has this in common hears and believes the same."""
+        settings = self._context.settings
+        authority, options = settings.endpoints("authority")[0], settings.fabric
+        return (
+            self._what, authority.host, authority.rpc, settings.certificates, settings.organisation,
+            options.crl_policy, options.expired_crl_policy,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Follow for ever."""
-        what, context = self._what, self._context
-        pause_s = FIRST_PAUSE_S
+        key, boards = self._key(), _boards.setdefault(asyncio.get_running_loop(), {})
+        board = self._board = boards.setdefault(key, self._board)
+        board.readers += 1
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen())
+                group.create_task(self._read())
+        finally:
+            board.readers -= 1
+            if not board.readers:
+                del boards[key]
+
+    async def _listen(self) -> None:
+        """Take turns with the others: who cannot hear lets another try."""
+        board, pause_s = self._board, FIRST_PAUSE_S
         while True:
             try:
-                await self._follow()
+                async with board.listening:
+                    await self._follow()
             except GridError as error:
-                context.log.debug(f"{what}.not_followed", sentence=error.sentence)
-                silent_s = context.clock.monotonic() - self._heard_at
-                pause_s = min(2 * pause_s, MAX_PAUSE_S) if silent_s > SILENCE_S / 2 else FIRST_PAUSE_S
-                if silent_s > STALE_S:
-                    context.problem(
-                        what, f"no news of {what} for {silent_s:.0f} s: {error.sentence}; look at the authority"
-                    )
+                self._context.log.debug(f"{self._what}.not_followed", sentence=error.sentence)
+                board.failure = error
+                board.news.ring()
+                pause_s = min(2 * pause_s, MAX_PAUSE_S) if board.silent_s > SILENCE_S / 2 else FIRST_PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
 
     async def _follow(self) -> None:
@@ -132,12 +192,10 @@ class Follower(Generic[Message]):
                     raise Unavailable("STREAM_ENDED", f"{endpoint.name} ended the stream of {self._what}")
                 self._require_authority(channel)
                 try:
-                    await self._take(message)
+                    self._board.post(await self._understand(message))
+                    self._board.heard_at = asyncio.get_running_loop().time()
                 except GridError as error:
-                    self._context.problem(self._what, error.sentence)
-                    continue
-                self._heard_at = self._context.clock.monotonic()
-                self._context.solved(self._what)
+                    self._board.post(error)
 
     def _require_authority(self, channel: SecureChannel) -> None:
         """A certificate for that host is not enough: other agents of it have one too."""
@@ -146,3 +204,28 @@ class Follower(Generic[Message]):
             raise Unauthenticated(
                 "NOT_THE_AUTHORITY", f"{channel.peer} showed the certificate of {channel.server}, which is no authority"
             )
+
+    async def _read(self) -> None:
+        board, taken = self._board, 0
+        while True:
+            heard = board.news.rung
+            if board.number != taken:
+                taken = board.number
+                await self._use(board.issue)
+            if board.silent_s > STALE_S:
+                self._context.problem(
+                    self._what,
+                    f"no news of {self._what} for {board.silent_s:.0f} s"
+                    + (f": {board.failure.sentence}" if board.failure is not None else "")
+                    + "; look at the authority",
+                )
+            await board.news.wait(SILENCE_S, heard)
+
+    async def _use(self, issue: Value | GridError | None) -> None:
+        try:
+            if isinstance(issue, GridError):
+                raise issue
+            await self._take(cast("Value", issue))
+            self._context.solved(self._what)
+        except GridError as error:
+            self._context.problem(self._what, error.sentence)

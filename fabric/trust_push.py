@@ -36,6 +36,7 @@ from security.files import read_bounded, write_atomic
 from security.installation import install_authority, install_crl, installed_certificates, remove_certificate
 from security.revocation import parse_crl, verify_crl
 from security.signing_policy import parse_namespaces, parse_signing_policy
+from security.trust import TrustStore
 
 RECORD_NAME = ".gridfabric-pushed"
 LOCK_NAME = ".gridfabric-push"
@@ -68,50 +69,87 @@ class Record:
         write_atomic(directory / RECORD_NAME, text.encode(), 0o644)
 
 
+@dataclass(frozen=True)
+class _Installed:
+    """A trust set that is in this host's directory."""
+
+    number: int
+    changed: tuple[str, ...]
+    """What it changed there, for logs."""
+    old: tuple[x509.Certificate, ...]
+    """Keys that were followed by newer ones."""
+
+
 class TrustFollower:
     """Runs in every agent of a grid that has an authority."""
 
     def __init__(self, context: AgentContext, updater: TrustUpdater, credential: HostCredential) -> None:
         self._context, self._updater, self._credential = context, updater, credential
-        self._taken = 0
+        self._taken = self._told = 0
         stub: Any = pb_grpc.TrustStub
-        self._follower: Follower[pb.TrustSet] = Follower(
-            context, "authorities", lambda channel: stub(channel).Watch(pb.WatchTrustRequest()), self._take
+        self._follower: Follower[pb.TrustSet, _Installed] = Follower(
+            context,
+            "authorities",
+            lambda channel: stub(channel).Watch(pb.WatchTrustRequest()),
+            self._understand,
+            self._take,
         )
 
     async def run(self) -> None:
         """Follow the trust set for ever."""
         await self._follower.run()
 
-    async def _take(self, found: pb.TrustSet) -> None:
-        """Install a set, or see that somebody of this host has done so; then everybody is judged by it."""
+    async def _understand(self, found: pb.TrustSet) -> _Installed:
+        """Install a set, or see that somebody of this host has done so."""
         context = self._context
         directory = context.settings.certificates
+        changed: Sequence[str] = ()
         if found.number == self._taken:
             known = Record.load(directory).number
-            if known > found.number:  # and not because another agent of this host was a moment ahead
+            if known > found.number:  # and not because another process of this host was a moment ahead
                 raise DataCorrupted(
                     "TRUST_SET_OLDER",
                     f"the authority's trust set {found.number} is older than {known}, which is in {directory}, and is "
                     f"ignored; if the authority was restored from a copy, remove {directory / RECORD_NAME}",
                 )
-            return
-        changed = await asyncio.to_thread(install, directory, found, context.clock.now())
-        self._taken = found.number
-        context.news.ring()
-        self._credential.rolled_over([parse_authority(one.certificate_pem) for one in found.authorities if one.is_old])
-        if changed is None:
-            return
-        context.log.info("trust.installed", number=found.number, changed=list(changed))
-        endpoint = context.settings.endpoints("authority")[0]
+        else:
+            installed = await asyncio.to_thread(install, directory, found, context.clock.now())
+            self._taken = found.number
+            await asyncio.to_thread(_refresh, context.trust)
+            if installed is not None:
+                changed = installed
+                self._fetch_announced(found)
+        old = tuple(parse_authority(one.certificate_pem) for one in found.authorities if one.is_old)
+        return _Installed(found.number, tuple(changed), old)
+
+    def _fetch_announced(self, found: pb.TrustSet) -> None:
+        """What is too large for the message."""
+        endpoint = self._context.settings.endpoints("authority")[0]
         announced = [
             Source(endpoint.host, endpoint.http, one.crl.path, FETCH_TIMEOUT_S)
             for one in found.authorities
             if one.HasField("crl") and not one.crl.pem
         ]
         if announced and endpoint.http:
-            await self._updater.fetch(announced)
-            context.news.ring()
+            self._context.spawn(self._fetch(announced), "announced revocation lists")
+
+    async def _fetch(self, announced: Sequence[Source]) -> None:
+        await self._updater.fetch(announced)
+        self._context.news.ring()
+
+    async def _take(self, found: _Installed) -> None:
+        """Everybody is judged by what is installed now."""
+        self._context.changed.ring()
+        self._credential.rolled_over(found.old)
+        if found.changed and found.number != self._told:
+            self._told = found.number
+            self._context.log.info("trust.installed", number=found.number, changed=list(found.changed))
+
+
+def _refresh(trust: TrustStore) -> None:
+    """What cannot be read is told by who looks at the directory anyway."""
+    with contextlib.suppress(SecurityError):
+        trust.refresh()
 
 
 def install(directory: Path, found: pb.TrustSet, now: datetime) -> Sequence[str] | None:

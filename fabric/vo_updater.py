@@ -30,21 +30,27 @@ class VoUpdater:
     def __init__(self, context: AgentContext, path: Path) -> None:
         self._context, self._path = context, path
         stub: Any = pb_grpc.VosStub
-        self._follower: Follower[pb.VoListing] = Follower(
-            context, "VOs", lambda channel: stub(channel).Watch(pb.WatchVosRequest()), self._take
+        self._follower: Follower[pb.VoListing, VoList] = Follower(
+            context, "VOs", lambda channel: stub(channel).Watch(pb.WatchVosRequest()), self._understand, self._take
         )
 
     async def run(self) -> None:
         """Follow the list for ever."""
         await self._follower.run()
 
-    async def _take(self, listing: pb.VoListing) -> None:
-        """Keep a list and judge everybody by it."""
+    async def _understand(self, listing: pb.VoListing) -> VoList:
+        """The list; other tools of this host are told of it."""
         try:
             found = VoList.parse(listing.text)
-            new = await asyncio.to_thread(write_if_changed, self._path, listing.text.encode(), 0o644)
         except SecurityError as error:
             raise DataCorrupted("VO_LIST_UNREADABLE", f"the grid's list is not understood: {error.sentence}") from error
+        await asyncio.to_thread(self._tell_others, found)
+        return found
+
+    async def _take(self, found: VoList) -> None:
+        """Keep a list and judge everybody by it."""
+        try:
+            new = await asyncio.to_thread(write_if_changed, self._path, found.emit().encode(), 0o644)
         except OSError as error:
             raise Unavailable(
                 "VO_LIST_NOT_KEPT", f"the grid's list of VOs cannot be kept in {self._path} ({os_error_text(error)})"
@@ -52,7 +58,6 @@ class VoUpdater:
         if new:
             self._context.log.info("vos.changed", vos=len(found.vos))
             self._context.news.ring()
-        await asyncio.to_thread(self._tell_others, found)
 
     def _tell_others(self, found: VoList) -> None:
         settings = self._context.settings

@@ -37,6 +37,8 @@ class VomsServers:
         self._directory, self._organisation, self._vos = directory, organisation, vos
         self._seen: tuple[_Stamp, int] | None = None
         self._believed = VomsDirectory({})
+        self.generation = 0
+        """Counts changes."""
         self.refresh()
 
     @classmethod
@@ -60,6 +62,7 @@ class VomsServers:
         self._believed = VomsDirectory(
             {vo: (*own.get(vo, ()), *listed.get(vo, ())) for vo in {*own, *listed}}, self._vos.refused()
         )
+        self.generation += 1
         return True
 
     def _speakers(self, vo: str) -> tuple[Names, ...]:

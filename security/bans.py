@@ -254,7 +254,8 @@ class BanList:
                 *self._authorities.get(issuer, ()),
                 *(ban for pattern, ban in self._patterns if pattern.match(text)),
             ]
-            _refuse(found, now, certificates.describe(certificate), certificates.facts_of(certificate, "ban list"))
+            if found:
+                _refuse(found, now, certificates.describe(certificate), certificates.facts_of(certificate, "ban list"))
         facts = {"check": "ban list", "subject": str(identity.subject)}
         of_vos = [ban for vo in vos for ban in self._vos.get(vo, ())]
         of_fqans = [ban for ban in self._fqans for fqan in fqans if is_within(fqan, ban.value)]

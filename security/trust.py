@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -316,6 +317,15 @@ class TrustStore:
         self._snapshot = TrustSnapshot(0, ())
         self.refresh()
 
+    @classmethod
+    def shared(cls, directory: Path) -> TrustStore:
+        """The store that everybody of this process has of a directory. Raises as the constructor."""
+        with _sharing:
+            found = _shared.get(directory)
+            if found is None:
+                found = _shared[directory] = cls(directory)
+            return found
+
     @property
     def directory(self) -> Path:
         """Where the authorities are."""
@@ -512,6 +522,10 @@ class TrustStore:
                 best[scope] = before
         self._newest_crl[key] = {**known, **best}
         return newest_lists(list(best.values()))
+
+
+_sharing = threading.Lock()
+_shared: weakref.WeakValueDictionary[Path, TrustStore] = weakref.WeakValueDictionary()
 
 
 def _upward(certificate: x509.Certificate, authorities: Sequence[x509.Certificate]) -> list[x509.Certificate]:

@@ -230,7 +230,7 @@ async def test_a_certificate_for_the_authoritys_host_is_not_enough_to_speak_for_
 
     stub: Any = trust_pb2_grpc.TrustStub
     follower = Follower(
-        listener.context, "authorities", lambda channel: stub(channel).Watch(trust_pb2.WatchTrustRequest()), take
+        listener.context, "authorities", lambda channel: stub(channel).Watch(trust_pb2.WatchTrustRequest()), take, take
     )
     with pytest.raises(Unauthenticated) as caught:
         async with asyncio.timeout(PROMPT_S):

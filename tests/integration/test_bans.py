@@ -249,3 +249,37 @@ async def test_a_call_may_be_repeated(lab: LabGrid) -> None:
         "ban.added",
         "ban.lifted",
     ]
+
+
+async def test_agents_of_one_process_hear_by_one_stream_and_none_of_them_makes_the_others_deaf(lab: LabGrid) -> None:
+    """One event loop here stands for a pack: so it has one listener among the agents and the authority itself."""
+    authority = await start_authority(lab)
+    sites = ("CERN", "RAL", "DESY")
+    for site in sites:
+        await lab.start("storage", site=site)
+        await space(lab, "alice", site)
+
+    async def listener(*, after: str = "") -> str:
+        """The one agent that has streams open at the authority, once it is not `after`."""
+        async with asyncio.timeout(PROMPT_S):
+            while True:
+                sessions = lab.agents["authority.CERN"].server.sessions
+                found = [session.peer.agent_name for session in sessions if session.streams]
+                assert len(found) <= 1
+                if found and found[0] != after:
+                    return found[0]
+                await asyncio.sleep(0.01)
+
+    first = await listener()
+    await authority.ban("subject", str(lab.service(*first.split(".")[:1], site=first.split(".")[1]).subject))
+    second = await listener(after=first)
+    await authority.ban("subject", str(lab.user_certificate("alice").identity))
+    for site in sites:
+        assert (await refused(lab, "alice", site)).reason == "BANNED"
+    if second.startswith("storage"):
+        await lab.stop(second)
+        await listener(after=second)
+    await authority.ban("subject", str(lab.user_certificate("bob").identity))
+    for site in sites:
+        if f"storage.{site}" in lab.agents:
+            assert (await refused(lab, "bob", site)).reason == "BANNED"
