@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,17 @@ from urllib.parse import unquote, urlsplit
 from gridfabric.broker.v1 import broker_pb2 as pb
 from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
-from agents.broker.jdl import JdlError, local_input_sandbox, local_name, normalise
+from agents.broker.jdl import JdlError, local_input_sandbox, node_files, normalise, notes, problems
+from agents.broker.jdl_syntax import MAX_JDL_BYTES
+from agents.broker.jdl_text import classad_text, template_values
 from fabric.errors import InvalidRequest
 from fabric.ids import unique_id
 from security.errors import os_error_text
 
-__all__ = ["BrokerClient", "JdlError", "local_input_sandbox", "local_name", "normalise", "read_sandbox"]
+__all__ = [
+    "BrokerClient", "JdlError", "classad_text", "local_input_sandbox", "normalise", "notes", "problems",
+    "read_node_files", "read_sandbox", "template_values",
+]  # fmt: skip
 
 PIECE_BYTES = 1024 * 1024
 SUBMIT_TIMEOUT_S = 120.0
@@ -32,6 +37,7 @@ class LocalFile:
 
     path: Path
     name: str
+    """As InputSandbox writes it."""
     sha256: str
     size_bytes: int
     executable: bool
@@ -42,38 +48,53 @@ class LocalFile:
         )
 
 
-def read_sandbox(jdl: str, folder: Path | str = ".") -> list[LocalFile]:
-    """The input sandbox files of a JDL, found below ``folder`` and hashed. Raises JdlError, InvalidRequest."""
-    found: dict[str, LocalFile] = {}
-    for text in local_input_sandbox(jdl):
-        path = Path(unquote(urlsplit(text).path)) if text.startswith("file:") else Path(text).expanduser()
-        path = Path(folder) / path
-        name = local_name(text)
+def read_node_files(jdl: str, folder: Path | str = ".") -> dict[str, str]:
+    """The texts of nodes that are in files of their own, by the name in the JDL. Raises JdlError, InvalidRequest."""
+    found: dict[str, str] = {}
+    for name in node_files(jdl):
+        path = Path(folder) / Path(name).expanduser()
         try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise InvalidRequest(
-                    "SANDBOX_FILE_UNREADABLE",
-                    f"InputSandbox names {text!r}, and {path} is not a regular file; name a file, or pack a folder",
-                )
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
-        except (FileNotFoundError, NotADirectoryError):
+                data = file.read(MAX_JDL_BYTES + 1)
+            found[name] = data.decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            told = os_error_text(error) if isinstance(error, OSError) else "it is not a text in UTF-8"
             raise InvalidRequest(
-                "SANDBOX_FILE_MISSING",
-                f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL",
+                "NODE_FILE_UNREADABLE", f"a node names the file {name!r}, and {path} cannot be read ({told})", name=name
             ) from None
-        except OSError as error:
+        if len(data) > MAX_JDL_BYTES:
+            raise InvalidRequest("JDL_TOO_LARGE", f"the node's file {path} is longer than {MAX_JDL_BYTES} bytes")
+    return found
+
+
+def read_sandbox(jdl: str, folder: Path | str = ".", files: Mapping[str, str] | None = None) -> list[LocalFile]:
+    """The input sandbox files of a JDL, found below ``folder`` and hashed. Raises JdlError, InvalidRequest."""
+    return [_local_file(text, Path(folder)) for text in local_input_sandbox(jdl, files)]
+
+
+def _local_file(text: str, folder: Path) -> LocalFile:
+    path = Path(unquote(urlsplit(text).path)) if text.startswith("file:") else Path(text).expanduser()
+    path = folder / path
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
             raise InvalidRequest(
                 "SANDBOX_FILE_UNREADABLE",
-                f"the input sandbox file {path} cannot be read ({os_error_text(error)}); see to its permissions",
-            ) from error
-        if name in found and found[name].path != path:
-            raise InvalidRequest(
-                "SANDBOX_NAME_TWICE", f"{found[name].path} and {path} would both be called {name!r}; rename one"
+                f"InputSandbox names {text!r}, and {path} is not a regular file; name a file, or pack a folder",
             )
-        found[name] = LocalFile(path, name, digest, size, os.access(path, os.X_OK))
-    return list(found.values())
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidRequest(
+            "SANDBOX_FILE_MISSING",
+            f"InputSandbox names {text!r}, and there is no file {path}; make it or correct the JDL",
+        ) from None
+    except OSError as error:
+        raise InvalidRequest(
+            "SANDBOX_FILE_UNREADABLE",
+            f"the input sandbox file {path} cannot be read ({os_error_text(error)}); see to its permissions",
+        ) from error
+    return LocalFile(path, text, digest, size, os.access(path, os.X_OK))
 
 
 class BrokerClient:
@@ -87,10 +108,14 @@ class BrokerClient:
 
         With the same ``submission_id`` it may be repeated and gives the same job ids. Raises JdlError before any call.
         """
-        files = read_sandbox(jdl, folder)
+        nodes = read_node_files(jdl, folder)
+        files = read_sandbox(jdl, folder, nodes)
         await self.upload(files)
         request = pb.SubmitRequest(
-            submission_id=submission_id or unique_id(), jdl=jdl, input_sandbox=[file.to_wire() for file in files]
+            submission_id=submission_id or unique_id(),
+            jdl=jdl,
+            input_sandbox=[file.to_wire() for file in files],
+            node_files=nodes,
         )
         return await self._stub.Submit(request, timeout=SUBMIT_TIMEOUT_S)
 
@@ -108,10 +133,12 @@ class BrokerClient:
         """End jobs (children of parents). Outcomes: cancelling, already-ended, unknown."""
         return list((await self._stub.Cancel(pb.CancelRequest(job_ids=job_ids))).outcomes)
 
-    async def list_match(self, jdl: str) -> list[pb.Match]:
-        """Every CE: matching ones first, the best rank first; the others with their failing term."""
-        normalise(jdl)
-        return list((await self._stub.ListMatch(pb.ListMatchRequest(jdl=jdl))).matches)
+    async def list_match(self, jdl: str, folder: Path | str = ".") -> list[pb.Match]:
+        """Every CE for the (first) job: matching ones first, the best rank first; the others with their failing term,
+        and the smallest change that would match."""
+        nodes = read_node_files(jdl, folder)
+        normalise(jdl, nodes)
+        return list((await self._stub.ListMatch(pb.ListMatchRequest(jdl=jdl, node_files=nodes))).matches)
 
     async def locate(self, job_ids: Sequence[str]) -> list[pb.JobLocation]:
         """Where jobs are; unknown ids are left out."""

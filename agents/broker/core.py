@@ -6,6 +6,7 @@ Everything that must survive is in the store; this object can be thrown away and
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,6 +102,7 @@ class BrokerCore:
         self.renewals = Renewals(context, options, store, sink)
         self._commits: set[asyncio.Task[object]] = set()
         self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
+        self._chance = random.Random()
         self.stopping = False
 
     # -- time, proxies -------------------------------------------------------------------------------------------------
@@ -290,8 +292,10 @@ class BrokerCore:
         await self._compile(waiting)
         found = {key: self._clusters[key].candidates() for key in waiting if key in self._clusters}
         waiting = {key: count for key, count in waiting.items() if key in found}
+        await self._give_up_expired(waiting)
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
-        outcome = match_pass(waiting, found, own_rank, self._rooms())
+        fuzzy = {key: self._chance for key in waiting if self._clusters[key].cluster.fuzzy_rank}
+        outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy)
         self.reasons = outcome.reasons
         given = _bounded(outcome.given, MAX_ASSIGN)
         if given:
@@ -299,6 +303,18 @@ class BrokerCore:
             await self.commit(lambda connection: rows.assign(connection, given, gatekeepers, self.now_us, self.sink))
             if given != outcome.given:
                 self._match_wanted.set()
+
+    async def _give_up_expired(self, waiting: dict[int, int]) -> None:
+        """Jobs whose ExpiryTime has passed are not matched any more."""
+        now_s = self.now_us / 1e6
+        for key in [key for key in waiting if 0 < self._clusters[key].cluster.expires_at_s <= now_s]:
+            del waiting[key]
+            await self._abort_all(
+                lambda connection, key=key: rows.waiting_of(connection, key, PROXY_BATCH),
+                "JOB_EXPIRED",
+                "no computing element had taken the job when its ExpiryTime came",
+                cluster=str(key),
+            )
 
     async def _look_at_ces(self) -> None:
         views = self._views()

@@ -1,27 +1,33 @@
 """JDL to job descriptions: values checked, defaults given, parameters and nodes counted. No file is opened here.
 
-Attributes and their meaning: gLite WMS "JDL attributes specification" (EGEE-JRA1-TEC-590869). Attributes this broker
-does not know are kept, as ClassAds do, so Requirements may refer to them.
+Attributes and their meaning: gLite WMS "JDL attributes specification" (EGEE-JRA1-TEC-590869); what becomes of each is
+said by `agents/broker/jdl_attributes.py`.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import classad2
 
+from agents.broker.jdl_attributes import REFUSED, REFUSED_JOB_TYPES, USED, WITHOUT_EFFECT
+from agents.broker.jdl_graph import Edge, edges_of
+from agents.broker.jdl_record import MAX_TEXT_LENGTH, Record, type_name
 from agents.broker.jdl_syntax import (
+    MAX_JDL_BYTES,
     JdlError,
     Node,
     NodeKind,
     Token,
+    TokenKind,
     conjuncts,
-    definitions,
+    join_terms,
     parse_jdl,
-    references,
 )
 from agents.broker.model import (
     DEFAULT_RETRY_COUNT,
@@ -31,57 +37,39 @@ from agents.broker.model import (
     JobTemplate,
     JobType,
     Limits,
+    NodeFailure,
     OutputData,
 )
 
-__all__ = ["JdlError", "conjuncts", "local_input_sandbox", "local_name", "normalise"]
+__all__ = ["JdlError", "conjuncts", "local_input_sandbox", "local_name", "node_files", "normalise", "notes", "problems"]
 
 MAX_JOBS = 10_000
 """Jobs of one JDL; submit several for more."""
 MAX_RETRY_COUNT = 20
-MAX_REFERENCES = 16
-"""Of attributes to attributes that refer to others: at most some hundred evaluations of one."""
 MAX_FILE_NAME_BYTES = 255
 """As every file system of a worker node has it."""
 MAX_SANDBOX_FILES = 1000
-MAX_TEXT_LENGTH = 32 * 1024
-"""Characters of one string value."""
-MAX_LIST_LENGTH = 10_000
+MAX_PROBLEMS = 50
+"""Errors told of one text."""
 
-_TYPE_NAMES = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a real number",
-    str: "a string",
-    list: "a list",
-    classad2.ClassAd: "a record",
-}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h|d)?\s*\Z", re.IGNORECASE)
-_DURATION_UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(k|m|g|t)?i?b?\s*\Z", re.IGNORECASE)
-_SIZE_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
-
-_KNOWN = frozenset(
-    {
-        "executable", "arguments", "stdinput", "stdoutput", "stderror", "inputsandbox", "outputsandbox",
-        "environment", "requirements", "rank", "inputdata", "outputdata", "retrycount", "shallowretrycount",
-        "virtualorganisation", "type", "jobtype", "parameters", "parameterstart", "parameterstep", "nodes",
-        "maxwalltime", "maxcputime", "maxmemory", "maxdisk", "nodename", "jobname",
-    }
-)  # fmt: skip
-_NOT_INHERITED = frozenset({"type", "jobtype", "nodes", "parameters", "parameterstart", "parameterstep", "nodename"})
+_KNOWN = frozenset(name.lower() for name in USED) - {"myproxyserver", "usertags"}
+"""What a description has a field for; the others go to `extra`."""
 
 
-def normalise(text: str) -> JobTemplate:
-    """The jobs that a JDL describes.
+def normalise(text: str, files: Mapping[str, str] | None = None) -> JobTemplate:
+    """The jobs that a JDL describes. `files`: the texts of nodes that are in files of their own, by name.
 
-    Raises JdlError: JDL_SYNTAX, JDL_TYPE, JDL_VALUE, JDL_PATH_ESCAPE, JDL_TOO_LARGE.
+    Raises JdlError: JDL_SYNTAX, JDL_TYPE, JDL_VALUE, JDL_PATH_ESCAPE, JDL_TOO_LARGE, JDL_UNSUPPORTED.
     """
-    record = _Record(parse_jdl(text))
+    return _template(parse_jdl(text), files or {})
+
+
+def _template(node: Node, files: Mapping[str, str]) -> JobTemplate:
+    record = Record(node)
     kind = _job_type(record)
-    if kind is JobType.COLLECTION:
-        return JobTemplate(kind, _nodes(record))
+    if kind in (JobType.COLLECTION, JobType.DAG):
+        return _nodes(record, kind, files)
     description = _description(record)
     if kind is JobType.NORMAL:
         return JobTemplate(kind, (description,))
@@ -91,16 +79,95 @@ def normalise(text: str) -> JobTemplate:
     if "/" in "".join(parameters) or ".." in parameters or "." in parameters:
         for parameter in parameters:
             _check_names(record, description.with_parameter(parameter))
-    _check_distinct_sandbox(record, description, parameters)
+    _check_distinct(record, parameters)
     return JobTemplate(kind, (description,), parameters)
 
 
-def local_input_sandbox(text: str) -> list[str]:
+def problems(text: str, files: Mapping[str, str] | None = None) -> list[JdlError]:
+    """Every error that can be told at once: after each, its attribute is left out and the rest is read again."""
+    found: list[JdlError] = []
+    try:
+        node = parse_jdl(text)
+        while len(found) < MAX_PROBLEMS:
+            try:
+                _template(node, files or {})
+                break
+            except JdlError as error:
+                found.append(error)
+                rest = _without(node, error)
+                if rest is None:
+                    break
+                node = rest
+    except JdlError as error:
+        found.append(error)
+    missing = {error.attribute.lower() for error in found if "is missing" not in error.plain_sentence}
+    found = [e for e in found if "is missing" not in e.plain_sentence or e.attribute.lower() not in missing]
+    return sorted(found, key=lambda error: (error.file, error.line, error.column))
+
+
+def _without(node: Node, error: JdlError) -> Node | None:
+    """The record without the value of which an error tells; None if it tells of none that is there."""
+    if error.file:
+        return None
+    place = (error.line, error.column)
+    kept: list[tuple[Token, Node]] = []
+    changed = False
+    for name, value in node.attributes:
+        end = value.tokens[-1]
+        if changed or not (name.line, name.column) <= place <= (end.line, end.column + len(end.text)):
+            kept.append((name, value))
+        elif name.text.lower() == error.attribute.lower():
+            changed = True
+            if name.text.lower() == "executable":  # the one without which nothing else would be told
+                kept.append((name, Node(NodeKind.OTHER, (Token(TokenKind.STRING, '"/"', name.line, name.column),))))
+        else:
+            inner = _without_in_list(value, error)
+            if inner is None:
+                return None
+            kept.append((name, inner))
+            changed = True
+    return Node(node.kind, node.tokens, node.items, tuple(kept)) if changed else None
+
+
+def _without_in_list(value: Node, error: JdlError) -> Node | None:
+    if value.kind is NodeKind.RECORD:
+        return _without(value, error)
+    for number, item in enumerate(value.items):
+        end = item.tokens[-1]
+        if (item.line, item.column) <= (error.line, error.column) <= (end.line, end.column + len(end.text)):
+            inner = _without_in_list(item, error)
+            if inner is None:
+                return None
+            return Node(value.kind, value.tokens, (*value.items[:number], inner, *value.items[number + 1 :]))
+    return None
+
+
+def notes(text: str) -> list[str]:
+    """What is kept and does nothing here, a sentence for each such attribute."""
+    given = {name.text.lower(): name.text for name, _ in parse_jdl(text).attributes}
+    known = {name.lower(): why for name, why in WITHOUT_EFFECT.items()}
+    return [f"{given[key]} has no effect: {known[key]}" for key in given if key in known]
+
+
+def node_files(text: str) -> list[str]:
+    """The files that nodes of this JDL are in, once each, as the user wrote them. Raises JdlError."""
+    record = Record(parse_jdl(text))
+    if "nodes" not in record:
+        return []
+    found: dict[str, None] = {}
+    for _, node in _named_nodes(record):
+        inner = Record(node, record)
+        if "file" in inner:
+            found[inner.string("file")] = None
+    return list(found)
+
+
+def local_input_sandbox(text: str, files: Mapping[str, str] | None = None) -> list[str]:
     """Every local path that the jobs of this JDL name in InputSandbox, once each, in order, as the user wrote them.
 
     The caller resolves them against its own folder; the job sees ``local_name(path)``.
     """
-    template = normalise(text)
+    template = normalise(text, files)
     found: dict[str, None] = {}
     for description in template.jobs():
         for path in description.input_sandbox:
@@ -117,236 +184,23 @@ def _strip_scheme(path: str) -> str:
     return urlsplit(path).path if path.startswith("file:") else path
 
 
-class _Record:
-    """A record and its values, each asked by name and type; wrong ones raise with their place."""
-
-    def __init__(self, node: Node, outer: _Record | None = None) -> None:
-        self.node = node
-        self.values: dict[str, Node] = {}
-        self.written: dict[str, Token] = {}
-        if outer is not None:
-            for key, value in outer.values.items():
-                if key not in _NOT_INHERITED:
-                    self.values[key] = value
-                    self.written[key] = outer.written[key]
-        own: set[str] = set()
-        for name, value in node.attributes:
-            key = name.text.lower()
-            if key in own:
-                raise JdlError(
-                    "JDL_SYNTAX", "given twice; keep one", line=name.line, column=name.column, attribute=name.text
-                )
-            own.add(key)
-            self.values[key] = value
-            self.written[key] = name
-        self._limit_references()
-        self._ad = classad2.ClassAd()
-        for key, value in self.values.items():
-            if key not in ("nodes", "requirements", "rank"):
-                try:
-                    self._ad[self.written[key].text] = classad2.ExprTree(value.text())
-                except (classad2.ClassAdException, ValueError, UnicodeError):
-                    raise self.error("JDL_SYNTAX", "this expression cannot be read; simplify it", key) from None
-        if outer is not None:
-            self._ad["root"] = outer._ad
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.values
-
-    def error(self, reason: str, sentence: str, key: str, node: Node | None = None) -> JdlError:
-        place = node or self.values.get(key) or self.node
-        name = self.written[key].text if key in self.written else key
-        return JdlError(reason, sentence, line=place.line, column=place.column, attribute=name)
-
-    def missing(self, name: str, sentence: str) -> JdlError:
-        return JdlError("JDL_VALUE", sentence, line=self.node.line, column=self.node.column, attribute=name)
-
-    def wrong_type(self, key: str, wanted: str, value: object, node: Node | None = None) -> JdlError:
-        name = self.written[key].text
-        return self.error("JDL_TYPE", f"{name} must be {wanted}, is {_type_name(value)}", key, node)
-
-    def value(self, key: str) -> object:
-        """What an attribute evaluates to. classad2 gives *undefined* as a kind of integer: that is refused here."""
-        value = self._ad.eval(self.written[key].text)
-        if isinstance(value, classad2.Value):
-            name = self.written[key].text
-            raise self.error("JDL_TYPE", f"{name} must have a value of its own, is {_type_name(value)}", key)
-        return value
-
-    def string(self, key: str, default: str = "") -> str:
-        if key not in self:
-            return default
-        value = self.value(key)
-        if not isinstance(value, str):
-            raise self.wrong_type(key, "a string", value)
-        return self._text(key, value)
-
-    def _text(self, key: str, value: str) -> str:
-        if len(value) > MAX_TEXT_LENGTH:
-            raise self.error("JDL_TOO_LARGE", f"a string is longer than {MAX_TEXT_LENGTH} characters", key)
-        if "\0" in value:
-            raise self.error("JDL_VALUE", "a string holds a zero byte; remove it", key)
-        return value
-
-    def integer(self, key: str, default: int, least: int, most: int) -> int:
-        if key not in self:
-            return default
-        value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong_type(key, "an integer", value)
-        if not least <= value <= most:
-            raise self.error("JDL_VALUE", f"{value} is not between {least} and {most}", key)
-        return value
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        """A list of strings; one string alone is a list of one."""
-        if key not in self:
-            return ()
-        value = self.value(key)
-        if isinstance(value, str):
-            return (self._text(key, value),)
-        if not isinstance(value, list):
-            raise self.wrong_type(key, "a string or a list of strings", value)
-        flat: list[str] = []
-        node = self.values[key]
-        for index, item in enumerate(value):
-            where = node.items[index] if index < len(node.items) else None
-            self._flatten(key, item, where, flat)
-        if len(flat) > MAX_LIST_LENGTH:
-            raise self.error("JDL_TOO_LARGE", f"a list is longer than {MAX_LIST_LENGTH} elements", key)
-        return tuple(flat)
-
-    def _flatten(self, key: str, item: object, where: Node | None, flat: list[str]) -> None:
-        if isinstance(item, classad2.ExprTree):
-            item = item.eval(self._ad)
-        if isinstance(item, list):
-            for inner in item:
-                self._flatten(key, inner, where, flat)
-        elif isinstance(item, str):
-            flat.append(self._text(key, item))
-        else:
-            name = self.written[key].text
-            raise self.error(
-                "JDL_TYPE", f"every element of {name} must be a string, this one is {_type_name(item)}", key, where
-            )
-
-    def duration_s(self, key: str) -> int:
-        """Minutes as a number (GLUE counts so), or text with a unit: ``"90 s"``, ``"2 h"``."""
-        if key not in self:
-            return 0
-        value = self.value(key)
-        seconds = -1.0
-        if isinstance(value, str) and (match := _DURATION.match(value)):
-            seconds = float(match[1]) * _DURATION_UNITS[(match[2] or "m").lower()]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            seconds = value * 60
-        elif not isinstance(value, str):
-            raise self.wrong_type(key, 'a number of minutes, or a string such as "90 s"', value)
-        if not 0 < seconds < 10**9:
-            raise self.error("JDL_VALUE", 'write minutes, or a string such as "90 s", "2 h"', key)
-        return max(1, round(seconds))
-
-    def size_bytes(self, key: str) -> int:
-        """Mebibytes as a number, or text with a unit: ``"2 GB"``."""
-        if key not in self:
-            return 0
-        value = self.value(key)
-        size = -1.0
-        if isinstance(value, str) and (match := _SIZE.match(value)):
-            size = float(match[1]) * _SIZE_UNITS[(match[2] or "m").lower()]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            size = value * 1024**2
-        elif not isinstance(value, str):
-            raise self.wrong_type(key, 'a number of MB, or a string such as "2 GB"', value)
-        if not 0 < size < 2**62:
-            raise self.error("JDL_VALUE", 'write MB, or a string such as "2 GB"', key)
-        return round(size)
-
-    def expression(self, key: str, wanted: str, allowed: tuple[type, ...]) -> str:
-        """The text of an expression over ``other``; one that is plainly of another type is refused."""
-        if key not in self:
-            return ""
-        node = self.values[key]
-        text = node.text()
-        self._refuse_circle((key,), set())
-        try:
-            tree = classad2.ExprTree(text)
-            value = tree.eval(self._ad)
-        except (classad2.ClassAdException, ValueError, TypeError):
-            raise self.error("JDL_SYNTAX", "this expression cannot be read; simplify it", key) from None
-        if isinstance(value, classad2.Value) and value == classad2.Value.Undefined:
-            return text
-        if node.kind in (NodeKind.LIST, NodeKind.RECORD) or (
-            not isinstance(value, classad2.Value) and not isinstance(value, allowed)
-        ):
-            raise self.wrong_type(key, wanted, value)
-        if len(node.tokens) == 1 and not isinstance(value, allowed):
-            raise self.wrong_type(key, wanted, value)
-        return text
-
-    def _refuse_circle(self, path: tuple[str, ...], done: set[str]) -> None:
-        """An expression that leads back to itself has no value: classad2 calls it undefined, and no CE would suit."""
-        for scope, token in references(self.values[path[-1]]):
-            name = _key(token)
-            if scope not in ("", "self", "my") or name not in self.values or name in done:
-                continue
-            if name in path:
-                raise JdlError(
-                    "JDL_VALUE",
-                    f"leads back to itself; write a value, or other.{token.text} for what the computing element says",
-                    line=token.line,
-                    column=token.column,
-                    attribute=self.written[path[0]].text,
-                )
-            self._refuse_circle((*path, name), done)
-        done.add(path[-1])
-
-    def _limit_references(self) -> None:
-        """Where attributes are made of attributes that are made of attributes, each step multiplies the work."""
-        used = {
-            key: [token for scope, token in references(node) if scope not in ("other", "target")]
-            for key, node in self.values.items()
-            if key not in ("nodes", "parameters")
-        }
-        made = {key for key, tokens in used.items() if any(_key(token) in self.values for token in tokens)}
-        made |= {_key(token) for key in used for token in definitions(self.values[key])}
-        steps = [(key, token) for key, tokens in used.items() for token in tokens if _key(token) in made]
-        if len(steps) > MAX_REFERENCES:
-            key, token = steps[MAX_REFERENCES]
-            raise JdlError(
-                "JDL_TOO_LARGE",
-                f"more than {MAX_REFERENCES} references to attributes that refer to others; write their values",
-                line=token.line,
-                column=token.column,
-                attribute=self.written[key].text,
-            )
-
-
-def _key(name: Token) -> str:
-    return name.text.strip("'").lower()
-
-
-def _type_name(value: object) -> str:
-    if isinstance(value, classad2.Value):
-        return "undefined (a name that nothing defines?)" if value == classad2.Value.Undefined else "an error"
-    for kind, name in _TYPE_NAMES.items():
-        if isinstance(value, kind):
-            return name
-    return "an expression"
-
-
 _JOB_TYPES = {"normal": JobType.NORMAL, "parametric": JobType.PARAMETRIC, "collection": JobType.COLLECTION}
 
 
-def _job_type(record: _Record) -> JobType:
+def _job_type(record: Record) -> JobType:
     kind = record.string("type", "Job").lower()
-    if kind not in ("job", "collection"):
-        raise record.error("JDL_VALUE", f'{kind!r} is not a type; write "Job" or "Collection"', "type")
+    if kind not in ("job", "collection", "dag"):
+        raise record.error("JDL_VALUE", f'{kind!r} is not a type; write "Job", "Collection" or "DAG"', "type")
+    if kind == "dag" or (kind == "job" and "nodes" in record and "dependencies" in record):
+        return JobType.DAG
     if "jobtype" not in record:
         if kind == "collection" or "nodes" in record:
             return JobType.COLLECTION
         return JobType.PARAMETRIC if "parameters" in record else JobType.NORMAL
     names = record.strings("jobtype")
+    for name in names:
+        if name.lower() in REFUSED_JOB_TYPES:
+            raise record.error("JDL_UNSUPPORTED", REFUSED_JOB_TYPES[name.lower()], "jobtype")
     if len(names) != 1 or names[0].lower() not in _JOB_TYPES:
         raise record.error(
             "JDL_VALUE",
@@ -359,7 +213,19 @@ def _job_type(record: _Record) -> JobType:
     return found
 
 
-def _description(record: _Record) -> JobDescription:
+_REFUSED = {name.lower(): value for name, value in REFUSED.items()}
+
+
+def _refuse_unsupported(record: Record) -> None:
+    for key in record.values:
+        if key in _REFUSED:
+            sentence, harmless = _REFUSED[key]
+            if harmless is None or record.value(key) != harmless:
+                raise record.error("JDL_UNSUPPORTED", sentence, key)
+
+
+def _description(record: Record) -> JobDescription:
+    _refuse_unsupported(record)
     if "executable" not in record:
         raise record.missing("Executable", 'Executable is missing; name a program, for instance "/bin/hostname"')
     inputs = _input_sandbox(record)
@@ -374,10 +240,12 @@ def _description(record: _Record) -> JobDescription:
         output_sandbox=record.strings("outputsandbox"),
         input_data=_input_data(record),
         output_data=_output_data(record),
-        requirements=record.expression("requirements", "an expression that is true or false", (bool,)),
+        requirements=_requirements(record),
         rank=record.expression("rank", "an expression with a number as its value", (int, float)),
-        retry_count=record.integer("retrycount", DEFAULT_RETRY_COUNT, 0, MAX_RETRY_COUNT),
-        shallow_retry_count=record.integer("shallowretrycount", DEFAULT_SHALLOW_RETRY_COUNT, -1, MAX_RETRY_COUNT),
+        fuzzy_rank=record.boolean("fuzzyrank"),
+        expires_at_s=record.integer("expirytime", 0, 1, 2**40),
+        retry_count=_retries(record, "retrycount", DEFAULT_RETRY_COUNT, 0),
+        shallow_retry_count=_retries(record, "shallowretrycount", DEFAULT_SHALLOW_RETRY_COUNT, -1),
         vo=record.string("virtualorganisation"),
         limits=Limits(
             wall_s=record.duration_s("maxwalltime"),
@@ -386,6 +254,7 @@ def _description(record: _Record) -> JobDescription:
             disk_bytes=record.size_bytes("maxdisk"),
         ),
         name=record.string("nodename") or record.string("jobname"),
+        node_failure=_node_failure(record),
         extra=tuple(
             (record.written[key].text, node.text()) for key, node in record.values.items() if key not in _KNOWN
         ),
@@ -396,7 +265,38 @@ def _description(record: _Record) -> JobDescription:
     return description
 
 
-def _executable(record: _Record, inputs: Sequence[str]) -> str:
+def _requirements(record: Record) -> str:
+    """Requirements, and what SubmitTo and OutputSE ask for besides."""
+    terms: list[str] = []
+    if place := record.string("submitto"):
+        terms.append(f"other.GlueCEUniqueID == {_quoted(place)}")
+    if storage := record.string("outputse"):
+        terms.append(f"Member({_quoted(storage)}, other.GlueCESEBindGroupSEUniqueID)")
+    own = record.expression("requirements", "an expression that is true or false", (bool,))
+    return join_terms([*terms, own] if own else terms)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _retries(record: Record, key: str, default: int, least: int) -> int:
+    default = record.root.integer(f"defaultnode{key}", default, least, MAX_RETRY_COUNT)
+    return record.integer(key, default, least, MAX_RETRY_COUNT)
+
+
+_NODE_FAILURES = {item.value: item for item in NodeFailure}
+
+
+def _node_failure(record: Record) -> NodeFailure:
+    text = record.string("nodefailure", NodeFailure.STOP.value)
+    if text.lower() not in _NODE_FAILURES:
+        raise record.error("JDL_VALUE", f'{text!r} is none of "stop", "ignore", "abort"', "nodefailure")
+    return _NODE_FAILURES[text.lower()]
+
+
+def _executable(record: Record, inputs: Sequence[str]) -> str:
     text = record.string("executable")
     if not text:
         raise record.error("JDL_VALUE", "Executable is empty; name a program", "executable")
@@ -420,7 +320,7 @@ def _executable(record: _Record, inputs: Sequence[str]) -> str:
     )
 
 
-def _arguments(record: _Record) -> tuple[str, ...]:
+def _arguments(record: Record) -> tuple[str, ...]:
     if "arguments" not in record:
         return ()
     value = record.value("arguments")
@@ -436,12 +336,12 @@ def _arguments(record: _Record) -> tuple[str, ...]:
         ) from None
 
 
-def _std_input(record: _Record) -> str:
+def _std_input(record: Record) -> str:
     text = record.string("stdinput")
     return local_name(text) if text and text in record.strings("inputsandbox") else text
 
 
-def _environment(record: _Record) -> tuple[tuple[str, str], ...]:
+def _environment(record: Record) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for text in record.strings("environment"):
         name, equals, value = text.partition("=")
@@ -451,7 +351,7 @@ def _environment(record: _Record) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _input_sandbox(record: _Record) -> tuple[str, ...]:
+def _input_sandbox(record: Record) -> tuple[str, ...]:
     paths = record.strings("inputsandbox")
     if len(paths) > MAX_SANDBOX_FILES:
         raise record.error("JDL_TOO_LARGE", f"more than {MAX_SANDBOX_FILES} files", "inputsandbox")
@@ -476,16 +376,28 @@ def _input_sandbox(record: _Record) -> tuple[str, ...]:
     return paths
 
 
-def _input_data(record: _Record) -> tuple[str, ...]:
-    found: list[str] = []
-    for text in record.strings("inputdata"):
-        if not text.startswith(("lfn:", "guid:", "LF:", "LFN:")):
-            raise record.error("JDL_VALUE", f'{text!r} is no logical file name; write "lfn:/grid/..."', "inputdata")
-        found.append("lfn:" + text.split(":", 1)[1] if text.startswith(("LF:", "LFN:")) else text)
+def _input_data(record: Record) -> tuple[str, ...]:
+    found = dict.fromkeys(_logical_name(record, "inputdata", text) for text in record.strings("inputdata"))
+    if "datarequirements" in record:
+        node = record.values["datarequirements"]
+        for item in node.items if node.kind is NodeKind.LIST else (node,):
+            if item.kind is not NodeKind.RECORD:
+                raise record.error(
+                    "JDL_TYPE", 'every element must be a record such as [InputData = {"lfn:/..."}]',
+                    "datarequirements", item,
+                )  # fmt: skip
+            inner = Record(item)
+            found.update(dict.fromkeys(_logical_name(inner, "inputdata", text) for text in inner.strings("inputdata")))
     return tuple(found)
 
 
-def _output_data(record: _Record) -> tuple[OutputData, ...]:
+def _logical_name(record: Record, key: str, text: str) -> str:
+    if not text.startswith(("lfn:", "guid:", "LF:", "LFN:")):
+        raise record.error("JDL_VALUE", f'{text!r} is no logical file name; write "lfn:/grid/..."', key)
+    return "lfn:" + text.split(":", 1)[1] if text.startswith(("LF:", "LFN:")) else text
+
+
+def _output_data(record: Record) -> tuple[OutputData, ...]:
     if "outputdata" not in record:
         return ()
     node = record.values["outputdata"]
@@ -497,7 +409,7 @@ def _output_data(record: _Record) -> tuple[OutputData, ...]:
                 "JDL_TYPE", 'every element must be a record such as [OutputFile = "a"; LogicalFileName = "lfn:/..."]',
                 "outputdata", item,
             )  # fmt: skip
-        inner = _Record(item)
+        inner = Record(item)
         for key in inner.values:
             if key not in ("outputfile", "logicalfilename", "storageelement"):
                 raise inner.error(
@@ -510,11 +422,11 @@ def _output_data(record: _Record) -> tuple[OutputData, ...]:
         lfn = inner.string("logicalfilename")
         if lfn and not lfn.startswith("lfn:/"):
             raise inner.error("JDL_VALUE", f'{lfn!r} is no logical file name; write "lfn:/grid/..."', "logicalfilename")
-        found.append(OutputData(file, lfn, inner.string("storageelement")))
+        found.append(OutputData(file, lfn, inner.string("storageelement") or record.string("outputse")))
     return tuple(found)
 
 
-def _check_names(record: _Record, description: JobDescription) -> None:
+def _check_names(record: Record, description: JobDescription) -> None:
     """Names in the job's directory stay in it."""
     for key, name in (
         ("stdinput", description.std_input),
@@ -535,7 +447,7 @@ def _check_names(record: _Record, description: JobDescription) -> None:
         _check_name(record, "inputsandbox", local_name(path), path)
 
 
-def _check_name(record: _Record, key: str, name: str, shown: str) -> None:
+def _check_name(record: Record, key: str, name: str, shown: str) -> None:
     if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise record.error(
             "JDL_PATH_ESCAPE",
@@ -548,13 +460,13 @@ def _check_name(record: _Record, key: str, name: str, shown: str) -> None:
         raise record.error("JDL_VALUE", f"{shown!r} is no plain file name; patterns are not expanded", key)
 
 
-def _check_distinct_sandbox(record: _Record, description: JobDescription, parameters: Sequence[str]) -> None:
-    if len(set(parameters)) != len(parameters):
-        twice = next(value for value in parameters if parameters.count(value) > 1)
+def _check_distinct(record: Record, parameters: Sequence[str]) -> None:
+    twice, count = Counter(parameters).most_common(1)[0]
+    if count > 1:
         raise record.error("JDL_VALUE", f"the parameter {twice!r} is given twice; each makes one job", "parameters")
 
 
-def _parameters(record: _Record) -> tuple[str, ...]:
+def _parameters(record: Record) -> tuple[str, ...]:
     if "parameters" not in record:
         raise record.missing("Parameters", "Parameters is missing; give a number or a list")
     node = record.values["parameters"]
@@ -573,7 +485,7 @@ def _parameters(record: _Record) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def _listed_parameters(record: _Record, node: Node) -> tuple[str, ...]:
+def _listed_parameters(record: Record, node: Node) -> tuple[str, ...]:
     _check_count(record, len(node.items), "parameters")
     found: list[str] = []
     for item in node.items:
@@ -583,7 +495,7 @@ def _listed_parameters(record: _Record, node: Node) -> tuple[str, ...]:
         value = classad2.ExprTree(item.text()).eval()
         if isinstance(value, (bool, classad2.Value)) or not isinstance(value, (str, int, float)) or value == "":
             raise record.error(
-                "JDL_TYPE", f"every parameter must be a string or a number, this one is {_type_name(value)}",
+                "JDL_TYPE", f"every parameter must be a string or a number, this one is {type_name(value)}",
                 "parameters", item,
             )  # fmt: skip
         text = str(value)
@@ -593,28 +505,83 @@ def _listed_parameters(record: _Record, node: Node) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _check_count(record: _Record, count: int, key: str) -> None:
+def _check_count(record: Record, count: int, key: str) -> None:
     if count < 1:
         raise record.error("JDL_VALUE", "this makes no job at all; give at least one", key)
     if count > MAX_JOBS:
         raise record.error("JDL_TOO_LARGE", f"this makes {count} jobs, at most {MAX_JOBS} in one JDL; split it", key)
 
 
-def _nodes(record: _Record) -> tuple[JobDescription, ...]:
+def _nodes(record: Record, kind: JobType, files: Mapping[str, str]) -> JobTemplate:
+    named = _named_nodes(record)
+    _check_count(record, len(named), "nodes")
+    descriptions = tuple(_node(record, name, node, files) for name, node in named)
+    if kind is JobType.COLLECTION:
+        return JobTemplate(kind, descriptions)
+    return JobTemplate(kind, descriptions, edges=_edges(record, named, descriptions))
+
+
+def _named_nodes(record: Record) -> list[tuple[str, Node]]:
+    """Each node's record, with the name that it has in a record of nodes."""
     if "nodes" not in record:
         raise record.missing("Nodes", "Nodes is missing; give a list of records, one for each job")
     node = record.values["nodes"]
-    if node.kind is not NodeKind.LIST:
-        raise record.error("JDL_TYPE", "Nodes must be a list of records", "nodes")
-    _check_count(record, len(node.items), "nodes")
-    found: list[JobDescription] = []
-    for item in node.items:
+    if node.kind is NodeKind.RECORD:
+        found = [(name.text, value) for name, value in node.attributes if name.text.lower() != "dependencies"]
+    elif node.kind is NodeKind.LIST:
+        found = [("", item) for item in node.items]
+    else:
+        raise record.error("JDL_TYPE", "Nodes must be a list of records, or a record of named ones", "nodes")
+    for _, item in found:
         if item.kind is not NodeKind.RECORD:
             raise record.error("JDL_TYPE", "every node must be a record", "nodes", item)
-        inner = _Record(item, record)
-        if "file" in inner:
-            raise inner.error("JDL_VALUE", "files of nodes are not read; write the node's attributes here", "file")
-        if "nodes" in inner or "parameters" in inner or _job_type(inner) is not JobType.NORMAL:
-            raise inner.error("JDL_VALUE", "a node is one normal job", next(iter(inner.values)))
-        found.append(_description(inner))
-    return tuple(found)
+    return found
+
+
+def _node(record: Record, name: str, node: Node, files: Mapping[str, str]) -> JobDescription:
+    inner = Record(node, record)
+    file = ""
+    if "file" in inner:
+        file = inner.string("file")
+        if file not in files:
+            raise inner.error("JDL_VALUE", f"the text of {file!r} did not come with the JDL", "file")
+        if sum(map(len, files.values())) > MAX_JDL_BYTES:
+            raise inner.error("JDL_TOO_LARGE", f"the files of the nodes are longer than {MAX_JDL_BYTES}", "file")
+    try:
+        if file:
+            inner = Record(parse_jdl(files[file]), inner)
+        elif "description" in inner:
+            body = inner.values["description"]
+            if body.kind is not NodeKind.RECORD:
+                raise inner.error("JDL_TYPE", "Description must be a record, the JDL of this node", "description")
+            inner = Record(body, inner)
+        for key in ("nodes", "parameters"):
+            if key in inner:
+                raise inner.error("JDL_VALUE", "a node is one normal job; write its jobs as nodes of their own", key)
+        if _job_type(inner) is not JobType.NORMAL:
+            raise inner.error("JDL_VALUE", "a node is one normal job", "type" if "type" in inner else "jobtype")
+        description = _description(inner)
+    except JdlError as error:
+        raise (error.within(file) if file else error) from None
+    return replace(description, name=name) if name else description
+
+
+def _edges(
+    record: Record, named: Sequence[tuple[str, Node]], descriptions: Sequence[JobDescription]
+) -> tuple[Edge, ...]:
+    numbers: dict[str, int] = {}
+    for number, (_, node) in enumerate(named):
+        name = descriptions[number].name.lower()
+        if not name or name in numbers:
+            raise record.error(
+                "JDL_VALUE", f"every node of a DAG has a name of its own, {name or 'none'!r} is not", "nodes", node
+            )
+        numbers[name] = number
+    inside = record.values["nodes"]
+    for token, node in inside.attributes:
+        if token.text.lower() == "dependencies":  # as the first DAGs of the field had it
+            record.written.setdefault("dependencies", token)
+            record.values.setdefault("dependencies", node)
+    if "dependencies" not in record:
+        return ()
+    return edges_of(record, record.values["dependencies"], numbers)

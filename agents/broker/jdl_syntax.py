@@ -8,6 +8,7 @@ this parser accepts the same expressions, keeps lines and columns, and says what
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -27,21 +28,32 @@ MAX_NAME_LENGTH = 128
 class JdlError(InvalidRequest):
     """JDL that cannot be used: where, which attribute, why, and what to write instead."""
 
-    def __init__(self, reason: str, sentence: str, *, line: int, column: int, attribute: str = "") -> None:
-        place = f"line {line}, column {column}"
+    def __init__(
+        self, reason: str, sentence: str, *, line: int, column: int, attribute: str = "", file: str = ""
+    ) -> None:
+        place = f"{file} line {line}, column {column}".lstrip()
         text = f"JDL {place}: {attribute}: {sentence}" if attribute else f"JDL {place}: {sentence}"
-        super().__init__(reason, text, line=str(line), column=str(column), attribute=attribute)
+        facts = {"line": str(line), "column": str(column), "attribute": attribute}
+        super().__init__(reason, text, **facts, **({"file": file} if file else {}))
         self.line = line
         self.column = column
         self.attribute = attribute
+        self.file = file
+        """Of a node that is in a file of its own; empty: the text itself."""
         self.plain_sentence = sentence
 
+    def within(self, file: str) -> JdlError:
+        """The same, of a node's own file."""
+        return JdlError(
+            self.reason, self.plain_sentence, line=self.line, column=self.column, attribute=self.attribute, file=file
+        )
+
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.reason, self.plain_sentence, self.line, self.column, self.attribute)
+        return _rebuild, (self.reason, self.plain_sentence, self.line, self.column, self.attribute, self.file)
 
 
-def _rebuild(reason: str, sentence: str, line: int, column: int, attribute: str) -> JdlError:
-    return JdlError(reason, sentence, line=line, column=column, attribute=attribute)
+def _rebuild(reason: str, sentence: str, line: int, column: int, attribute: str, file: str) -> JdlError:
+    return JdlError(reason, sentence, line=line, column=column, attribute=attribute, file=file)
 
 
 class TokenKind(Enum):
@@ -450,6 +462,11 @@ def conjuncts(expression: str) -> list[str]:
     """The terms of ``a && b && c``, brackets around the whole removed; one term if there is no ``&&`` at the top."""
     tokens = [token for token in tokenise(expression) if token.kind is not TokenKind.END]
     return [join_tokens(tuple(part)) for part in _split(tokens)]
+
+
+def join_terms(terms: Sequence[str]) -> str:
+    """All of these terms as one expression; empty for none."""
+    return terms[0] if len(terms) == 1 else " && ".join(f"({term})" for term in terms)
 
 
 def _split(tokens: list[Token]) -> list[list[Token]]:

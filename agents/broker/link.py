@@ -21,7 +21,6 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as pb_grpc
 
 from agents.broker import machine, wire
 from agents.broker import store as rows
-from agents.broker.jdl import local_name
 from agents.broker.model import JobDescription, JobState, SandboxFile
 from agents.broker.store import Change, JobRow
 from fabric.errors import (
@@ -270,7 +269,7 @@ class Link:
                 break
             jobs.append(job)
             for path in description.input_sandbox:
-                file = own[local_name(path)]
+                file = own[path]
                 wanted[file.sha256] = file
         try:
             await self._send_files(stub, wanted)

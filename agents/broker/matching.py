@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 
 import classad2
 
-from agents.broker.jdl_syntax import JdlError, conjuncts, parse_expression
-from agents.broker.model import Cluster, ComputingElement, JobDescription, MatchOutcome
+from agents.broker.jdl_syntax import Token, TokenKind, conjuncts, join_tokens, tokenise
+from agents.broker.model import Cluster, ComputingElement, MatchOutcome
 from fabric import access
 
 DEFAULT_REQUIREMENTS = 'other.GlueCEStateStatus == "Production"'
@@ -25,6 +26,15 @@ UNKNOWN_RANK = -1e300
 """A rank that is no number: behind every other, still a match (gLite WMS guide, "Rank")."""
 CLOSE_STORAGE_BONUS = 1e6
 """Added to the default rank of a CE per input file that has a replica close to it."""
+
+LEAST_CHANCE = 0.05
+"""Weight of the worst rank when CEs are drawn; the best has 1 more."""
+MAX_DRAWS = 32
+"""Draws for the jobs of one cluster in one pass; those of one draw go together."""
+MAX_CHANGES = 8
+"""Failing terms for which a change is looked for, for one CE."""
+MAX_LITERALS = 20
+"""Literals of one term that are tried."""
 
 _REFERENCE = re.compile(r"\bother\s*\.\s*([A-Za-z_][A-Za-z0-9_]*)", re.IGNORECASE)
 
@@ -257,9 +267,8 @@ def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOut
     """Whether a CE matches; if not, the first term that fails, in JDL words, with what the CE has."""
     if not ce.ce.alive:
         status = ce.lowered.get("gluecestatestatus", "unknown")
-        return MatchOutcome(
-            ce.ce.id, False, 0.0, DEFAULT_REQUIREMENTS, f"the CE is not heard of; its status is {status}"
-        )
+        told = f"the CE is not heard of; its status is {status}"
+        return MatchOutcome(ce.ce.id, False, 0.0, DEFAULT_REQUIREMENTS, told, "none: wait for the CE")
     if not ce.lets_in(cluster.cluster):
         vo, shown = cluster.cluster.vo, cluster.cluster.fqans
         term = f'Member("VO:{vo}", other.GlueCEAccessControlBaseRule)'
@@ -267,14 +276,58 @@ def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOut
         told = f"the CE takes {', '.join(rules) or 'no VO'}"
         if any(fqan.startswith(f"/{vo}/") for fqan in ce.ce.fqans):
             told += f"; your proxy shows {', '.join(shown) or 'no groups or roles'}"
-        return MatchOutcome(ce.ce.id, False, 0.0, term, told)
+        return MatchOutcome(ce.ce.id, False, 0.0, term, told, "none: another VO, group or role")
     if cluster.matches(ce):
         return MatchOutcome(ce.ce.id, True, cluster.rank_of(ce, near))
-    for term in conjuncts(cluster.text):
-        value = classad2.ExprTree(term).eval(cluster.ad, ce.ad)
-        if value is not True:
-            return MatchOutcome(ce.ce.id, False, 0.0, term, _values(term, ce, value))
-    return MatchOutcome(ce.ce.id, False, 0.0, cluster.text, "the whole is not true for this CE")
+    failing = [
+        (term, value)
+        for term in conjuncts(cluster.text)
+        if (value := classad2.ExprTree(term).eval(cluster.ad, ce.ad)) is not True
+    ]
+    if not failing:
+        told = "the whole is not true for this CE"
+        return MatchOutcome(ce.ce.id, False, 0.0, cluster.text, told, f"leave out {cluster.text}")
+    term, value = failing[0]
+    change = "; ".join(smallest_change(term, cluster.ad, ce) for term, _ in failing[:MAX_CHANGES])
+    return MatchOutcome(ce.ce.id, False, 0.0, term, _values(term, ce, value), change)
+
+
+def smallest_change(term: str, job: classad2.ClassAd, ce: CompiledCe) -> str:
+    """What to write instead of a term for this CE to suit: one literal changed, the nearest number of several.
+
+    Every proposal is evaluated before it is made; where none helps, the term has to go.
+    """
+    tokens = [token for token in tokenise(term) if token.kind is not TokenKind.END]
+    literals = [number for number, token in enumerate(tokens) if token.kind in (TokenKind.NUMBER, TokenKind.STRING)][
+        :MAX_LITERALS
+    ]
+    published = [ce.lowered[name.lower()] for name in _REFERENCE.findall(term) if name.lower() in ce.lowered]
+    best: tuple[float, str] | None = None
+    for number in literals:
+        for text, distance in _instead_of(tokens[number], published):
+            if best is not None and distance >= best[0]:
+                continue
+            instead = Token(tokens[number].kind, text, 1, 1)
+            changed = join_tokens((*tokens[:number], instead, *tokens[number + 1 :]))
+            if classad2.ExprTree(changed).eval(job, ce.ad) is True:
+                best = (distance, changed)
+    return f"write {best[1]} instead of {term}" if best else f"leave out {term}"
+
+
+def _instead_of(literal: Token, published: Sequence[object]) -> list[tuple[str, float]]:
+    """Values to put in the place of a literal, and how far each is from it."""
+    found: list[tuple[str, float]] = []
+    if literal.kind is TokenKind.STRING:
+        for value in published:
+            texts = value if isinstance(value, (tuple, list)) else (value,)  # pyright: ignore[reportUnknownVariableType]
+            found += [(f'"{text}"', 1.0) for text in texts if isinstance(text, str) and '"' not in text]
+        return found
+    asked = float(literal.text)
+    for value in published:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            near = [value, value - 1, value + 1] if value == int(value) else [value]
+            found += [(str(item), abs(item - asked)) for item in near if item >= 0]
+    return sorted(found, key=lambda item: item[1])
 
 
 def _values(term: str, ce: CompiledCe, value: object) -> str:
@@ -296,27 +349,6 @@ def _shown(value: object) -> str:
     return str(value) if not isinstance(value, str) else f'"{value}"'
 
 
-def cluster_of(description: JobDescription, vo: str, owner: str, fqans: tuple[str, ...] = ()) -> Cluster:
-    """The cluster of a job before its first attempt; id 0 until it is stored."""
-    return Cluster(
-        0, description.requirements, description.rank, vo, owner, description.input_data, description.extra,
-        fqans=fqans,
-    )  # fmt: skip
-
-
-def check_expressions(description: JobDescription) -> None:
-    """Requirements and Rank can be parsed. Raises JdlError with places inside the expression."""
-    for attribute, text in (("Requirements", description.requirements), ("Rank", description.rank)):
-        if text:
-            parse_expression(text)
-            try:
-                classad2.ExprTree(text)
-            except classad2.ClassAdException:
-                raise JdlError(
-                    "JDL_SYNTAX", "this expression cannot be read; simplify it", line=1, column=1, attribute=attribute
-                ) from None
-
-
 @dataclass(slots=True)
 class Pass:
     """One round over all clusters that have waiting jobs."""
@@ -328,15 +360,43 @@ class Pass:
     """Per cluster id: why jobs of it stay where they are."""
 
 
+def draw(found: Sequence[Candidate], chance: Random) -> list[Candidate]:
+    """The candidates in an order drawn by lot, a better rank more often in front (FuzzyRank of the gLite WMS)."""
+    known = [item.rank for item in found if item.rank > UNKNOWN_RANK]
+    lowest, span = min(known, default=0.0), max(known, default=0.0) - min(known, default=0.0)
+
+    def key(item: Candidate) -> float:
+        share = (item.rank - lowest) / span if span and item.rank > UNKNOWN_RANK else 0.0
+        return chance.random() ** (1 / (LEAST_CHANCE + share))
+
+    order = sorted(found, key=key, reverse=True)
+    return [Candidate(item.ce, -float(place)) for place, item in enumerate(order)]
+
+
+def _place(
+    wanted: int, found: Sequence[Candidate], rooms: dict[str, Room], own_rank: bool, chance: Random | None
+) -> dict[str, int]:
+    if chance is None:
+        return distribute(wanted, found, rooms, own_rank)
+    given: dict[str, int] = {}
+    part = max(1, wanted // MAX_DRAWS)
+    for start in range(0, wanted, part):
+        for ce, count in distribute(min(part, wanted - start), draw(found, chance), rooms, True).items():
+            given[ce] = given.get(ce, 0) + count
+    return given
+
+
 def match_pass(
     waiting: Mapping[int, int],
     found: Mapping[int, Sequence[Candidate]],
     own_rank: frozenset[int] | set[int],
     rooms: dict[str, Room],
+    fuzzy: Mapping[int, Random] | None = None,
 ) -> Pass:
     """Share out the room of the CEs over the waiting jobs (cluster id: how many).
 
-    ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own. Clusters take
+    ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own, ``fuzzy`` those
+    whose CEs are drawn, and with what. Clusters take
     turns in two rounds, first each its fair part, then what is left, so that one user's ten thousand jobs do not hold
     up another's one.
     """
@@ -349,7 +409,7 @@ def match_pass(
             if available <= 0:
                 break
             wanted = left[key] if limit is None else min(left[key], limit)
-            given = distribute(wanted, found[key], rooms, key in own_rank)
+            given = _place(wanted, found[key], rooms, key in own_rank, fuzzy.get(key) if fuzzy else None)
             for ce, count in given.items():
                 mine = outcome.given.setdefault(key, {})
                 mine[ce] = mine.get(ce, 0) + count

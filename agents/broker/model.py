@@ -24,6 +24,19 @@ class JobType(Enum):
     """One job for each parameter."""
     COLLECTION = "collection"
     """One job for each node."""
+    DAG = "dag"
+    """One job for each node; a node waits until those it depends on have ended well."""
+
+
+class NodeFailure(Enum):
+    """What a node of a DAG that does not end well (ABORTED, CANCELLED, or an exit code other than 0) means."""
+
+    STOP = "stop"
+    """What depends on it, at any distance, is aborted; the rest goes on."""
+    IGNORE = "ignore"
+    """Nothing: what depends on it runs."""
+    ABORT = "abort"
+    """Every node that has not ended is cancelled."""
 
 
 class JobState(IntEnum):
@@ -89,19 +102,22 @@ class JobDescription:
     """ClassAd text, empty for the default."""
     rank: str = ""
     """ClassAd text, empty for the default."""
+    fuzzy_rank: bool = False
+    """Drawn by lot, a better rank more often, instead of always the best."""
+    expires_at_s: int = 0
+    """Seconds since 1970: not matched any more from then on; 0: the broker's own limit."""
     retry_count: int = DEFAULT_RETRY_COUNT
     shallow_retry_count: int = DEFAULT_SHALLOW_RETRY_COUNT
     vo: str = ""
     limits: Limits = Limits()
     name: str = ""
+    node_failure: NodeFailure = NodeFailure.STOP
     extra: tuple[tuple[str, str], ...] = ()
     """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
 
     def marked(self) -> tuple[str, ...]:
         """The fields in which ``_PARAM_`` stands."""
-        return tuple(
-            item.name for item in fields(self) if item.name != "limits" and _has_mark(getattr(self, item.name))
-        )
+        return tuple(item.name for item in fields(self) if _has_mark(getattr(self, item.name)))
 
     def with_parameter(self, parameter: str, marked: tuple[str, ...] | None = None) -> JobDescription:
         """The same with ``_PARAM_`` replaced everywhere; ``marked`` saves looking where, for many jobs of one kind."""
@@ -144,6 +160,8 @@ class JobTemplate:
     """One, or for a collection one per node."""
     parameters: tuple[str, ...] = ()
     """For a parametric job."""
+    edges: tuple[tuple[int, int], ...] = ()
+    """For a DAG: (parent, child), numbers of descriptions."""
 
     def __len__(self) -> int:
         return len(self.parameters) if self.type is JobType.PARAMETRIC else len(self.descriptions)
@@ -171,6 +189,7 @@ class SandboxFile:
     """An input sandbox file that the broker holds."""
 
     name: str
+    """As InputSandbox writes it; the job sees its last part."""
     sha256: str
     size_bytes: int
     executable: bool = False
@@ -222,6 +241,17 @@ class Cluster:
     """CEs where these jobs have failed; used again only if nothing else matches."""
     fqans: tuple[str, ...] = ()
     """The owner's groups and roles in `vo` when these jobs were submitted, sorted."""
+    fuzzy_rank: bool = False
+    expires_at_s: int = 0
+    """Seconds since 1970: given up from then on, if they still wait; 0: the broker's own limit."""
+
+    @staticmethod
+    def of(job: JobDescription, vo: str, owner: str, fqans: tuple[str, ...]) -> Cluster:
+        """Of a job before its first attempt; id 0 until it is stored."""
+        return Cluster(
+            0, job.requirements, job.rank, vo, owner, job.input_data, job.extra,
+            fqans=fqans, fuzzy_rank=job.fuzzy_rank, expires_at_s=job.expires_at_s,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +263,8 @@ class MatchOutcome:
     rank: float = 0.0
     failing_term: str = ""
     explanation: str = ""
+    change: str = ""
+    """What to write for it to match: the smallest change for each failing term."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,18 @@ from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 from agents.broker import machine, wire
 from agents.broker import store as rows
 from agents.broker.core import BrokerCore
-from agents.broker.jdl import local_name, normalise
-from agents.broker.matching import CompiledCluster, close_files, cluster_of, explain
-from agents.broker.model import ENDED, JobState, JobTemplate, JobType, SandboxFile
+from agents.broker.jdl import normalise
+from agents.broker.matching import CompiledCluster, close_files, explain
+from agents.broker.model import (
+    ENDED,
+    Cluster,
+    ComputingElement,
+    JobState,
+    JobTemplate,
+    JobType,
+    MatchOutcome,
+    SandboxFile,
+)
 from agents.broker.sandbox import checked_hash, file_too_large
 from agents.broker.store import Change, JobRow
 from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, from_security
@@ -99,9 +108,13 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         if len(request.input_sandbox) > MAX_FILES:
             raise InvalidRequest("TOO_MANY_FILES", f"at most {MAX_FILES} input sandbox files in one submission")
         core.credential(peer.subject)  # refuses who has delegated nothing
-        template = await _parse(request.jdl)
+        template = await _parse(request.jdl, request.node_files)
+        if template.type is JobType.DAG:
+            raise InvalidRequest("JDL_UNSUPPORTED", "DAGs are not run yet; submit their nodes one after the other")
         vo = self._vo(template, peer)
         for item in template.descriptions:
+            if item.expires_at_s and item.expires_at_s * 1_000_000 <= core.now_us:
+                raise InvalidRequest("JOB_EXPIRED", "ExpiryTime has passed; give a time to come, or leave it out")
             core.renewals.server_of(item.extra)  # refuses a credential store that will not be used
         template = replace(template, descriptions=tuple(replace(item, vo=vo) for item in template.descriptions))
         files = wire.sandbox_files(request)
@@ -151,28 +164,26 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             raise Refused("VO_NOT_MEMBER", f"{peer.subject} is a member of {peer.vo}, not of {vo}", vo=vo)
         return vo
 
-    def _check_sandbox(self, template: JobTemplate, files: Sequence[SandboxFile]) -> tuple[SandboxFile, ...]:
+    def _check_sandbox(self, template: JobTemplate, files: Mapping[str, SandboxFile]) -> tuple[SandboxFile, ...]:
         """Every job finds its files, within the limits. Files that no job names are left out."""
         options = self._core.options
-        by_name = {item.name: item for item in files}
         used: dict[str, SandboxFile] = {}
         alike = not any("input_sandbox" in item.marked() for item in template.descriptions)
         for description in template.descriptions if alike else template.jobs():
             total = 0
             for path in description.input_sandbox:
-                name = local_name(path)
-                file = by_name.get(name)
+                file = files.get(path)
                 if file is None:
                     raise InvalidRequest(
                         "SANDBOX_FILE_MISSING",
-                        f"the JDL names {path!r} in InputSandbox, and the submission has no file {name!r}; upload it",
-                        name=name,
+                        f"the JDL names {path!r} in InputSandbox, and the submission does not have it; upload it",
+                        name=path,
                     )
-                if name not in used:
+                if path not in used:
                     checked_hash(file.sha256)
                     if file.size_bytes > options.max_file_bytes:
-                        raise file_too_large(name, file.size_bytes, options.max_file_bytes)
-                    used[name] = file
+                        raise file_too_large(path, file.size_bytes, options.max_file_bytes)
+                    used[path] = file
                 total += file.size_bytes
             if total > options.max_sandbox_bytes:
                 raise Exhausted(
@@ -302,12 +313,16 @@ class BrokerServicer(pb_grpc.BrokerServicer):
 
     async def ListMatch(self, request: pb.ListMatchRequest, context: Any) -> pb.ListMatchResponse:
         peer = current_peer()
-        template = await _parse(request.jdl)
+        template = await _parse(request.jdl, request.node_files)
         vo = self._vo(template, peer)
         description = next(template.jobs())
-        compiled = CompiledCluster(cluster_of(description, vo, peer.subject, _fqans_in(vo, peer)))
+        compiled = CompiledCluster(Cluster.of(description, vo, peer.subject, _fqans_in(vo, peer)))
         ces, replicas = await self._core.compiled_for_question(compiled)
-        outcomes = [(explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces]
+
+        def explain_all() -> list[tuple[MatchOutcome, ComputingElement]]:
+            return [(explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces]
+
+        outcomes = await asyncio.to_thread(explain_all)
         outcomes.sort(key=lambda item: (not item[0].matches, -item[0].rank, item[0].ce))
         return pb.ListMatchResponse(matches=[wire.match_to_wire(outcome, ce) for outcome, ce in outcomes])
 
@@ -316,5 +331,8 @@ def _fqans_in(vo: str, peer: Peer) -> tuple[str, ...]:
     return tuple(sorted({fqan for fqan in peer.fqans if is_within(fqan, f"/{vo}")}))
 
 
-async def _parse(text: str) -> JobTemplate:
-    return normalise(text) if len(text) < LARGE_JDL else await asyncio.to_thread(normalise, text)
+async def _parse(text: str, node_files: Mapping[str, str]) -> JobTemplate:
+    files = dict(node_files)
+    if len(text) + sum(map(len, files.values())) < LARGE_JDL:
+        return normalise(text, files)
+    return await asyncio.to_thread(normalise, text, files)

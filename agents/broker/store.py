@@ -24,6 +24,7 @@ from agents.broker.model import (
     JobType,
     Limits,
     LogEvent,
+    NodeFailure,
     OutputData,
     SandboxFile,
 )
@@ -187,12 +188,15 @@ def _job_row(row: Sequence[Any]) -> JobRow:
 
 
 def encode_description(description: JobDescription) -> str:
-    return json.dumps(asdict(description), ensure_ascii=False, separators=(",", ":"))
+    body = asdict(description)
+    body["node_failure"] = description.node_failure.value
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 
 def decode_description(text: str) -> JobDescription:
     body = json.loads(text)
     body["limits"] = Limits(**body["limits"])
+    body["node_failure"] = NodeFailure(body.get("node_failure", "stop"))
     body["output_data"] = tuple(OutputData(**item) for item in body["output_data"])
     for name in ("environment", "extra"):
         body[name] = tuple((key, value) for key, value in body[name])
@@ -224,7 +228,7 @@ def load_clusters(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Cl
             found[int(key)] = Cluster(
                 int(key), body["requirements"], body["rank"], body["vo"], body["owner"], tuple(body["input_data"]),
                 tuple((name, value) for name, value in body["extra"]), tuple(body["excluded"]),
-                tuple(body.get("fqans", ())),
+                tuple(body.get("fqans", ())), body.get("fuzzy_rank", False), body.get("expires_at_s", 0),
             )  # fmt: skip
     return found
 
@@ -309,10 +313,7 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
     for job_id, (index, parameter) in zip(new.job_ids, template.parts(), strict=True):
         base = template.descriptions[index]
         description = base.with_parameter(parameter, marked[index]) if parameter else base
-        wanted = Cluster(
-            0, description.requirements, description.rank, new.vo, new.owner, description.input_data, description.extra,
-            fqans=new.fqans,
-        )  # fmt: skip
+        wanted = Cluster.of(description, new.vo, new.owner, new.fqans)
         cluster = cluster_ids.get(wanted)
         if cluster is None:
             cluster = cluster_ids[wanted] = cluster_id(connection, wanted)
@@ -695,6 +696,14 @@ def waiting_since(connection: sa.Connection, before_us: int, limit: int) -> list
     """Jobs that have waited for a match since before a time."""
     rows = connection.exec_driver_sql(
         f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND changed_at_us < ? LIMIT ?", (before_us, limit)
+    )
+    return [_job_row(row) for row in rows]
+
+
+def waiting_of(connection: sa.Connection, cluster: int, limit: int) -> list[JobRow]:
+    """Jobs of a cluster that wait for a match."""
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? LIMIT ?", (cluster, limit)
     )
     return [_job_row(row) for row in rows]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.broker.v1 import broker_pb2 as pb
@@ -56,21 +56,23 @@ def event_from_payload(source: str, sequence: int, payload: bytes) -> lb_pb.Even
     return event
 
 
-def sandbox_files(request: pb.SubmitRequest) -> tuple[SandboxFile, ...]:
-    """Raises InvalidRequest SANDBOX_PATH_ESCAPE, SANDBOX_NAME_TWICE."""
+def sandbox_files(request: pb.SubmitRequest) -> dict[str, SandboxFile]:
+    """By the name that InputSandbox gives them. Raises InvalidRequest SANDBOX_PATH_ESCAPE, SANDBOX_NAME_TWICE."""
     found: dict[str, SandboxFile] = {}
     for item in request.input_sandbox:
-        name = item.name
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or len(name.encode()) > 255:
+        name = local_name(item.name)
+        if name in ("", ".", "..") or "\\" in name or "\0" in item.name or len(name.encode()) > 255:
             raise InvalidRequest(
                 "SANDBOX_PATH_ESCAPE",
-                f"the input sandbox file {name[:200]!r} would leave the job's directory; give a plain file name",
-                name=name,
+                f"the input sandbox file {item.name[:200]!r} would leave the job's directory; give a plain file name",
+                name=item.name[:200],
             )
-        if name in found:
-            raise InvalidRequest("SANDBOX_NAME_TWICE", f"the input sandbox file {name!r} is given twice", name=name)
-        found[name] = SandboxFile(name, item.sha256, item.size_bytes, item.executable)
-    return tuple(found.values())
+        if item.name in found:
+            raise InvalidRequest(
+                "SANDBOX_NAME_TWICE", f"the input sandbox file {item.name!r} is given twice", name=item.name
+            )
+        found[item.name] = SandboxFile(item.name, item.sha256, item.size_bytes, item.executable)
+    return found
 
 
 def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str) -> gk_pb.Job:
@@ -85,12 +87,12 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     for name, value in description.environment:
         wire.environment[name] = value
     for path in description.input_sandbox:
-        file = files[local_name(path)]
+        file, name = files[path], local_name(path)
         wire.input_sandbox.add(
-            name=file.name,
+            name=name,
             sha256=file.sha256,
             size_bytes=file.size_bytes,
-            executable=file.executable or file.name == description.executable,
+            executable=file.executable or name == description.executable,
         )
     wire.output_sandbox.extend(description.output_sandbox)
     wire.input_data.extend(description.input_data)
@@ -126,6 +128,7 @@ def match_to_wire(outcome: MatchOutcome, ce: ComputingElement) -> pb.Match:
         rank=outcome.rank,
         failing_term=outcome.failing_term,
         explanation=outcome.explanation,
+        change=outcome.change,
         site=ce.site,
         free_slots=ce.free_slots,
     )
@@ -153,7 +156,3 @@ def location_to_wire(row: JobRow, waiting_for: str) -> pb.JobLocation:
         attempt=job.attempt,
         waiting_for=waiting_for,
     )
-
-
-def submit_request(jobs: Sequence[gk_pb.Job]) -> gk_pb.SubmitRequest:
-    return gk_pb.SubmitRequest(jobs=jobs)

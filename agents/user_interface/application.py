@@ -10,7 +10,21 @@ from collections.abc import Sequence
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.commands import audit, ban, ca, data, delegation, drill, fabric, info, job, judges, proxy, vo
+from agents.user_interface.commands import (
+    audit,
+    ban,
+    ca,
+    data,
+    delegation,
+    drill,
+    fabric,
+    info,
+    jdl,
+    job,
+    judges,
+    proxy,
+    vo,
+)
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
 
 app = typer.Typer(
@@ -27,6 +41,7 @@ proxy.app.command("verify")(judges.verify)
 app.add_typer(proxy.app, name="proxy")
 app.add_typer(ca.app, name="ca")
 app.add_typer(judges.mapfile_app, name="mapfile")
+app.add_typer(jdl.app, name="jdl")
 app.add_typer(job.app, name="job")
 app.add_typer(data.app, name="data")
 app.add_typer(info.app, name="info")

@@ -509,28 +509,18 @@ async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str,
     """`grid job list-match`."""
     text = read_jdl(file)
     async with open_for_user(environ) as grid:
-        matches = list(await (await broker(grid)).list_match(text))
+        matches = list(await (await broker(grid)).list_match(text, file.resolve().parent))
     matches.sort(key=lambda match: (not match.matches, -match.rank, match.ce))
     if as_json:
-        console.print_json(
-            [
-                {
-                    "ce": m.ce,
-                    "matches": m.matches,
-                    "rank": m.rank,
-                    "failing_term": m.failing_term,
-                    "explanation": m.explanation,
-                }
-                for m in matches
-            ]
-        )
+        names = ("ce", "matches", "rank", "failing_term", "explanation", "change")
+        console.print_json([{name: getattr(match, name) for name in names} for match in matches])
     else:
         rows = [
             [m.ce, "yes" if m.matches else "no", f"{m.rank:g}" if m.matches else "",
-             " : ".join(filter(None, (m.failing_term, m.explanation)))]
+             " : ".join(filter(None, (m.failing_term, m.explanation))), m.change]
             for m in matches
         ]  # fmt: skip
-        console.print_table(["CE", "SUITS", "RANK", "WHY NOT"], rows)
+        console.print_table(["CE", "SUITS", "RANK", "WHY NOT", "SMALLEST CHANGE"], rows)
     if not any(match.matches for match in matches):
         raise NotFound(
             "NO_MATCH", "no computing element suits this job" if matches else "no computing element is known"

@@ -434,6 +434,7 @@ async def test_list_match_names_the_failing_term(workload: Workload) -> None:
     assert not match.matches
     assert match.failing_term == "other.GlueCEPolicyMaxWallClockTime >= 720"
     assert match.explanation == "GlueCEPolicyMaxWallClockTime is 60"
+    assert match.change == f"write other.GlueCEPolicyMaxWallClockTime >= 60 instead of {match.failing_term}"
     (match,) = await broker.list_match(TRUE)
     assert (match.matches, match.site, match.free_slots) == (True, "CERN", 4)
 
@@ -460,7 +461,7 @@ async def test_refusals(workload: Workload, tmp_path: Path) -> None:
     error = await refusal(submit(TRUE + 'OutputSandbox = {"../../etc/passwd"};'), InvalidRequest)
     assert error.reason == "JDL_PATH_ESCAPE"
     sha = "0" * 64
-    error = await refusal(submit(TRUE, pb.SandboxFile(name="../x", sha256=sha)), InvalidRequest)
+    error = await refusal(submit(TRUE, pb.SandboxFile(name="x/..", sha256=sha)), InvalidRequest)
     assert error.reason == "SANDBOX_PATH_ESCAPE"
     with_file = TRUE + 'InputSandbox = {"a"};'
     assert (await refusal(submit(with_file), InvalidRequest)).reason == "SANDBOX_FILE_MISSING"

@@ -77,6 +77,7 @@ def test_the_commands_are_those_promised() -> None:
         "proxy init", "proxy info", "proxy destroy", "proxy verify",
         "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
+        "jdl check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",

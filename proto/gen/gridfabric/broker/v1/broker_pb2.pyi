@@ -45,14 +45,23 @@ class SandboxFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., executable: _Optional[bool] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("submission_id", "jdl", "input_sandbox")
+    __slots__ = ("submission_id", "jdl", "input_sandbox", "node_files")
+    class NodeFilesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SUBMISSION_ID_FIELD_NUMBER: _ClassVar[int]
     JDL_FIELD_NUMBER: _ClassVar[int]
     INPUT_SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    NODE_FILES_FIELD_NUMBER: _ClassVar[int]
     submission_id: str
     jdl: str
     input_sandbox: _containers.RepeatedCompositeFieldContainer[SandboxFile]
-    def __init__(self, submission_id: _Optional[str] = ..., jdl: _Optional[str] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ...) -> None: ...
+    node_files: _containers.ScalarMap[str, str]
+    def __init__(self, submission_id: _Optional[str] = ..., jdl: _Optional[str] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., node_files: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("job_id", "children")
@@ -83,13 +92,22 @@ class CancelResponse(_message.Message):
     def __init__(self, outcomes: _Optional[_Iterable[_Union[CancelOutcome, _Mapping]]] = ...) -> None: ...
 
 class ListMatchRequest(_message.Message):
-    __slots__ = ("jdl",)
+    __slots__ = ("jdl", "node_files")
+    class NodeFilesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     JDL_FIELD_NUMBER: _ClassVar[int]
+    NODE_FILES_FIELD_NUMBER: _ClassVar[int]
     jdl: str
-    def __init__(self, jdl: _Optional[str] = ...) -> None: ...
+    node_files: _containers.ScalarMap[str, str]
+    def __init__(self, jdl: _Optional[str] = ..., node_files: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Match(_message.Message):
-    __slots__ = ("ce", "matches", "rank", "failing_term", "explanation", "site", "free_slots")
+    __slots__ = ("ce", "matches", "rank", "failing_term", "explanation", "site", "free_slots", "change")
     CE_FIELD_NUMBER: _ClassVar[int]
     MATCHES_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +115,7 @@ class Match(_message.Message):
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
     ce: str
     matches: bool
     rank: float
@@ -104,7 +123,8 @@ class Match(_message.Message):
     explanation: str
     site: str
     free_slots: int
-    def __init__(self, ce: _Optional[str] = ..., matches: _Optional[bool] = ..., rank: _Optional[float] = ..., failing_term: _Optional[str] = ..., explanation: _Optional[str] = ..., site: _Optional[str] = ..., free_slots: _Optional[int] = ...) -> None: ...
+    change: str
+    def __init__(self, ce: _Optional[str] = ..., matches: _Optional[bool] = ..., rank: _Optional[float] = ..., failing_term: _Optional[str] = ..., explanation: _Optional[str] = ..., site: _Optional[str] = ..., free_slots: _Optional[int] = ..., change: _Optional[str] = ...) -> None: ...
 
 class ListMatchResponse(_message.Message):
     __slots__ = ("matches",)
