@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.slapd import GLUE_SCHEMA_FILES, SLAPD, database
@@ -26,7 +27,7 @@ location = "Geneva, Switzerland"
 latitude = 46.23
 longitude = 6.05
 contact = "grid@example.org"
-top = {}
+top = { count = 2 }
 information = {}
 broker = {}
 bookkeeping = {}
@@ -239,3 +240,18 @@ def test_infosites(lab: Lab) -> None:
     data = lab.json("infosites", "--vo", "cms", "all")
     assert len(data["ces"]) == len(ce) - 2 and len(data["ses"]) == len(se) - 2
     lab.grid("infosites", "--vo", "nobody", "ce", codes=(3,))
+
+
+def test_gstat_adds_up_checks_and_draws(lab: Lab) -> None:
+    def seen() -> dict[str, Any]:
+        return lab.json("gstat", "--html", "gstat.html", "--map", "sites.kml")
+
+    until(lambda: seen()["sites"][0]["status"] in ("OK", "INFO"), 60, "the site is in order for gstat")
+    found = seen()
+    (site,) = found["sites"]
+    assert (site["site"], site["country"], site["cpus"]) == ("LAB", "Switzerland", 2)
+    assert site["response_s"] is not None and site["entries"] > 10
+    assert found["total"]["sites"] == 1 and found["flags"] == []
+    assert "<svg" in (lab.folder / "gstat.html").read_text() and "LAB" in (lab.folder / "sites.kml").read_text()
+    assert lab.grid("gstat").splitlines()[0].startswith("REGION")
+    lab.grid("gstat", "--map", "sites.gif", codes=(2,))

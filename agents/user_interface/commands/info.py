@@ -163,3 +163,24 @@ def infosites(
 
     address = information.server_address(server)
     console.run_async(tables.infosites_command(vo, what.value, address, as_json=as_json))
+
+
+def gstat(
+    html: Annotated[Path | None, typer.Option(help="Write a page with the map to this file.")] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="Write a map to this file: .svg, .kml or .geojson.")
+    ] = None,
+    server: Server = None,
+    as_json: Json = False,
+) -> None:
+    """Add up the sites by region, check what they publish, ask each of them, and draw a map.
+
+    \b
+    Examples:
+      grid gstat
+      grid gstat --html gstat.html --map sites.kml
+    """
+    from agents.user_interface import information
+    from agents.user_interface.gstat import run
+
+    console.run_async(run.command(information.server_address(server), html, map_file, as_json=as_json))

@@ -73,7 +73,7 @@ def test_every_command_that_prints_data_can_print_json(words: tuple[str, ...], c
 
 def test_the_commands_are_those_promised() -> None:
     assert {" ".join(words) for words, _ in ALL} == {
-        "up", "status", "down", "env", "doctor", "demo", "version",
+        "up", "status", "down", "env", "doctor", "demo", "version", "gstat",
         "proxy init", "proxy info", "proxy destroy", "proxy verify",
         "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
