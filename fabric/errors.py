@@ -192,9 +192,8 @@ class Status(NamedTuple):
     trailing_metadata: tuple[tuple[str, bytes], ...]
 
 
-def to_status(error: GridError) -> Status:
-    """The gRPC status of an error, with google.rpc.ErrorInfo. Facts that do not fit into 4 KiB are left out, last
-    first."""
+def to_details(error: GridError) -> bytes:
+    """google.rpc.Status with ErrorInfo, serialised. Facts that do not fit into 4 KiB are left out, last first."""
     import grpc
     from google.rpc import error_details_pb2, status_pb2
 
@@ -206,8 +205,16 @@ def to_status(error: GridError) -> Status:
         status.details.add().Pack(info)
         details = status.SerializeToString()
         if len(details) <= MAX_DETAILS_BYTES or not facts:
-            return Status(code, error.sentence, ((DETAILS_KEY, details),))
+            return details
         del facts[next(reversed(facts))]
+
+
+def to_status(error: GridError) -> Status:
+    """The gRPC status of an error, with its details."""
+    import grpc
+
+    code = grpc.StatusCode[type(error).status_name]
+    return Status(code, error.sentence, ((DETAILS_KEY, to_details(error)),))
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str) -> GridError:
@@ -216,7 +223,7 @@ def from_rpc_error(error: grpc.RpcError, peer: str) -> GridError:
     failure: Any = error
     code: Any = failure.code()
     status_name = code.name if code is not None else "UNKNOWN"
-    typed = _from_details(_trailing(failure), status_name)
+    typed = from_details(_trailing(failure) or b"", status_name)
     if typed is not None:
         return typed
     return _from_grpc(status_name, str(failure.details() or ""), peer)
@@ -229,21 +236,22 @@ def _trailing(failure: Any) -> bytes | None:
     return None
 
 
-def _from_details(details: bytes | None, status_name: str) -> GridError | None:
-    """The error packed by `to_status`; None if there is none, it is not ours, or it does not parse."""
-    if details is None:
+def from_details(details: bytes, status_name: str = "") -> GridError | None:
+    """The error packed by `to_details`; None if there is none, it is not ours, or it does not parse. `status_name`:
+    what the call ended with, where something besides the details says so."""
+    if not details:
         return None
     from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import code_pb2, error_details_pb2, status_pb2
 
     info = error_details_pb2.ErrorInfo()
     try:
         status = status_pb2.Status.FromString(details)
         if not any(part.Unpack(info) for part in status.details):
             return None
-    except DecodeError:
+        kind = CLASS_OF_STATUS.get(status_name or code_pb2.Code.Name(status.code))
+    except (DecodeError, ValueError):
         return None
-    kind = CLASS_OF_STATUS.get(status_name)
     if kind is None or info.domain != DOMAIN or not _REASON.match(info.reason) or len(info.reason) > MAX_REASON_LENGTH:
         return None
     return kind(info.reason, status.message, **dict(info.metadata))

@@ -16,7 +16,7 @@ from agents.myproxy import protocol
 from agents.myproxy.protocol import Command, Proof, Request, Response
 from fabric.clock import Clock
 from fabric.errors import DeadlineExceeded, InvalidRequest, Refused, Unavailable, from_security
-from fabric.tls_door import TlsClosed, TlsStream, client_stream
+from fabric.tls_door import TlsClosed, TlsStream, connect
 from security import certificates, proxies
 from security.credentials import Credential, generate_key
 from security.errors import SecurityError, os_error_text
@@ -130,12 +130,10 @@ class MyProxyClient:
 
     @contextlib.asynccontextmanager
     async def _dialogue(self, request: Request) -> AsyncGenerator[_Dialogue]:
-        writer: asyncio.StreamWriter | None = None
+        stream: TlsStream | None = None
         try:
             async with asyncio.timeout(self.timeout_s):
-                reader, writer = await asyncio.open_connection(self.host, self.port)
-                stream = client_stream(self.credential, reader, writer, self.host)
-                await stream.handshake()
+                stream = await connect(self.credential, self.host, self.port)
                 self._judge(stream)
                 dialogue = _Dialogue(stream, self._where)
                 await dialogue.send(b"0" + protocol.encode_request(request))
@@ -150,8 +148,8 @@ class MyProxyClient:
                 "SERVER_UNREACHABLE", f"the credential store {self._where} cannot be reached ({words}); try again"
             ) from error
         finally:
-            if writer is not None:
-                writer.close()
+            if stream is not None:
+                stream.close()
 
     def _judge(self, stream: TlsStream) -> None:
         try:

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable
 
 from agents.storage.config import parse_config
+from agents.storage.door import WebDavDoor
 from agents.storage.element import StorageElement
 from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
+from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
@@ -19,7 +21,8 @@ from fabric.clock import utc_text
 from fabric.errors import GridError
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap import Entry
-from fabric.rpc.server import RpcService
+from fabric.rpc.server import RpcServer, RpcService
+from fabric.tls_door import TlsDoor
 
 MEASURE_S = 5.0
 """How often the disks are looked at without a reason; a file that came or went is one."""
@@ -46,16 +49,13 @@ class StorageAgent(Agent):
         )
         context.close_at_end(self.element)
         keep_buffers()
-        self.servicer = StorageServicer(
-            self.element,
-            host=settings.advertise,
-            port=settings.rpc_port,
-            channels=context.channels,
-            delegations=context.delegations,
-            log=context.log,
-            vos=context.vos,
+        self.manager = StorageManager(
+            self.element, host=settings.advertise, port=settings.rpc_port, log=context.log, vos=context.vos
         )
-        self.services = [RpcService(self.servicer, add_to_server, RULES)]
+        servicer = StorageServicer(
+            self.manager, channels=context.channels, delegations=context.delegations, vos=context.vos
+        )
+        self.services = [RpcService(servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())
         self._started_at = ""
         self._publisher: InformationPublisher | None = None
@@ -70,10 +70,24 @@ class StorageAgent(Agent):
     async def started(self) -> None:
         """Publish."""
         if self.context.rpc is not None:
-            self.servicer.port = self.context.rpc.port
+            self.manager.port = self.context.rpc.port
+            await self._open_door(self.context.rpc)
         self._started_at = utc_text(self.context.clock.now())
         self._publisher = InformationPublisher(self.context, self.entries)
         await self._publisher.start()
+
+    async def _open_door(self, rpc: RpcServer) -> None:
+        settings = self.context.settings
+        if "http" not in settings.ports:
+            return
+        door = WebDavDoor(
+            self.manager, rpc.security_context.open_for, rpc.sessions, site=settings.site, log=self.context.log
+        )
+        self.context.close_at_end(door)
+        tls = TlsDoor(lambda: self.context.credential, door.serve, self.context.log)
+        self.context.close_at_end(tls)
+        await tls.start(settings.listen, settings.ports["http"])
+        self.manager.door_port = tls.port
 
     async def stop(self) -> None:
         """Withdraw; end what is not complete, keep what is."""
@@ -97,7 +111,12 @@ class StorageAgent(Agent):
     def entries(self) -> Iterable[Entry]:
         """GlueSE with one GlueSA for each VO, and GlueService. GlueSEUniqueID is the `host:port` of the SURLs."""
         settings, space, served = self.context.settings, self._space, self.context.vos.served
-        unique_id = f"{self.servicer.host}:{self.servicer.port}"
+        host, port = self.manager.host, self.manager.port
+        unique_id = f"{host}:{port}"
+        protocols = [glue_model.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", port)]
+        if self.manager.door_port:
+            door = f"{host}:{self.manager.door_port}"
+            protocols.append(glue_model.AccessProtocol("https", f"https://{door}", self.manager.door_port))
         areas = tuple(
             glue_model.StorageArea(
                 local_id=use.vo,
@@ -113,10 +132,10 @@ class StorageAgent(Agent):
                 unique_id=unique_id,
                 site=settings.site,
                 name=settings.name,
-                port=self.servicer.port,
+                port=port,
                 areas=areas,
                 total_bytes=sum(use.used_bytes for use, _ in space.vos) + space.free_bytes,
-                protocols=(glue_model.AccessProtocol(PROTOCOL, f"grpc://{unique_id}", self.servicer.port),),
+                protocols=tuple(protocols),
             )
         )
         yield from glue13.service_entries(

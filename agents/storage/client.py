@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat as stat_module
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any, TypeVar
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 
-from agents.storage import wire
+from agents.storage import https_client, wire
 from agents.storage.framing import Piece, get_call, put_data
+from agents.storage.http_stream import chunk
 from agents.storage.memory import keep_buffers
-from agents.storage.model import PIECE_BYTES, Checksums, require_equal
+from agents.storage.model import LARGE_BYTES, PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
+from fabric.tls_door import TlsClosed
 from security.errors import os_error_text
 
 __all__ = [
@@ -203,11 +205,14 @@ async def _put_once(
         raise InvalidRequest("FILE_UNREADABLE", f"{name} is not a regular file; give a file")
     size_bytes = found.st_size
     header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
+    stub = storage_pb2_grpc.StorageStub(channel)
+    if size_bytes >= LARGE_BYTES and (turl := (await stub.PrepareToPut(header)).turl):
+        return await _put_by_https(channel, turl, descriptor, name, header, progress)
     hasher = Hasher()
-    call = storage_pb2_grpc.StorageStub(channel).Put()
+    call = stub.Put()
     async with call:
         going = await call.send(pb.PutRequest(header=header))
-        async with aclosing(_local_messages(descriptor, name, size_bytes, hasher)) as messages:
+        async with aclosing(_local_messages(descriptor, name, size_bytes, hasher, put_data)) as messages:
             async for message, piece_bytes in messages:
                 async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
                     going = going and await call.send(message)
@@ -225,6 +230,34 @@ async def _put_once(
     return stored
 
 
+async def _put_by_https(
+    channel: Any, turl: str, descriptor: int, name: str, header: pb.PutHeader, progress: Progress
+) -> Stored:
+    size_bytes, hasher = header.size_bytes, Hasher()
+    async with https_client.connected(channel, turl) as (stream, host, path):
+        headers = https_client.put_headers(size_bytes, header.put_id, header.name_hint)
+        await https_client.ask(stream, "POST", path, host, headers)
+        broken: TlsClosed | None = None
+        try:
+            async with aclosing(_local_messages(descriptor, name, size_bytes, hasher, chunk)) as messages:
+                async for message, piece_bytes in messages:
+                    async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
+                        await stream.send(message)
+                    progress(piece_bytes)
+            await stream.write(https_client.end_of_put(hasher.checksums()))
+        except TlsClosed as error:
+            broken = error  # it may have refused, and said why
+        async with _deadline(ANSWER_S, f"the storage element did not say that it has {name}"):
+            try:
+                file_id, checksums = await https_client.put_answer(stream, turl)
+            except TlsClosed as error:
+                raise broken or error from None
+    sums = hasher.checksums()
+    surl = str(Surl(*_door_of(channel), header.vo, file_id))
+    require_equal(f"{name} at {surl}", size_bytes, checksums, sums)
+    return Stored(surl, size_bytes, sums)
+
+
 @asynccontextmanager
 async def _deadline(limit_s: float, what: str) -> AsyncIterator[None]:
     try:
@@ -237,14 +270,14 @@ async def _deadline(limit_s: float, what: str) -> AsyncIterator[None]:
 
 
 async def _local_messages(
-    descriptor: int, name: str, size_bytes: int, hasher: Hasher
+    descriptor: int, name: str, size_bytes: int, hasher: Hasher, made: Callable[[memoryview], bytes]
 ) -> AsyncIterator[tuple[bytes, int]]:
     """The file as messages, each with the bytes of the file in it; read, hashed and made by a thread one batch ahead of
     the sending."""
 
     def message(piece: memoryview) -> tuple[bytes, int]:
         hasher.update(piece)
-        return put_data(piece), len(piece)
+        return made(piece), len(piece)
 
     reader = PieceReader(descriptor, message)
 
@@ -278,20 +311,19 @@ class OpenFile:
     """A download under way. `size_bytes` and `checksums` are of the whole file, whatever the range."""
 
     def __init__(
-        self, responses: AsyncIterator[Any], surl: str, size_bytes: int, checksums: Checksums, expected_bytes: int
+        self, arriving: AsyncIterator[Piece], surl: str, size_bytes: int, checksums: Checksums, expected_bytes: int
     ) -> None:
         self.surl = surl
         self.size_bytes = size_bytes
         self.checksums = checksums
-        self._responses = responses
+        self._arriving = arriving
         self._expected_bytes = expected_bytes
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The bytes of the range, in order, once. Raises DataCorrupted(STREAM_CUT) if not all come. Not verified
-        here."""
+        """The bytes of the range, in order, once; a piece may be overwritten after `2 * AHEAD_PIECES` more. Raises
+        DataCorrupted(STREAM_CUT) if not all come. Not verified here."""
         received = 0
-        while (response := await self._next()) is not None:
-            piece = response if isinstance(response, memoryview) else response.data
+        while (piece := await self._next()) is not None:
             received += len(piece)
             if received > self._expected_bytes:
                 break
@@ -303,15 +335,15 @@ class OpenFile:
                 "elsewhere",
             )
 
-    async def _next(self) -> Any:
+    async def _next(self) -> Piece | None:
         async with _deadline(STALL_S, f"the storage element sent nothing of {self.surl}"):
-            return await anext(self._responses, None)
+            return await anext(self._arriving, None)
 
 
 @asynccontextmanager
 async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -> AsyncIterator[OpenFile]:
     """Begin to read a range (length 0: to the end). Raises GridError as the storage element did."""
-    call = get_call(channel)(pb.GetRequest(surl=surl, offset=offset, length=length))
+    call = get_call(channel)(pb.GetRequest(surl=surl, offset=offset, length=length, accept_turl=True))
     try:
         responses = aiter(call)
         async with _deadline(STALL_S, f"the storage element said nothing about {surl}"):
@@ -320,9 +352,17 @@ async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -
             raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {surl}; read another replica")
         rest = first.size_bytes - offset
         due = min(length, rest) if length else rest
-        yield OpenFile(responses, surl, first.size_bytes, wire.checksums_from_wire(first.checksums), due)
+        by_https = bool(first.turl)
+        arriving = https_client.read(channel, first.turl, offset, due) if by_https else _data_of(responses)
+        async with aclosing(arriving):
+            yield OpenFile(arriving, surl, first.size_bytes, wire.checksums_from_wire(first.checksums), due)
     finally:
         call.cancel()
+
+
+async def _data_of(responses: AsyncIterator[Any]) -> AsyncGenerator[Piece, None]:
+    async for response in responses:
+        yield response if isinstance(response, memoryview) else response.data
 
 
 async def get_file(
@@ -408,7 +448,7 @@ async def read_range(channel: Any, surl: str, offset: int = 0, length: int = 0) 
     """A part of a file, in memory. A part cannot be checked against the file's checksums; the connection protects
     it."""
     async with open_file(channel, surl, offset, length) as opened:
-        return b"".join([piece async for piece in opened.pieces()])
+        return b"".join([bytes(piece) async for piece in opened.pieces()])
 
 
 async def copy(
@@ -472,6 +512,12 @@ async def space(channel: Any) -> Usage:
         VoUsage(v.vo, v.quota_bytes, v.used_bytes, v.reserved_bytes, v.available_bytes, v.files) for v in answer.vos
     )
     return Usage(answer.total_bytes, answer.free_bytes, vos)
+
+
+def _door_of(channel: Any) -> tuple[str, int]:
+    """Host and port as SURLs have them."""
+    host, _, port = channel.peer.rpartition(":")
+    return (f"[{host}]" if ":" in host else host), int(port)
 
 
 def _info(file: pb.FileInfo) -> FileInfo:

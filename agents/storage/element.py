@@ -26,10 +26,12 @@ from agents.storage.model import (
     PIECE_BYTES,
     Announced,
     Checksums,
+    Entry,
     StoredFile,
     check_announcement,
     require_equal,
 )
+from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import Incoming, PieceReader, Pool
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
@@ -254,7 +256,7 @@ class StorageElement:
         )
         try:
             await self._io(incoming.finish, self._failpoints.reached)
-            kept = await self._files.add(file)
+            kept, replaced = await self._files.add(file, announced.path, announced.replaces)
         except BaseException:
             await self._drop(incoming, reservation)
             raise
@@ -266,6 +268,8 @@ class StorageElement:
         self._ledger.commit(reservation)
         self._io(incoming.settle)
         self._changed.set()
+        if replaced is not None:
+            await self._forget(replaced)
         return kept
 
     async def _repeat(self, existing: StoredFile, announced: Announced, pieces: Pieces) -> StoredFile:
@@ -353,12 +357,48 @@ class StorageElement:
         self._failpoints.reached("storage.remove.committed")
         if file is None:
             return False
+        await self._forget(file)
+        return True
+
+    async def _forget(self, file: StoredFile) -> None:
+        """Its row is gone: give back the space, and the bytes to the disk."""
         self._ledger.removed(file.vo, file.size_bytes)
         self._changed.set()
         pool = self._pools.get(file.pool)
-        if pool is not None and await self._io(_try_remove, pool, file_id):
-            await self._files.collected([file_id])
-        return True
+        if pool is not None and await self._io(_try_remove, pool, file.file_id):
+            await self._files.collected([file.file_id])
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    async def find(self, vo: str, path: tuple[str, ...]) -> Entry:
+        """What has this name; the VO's own directory has the empty path. Raises NotFound(NAME_NOT_FOUND)."""
+        found = await self._files.find(vo, path)
+        if found is None:
+            raise not_found(vo, path)
+        return found
+
+    async def entries(self, vo: str, path: tuple[str, ...], after: str, limit: int) -> list[Entry]:
+        """A page of a directory in order of name, above `after`."""
+        return await self._files.entries(vo, path, after, limit)
+
+    async def make_directory(self, vo: str, path: tuple[str, ...]) -> None:
+        """Raises AlreadyExists(NAME_EXISTS), Conflict(PARENT_MISSING), InvalidRequest(NAME_INVALID)."""
+        await self._files.make_directory(vo, path, to_us(self._clock.now()))
+
+    async def remove_directory(self, vo: str, path: tuple[str, ...]) -> None:
+        """An empty one. Raises NotFound(NAME_NOT_FOUND), Conflict(DIRECTORY_NOT_EMPTY)."""
+        await self._files.remove_directory(vo, path)
+
+    async def rename(self, vo: str, source: tuple[str, ...], target: tuple[str, ...], replaces: str = "") -> None:
+        """Move a name, and everything below it; the file `replaces` gives its name up and goes. Raises NotFound,
+        AlreadyExists, Conflict(NAME_TAKEN | PARENT_MISSING | MOVE_INTO_ITSELF)."""
+
+        async def rename() -> None:
+            replaced = await self._files.rename(vo, source, target, replaces, to_us(self._clock.now()))
+            if replaced is not None:
+                await self._forget(replaced)
+
+        await asyncio.shield(asyncio.create_task(rename()))
 
     # -- space -------------------------------------------------------------------------------------------------------
 

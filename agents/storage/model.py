@@ -15,12 +15,15 @@ MAX_NAME_HINT_LENGTH = 1024
 """A hint is only shown in listings; longer ones are cut, not refused."""
 PIECE_BYTES = 1 << 20
 """Size of one data message of a stream."""
+LARGE_BYTES = 16 << 20
+"""A file from this size on goes by the HTTPS door, where a byte costs less and a beginning more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checksums:
     """Both checksums of a whole file, lower-case hexadecimal. The grid's tools know adler32, an attacker forges it;
-    sha256 is the one that proves."""
+    sha256 is the one that proves. Of a sender that knows one or none (`curl -T`), the other is empty and not
+    compared."""
 
     adler32: str
     sha256: str
@@ -37,6 +40,10 @@ class Announced:
     name_hint: str = ""
     checksums: Checksums | None = None
     """If the sender knows them already (a repeat, a copy), a wrong file is refused as early as possible."""
+    path: tuple[str, ...] = ()
+    """The file's name below the directory of its VO; empty for a file that has only its id."""
+    replaces: str = ""
+    """Id of the file that has this name now and gives it up when the new one is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,15 @@ class StoredFile:
     created_at_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name of a directory: a file, or a directory if there is none."""
+
+    name: str
+    created_at_us: int
+    file: StoredFile | None
+
+
 def parse_checksums(adler32: str, sha256: str) -> Checksums:
     """Both are needed. Raises InvalidRequest(CHECKSUM_INVALID)."""
     sums = Checksums(adler32.lower(), sha256.lower())
@@ -67,9 +83,10 @@ def parse_checksums(adler32: str, sha256: str) -> Checksums:
 
 def require_equal(what: str, size_bytes: int, found: Checksums, expected: Checksums) -> None:
     """Raises DataCorrupted(CHECKSUM_MISMATCH) with both values."""
-    if found == expected:
+    wrong = [kind for kind in ("adler32", "sha256") if getattr(expected, kind) not in ("", getattr(found, kind))]
+    if not wrong:
         return
-    kind = "adler32" if found.adler32 != expected.adler32 else "sha256"
+    kind = wrong[0]
     raise DataCorrupted(
         "CHECKSUM_MISMATCH",
         f"{what} ({size_bytes} bytes) arrived with {kind} {getattr(found, kind)} where {getattr(expected, kind)} was "

@@ -2,7 +2,7 @@
 
 A row in `files` is the commit point of a put; its disappearance is the commit point of a removal. `garbage` holds
 removals whose bytes may still be on disk: it is written in the transaction that drops the row, and emptied after the
-unlink.
+unlink. A file's name (`namespace`) comes and goes in the same transactions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 
-from agents.storage.model import Checksums, StoredFile
+from agents.storage import namespace
+from agents.storage.model import Checksums, Entry, StoredFile
+from agents.storage.namespace import Path, metadata
 from fabric.errors import Conflict
 from fabric.store import Store
 
-metadata = sa.MetaData()
+__all__ = ["FileStore", "metadata"]
 
 files = sa.Table(
     "files",
@@ -43,6 +45,7 @@ garbage = sa.Table(
 )
 
 _COLUMNS = "id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us"
+_COLUMNS_OF_FILE = ", ".join(f"f.{column}" for column in _COLUMNS.split(", "))
 
 
 class FileStore:
@@ -60,20 +63,25 @@ class FileStore:
 
         return await self._store.read(read)
 
-    async def add(self, file: StoredFile) -> StoredFile:
-        """Insert; if the owner already has a file by this put_id, that one is returned and nothing changes."""
+    async def add(self, file: StoredFile, path: Path = (), replaces: str = "") -> tuple[StoredFile, StoredFile | None]:
+        """Insert, under its name if there is a `path`, in the place of the file `replaces` if that has it: (the file
+        kept, the one that went). If the owner already has a file by this put_id, that one is returned and nothing
+        changes. Raises as `namespace.bind`."""
 
-        def write(connection: sa.Connection) -> StoredFile:
+        def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
             done = connection.exec_driver_sql(
                 f"INSERT INTO files ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (owner, put_id) DO NOTHING",
                 _values(file),
             )
             if done.rowcount:
-                return file
+                if not path:
+                    return file, None
+                namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)
+                return file, _remove(connection, replaces)
             found = _by_put(connection, file.owner, file.put_id)
             if found is None:
                 raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
-            return found
+            return found, None
 
         return await self._store.write(write)
 
@@ -83,12 +91,7 @@ class FileStore:
 
     async def get(self, file_id: str) -> StoredFile | None:
         """The file, or None."""
-
-        def read(connection: sa.Connection) -> StoredFile | None:
-            row = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM files WHERE id = ?", (file_id,)).first()
-            return _file(row) if row else None
-
-        return await self._store.read(read)
+        return await self._store.read(lambda connection: _get(connection, file_id))
 
     async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
         """Up to `limit` files of the VO with ids above `after`, in order of id. Costs the same wherever the page
@@ -103,19 +106,56 @@ class FileStore:
         return await self._store.read(read)
 
     async def remove(self, file_id: str) -> StoredFile | None:
-        """Drop the row and note its bytes as garbage, in one transaction. None if it was not there."""
+        """Drop the row and the name and note the bytes as garbage, in one transaction. None if it was not there."""
+        return await self._store.write(lambda connection: _remove(connection, file_id))
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    async def find(self, vo: str, path: Path) -> Entry | None:
+        """What has this name."""
+
+        def read(connection: sa.Connection) -> Entry | None:
+            found = namespace.find(connection, vo, path)
+            if found is None:
+                return None
+            return Entry(found.name, found.created_at_us, _get(connection, found.file_id) if found.file_id else None)
+
+        return await self._store.read(read)
+
+    async def entries(self, vo: str, path: Path, after: str, limit: int) -> list[Entry]:
+        """Up to `limit` entries of a directory with names above `after`, in order of name."""
+
+        def read(connection: sa.Connection) -> list[Entry]:
+            found = namespace.find(connection, vo, path)
+            if found is None or not found.id:
+                return []
+            rows = connection.exec_driver_sql(
+                f"SELECT n.name, n.created_at_us, {_COLUMNS_OF_FILE} FROM names n "
+                "LEFT JOIN files f ON f.id = n.file_id WHERE n.parent = ? AND n.name > ? ORDER BY n.name LIMIT ?",
+                (found.id, after, limit),
+            )
+            return [Entry(str(row[0]), int(row[1]), _file(row[2:]) if row[2] else None) for row in rows]
+
+        return await self._store.read(read)
+
+    async def make_directory(self, vo: str, path: Path, now_us: int) -> None:
+        """Raises as `namespace.make_directory`."""
+        await self._store.write(lambda connection: namespace.make_directory(connection, vo, path, now_us))
+
+    async def remove_directory(self, vo: str, path: Path) -> None:
+        """Raises as `namespace.remove_directory`."""
+        await self._store.write(lambda connection: namespace.remove_directory(connection, vo, path))
+
+    async def rename(self, vo: str, source: Path, target: Path, replaces: str, now_us: int) -> StoredFile | None:
+        """Move a name; returns the file that lost its name to it. Raises as `namespace.rename`."""
 
         def write(connection: sa.Connection) -> StoredFile | None:
-            row = connection.exec_driver_sql(f"DELETE FROM files WHERE id = ? RETURNING {_COLUMNS}", (file_id,)).first()
-            if row is None:
-                return None
-            file = _file(row)
-            connection.exec_driver_sql(
-                "INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.file_id, file.pool)
-            )
-            return file
+            namespace.rename(connection, vo, source, target, replaces, now_us)
+            return _remove(connection, replaces)
 
         return await self._store.write(write)
+
+    # -- after a crash -----------------------------------------------------------------------------------------------
 
     async def known(self, file_ids: Collection[str]) -> set[str]:
         """Those of `file_ids` that have a row."""
@@ -159,6 +199,21 @@ class FileStore:
         await self._store.write(write)
 
 
+def _get(connection: sa.Connection, file_id: str) -> StoredFile | None:
+    row = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM files WHERE id = ?", (file_id,)).first()
+    return _file(row) if row else None
+
+
+def _remove(connection: sa.Connection, file_id: str) -> StoredFile | None:
+    row = connection.exec_driver_sql(f"DELETE FROM files WHERE id = ? RETURNING {_COLUMNS}", (file_id,)).first()
+    if row is None:
+        return None
+    file = _file(row)
+    namespace.unbind(connection, file_id)
+    connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.file_id, file.pool))
+    return file
+
+
 def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | None:
     row = connection.exec_driver_sql(
         f"SELECT {_COLUMNS} FROM files WHERE owner = ? AND put_id = ?", (owner, put_id)
@@ -173,7 +228,7 @@ def _values(file: StoredFile) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _file(row: sa.Row[tuple[object, ...]]) -> StoredFile:
+def _file(row: Sequence[object]) -> StoredFile:
     file_id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us = tuple(row)
     return StoredFile(
         file_id=str(file_id),

@@ -6,7 +6,6 @@ from gridfabric.storage.v1 import storage_pb2 as pb
 
 from agents.storage.model import Announced, Checksums, StoredFile, parse_checksums
 from agents.storage.space import SpaceReport
-from agents.storage.surl import Surl
 
 
 def checksums_to_wire(checksums: Checksums) -> pb.Checksums:
@@ -31,10 +30,10 @@ def header_from_wire(header: pb.PutHeader, owner: str) -> Announced:
     )
 
 
-def info_to_wire(file: StoredFile, host: str, port: int) -> pb.FileInfo:
+def info_to_wire(file: StoredFile, surl: str) -> pb.FileInfo:
     """A file as it is listed."""
     return pb.FileInfo(
-        surl=str(Surl(host, port, file.vo, file.file_id)),
+        surl=surl,
         vo=file.vo,
         size_bytes=file.size_bytes,
         checksums=checksums_to_wire(file.checksums),

@@ -13,7 +13,7 @@ from gridfabric.vo.v1 import vo_pb2_grpc as pb_grpc
 
 from agents.vo import voms_wire
 from fabric.errors import InvalidRequest, Refused, Unauthenticated, Unavailable, from_security
-from fabric.tls_door import TlsClosed, client_stream
+from fabric.tls_door import TlsClosed, TlsStream, connect
 from security.credentials import Credential
 from security.errors import SecurityError, os_error_text
 from security.names import DistinguishedName
@@ -165,12 +165,10 @@ async def fetch_by_voms(
     where = f"{host}:{port}"
     query = f"fqans={quote(','.join(fqans), safe='/,=')}&lifetime={lifetime_s}"
     request = f"GET {voms_wire.PATH}?{query} HTTP/1.0\r\nHost: {where}\r\nAccept: */*\r\n\r\n"
-    writer: asyncio.StreamWriter | None = None
+    stream: TlsStream | None = None
     try:
         async with asyncio.timeout(VOMS_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(host, port)
-            stream = client_stream(credential, reader, writer, host)
-            await stream.handshake()
+            stream = await connect(credential, host, port)
             identity = validate_host_chain(stream.chain, host, trust, policy, now)
             if identity.subject != subject:
                 raise Unauthenticated(
@@ -194,8 +192,8 @@ async def fetch_by_voms(
             "SERVER_UNREACHABLE", f"the VOMS server {where} cannot be reached ({words}); try again", peer=where
         ) from error
     finally:
-        if writer is not None:
-            writer.close()
+        if stream is not None:
+            stream.close()
     answer = voms_wire.parse_answer(data)
     if not answer.encoded or not data.startswith(b"HTTP/1.") or data[8:12] != b" 200":
         raise Refused(

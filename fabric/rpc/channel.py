@@ -24,7 +24,7 @@ from gridfabric.security.v1 import security_pb2 as pb
 
 from fabric import logs
 from fabric.clock import Clock, from_us
-from fabric.errors import Exhausted, GridError, Unavailable, from_rpc_error, from_security
+from fabric.errors import Exhausted, GridError, Unauthenticated, Unavailable, from_rpc_error, from_security
 from fabric.ids import unique_id
 from fabric.logs import Logger
 from fabric.rpc.agreed import FRAME_BYTES, HARD_MESSAGE_BYTES, SESSION_KEY, STREAM_WINDOW_BYTES, TRACE_KEY
@@ -39,6 +39,7 @@ from fabric.rpc.calls import (
 )
 from fabric.rpc.probe import fetch_server_chain
 from fabric.rpc.sessions import RETRY_REASONS
+from fabric.tls_door import TlsStream, connect
 from security import certificates
 from security.credentials import Credential
 from security.errors import SecurityError
@@ -263,6 +264,34 @@ class Channels:
         self._channels.move_to_end(key)
         return channel
 
+    async def tls(
+        self, host: str, port: int, credential: Credential | None, subject: DistinguishedName | None = None
+    ) -> TlsStream:
+        """A TLS connection to a door that is not gRPC, in the name of `credential`, its host judged by our rules (and
+        of this `subject`, if given). Close it. Raises Unavailable, Unauthenticated."""
+        where = f"{host}:{port}"
+        stream: TlsStream | None = None
+        try:
+            async with asyncio.timeout(ESTABLISH_DEADLINE_S):
+                stream = await connect(credential, host, port)
+            identity = validate_host_chain(stream.chain, host, self.trust.snapshot(), self.policy, now=self.clock.now())
+            if subject is not None and identity.subject != subject:
+                raise Unauthenticated(
+                    "HOST_NAME_MISMATCH", f"{where} is {identity.subject} and not {subject}; ask its operators"
+                )
+            good, stream = stream, None
+            return good
+        except SecurityError as error:
+            raise from_security(error, peer=where) from error
+        except (OSError, TimeoutError) as error:
+            words = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise Unavailable(
+                "SERVER_UNREACHABLE", f"{where} cannot be reached ({words}); try again when it is up", peer=where
+            ) from error
+        finally:
+            if stream is not None:
+                stream.close()
+
     def _link(self, host: str, port: int) -> Link:
         link = self._links.get((host, port))
         if link is None:
@@ -420,6 +449,11 @@ class SecureChannel(grpc.aio.Channel):
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         """Not supported: a call says more."""
         raise NotImplementedError("make a call instead")
+
+    async def tls(self, port: int) -> TlsStream:
+        """A TLS connection to another door of this very service, in the same name. Raises GridError."""
+        await self._link.ensure()
+        return await self._owner.tls(self._link.host, port, self._credential, self.server)
 
     async def channel_ready(self) -> None:
         """Connect and establish the session now. Raises GridError with why it cannot."""

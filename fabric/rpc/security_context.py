@@ -85,7 +85,25 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         self._nonces.check(request.nonce)
         identity, attributes = self._verify(request)
         self._nonces.spend(request.nonce)  # no await since the check: of two equal calls one is refused
-        address = _address(context.peer())
+        session = await self._open(identity, attributes, _address(context.peer()))
+        peer = session.peer
+        return pb.EstablishResponse(
+            session=session.token,
+            expires_at_us=to_us(session.expires_at),
+            subject=peer.subject,
+            account=peer.account,
+        )
+
+    async def open_for(self, chain: ChainInput, address: str) -> Session:
+        """A session for who has proved a chain by another way than Establish, in a TLS handshake. Close it in the
+        end. Raises GridError as Establish does."""
+        try:
+            identity, attributes = self._judge_chain(chain)
+        except SecurityError as error:
+            raise from_security(error) from error
+        return await self._open(identity, attributes, address)
+
+    async def _open(self, identity: Identity, attributes: tuple[VomsAttributes, ...], address: str) -> Session:
         standing = await self._admit(identity, attributes, address)
         peer = Peer(str(identity.subject), identity, standing, unique_id(), identity.is_limited, attributes, address)
         ends = [identity.not_after, self._clock.now() + self._lifetime, *(found.not_after for found in attributes)]
@@ -99,12 +117,7 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
             expires_at=f"{session.expires_at:%Y-%m-%dT%H:%M:%SZ}",
             warnings=list(identity.warnings) or None,
         )
-        return pb.EstablishResponse(
-            session=session.token,
-            expires_at_us=to_us(session.expires_at),
-            subject=peer.subject,
-            account=standing.account,
-        )
+        return session
 
     def _verify(self, request: pb.EstablishRequest) -> tuple[Identity, tuple[VomsAttributes, ...]]:
         try:

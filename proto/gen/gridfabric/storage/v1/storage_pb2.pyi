@@ -54,25 +54,35 @@ class PutResponse(_message.Message):
     checksums: Checksums
     def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
 
+class PrepareToPutResponse(_message.Message):
+    __slots__ = ("turl",)
+    TURL_FIELD_NUMBER: _ClassVar[int]
+    turl: str
+    def __init__(self, turl: _Optional[str] = ...) -> None: ...
+
 class GetRequest(_message.Message):
-    __slots__ = ("surl", "offset", "length")
+    __slots__ = ("surl", "offset", "length", "accept_turl")
     SURL_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_TURL_FIELD_NUMBER: _ClassVar[int]
     surl: str
     offset: int
     length: int
-    def __init__(self, surl: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    accept_turl: bool
+    def __init__(self, surl: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., accept_turl: _Optional[bool] = ...) -> None: ...
 
 class GetResponse(_message.Message):
-    __slots__ = ("size_bytes", "checksums", "data")
+    __slots__ = ("size_bytes", "checksums", "data", "turl")
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    TURL_FIELD_NUMBER: _ClassVar[int]
     size_bytes: int
     checksums: Checksums
     data: bytes
-    def __init__(self, size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    turl: str
+    def __init__(self, size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ..., turl: _Optional[str] = ...) -> None: ...
 
 class StatRequest(_message.Message):
     __slots__ = ("surl",)

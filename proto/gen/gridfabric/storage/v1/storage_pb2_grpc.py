@@ -41,6 +41,11 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutResponse.FromString,
                 _registered_method=True)
+        self.PrepareToPut = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/PrepareToPut',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutHeader.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PrepareToPutResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_stream(
                 '/gridfabric.storage.v1.Storage/Get',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetRequest.SerializeToString,
@@ -87,8 +92,17 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareToPut(self, request, context):
+        """Where a file of this size is best put: a TURL, or nothing, and then Put is the way. Before, after: nothing changes.
+        Errors: as Put, as far as they are known already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Get(self, request, context):
-        """First message: header with size and checksums; then data of at most 1 MiB each.
+        """First message: header with size and checksums, and for a large file a TURL if the caller takes one: then there is
+        no data. Else data of at most 1 MiB each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +149,11 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Put,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutResponse.SerializeToString,
+            ),
+            'PrepareToPut': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareToPut,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutHeader.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PrepareToPutResponse.SerializeToString,
             ),
             'Get': grpc.unary_stream_rpc_method_handler(
                     servicer.Get,
@@ -196,6 +215,33 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Put',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareToPut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/PrepareToPut',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutHeader.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PrepareToPutResponse.FromString,
             options,
             channel_credentials,
             insecure,
