@@ -65,7 +65,7 @@ class GrumpyAgent(ToyAgent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         grumpy = Grumpy()
-        names = ("Put", "Get", "Stat", "Remove", "List", "CopyFrom", "Space")
+        names = ("PrepareToPut", "Put", "Get", "Stat", "Remove", "List", "CopyFrom", "Space")
         self.services = [
             RpcService(grumpy, storage_pb2_grpc.add_StorageServicer_to_server, dict.fromkeys(names, rules.user)),
             RpcService(

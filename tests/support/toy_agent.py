@@ -66,6 +66,9 @@ class ToyStorage(storage_pb2_grpc.StorageServicer):
     async def List(self, request: Any, context: Any) -> Any:
         return storage_pb2.ListResponse()
 
+    async def PrepareToPut(self, request: Any, context: Any) -> Any:
+        return storage_pb2.PrepareToPutResponse()
+
     async def CopyFrom(self, request: Any, context: Any) -> Any:
         return storage_pb2.CopyFromResponse()
 
@@ -86,6 +89,7 @@ class ToyAgent(Agent):
 
     RULES: ClassVar[dict[str, rules.Rule]] = {
         "Stat": rules.any_of(rules.user, rules.any_service),
+        "PrepareToPut": rules.user,
         "Put": rules.user,
         "Get": rules.user,
         "Remove": rules.full_user,

@@ -66,7 +66,7 @@ def test_well_known_ports_and_wishes():
     assert agents["top.A"].settings["ports"] == {"rpc": 2181, "ldap": 2180, "ldaps": 2182}
     assert agents["information.A"].settings["ports"] == {"rpc": 2171, "ldap": 2170, "ldaps": 2172}
     assert agents["authority.A"].settings["ports"] == {"rpc": 8443, "http": 8080}
-    assert agents["storage.B"].settings["ports"] == {"rpc": 9999, "ldap": 2135}
+    assert agents["storage.B"].settings["ports"] == {"rpc": 9999, "ldap": 2135, "http": 8447}
 
 
 def test_two_of_a_kind_on_one_host_have_neighbouring_ports():
