@@ -574,10 +574,11 @@ async def _judge(context: AgentContext, server: RpcServer) -> None:
     while True:
         heard = context.changed.rung
         now = (context.trust.snapshot().generation, context.voms.generation, context.judge.generation)
-        chains = now[:2] != seen[:2] or context.clock.monotonic() - judged_at >= JUDGE_ALL_S
-        if chains:
+        due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
+        if due:
             judged_at = context.clock.monotonic()
             _look_at_the_trail(context)
+        chains = due or now[:2] != seen[:2]
         changed = chains or now != seen
         if changed:
             context.judged.ring()

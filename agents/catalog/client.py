@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from gridfabric.catalog.v1 import catalog_pb2 as pb
 from gridfabric.catalog.v1 import catalog_pb2_grpc
 
 from agents.catalog import wire
+from agents.catalog.access import Grant
 from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
 from agents.catalog.names import Lfn, new_guid, parse_file_lfn, parse_guid, parse_lfn
 from fabric.errors import InvalidRequest, NotFound
 
 __all__ = [
+    "Access",
     "Content",
     "Entry",
+    "Grant",
     "Lfn",
     "Replica",
+    "access_of",
     "add_replica",
     "list_directory",
     "list_page",
@@ -34,7 +39,20 @@ __all__ = [
     "remove",
     "remove_replica",
     "replicas",
+    "set_access",
 ]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Whose a name is and the access list that it goes by."""
+
+    lfn: str
+    owner: str
+    """Empty for a VO's own directory."""
+    carried_by: str
+    """The name that has the list; empty if there is none, and the whole VO may."""
+    grants: tuple[Grant, ...]
 
 
 async def register(
@@ -76,10 +94,12 @@ async def add_replica(
     )
 
 
-async def remove_replica(channel: Any, name: str, surl: str) -> None:
-    """Unlist a copy. Again: succeeds."""
+async def remove_replica(channel: Any, name: str, surl: str, *, dry_run: bool = False) -> None:
+    """Unlist a copy. Again: succeeds. With `dry_run` nothing is changed, and whom it would refuse is refused."""
     lfn, guid = _name(name)
-    await catalog_pb2_grpc.CatalogueStub(channel).RemoveReplica(pb.RemoveReplicaRequest(lfn=lfn, guid=guid, surl=surl))
+    await catalog_pb2_grpc.CatalogueStub(channel).RemoveReplica(
+        pb.RemoveReplicaRequest(lfn=lfn, guid=guid, surl=surl, dry_run=dry_run)
+    )
 
 
 async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[str]]:
@@ -151,6 +171,21 @@ async def remove(channel: Any, lfn: str, *, force: bool = False, missing_ok: boo
     except NotFound:
         if not missing_ok:
             raise
+
+
+async def access_of(channel: Any, lfn: str) -> Access:
+    """The access list that a name goes by. Raises NotFound, Refused."""
+    return _access(await catalog_pb2_grpc.CatalogueStub(channel).GetAccess(pb.GetAccessRequest(lfn=lfn)))
+
+
+async def set_access(channel: Any, lfn: str, grants: Iterable[Grant]) -> Access:
+    """Give a name its own access list, or with no grants none. Raises NotFound, Refused, InvalidRequest."""
+    wanted = [pb.Grant(who=grant.who, rights=sorted(grant.rights)) for grant in grants]
+    return _access(await catalog_pb2_grpc.CatalogueStub(channel).SetAccess(pb.SetAccessRequest(lfn=lfn, grants=wanted)))
+
+
+def _access(found: pb.Access) -> Access:
+    return Access(found.lfn, found.owner, found.carried_by, wire.grants_from_wire(found))
 
 
 def _name(name: str) -> tuple[str, str]:

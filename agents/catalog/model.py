@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from agents.catalog.access import Caller
 from agents.catalog.names import Lfn
 from fabric.errors import InvalidRequest
 
@@ -50,7 +51,8 @@ class NewFile:
     guid: str
     content: Content
     replica: Replica | None
-    owner: str
+    caller: Caller
+    """Who becomes its owner."""
     make_parents: bool
     now_us: int
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gridfabric.catalog.v1 import catalog_pb2 as pb
 from gridfabric.catalog.v1 import catalog_pb2_grpc
 
 from agents.catalog import wire
+from agents.catalog.access import Caller, Grant
 from agents.catalog.config import CatalogConfig
 from agents.catalog.model import (
     DEFAULT_PAGE,
@@ -25,7 +27,7 @@ from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, InvalidRequest, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import Rule, any_of, services, user
+from fabric.rpc.rules import Rule, administrator, any_of, services, user
 
 RULES: dict[str, Rule] = {
     "Register": user,
@@ -35,6 +37,8 @@ RULES: dict[str, Rule] = {
     "List": user,
     "MakeDirectory": user,
     "Remove": user,
+    "GetAccess": any_of(user, administrator),
+    "SetAccess": any_of(user, administrator),
 }
 """The broker may ask in its own name where the input data of jobs lies; names and places are not data."""
 
@@ -63,7 +67,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
             guid=parse_guid(request.guid),
             content=check_content(request.size_bytes, request.adler32, request.sha256),
             replica=replica,
-            owner=peer.subject,
+            caller=Caller.of(peer),
             make_parents=request.make_parents,
             now_us=now_us,
         )
@@ -80,7 +84,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         key = _key(peer, request.lfn, request.guid)
         replica = check_replica(request.replica.surl, request.replica.storage_element, to_us(self._clock.now()))
         found = Content(request.size_bytes, request.adler32.lower())
-        await self._store.add_replica(key, peer.vo, found, replica)
+        await self._store.add_replica(key, Caller.of(peer), found, replica)
         self._log.audit("catalog.replica_added", **peer.trail, file=str(key), surl=replica.surl)
         return pb.AddReplicaResponse()
 
@@ -88,7 +92,10 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         """See the proto."""
         peer = current_peer(context)
         key = _key(peer, request.lfn, request.guid)
-        await self._store.remove_replica(key, peer.vo, request.surl, self._only_owner(peer))
+        if request.dry_run:
+            await self._store.require_removal(key, Caller.of(peer), self._by_owner)
+            return pb.RemoveReplicaResponse()
+        await self._store.remove_replica(key, Caller.of(peer), request.surl, self._by_owner)
         self._log.audit("catalog.replica_removed", **peer.trail, file=str(key), surl=request.surl)
         return pb.RemoveReplicaResponse()
 
@@ -105,7 +112,9 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         lfns = {text: lfn if is_service else _own(peer, lfn) for text in request.lfns for lfn in [parse_lfn(text)]}
         guids = {text: parse_guid(text) for text in request.guids}
         found = await self._store.lookup(
-            list(dict.fromkeys(lfns.values())), list(dict.fromkeys(guids.values())), None if is_service else peer.vo
+            list(dict.fromkeys(lfns.values())),
+            list(dict.fromkeys(guids.values())),
+            None if is_service else Caller.of(peer),
         )
         names, ids = {entry.lfn for entry in found}, {entry.guid for entry in found}
         unknown = [text for text, lfn in lfns.items() if lfn.path not in names]
@@ -128,7 +137,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         if directory.path != ROOT:
             _own(peer, directory)
         limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
-        entries = await self._store.page(directory, request.page_token, limit)
+        entries = await self._store.page(directory, Caller.of(peer), request.page_token, limit)
         answer = pb.ListResponse()
         size_bytes = 0
         for entry in entries:
@@ -145,7 +154,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         """See the proto."""
         peer = current_peer(context)
         lfn = _own(peer, parse_lfn(request.directory))
-        await self._store.make_directory(lfn, peer.subject, request.make_parents, to_us(self._clock.now()))
+        await self._store.make_directory(lfn, Caller.of(peer), request.make_parents, to_us(self._clock.now()))
         self._log.audit("catalog.directory_made", **peer.trail, lfn=lfn.path)
         return pb.MakeDirectoryResponse()
 
@@ -155,12 +164,43 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         lfn = _own(peer, parse_lfn(request.lfn))
         if lfn.is_vo_root:
             raise Conflict("DIRECTORY_KEPT", f"{lfn} belongs to the grid and stays; remove what is below it", lfn=lfn)
-        await self._store.remove(lfn, request.force, self._only_owner(peer))
+        await self._store.remove(lfn, Caller.of(peer), request.force, self._by_owner)
         self._log.audit("catalog.removed", **peer.trail, lfn=lfn.path)
         return pb.RemoveResponse()
 
-    def _only_owner(self, peer: Peer) -> str | None:
-        return peer.subject if self._config.removal == "owner" else None
+    async def GetAccess(self, request: pb.GetAccessRequest, context: Any) -> pb.Access:
+        """See the proto."""
+        peer = current_peer(context)
+        lfn = _manageable(peer, request.lfn)
+        return wire.access_to_wire(lfn.path, *await self._store.access(lfn, _caller(peer, lfn)))
+
+    async def SetAccess(self, request: pb.SetAccessRequest, context: Any) -> pb.Access:
+        """See the proto."""
+        peer = current_peer(context)
+        lfn = _manageable(peer, request.lfn)
+        grants = [Grant.of(grant.who, list(grant.rights), lfn.vo) for grant in request.grants]
+        caller = _caller(peer, lfn)
+        await self._store.set_access(lfn, caller, grants)
+        self._log.audit("catalog.access_set", **peer.trail, lfn=lfn.path, grants=[str(grant) for grant in grants])
+        return wire.access_to_wire(lfn.path, *await self._store.access(lfn, caller))
+
+    @property
+    def _by_owner(self) -> bool:
+        return self._config.removal == "owner"
+
+
+def _manageable(peer: Peer, text: str) -> Lfn:
+    """A name that can have an access list: of the caller's VO; of any for an operator."""
+    lfn = parse_lfn(text)
+    if lfn.path == ROOT:
+        raise InvalidRequest("LFN_INVALID", f"{ROOT} is of all VOs and has no access list; name a VO's: {ROOT}/<vo>")
+    return lfn if peer.is_administrator else _own(peer, lfn)
+
+
+def _caller(peer: Peer, lfn: Lfn) -> Caller:
+    """An operator asks for the VO whose name it is."""
+    caller = Caller.of(peer)
+    return replace(caller, vo=lfn.vo) if caller.is_operator else caller
 
 
 def _own(peer: Peer, lfn: Lfn) -> Lfn:

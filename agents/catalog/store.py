@@ -15,12 +15,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from agents.catalog import access
+from agents.catalog.access import AccessList, Caller, Grant, Right
 from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, NotFound, Refused
 from fabric.store import Store
 
-metadata = sa.MetaData()
+metadata = access.metadata
 
 directories = sa.Table(
     "directories",
@@ -88,29 +90,47 @@ class CatalogStore:
         """See `register`."""
         return await self._store.write(lambda connection: register(connection, new))
 
-    async def add_replica(self, key: Lfn | str, vo: str, found: Content, replica: Replica) -> None:
+    async def add_replica(self, key: Lfn | str, caller: Caller, found: Content, replica: Replica) -> None:
         """See `add_replica`."""
-        await self._store.write(lambda connection: add_replica(connection, key, vo, found, replica))
+        await self._store.write(lambda connection: add_replica(connection, key, caller, found, replica))
 
-    async def remove_replica(self, key: Lfn | str, vo: str, surl: str, only_owner: str | None) -> None:
+    async def remove_replica(self, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> None:
         """See `remove_replica`."""
-        await self._store.write(lambda connection: remove_replica(connection, key, vo, surl, only_owner))
+        await self._store.write(lambda connection: remove_replica(connection, key, caller, surl, by_owner))
 
-    async def make_directory(self, lfn: Lfn, owner: str, make_parents: bool, now_us: int) -> None:
+    async def require_removal(self, key: Lfn | str, caller: Caller, by_owner: bool) -> None:
+        """Raises what `remove_replica` would, and changes nothing."""
+        await self._store.read(lambda connection: _removable(connection, key, caller, by_owner))
+
+    async def make_directory(self, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> None:
         """See `make_directory`."""
-        await self._store.write(lambda connection: make_directory(connection, lfn, owner, make_parents, now_us))
+        await self._store.write(lambda connection: make_directory(connection, lfn, caller, make_parents, now_us))
 
-    async def remove(self, lfn: Lfn, force: bool, only_owner: str | None) -> None:
+    async def remove(self, lfn: Lfn, caller: Caller, force: bool, by_owner: bool) -> None:
         """See `remove`."""
-        await self._store.write(lambda connection: remove(connection, lfn, force, only_owner))
+        await self._store.write(lambda connection: remove(connection, lfn, caller, force, by_owner))
 
-    async def lookup(self, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None) -> list[Entry]:
-        """Files found, names first, each in the order asked. With `vo`: a GUID of another VO is not found."""
-        return await self._store.read(lambda connection: lookup(connection, lfns, guids, vo))
+    async def access(self, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:
+        """Whose a name is, and the list that it goes by. Raises NotFound LFN_NOT_FOUND, Refused ACCESS_DENIED."""
+        return await self._store.read(lambda connection: show_access(connection, lfn, caller))
 
-    async def page(self, directory: Lfn, after: str, limit: int) -> list[Entry]:
+    async def set_access(self, lfn: Lfn, caller: Caller, grants: Sequence[Grant]) -> None:
+        """See `set_access`."""
+        await self._store.write(lambda connection: set_access(connection, lfn, caller, grants))
+
+    async def lookup(self, lfns: Sequence[Lfn], guids: Sequence[str], caller: Caller | None) -> list[Entry]:
+        """Files found, names first, each in the order asked. With a `caller`, GUIDs of files that are of another VO or
+        that the caller may not list are not found. Raises Refused ACCESS_DENIED for a name."""
+        return await self._store.read(lambda connection: lookup_for(connection, lfns, guids, caller))
+
+    async def page(self, directory: Lfn, caller: Caller, after: str, limit: int) -> list[Entry]:
         """See `page`."""
-        return await self._store.read(lambda connection: page(connection, directory, after, limit))
+
+        def read(connection: sa.Connection) -> list[Entry]:
+            access.require(connection, caller, Right.LIST, directory)
+            return page(connection, directory, after, limit)
+
+        return await self._store.read(read)
 
     async def counts(self) -> dict[str, int]:
         """How many files and replicas there are, from the indices' ends: cheap and nearly exact."""
@@ -130,14 +150,15 @@ def register(connection: sa.Connection, new: NewFile) -> Entry:
     replica.
 
     Raises AlreadyExists(LFN_TAKEN | GUID_TAKEN | SURL_TAKEN), NotFound(DIRECTORY_NOT_FOUND),
-    DataCorrupted(CONTENT_DIFFERS).
+    DataCorrupted(CONTENT_DIFFERS), Refused(ACCESS_DENIED).
     """
-    parent_id = _directory(connection, new.lfn.parent, new.owner, new.make_parents, new.now_us)
+    access.require(connection, new.caller, Right.ADD, new.lfn)
+    parent_id = _directory(connection, new.lfn.parent, new.caller.subject, new.make_parents, new.now_us)
     done = connection.exec_driver_sql(
         "INSERT INTO files (guid, vo, size_bytes, adler32, sha256, owner, created_at_us) VALUES (?,?,?,?,?,?,?) "
         "ON CONFLICT (guid) DO NOTHING",
         (
-            new.guid, new.lfn.vo, new.content.size_bytes, new.content.adler32, new.content.sha256, new.owner,
+            new.guid, new.lfn.vo, new.content.size_bytes, new.content.adler32, new.content.sha256, new.caller.subject,
             new.now_us,
         ),
     )  # fmt: skip
@@ -153,7 +174,7 @@ def register(connection: sa.Connection, new: NewFile) -> Entry:
     if new.replica is not None:
         _insert_replica(connection, file_id, str(new.lfn), new.replica, is_first=True)
     kept = (new.replica,) if new.replica is not None else ()
-    return Entry(str(new.lfn), new.owner, new.now_us, new.guid, new.content, kept)
+    return Entry(str(new.lfn), new.caller.subject, new.now_us, new.guid, new.content, kept)
 
 
 def _register_again(connection: sa.Connection, new: NewFile) -> Entry:
@@ -188,23 +209,26 @@ def _taken(connection: sa.Connection, lfn: Lfn, parent_id: int) -> AlreadyExists
     )
 
 
-def add_replica(connection: sa.Connection, key: Lfn | str, vo: str, found: Content, replica: Replica) -> None:
+def add_replica(connection: sa.Connection, key: Lfn | str, caller: Caller, found: Content, replica: Replica) -> None:
     """List one more copy. Again: succeeds. Raises NotFound, DataCorrupted(CONTENT_DIFFERS),
-    AlreadyExists(SURL_TAKEN)."""
-    row = _file(connection, key, vo)
+    AlreadyExists(SURL_TAKEN), Refused(ACCESS_DENIED)."""
+    row = _file(connection, key, caller.vo)
+    access.require(connection, caller, Right.ADD, Lfn(row[8]))
     _require_content(str(key), _content(row), found)
     _insert_replica(connection, int(row[0]), row[8], replica)
 
 
-def remove_replica(connection: sa.Connection, key: Lfn | str, vo: str, surl: str, only_owner: str | None) -> None:
-    """Unlist a copy. Again: succeeds. Raises NotFound for an unknown file, Refused(NOT_OWNER)."""
-    row = _file(connection, key, vo)
-    _require_owner(row[8], row[6], only_owner)
-    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (row[0], surl))
+def remove_replica(connection: sa.Connection, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> None:
+    """Unlist a copy. Again: succeeds. Raises NotFound for an unknown file, Refused(ACCESS_DENIED | NOT_OWNER)."""
+    file_id = _removable(connection, key, caller, by_owner)
+    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (file_id, surl))
 
 
-def make_directory(connection: sa.Connection, lfn: Lfn, owner: str, make_parents: bool, now_us: int) -> None:
-    """Make a directory. One that is there is fine. Raises NotFound(DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN)."""
+def make_directory(connection: sa.Connection, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> None:
+    """Make a directory. One that is there is fine. Raises NotFound(DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN),
+    Refused(ACCESS_DENIED)."""
+    owner = caller.subject
+    access.require(connection, caller, Right.ADD, lfn)
     if lfn.is_vo_root:
         _directory(connection, lfn.path, owner, True, now_us)
         return
@@ -212,10 +236,10 @@ def make_directory(connection: sa.Connection, lfn: Lfn, owner: str, make_parents
     _make_one(connection, lfn, parent_id, owner, now_us)
 
 
-def remove(connection: sa.Connection, lfn: Lfn, force: bool, only_owner: str | None) -> None:
+def remove(connection: sa.Connection, lfn: Lfn, caller: Caller, force: bool, by_owner: bool) -> None:
     """Take a name away: an empty directory, or a file without replicas (with `force` also one with).
 
-    Raises NotFound(LFN_NOT_FOUND), Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY), Refused(NOT_OWNER).
+    Raises NotFound(LFN_NOT_FOUND), Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY), Refused(ACCESS_DENIED | NOT_OWNER).
     """
     row = connection.exec_driver_sql(
         "SELECT e.parent_id, e.directory_id, e.file_id FROM directories d JOIN entries e ON e.parent_id = d.id "
@@ -226,19 +250,22 @@ def remove(connection: sa.Connection, lfn: Lfn, force: bool, only_owner: str | N
         raise _unknown(lfn)
     parent_id, directory_id, file_id = row
     if file_id is not None:
-        _remove_file(connection, lfn, file_id, force, only_owner)
+        _remove_file(connection, lfn, file_id, caller, force, by_owner)
     else:
-        _remove_directory(connection, lfn, directory_id, only_owner)
+        _remove_directory(connection, lfn, directory_id, caller, by_owner)
     connection.exec_driver_sql("DELETE FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
     if file_id is not None:
         connection.exec_driver_sql("DELETE FROM files WHERE id = ?", (file_id,))
     else:
         connection.exec_driver_sql("DELETE FROM directories WHERE id = ?", (directory_id,))
+    access.forget(connection, lfn)
 
 
-def _remove_file(connection: sa.Connection, lfn: Lfn, file_id: int, force: bool, only_owner: str | None) -> None:
+def _remove_file(
+    connection: sa.Connection, lfn: Lfn, file_id: int, caller: Caller, force: bool, by_owner: bool
+) -> None:
     owner = connection.exec_driver_sql("SELECT owner FROM files WHERE id = ?", (file_id,)).scalar_one()
-    _require_owner(lfn.path, owner, only_owner)
+    _require_removal(connection, lfn, owner, caller, by_owner)
     count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
     if count and not force:
         raise Conflict(
@@ -250,11 +277,23 @@ def _remove_file(connection: sa.Connection, lfn: Lfn, file_id: int, force: bool,
     connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ?", (file_id,))
 
 
-def _remove_directory(connection: sa.Connection, lfn: Lfn, directory_id: int, only_owner: str | None) -> None:
+def _remove_directory(connection: sa.Connection, lfn: Lfn, directory_id: int, caller: Caller, by_owner: bool) -> None:
     owner = connection.exec_driver_sql("SELECT owner FROM directories WHERE id = ?", (directory_id,)).scalar_one()
-    _require_owner(lfn.path, owner, only_owner)
+    _require_removal(connection, lfn, owner, caller, by_owner)
     if connection.exec_driver_sql("SELECT 1 FROM entries WHERE parent_id = ? LIMIT 1", (directory_id,)).first():
         raise Conflict("DIRECTORY_NOT_EMPTY", f"{lfn} is a directory with entries; remove those first", lfn=lfn)
+
+
+def set_access(connection: sa.Connection, lfn: Lfn, caller: Caller, grants: Sequence[Grant]) -> None:
+    """Give a name its own access list; without grants it goes by the one above again.
+
+    Raises NotFound(LFN_NOT_FOUND), Refused(ACL_NOT_YOURS), Exhausted(TOO_MANY_LISTS), InvalidRequest(ACL_INVALID).
+    """
+    owner = _owner(connection, lfn)
+    if owner is None:
+        raise _unknown(lfn)
+    access.require_manager(caller, lfn, owner)
+    access.keep(connection, lfn, owner, grants)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -280,6 +319,39 @@ def lookup(connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str],
             (json.dumps(list(guids)), vo, vo),
         ).fetchall()
     return _with_replicas(connection, rows)
+
+
+def lookup_for(
+    connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], caller: Caller | None
+) -> list[Entry]:
+    """As `lookup`, for a person: by the access lists. Raises Refused(ACCESS_DENIED) for a name."""
+    if caller is None:
+        return lookup(connection, lfns, guids, None)
+    for lfn, found in _by_lists(connection, lfns):
+        found.require(caller, Right.LIST, lfn)
+    by_guid = lookup(connection, [], guids, caller.vo)
+    hidden = {
+        lfn.path
+        for lfn, found in _by_lists(connection, [Lfn(entry.lfn) for entry in by_guid])
+        if not found.allows(caller, Right.LIST)
+    }
+    return [*lookup(connection, lfns, [], None), *(entry for entry in by_guid if entry.lfn not in hidden)]
+
+
+def _by_lists(connection: sa.Connection, lfns: Sequence[Lfn]) -> list[tuple[Lfn, AccessList]]:
+    found = access.nearest(connection, lfns) if lfns else {}
+    return [(lfn, found[lfn.path]) for lfn in lfns if lfn.path in found]
+
+
+def show_access(connection: sa.Connection, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:
+    """Whose a name is, and the list that it goes by. Raises NotFound(LFN_NOT_FOUND), Refused(ACCESS_DENIED)."""
+    found = access.nearest(connection, [lfn]).get(lfn.path)
+    if found is not None:
+        found.require(caller, Right.LIST, lfn)
+    owner = _owner(connection, lfn)
+    if owner is None:
+        raise _unknown(lfn)
+    return owner, found
 
 
 def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> list[Entry]:
@@ -422,9 +494,31 @@ def _require_content(what: str, known: Content, found: Content) -> None:
     )
 
 
-def _require_owner(what: str, owner: str, only_owner: str | None) -> None:
-    if only_owner is not None and owner != only_owner:
-        raise Refused("NOT_OWNER", f"{what} belongs to {owner}; only its owner may remove it here", owner=owner)
+def _owner(connection: sa.Connection, lfn: Lfn) -> str | None:
+    """Whose a directory or file is; nobody's for a VO's own directory. None if it is not there."""
+    if lfn.is_vo_root:
+        return ""
+    row = connection.exec_driver_sql(
+        "SELECT COALESCE(f.owner, s.owner) FROM directories d JOIN entries e ON e.parent_id = d.id "
+        "LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = e.directory_id "
+        "WHERE d.path = ? AND e.name = ?",
+        (lfn.parent, lfn.name),
+    ).first()
+    return None if row is None else str(row[0])
+
+
+def _removable(connection: sa.Connection, key: Lfn | str, caller: Caller, by_owner: bool) -> int:
+    row = _file(connection, key, caller.vo)
+    _require_removal(connection, Lfn(row[8]), row[6], caller, by_owner)
+    return int(row[0])
+
+
+def _require_removal(connection: sa.Connection, lfn: Lfn, owner: str, caller: Caller, by_owner: bool) -> None:
+    """By the access list where there is one, else by the grid's rule."""
+    if caller.subject == owner:
+        return
+    if not access.require(connection, caller, Right.REMOVE, lfn) and by_owner:
+        raise Refused("NOT_OWNER", f"{lfn} belongs to {owner}; only its owner may remove it here", owner=owner)
 
 
 def _unknown(key: Lfn | str) -> NotFound:

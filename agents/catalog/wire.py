@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gridfabric.catalog.v1 import catalog_pb2 as pb
 
+from agents.catalog.access import AccessList, Grant, Right
 from agents.catalog.model import Content, Entry, Replica
 
 
@@ -36,3 +37,21 @@ def entry_from_wire(file: pb.File) -> Entry:
         content=None if file.is_directory else Content(file.size_bytes, file.adler32, file.sha256),
         replicas=tuple(Replica(r.surl, r.storage_element, r.created_at_us) for r in file.replicas),
     )
+
+
+def access_to_wire(lfn: str, owner: str, found: AccessList | None) -> pb.Access:
+    """Whose a name is and the list that it goes by."""
+    grants = found.grants if found is not None else ()
+    return pb.Access(
+        lfn=lfn,
+        owner=owner,
+        carried_by=found.lfn if found is not None else "",
+        grants=[
+            pb.Grant(who=grant.who, rights=[right for right in Right if right in grant.rights]) for grant in grants
+        ],
+    )
+
+
+def grants_from_wire(access: pb.Access) -> tuple[Grant, ...]:
+    """As `access_to_wire` made them."""
+    return tuple(Grant(grant.who, frozenset(map(Right, grant.rights))) for grant in access.grants)

@@ -296,6 +296,8 @@ async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
     chosen = [r for r in file.replicas if element is None or is_at(r, element)]
     if element is not None and not chosen:
         raise NotFound("NO_REPLICA", f"{lfn} has no replica at {element.name}", lfn=lfn)
+    for replica in chosen[:1]:  # before any data is gone
+        await catalog.remove_replica(names, lfn, replica.surl, dry_run=True)
     for replica in chosen:
         await storage.remove(await grid.channel_to(*door(replica.surl)), replica.surl)
         await catalog.remove_replica(names, lfn, replica.surl)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.grid import LabGrid
 
-from agents.user_interface import console, data, doctor, endpoints, information, jobs
+from agents.user_interface import access, console, data, doctor, endpoints, information, jobs
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Refused
 
@@ -235,6 +235,25 @@ async def test_a_file_from_put_to_rm_with_storage_found_by_ldap(desk: Desk) -> N
     with pytest.raises(NotFound):
         await desk.call(data.locate_command, [lfn])
     assert await desk.call(data.list_command, FOLDER, long=False) == []
+
+
+async def test_who_may_only_list_loses_nobody_data(desk: Desk) -> None:
+    await desk.published(1)
+    (desk.folder / "f").write_bytes(b"content")
+    lfn = f"{FOLDER}/f"
+    options: dict[str, Any] = {"operator": False, "state": None}
+    await desk.call(data.put_command, desk.folder / "f", lfn, desk.element(FIRST))
+    with pytest.raises(UsageProblem):
+        await desk.call(access.set_command, FOLDER, ["read:/cms"], **options)
+    made = await desk.call(access.set_command, FOLDER, ["list:/cms"], **options)
+    assert made["carried_by"] == FOLDER and made["grants"] == [{"who": "/cms", "rights": ["list"]}]
+    desk.lab.user("carol").save(desk.folder / "proxy.pem")
+    with pytest.raises(Ended):
+        await desk.call(data.remove_command, [lfn], None)
+    assert "access list of /grid/cms/user" in desk.printed[0]["error"]["sentence"]
+    await desk.call(data.get_command, lfn, desk.folder / "g", None, force=False)
+    assert (desk.folder / "g").read_bytes() == b"content"
+    assert (await desk.call(access.get_command, lfn, **options))["carried_by"] == FOLDER
 
 
 async def test_a_lost_replica_is_no_obstacle_while_there_is_another(desk: Desk) -> None:

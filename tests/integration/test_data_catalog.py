@@ -187,3 +187,111 @@ async def test_the_catalogue_publishes_itself(lab: LabGrid) -> None:
     (entry,) = lab.agents["catalog.CERN"].agent.entries()
     assert entry.attributes["GlueServiceType"] == ("org.gridfabric.catalog",)
     assert entry.attributes["GlueServiceEndpoint"] == (f"grpc://localhost:{lab.port('catalog.CERN')}",)
+
+
+PRODUCTION = "/cms/Role=production"
+
+
+def grant(who: str, *rights: str) -> client.Grant:
+    return client.Grant.of(who, rights, "cms")
+
+
+async def test_a_directory_for_groups_and_people(lab: LabGrid) -> None:
+    lab.plan("vo", name="vo.cms")
+    owner = await start(lab)
+    plain = await lab.channel("catalog", credential=lab.user("carol"))
+    producer = await lab.channel("catalog", credential=lab.user("carol", fqans=["/cms", PRODUCTION]))
+    await client.make_directory(owner, "/grid/cms/mc/run1", make_parents=True)
+    file = await client.register(owner, "/grid/cms/mc/run1/a", client.new_guid(), CONTENT, surl=SURL)
+    await client.set_access(owner, "/grid/cms/mc", [grant(PRODUCTION, "list", "add", "remove")])
+
+    async def attempts(channel: Any) -> list[str]:
+        """The reason of each refusal, empty where there is none."""
+        found: list[str] = []
+        for attempt in (
+            client.list_page(channel, "/grid/cms/mc/run1"),
+            client.lookup(channel, ["/grid/cms/mc/run1/a"]),
+            client.register(channel, "/grid/cms/mc/run1/b", client.new_guid(), CONTENT),
+            client.make_directory(channel, "/grid/cms/mc/run2"),
+            client.add_replica(channel, f"guid:{file.guid}", SURL, 10, "0a0b0c0d"),
+            client.remove_replica(channel, "/grid/cms/mc/run1/a", SURL, dry_run=True),
+            client.remove(channel, "/grid/cms/mc/run1/a", force=True),
+        ):
+            try:
+                await attempt
+                found.append("")
+            except Refused as error:
+                found.append(error.reason)
+        return found
+
+    assert await attempts(plain) == ["ACCESS_DENIED"] * 7
+    error = await refused(Refused, "ACCESS_DENIED", client.list_page(plain, "/grid/cms/mc"))
+    assert "grid proxy init --voms cms:/cms/Role=production" in error.sentence
+    assert "access list of /grid/cms/mc" in error.sentence and "shows no groups or roles" in error.sentence
+    line = lab.audit("catalog.CERN", "call.refused")[-1]
+    assert (line["reason"], line["sentence"]) == ("ACCESS_DENIED", error.sentence)
+    assert await client.lookup(plain, [f"guid:{file.guid}"]) == ([], [f"guid:{file.guid}"])
+    assert [entry.lfn async for entry in client.list_directory(plain, "/grid/cms")] == ["/grid/cms/mc"]
+    assert await attempts(producer) == [""] * 7
+
+    carol = str(lab.user_certificate("carol").identity)
+    await client.set_access(owner, "/grid/cms/mc", [grant(carol, "list"), grant("/cms", "list")])
+    await client.list_page(plain, "/grid/cms/mc/run1")
+    error = await refused(Refused, "ACCESS_DENIED", client.make_directory(producer, "/grid/cms/mc/run3"))
+    assert "grid data acl set lfn:/grid/cms/mc" in error.sentence
+    await client.set_access(owner, "/grid/cms/mc", [])
+    await client.make_directory(plain, "/grid/cms/mc/run3")
+
+
+async def test_who_may_change_an_access_list(lab: LabGrid) -> None:
+    lab.plan("vo", name="vo.cms")
+    alice = await start(lab)
+    carol = await lab.channel("catalog", credential=lab.user("carol"))
+    manager = await lab.channel("catalog", credential=lab.user("carol", fqans=["/cms", "/cms/Role=VO-Admin"]))
+    bob = await lab.channel("catalog", credential=lab.user("bob", vo="atlas"))
+    operator = await lab.channel("catalog", credential=lab.operator())
+    await client.make_directory(alice, "/grid/cms/d")
+    closed = [grant(PRODUCTION, "list")]
+    await refused(Refused, "ACL_NOT_YOURS", client.set_access(carol, "/grid/cms/d", closed))
+    await refused(Refused, "ACL_NOT_YOURS", client.set_access(alice, "/grid/cms", closed))
+    await refused(Refused, "OTHER_VO", client.set_access(bob, "/grid/cms/d", closed))
+    await refused(Refused, "OTHER_VO", client.access_of(bob, "/grid/cms/d"))
+    await refused(NotFound, "LFN_NOT_FOUND", client.set_access(manager, "/grid/cms/nothing", closed))
+    await refused(InvalidRequest, "LFN_INVALID", client.set_access(operator, "/grid", closed))
+    for channel in (alice, manager, operator):
+        made = await client.set_access(channel, "/grid/cms/d", closed)
+        assert (made.carried_by, made.grants) == ("/grid/cms/d", tuple(closed))
+    await refused(Refused, "ACCESS_DENIED", client.access_of(carol, "/grid/cms/d"))
+    await client.set_access(operator, "/grid/cms", [grant("/cms", "list")])
+    await refused(Refused, "ACCESS_DENIED", client.make_directory(alice, "/grid/cms/e"))
+    await client.make_directory(manager, "/grid/cms/e")
+    assert (await client.access_of(alice, "/grid/cms/e")).carried_by == "/grid/cms"
+    sets = lab.audit("catalog.CERN", "catalog.access_set")
+    assert sets[0]["grants"] == [f"list:{PRODUCTION}"] and sets[0]["lfn"] == "/grid/cms/d"
+    await client.remove(manager, "/grid/cms/d")  # and with it the list: a new one of that name does not inherit it
+    await client.make_directory(manager, "/grid/cms/d")
+    assert (await client.access_of(manager, "/grid/cms/d")).carried_by == "/grid/cms"
+
+
+async def test_nonsense_is_no_access_list(lab: LabGrid) -> None:
+    channel = await start(lab)
+    await client.make_directory(channel, "/grid/cms/d")
+    for who, rights in (
+        ("/cms", ["read"]),
+        ("/cms", []),
+        ("/atlas", ["list"]),
+        ("/cmsx/Role=production", ["list"]),
+        ("alice", ["list"]),
+        ("", ["list"]),
+        ("/" + "x" * 2000, ["list"]),
+        ("/O=x\x00/CN=alice", ["list"]),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            client.Grant.of(who, rights, "cms")
+        assert caught.value.reason == "ACL_INVALID"
+        request = pb.SetAccessRequest(lfn="/grid/cms/d", grants=[pb.Grant(who=who, rights=rights)])
+        await refused(InvalidRequest, "ACL_INVALID", catalog_pb2_grpc.CatalogueStub(channel).SetAccess(request))
+    many = [pb.Grant(who=f"/cms/g{n}", rights=["list"]) for n in range(101)]
+    request = pb.SetAccessRequest(lfn="/grid/cms/d", grants=many)
+    await refused(InvalidRequest, "ACL_INVALID", catalog_pb2_grpc.CatalogueStub(channel).SetAccess(request))
+    assert (await client.access_of(channel, "/grid/cms/d")).carried_by == ""

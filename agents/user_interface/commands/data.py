@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 
 from agents.user_interface import console
+from agents.user_interface.commands.fabric import State
 from agents.user_interface.console import Json
 
 app = typer.Typer(help="Store, find and replicate files by logical name.", no_args_is_help=True, rich_markup_mode=None)
 
+acl = typer.Typer(help="Access lists of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(acl, name="acl")
+
+AsOperator = Annotated[bool, typer.Option("--operator", help="In the name of the grid's operator.")]
 Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
 Se = Annotated[str | None, typer.Option("--se", help="Storage element: its name or its site.")]
 
@@ -124,3 +129,53 @@ def locate(
     from agents.user_interface import data
 
     console.run_async(data.locate_command(lfns, as_json=as_json))
+
+
+@acl.command("get")
+def get_acl(lfn: Lfn, operator: AsOperator = False, state: State = None, as_json: Json = False) -> None:
+    """Show the access list that a file or directory goes by: its own, or that of the nearest directory above.
+
+    \b
+    Example:
+      grid data acl get lfn:/grid/cms/mc
+    """
+    from agents.user_interface import access
+
+    console.run_async(access.get_command(lfn, operator=operator, state=state, as_json=as_json))
+
+
+@acl.command("set")
+def set_acl(
+    lfn: Lfn,
+    grants: Annotated[
+        list[str], typer.Argument(metavar="RIGHTS:WHO...", help="list, add, remove; an FQAN of the VO, or a DN.")
+    ],
+    operator: AsOperator = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Give a file, or a directory with all that is below it, an access list of its own in place of any before.
+
+    For its owner, the VO's managers (VO-Admin) and operators, who keep every right.
+
+    \b
+    Examples:
+      grid data acl set lfn:/grid/cms/mc list:/cms list,add,remove:/cms/Role=production
+      grid data acl set lfn:/grid/cms/user/ada list:/O=EDG/OU=Users/CN=Bob
+    """
+    from agents.user_interface import access
+
+    console.run_async(access.set_command(lfn, grants, operator=operator, state=state, as_json=as_json))
+
+
+@acl.command("clear")
+def clear_acl(lfn: Lfn, operator: AsOperator = False, state: State = None, as_json: Json = False) -> None:
+    """Take the own access list of a file or directory away: it goes by that of the directory above again.
+
+    \b
+    Example:
+      grid data acl clear lfn:/grid/cms/mc
+    """
+    from agents.user_interface import access
+
+    console.run_async(access.set_command(lfn, [], operator=operator, state=state, as_json=as_json))

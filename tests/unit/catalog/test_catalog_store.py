@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agents.catalog import store as rows
+from agents.catalog.access import Caller
 from agents.catalog.model import Content, NewFile, Replica
 from agents.catalog.names import Lfn, new_guid, parse_lfn
 from agents.catalog.store import CatalogStore, metadata
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, NotFound, Refused
 from fabric.store import Store
 
-ANN, BOB = "/O=EDG/OU=Users/CN=ann", "/O=EDG/OU=Users/CN=bob"
+ANN, BOB = (Caller(f"/O=EDG/OU=Users/CN={name}", "cms", ()) for name in ("ann", "bob"))
+STRANGER = Caller("/O=EDG/OU=Users/CN=eve", "atlas", ())
 CONTENT = Content(10, "0a0b0c0d", "ab" * 32)
 
 
@@ -32,7 +34,7 @@ def new(path: str, guid: str = "", **more: Any) -> NewFile:
     values: dict[str, Any] = {
         "content": CONTENT,
         "replica": Replica(f"srm://h:1/cms/{abs(hash(path)):032x}", "h:1", 5),
-        "owner": ANN,
+        "caller": ANN,
         "make_parents": True,
         "now_us": 5,
     }
@@ -55,18 +57,18 @@ def expect(kind: type[GridError], reason: str) -> Any:
 
 
 async def names(store: CatalogStore, directory: str) -> list[str]:
-    return [entry.lfn.rpartition("/")[2] for entry in await store.page(Lfn(directory), "", 1000)]
+    return [entry.lfn.rpartition("/")[2] for entry in await store.page(Lfn(directory), ANN, "", 1000)]
 
 
 async def test_register_and_look_up_by_both_names(store: CatalogStore) -> None:
     file = new("/grid/cms/a/b/c.root")
     made = await store.register(file)
-    assert await store.lookup([file.lfn], [], "cms") == [made]
-    assert await store.lookup([], [file.guid], "cms") == [made]
-    assert await store.lookup([], [file.guid], "atlas") == []
-    assert await store.lookup([Lfn("/grid/cms/a/b")], [], "cms") == []
+    assert await store.lookup([file.lfn], [], ANN) == [made]
+    assert await store.lookup([], [file.guid], ANN) == [made]
+    assert await store.lookup([], [file.guid], STRANGER) == []
+    assert await store.lookup([Lfn("/grid/cms/a/b")], [], ANN) == []
     assert (made.lfn, made.owner, made.content, [r.surl for r in made.replicas]) == (
-        "/grid/cms/a/b/c.root", ANN, CONTENT, [file.replica.surl] if file.replica else [],
+        "/grid/cms/a/b/c.root", ANN.subject, CONTENT, [file.replica.surl] if file.replica else [],
     )  # fmt: skip
     assert await names(store, "/grid") == ["cms"]
     assert await names(store, "/grid/cms/a") == ["b"]
@@ -83,9 +85,9 @@ async def test_repeating_a_registration_succeeds_and_adds_nothing(store: Catalog
 async def test_a_name_belongs_to_one_file_and_the_refusal_says_whose(store: CatalogStore) -> None:
     first = await store.register(new("/grid/cms/x"))
     with expect(AlreadyExists, "LFN_TAKEN") as caught:
-        await store.register(new("/grid/cms/x", owner=BOB))
-    assert (caught.value.facts["guid"], caught.value.facts["owner"]) == (first.guid, ANN)
-    assert first.guid in caught.value.sentence and ANN in caught.value.sentence
+        await store.register(new("/grid/cms/x", caller=BOB))
+    assert (caught.value.facts["guid"], caught.value.facts["owner"]) == (first.guid, ANN.subject)
+    assert first.guid in caught.value.sentence and ANN.subject in caught.value.sentence
     with expect(AlreadyExists, "GUID_TAKEN"):
         await store.register(new("/grid/cms/y", first.guid))
     with expect(AlreadyExists, "LFN_TAKEN"):
@@ -121,17 +123,17 @@ async def test_replicas_must_be_copies(store: CatalogStore) -> None:
     file = await store.register(new("/grid/cms/x"))
     second = Replica("srm://other:2/cms/" + "1" * 32, "other:2", 9)
     for key in (Lfn("/grid/cms/x"), file.guid):
-        await store.add_replica(key, "cms", Content(10, "0a0b0c0d"), second)
-    (found,) = await store.lookup([Lfn("/grid/cms/x")], [], "cms")
+        await store.add_replica(key, ANN, Content(10, "0a0b0c0d"), second)
+    (found,) = await store.lookup([Lfn("/grid/cms/x")], [], ANN)
     assert found.replicas == (*file.replicas, second)
     for wrong in (Content(11, "0a0b0c0d"), Content(10, "00000000"), Content(10, "0a0b0c0d", "cd" * 32)):
         with expect(DataCorrupted, "CONTENT_DIFFERS"):
-            await store.add_replica(file.guid, "cms", wrong, Replica("srm://x:1/cms/" + "2" * 32, "x:1"))
+            await store.add_replica(file.guid, ANN, wrong, Replica("srm://x:1/cms/" + "2" * 32, "x:1"))
     with expect(NotFound, "LFN_NOT_FOUND"):
-        await store.add_replica(file.guid, "atlas", CONTENT, second)
+        await store.add_replica(file.guid, STRANGER, CONTENT, second)
     for _ in range(2):
-        await store.remove_replica(file.guid, "cms", second.surl, None)
-    (found,) = await store.lookup([], [file.guid], "cms")
+        await store.remove_replica(file.guid, ANN, second.surl, False)
+    (found,) = await store.lookup([], [file.guid], ANN)
     assert found.replicas == file.replicas
 
 
@@ -139,20 +141,20 @@ async def test_removal(store: CatalogStore) -> None:
     file = await store.register(new("/grid/cms/d/x"))
     x, d = Lfn("/grid/cms/d/x"), Lfn("/grid/cms/d")
     with expect(Conflict, "HAS_REPLICAS"):
-        await store.remove(x, False, None)
+        await store.remove(x, ANN, False, False)
     with expect(Conflict, "DIRECTORY_NOT_EMPTY"):
-        await store.remove(d, True, None)
+        await store.remove(d, ANN, True, False)
     with expect(Refused, "NOT_OWNER"):
-        await store.remove(x, True, BOB)
+        await store.remove(x, BOB, True, True)
     with expect(Refused, "NOT_OWNER"):
-        await store.remove_replica(x, "cms", file.replicas[0].surl, BOB)
-    await store.remove(x, True, ANN)
+        await store.remove_replica(x, BOB, file.replicas[0].surl, True)
+    await store.remove(x, ANN, True, True)
     with expect(NotFound, "LFN_NOT_FOUND"):
-        await store.remove(x, False, None)
-    await store.remove(d, False, None)
+        await store.remove(x, ANN, False, False)
+    await store.remove(d, ANN, False, False)
     assert await names(store, "/grid/cms") == []
     with expect(NotFound, "DIRECTORY_NOT_FOUND"):
-        await store.page(d, "", 10)
+        await store.page(d, ANN, "", 10)
     await store.register(new("/grid/cms/d/x", file.guid))
 
 
@@ -161,20 +163,20 @@ async def test_pages_of_awkward_names(store: CatalogStore) -> None:
     for name in made:
         await store.register(new(str(parse_lfn(f"/grid/cms/{name}"))))
     seen: list[str] = []
-    while page := await store.page(Lfn("/grid/cms"), seen[-1] if seen else "", 5):
+    while page := await store.page(Lfn("/grid/cms"), ANN, seen[-1] if seen else "", 5):
         seen += [entry.lfn.rpartition("/")[2] for entry in page]
     assert seen == sorted(made, key=lambda name: name.encode())
     with expect(Conflict, "NOT_A_DIRECTORY"):
-        await store.page(Lfn("/grid/cms/a"), "", 5)
-    assert await store.page(Lfn("/grid/atlas"), "", 5) == []
+        await store.page(Lfn("/grid/cms/a"), ANN, "", 5)
+    assert await store.page(Lfn("/grid/atlas"), ANN, "", 5) == []
 
 
 async def test_look_up_in_bulk_keeps_the_order_asked(store: CatalogStore) -> None:
     made = await asyncio.gather(*(store.register(new(f"/grid/cms/d{n % 7}/{n}")) for n in range(300)))
     wanted = [Lfn(entry.lfn) for entry in reversed(made)]
     wanted.insert(150, Lfn("/grid/cms/none/there"))
-    assert await store.lookup(wanted, [], "cms") == list(reversed(made))
-    assert await store.lookup([], [entry.guid for entry in made[::-1]], "cms") == list(reversed(made))
+    assert await store.lookup(wanted, [], ANN) == list(reversed(made))
+    assert await store.lookup([], [entry.guid for entry in made[::-1]], ANN) == list(reversed(made))
 
 
 async def test_one_of_two_registrations_of_a_name_at_once_wins(store: CatalogStore) -> None:
@@ -234,7 +236,7 @@ class CatalogueMachine(RuleBasedStateMachine):
     def remove(self, path: str) -> None:
         below = any(other.startswith(path + "/") for other in [*self.files, *self.directories])
         expected = path in self.files or (path in self.directories and not below)
-        assert self.attempt(lambda c: rows.remove(c, Lfn(path), False, None)) == expected
+        assert self.attempt(lambda c: rows.remove(c, Lfn(path), ANN, False, False)) == expected
         if expected:
             self.files.pop(path, None)
             self.directories.discard(path)

@@ -80,6 +80,7 @@ def test_the_commands_are_those_promised() -> None:
         "jdl check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job history", "job list-match",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
+        "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit search", "audit verify", "delegation ls", "delegation recall",

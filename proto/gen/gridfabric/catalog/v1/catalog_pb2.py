@@ -24,45 +24,53 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"?\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\"\x17\n\x15RemoveReplicaResponse\",\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xa2\x05\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"$\n\x05Grant\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06rights\x18\x02 \x03(\t\"f\n\x06\x41\x63\x63\x65ss\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\ncarried_by\x18\x03 \x01(\t\x12,\n\x06grants\x18\x04 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\x1f\n\x10GetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\"M\n\x10SetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12,\n\x06grants\x18\x02 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"P\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\x17\n\x15RemoveReplicaResponse\",\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xcc\x06\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponse\x12S\n\tGetAccess\x12\'.gridfabric.catalog.v1.GetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Access\x12S\n\tSetAccess\x12\'.gridfabric.catalog.v1.SetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gridfabric.catalog.v1.catalog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FILE']._serialized_start=63
-  _globals['_FILE']._serialized_end=259
-  _globals['_REPLICA']._serialized_start=261
-  _globals['_REPLICA']._serialized_end=332
-  _globals['_REGISTERREQUEST']._serialized_start=335
-  _globals['_REGISTERREQUEST']._serialized_end=503
-  _globals['_REGISTERRESPONSE']._serialized_start=505
-  _globals['_REGISTERRESPONSE']._serialized_end=566
-  _globals['_ADDREPLICAREQUEST']._serialized_start=569
-  _globals['_ADDREPLICAREQUEST']._serialized_end=701
-  _globals['_ADDREPLICARESPONSE']._serialized_start=703
-  _globals['_ADDREPLICARESPONSE']._serialized_end=723
-  _globals['_REMOVEREPLICAREQUEST']._serialized_start=725
-  _globals['_REMOVEREPLICAREQUEST']._serialized_end=788
-  _globals['_REMOVEREPLICARESPONSE']._serialized_start=790
-  _globals['_REMOVEREPLICARESPONSE']._serialized_end=813
-  _globals['_LOOKUPREQUEST']._serialized_start=815
-  _globals['_LOOKUPREQUEST']._serialized_end=859
-  _globals['_LOOKUPRESPONSE']._serialized_start=861
-  _globals['_LOOKUPRESPONSE']._serialized_end=938
-  _globals['_LISTREQUEST']._serialized_start=940
-  _globals['_LISTREQUEST']._serialized_end=1011
-  _globals['_LISTRESPONSE']._serialized_start=1013
-  _globals['_LISTRESPONSE']._serialized_end=1096
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1098
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1161
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1163
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1186
-  _globals['_REMOVEREQUEST']._serialized_start=1188
-  _globals['_REMOVEREQUEST']._serialized_end=1231
-  _globals['_REMOVERESPONSE']._serialized_start=1233
-  _globals['_REMOVERESPONSE']._serialized_end=1249
-  _globals['_CATALOGUE']._serialized_start=1252
-  _globals['_CATALOGUE']._serialized_end=1926
+  _globals['_GRANT']._serialized_start=62
+  _globals['_GRANT']._serialized_end=98
+  _globals['_ACCESS']._serialized_start=100
+  _globals['_ACCESS']._serialized_end=202
+  _globals['_GETACCESSREQUEST']._serialized_start=204
+  _globals['_GETACCESSREQUEST']._serialized_end=235
+  _globals['_SETACCESSREQUEST']._serialized_start=237
+  _globals['_SETACCESSREQUEST']._serialized_end=314
+  _globals['_FILE']._serialized_start=317
+  _globals['_FILE']._serialized_end=513
+  _globals['_REPLICA']._serialized_start=515
+  _globals['_REPLICA']._serialized_end=586
+  _globals['_REGISTERREQUEST']._serialized_start=589
+  _globals['_REGISTERREQUEST']._serialized_end=757
+  _globals['_REGISTERRESPONSE']._serialized_start=759
+  _globals['_REGISTERRESPONSE']._serialized_end=820
+  _globals['_ADDREPLICAREQUEST']._serialized_start=823
+  _globals['_ADDREPLICAREQUEST']._serialized_end=955
+  _globals['_ADDREPLICARESPONSE']._serialized_start=957
+  _globals['_ADDREPLICARESPONSE']._serialized_end=977
+  _globals['_REMOVEREPLICAREQUEST']._serialized_start=979
+  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1059
+  _globals['_REMOVEREPLICARESPONSE']._serialized_start=1061
+  _globals['_REMOVEREPLICARESPONSE']._serialized_end=1084
+  _globals['_LOOKUPREQUEST']._serialized_start=1086
+  _globals['_LOOKUPREQUEST']._serialized_end=1130
+  _globals['_LOOKUPRESPONSE']._serialized_start=1132
+  _globals['_LOOKUPRESPONSE']._serialized_end=1209
+  _globals['_LISTREQUEST']._serialized_start=1211
+  _globals['_LISTREQUEST']._serialized_end=1282
+  _globals['_LISTRESPONSE']._serialized_start=1284
+  _globals['_LISTRESPONSE']._serialized_end=1367
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1369
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1432
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1434
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1457
+  _globals['_REMOVEREQUEST']._serialized_start=1459
+  _globals['_REMOVEREQUEST']._serialized_end=1502
+  _globals['_REMOVERESPONSE']._serialized_start=1504
+  _globals['_REMOVERESPONSE']._serialized_end=1520
+  _globals['_CATALOGUE']._serialized_start=1523
+  _globals['_CATALOGUE']._serialized_end=2367
 # @@protoc_insertion_point(module_scope)

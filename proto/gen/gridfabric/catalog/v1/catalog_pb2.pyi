@@ -6,6 +6,40 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Grant(_message.Message):
+    __slots__ = ("who", "rights")
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    RIGHTS_FIELD_NUMBER: _ClassVar[int]
+    who: str
+    rights: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, who: _Optional[str] = ..., rights: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Access(_message.Message):
+    __slots__ = ("lfn", "owner", "carried_by", "grants")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    CARRIED_BY_FIELD_NUMBER: _ClassVar[int]
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    owner: str
+    carried_by: str
+    grants: _containers.RepeatedCompositeFieldContainer[Grant]
+    def __init__(self, lfn: _Optional[str] = ..., owner: _Optional[str] = ..., carried_by: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ...) -> None: ...
+
+class GetAccessRequest(_message.Message):
+    __slots__ = ("lfn",)
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    def __init__(self, lfn: _Optional[str] = ...) -> None: ...
+
+class SetAccessRequest(_message.Message):
+    __slots__ = ("lfn", "grants")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    grants: _containers.RepeatedCompositeFieldContainer[Grant]
+    def __init__(self, lfn: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ...) -> None: ...
+
 class File(_message.Message):
     __slots__ = ("lfn", "guid", "size_bytes", "adler32", "sha256", "owner", "created_at_us", "replicas", "is_directory")
     LFN_FIELD_NUMBER: _ClassVar[int]
@@ -81,14 +115,16 @@ class AddReplicaResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class RemoveReplicaRequest(_message.Message):
-    __slots__ = ("lfn", "guid", "surl")
+    __slots__ = ("lfn", "guid", "surl", "dry_run")
     LFN_FIELD_NUMBER: _ClassVar[int]
     GUID_FIELD_NUMBER: _ClassVar[int]
     SURL_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     lfn: str
     guid: str
     surl: str
-    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., surl: _Optional[str] = ...) -> None: ...
+    dry_run: bool
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., surl: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
 
 class RemoveReplicaResponse(_message.Message):
     __slots__ = ()

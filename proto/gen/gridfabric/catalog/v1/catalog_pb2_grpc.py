@@ -70,6 +70,16 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveResponse.FromString,
                 _registered_method=True)
+        self.GetAccess = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/GetAccess',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAccessRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.FromString,
+                _registered_method=True)
+        self.SetAccess = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/SetAccess',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAccessRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.FromString,
+                _registered_method=True)
 
 
 class CatalogueServicer:
@@ -124,6 +134,22 @@ class CatalogueServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAccess(self, request, context):
+        """Whose a name is, and the access list that it goes by: its own, or that of the nearest directory above. Errors:
+        NOT_FOUND, PERMISSION_DENIED (ACCESS_DENIED, OTHER_VO).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAccess(self, request, context):
+        """Its owner, the VO's managers, operators. After: the name has this list; without grants none of its own. Idempotent.
+        Errors: NOT_FOUND, PERMISSION_DENIED (ACL_NOT_YOURS), INVALID_ARGUMENT (ACL_INVALID), TOO_MANY_LISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogueServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +187,16 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.Remove,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveResponse.SerializeToString,
+            ),
+            'GetAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccess,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAccessRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.SerializeToString,
+            ),
+            'SetAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAccess,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAccessRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -353,6 +389,60 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/Remove',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/GetAccess',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAccessRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/SetAccess',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAccessRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Access.FromString,
             options,
             channel_credentials,
             insecure,
