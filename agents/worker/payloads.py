@@ -21,6 +21,7 @@ MARKER = "GRIDFABRIC_JOB_KEY"
 """In the environment of every payload: finds its processes again, wherever they hide."""
 WATCH_EVERY_S = 1.0
 """Memory, processor time and processes of whole sessions are summed this often."""
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TO_DEFAULT = (
     signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT, signal.SIGXFSZ,
@@ -158,7 +159,9 @@ def command(program: str, *arguments: str) -> list[str]:
 class Payloads:
     """The payloads among the children of this process. Works in its current directory, below which `jobs/<key>` are."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, die_with_us: bool = False) -> None:
+        """`die_with_us`: a payload's first process is killed when this process is."""
+        self.die_with_us = die_with_us
         self.jobs: dict[str, Job] = {}
         self.by_pid: dict[int, Job] = {}
         self.strays: dict[int, str] = {}
@@ -176,6 +179,7 @@ class Payloads:
         """A child that could not exec says why here, in one write below PIPE_BUF, before it exits."""
         self.error_text = b""
         self.children_file = f"/proc/self/task/{os.getpid()}/children"
+        self.libc = ctypes.CDLL(None, use_errno=True)
         self.can_list_children = self._become_subreaper()
         self.selector = selectors.DefaultSelector()
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -246,6 +250,8 @@ class Payloads:
                 os.setgroups([])
                 os.setresgid(gid, gid, gid)
                 os.setresuid(uid, uid, uid)
+            if self.die_with_us:  # after the change of user, which would undo it
+                self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             stage = "standard streams"
             self._redirect(order)
             stage = "executable"
@@ -409,7 +415,7 @@ class Payloads:
     def _become_subreaper(self) -> bool:
         """Orphaned descendants become our children. False where the kernel cannot, or does not list children."""
         try:
-            if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            if self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
                 return False
             with open(self.children_file) as file:
                 file.read()

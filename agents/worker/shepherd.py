@@ -50,7 +50,7 @@ class Shepherd(Payloads):
     """One payload, in the worker's state directory."""
 
     def __init__(self, key: str) -> None:
-        super().__init__()
+        super().__init__(die_with_us=True)
         self.key, self.folder = key, f"jobs/{key}"
         self.over = False
         self.next_beat = 0.0

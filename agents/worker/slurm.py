@@ -317,7 +317,9 @@ class SlurmClient:
     # ---- what became of them
 
     async def _look(self) -> None:
-        open_keys = [(known.key, known.stage) for known in self._known.values() if known.stage is not _Stage.NEW]
+        # Also what is to be submitted again: a refusal may not have been one.
+        told = [known for known in self._known.values() if known.stage is not _Stage.NEW or known.tries]
+        open_keys = [(known.key, known.stage) for known in told]
         started, ended = await asyncio.to_thread(self._changes, open_keys)
         for key, _, _ in started:
             if key in self._known:
@@ -338,7 +340,7 @@ class SlurmClient:
             record = read_exit(folder)
             if record is not None:
                 ended.append({**record, "key": key})
-            if stage is _Stage.SUBMITTED and (process := _started(folder)) is not None:
+            if stage is not _Stage.STARTED and (process := _started(folder)) is not None:
                 started.append([key, *process])
         return started, ended
 

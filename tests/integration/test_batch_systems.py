@@ -20,18 +20,7 @@ SYSTEMS = ("fabric", "fork", "slurm")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[private_slurm.Slurm]:
-    if private_slurm.MISSING:
-        pytest.skip(
-            f"no Slurm here: {', '.join(private_slurm.MISSING)} missing (Debian: slurmctld slurmd slurm-client munge)"
-        )
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        made = private_slurm.Slurm(Path(name))
-        try:
-            made.start()
-            yield made
-        finally:
-            made.stop()
+    yield from private_slurm.started()
 
 
 @pytest.fixture(params=SYSTEMS)

@@ -10,9 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from support.grid import free_port
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -125,9 +128,9 @@ class Slurm:
         )
         assert done.returncode == 0, f"{command[0]}: {done.stdout}{done.stderr}"
 
-    def _until(self, condition: object) -> None:
+    def _until(self, condition: Callable[[], bool]) -> None:
         until = time.monotonic() + DEADLINE_S
-        while not condition():  # type: ignore[operator]
+        while not condition():
             assert time.monotonic() < until, "Slurm did not get ready in time; see its logs"
             time.sleep(0.05)
 
@@ -138,3 +141,17 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
+
+
+def started() -> Iterator[Slurm]:
+    """For a fixture: a Slurm that runs, or the test is skipped."""
+    if MISSING:
+        pytest.skip(f"no Slurm here: {', '.join(MISSING)} missing (Debian: slurmctld slurmd slurm-client munge)")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        made = Slurm(Path(name))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
