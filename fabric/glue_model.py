@@ -17,7 +17,7 @@ UNKNOWN_JOBS = 444444
 """GLUE's mark for a number of jobs that is not known."""
 UNKNOWN_TIME = 2146660842
 """GLUE's mark for a response time that is not known."""
-PRODUCTION, DRAINING, CLOSED, UNKNOWN = "Production", "Draining", "Closed", "Unknown"
+PRODUCTION, DRAINING, QUEUEING, CLOSED, UNKNOWN = "Production", "Draining", "Queueing", "Closed", "Unknown"
 """GlueCEStateStatus and GlueSEStatus. `Unknown` is set by an information server that lost the producer."""
 
 

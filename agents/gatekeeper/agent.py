@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.machine import GatekeeperMachine
-from agents.gatekeeper.model import CancelAsked, Job, Purged, State, Ticked, Update
+from agents.gatekeeper.model import CancelAsked, Job, Purged, Rules, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
     GATEKEEPER_RULES,
@@ -70,7 +71,7 @@ class Gatekeeper(Agent):
         settings = context.settings
         self.options = parse_options(GatekeeperOptions, settings.options, f"options of {settings.name}")
         access.check(self.options.access, f"options of {settings.name}, access")
-        self._store = context.store("gatekeeper", rows.metadata)
+        self._store = context.store("gatekeeper", rows.metadata, rows.MIGRATIONS)
         self._outbox = Outbox(self._store, settings.name)
         self._accounts = Accounts(
             context.state_dir / "gridmapdir",
@@ -86,7 +87,12 @@ class Gatekeeper(Agent):
         )
         self._sandbox = Sandbox(area, self._store, context.clock)
         self.machine = GatekeeperMachine(
-            worker_lost_us=int(self.options.worker_lost_s * 1e6), max_queued=self.options.max_queued
+            Rules(
+                worker_lost_us=int(self.options.worker_lost_s * 1e6),
+                max_queued=self.options.max_queued,
+                max_running=self.options.max_running,
+                shares=self.options.shares,
+            )
         )
         self._pool = WorkerPool(context, self._store, self.options.heartbeat_s, self.computing_element)
         self._driver = Driver(
@@ -152,6 +158,7 @@ class Gatekeeper(Agent):
         began = time.monotonic()
         await asyncio.to_thread(self._accounts.create, self.context.vos)
         live, attempts, sequence = await self._store.read(rows.load)
+        self.machine.closure = await self._store.read(rows.load_closure)
         self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))
         known = await self._store.read(rows.sandbox_all)
         missing, removed = await asyncio.to_thread(self._sandbox.area.open, known)
@@ -185,7 +192,8 @@ class Gatekeeper(Agent):
 
     async def stop(self) -> None:
         """Take nothing new, tell the workers, flush events, give back leases without jobs."""
-        self._stopping = self.machine.draining = True
+        self._stopping = True
+        self.machine.closure = dataclasses.replace(self.machine.closure, draining=True)
         self._pool.drain()
         await self._accounts.release(self._owners, self.context.clock.monotonic(), 0.0)
         if self.context.settings.endpoints("bookkeeping"):
@@ -359,12 +367,24 @@ class Gatekeeper(Agent):
     def _measure(self) -> publish.Measured:
         total, free, running, waiting = self.machine.counts()
         full = self._sandbox.area.free_disk_bytes() < self.options.min_free_disk_bytes or bool(self._driver.blocked)
-        closed = self._stopping or self.machine.draining
-        status = glue_model.DRAINING if closed else glue_model.CLOSED if full else glue_model.PRODUCTION
+        status, why = self._status(full)
+        closed = status != glue_model.PRODUCTION
         return publish.Measured(
-            total, 0 if full or closed else free, running, waiting, status, round(self._driver.mean_wall_s, 1),
+            total, 0 if closed else free, running, waiting, status, why, round(self._driver.mean_wall_s, 1),
             *access.published(self.options.access, self.context.vos.served),
         )  # fmt: skip
+
+    def _status(self, full: bool) -> tuple[str, str]:
+        """GlueCEStateStatus and why."""
+        closure, now_us = self.machine.closure, to_us(self.context.clock.now())
+        if closure.draining:
+            maintenance = closure.holds(now_us)
+            return (glue_model.CLOSED if maintenance else glue_model.DRAINING), closure.reason or "it stops"
+        if full:
+            return glue_model.CLOSED, "no disk is free"
+        if closure.holds(now_us):
+            return glue_model.QUEUEING, closure.reason
+        return glue_model.PRODUCTION, ""
 
     async def _publish(self) -> None:
         settings = self.context.settings
@@ -414,6 +434,9 @@ class Gatekeeper(Agent):
             numbers[state.value.lower()] = float(self._driver.numbers.ended.get(state.value, 0))
         if self._stopping:
             return AgentHealth(AgentState.DRAINING, "stopping", numbers)
+        status, why = self._status(full=False)
+        if status != glue_model.PRODUCTION:
+            return AgentHealth(AgentState.DRAINING, f"{status}: {why}; {running} run, {waiting} wait", numbers)
         unfit = [f"{w.name}: {w.unfit}" for w in self.machine.workers.values() if w.stream and w.unfit]
         mode = (
             "accounts leased, jobs run under them"

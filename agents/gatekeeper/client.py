@@ -15,7 +15,10 @@ from fabric.errors import DataCorrupted
 
 PIECE_BYTES = 1024 * 1024
 
-__all__ = ["cancel", "get_output", "output_files", "purge", "put_sandbox", "status", "submit", "watch"]
+__all__ = [
+    "cancel", "close", "get_output", "hold", "output_files", "purge", "put_sandbox", "release", "status", "submit",
+    "watch",
+]  # fmt: skip
 
 
 def _stub(channel: Any) -> Any:
@@ -49,6 +52,25 @@ async def submit(channel: Any, jobs: Sequence[pb.Job]) -> list[pb.SubmitOutcome]
 async def cancel(channel: Any, job_ids: Sequence[str]) -> list[str]:
     """Ask for the end of these jobs; returns those that are unknown."""
     return list((await _stub(channel).Cancel(pb.CancelRequest(job_ids=job_ids))).unknown)
+
+
+async def hold(channel: Any, job_ids: Sequence[str]) -> None:
+    """Let these wait until they are released. Raises Conflict JOB_NOT_WAITING, NotFound JOB_UNKNOWN."""
+    await _stub(channel).Hold(pb.HoldRequest(job_ids=job_ids))
+
+
+async def release(channel: Any, job_ids: Sequence[str]) -> None:
+    """Let these start again. Raises NotFound JOB_UNKNOWN."""
+    await _stub(channel).Release(pb.HoldRequest(job_ids=job_ids))
+
+
+async def close(
+    channel: Any, *, draining: bool = False, reason: str = "", begins_at_us: int = 0, ends_at_us: int = 0
+) -> tuple[int, int]:
+    """Shut the queue as an operator, or open it again (without arguments). Returns (jobs running, jobs waiting)."""
+    request = pb.CloseRequest(draining=draining, reason=reason, begins_at_us=begins_at_us, ends_at_us=ends_at_us)
+    answer = await _stub(channel).Close(request)
+    return answer.running, answer.waiting
 
 
 async def status(channel: Any, job_ids: Sequence[str]) -> list[pb.JobUpdate]:

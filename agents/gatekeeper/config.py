@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 GIB = 1024**3
@@ -44,6 +45,13 @@ class GatekeeperOptions:
 
     max_queued: int = field(default=20_000, metadata={"minimum": 1})
     """Jobs that wait here at once; more are refused with QUEUE_FULL."""
+    max_running: int = field(default=0, metadata={"minimum": 0})
+    """Jobs on workers at a time, whatever slots there are; 0: no other limit."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """VO to its part of the hand-outs while others wait too, for instance `{ cms = 3, atlas = 1 }`; 1 where nothing is
+    said."""
+    priorities: Mapping[str, int] = field(default_factory=dict)
+    """FQAN to the priority of its holders' jobs among those of their VO; the highest that is shown counts, else 0."""
     max_kept: int = field(default=100_000, metadata={"minimum": 1})
     """Jobs in the store at once, ended ones included."""
     max_wall_s: int = field(default=24 * 3600, metadata={"minimum": 1})

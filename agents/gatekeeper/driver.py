@@ -187,7 +187,7 @@ class Driver:
         payloads: dict[int, Any] = {}
         for group in groups:
             payloads |= {id(group.events[position]): payload for position, payload in group.payloads.items()}
-        if turn.changed or turn.purged:
+        if turn.changed or turn.purged or turn.closure is not None:
             await self._keep(turn, events, payloads)
         self.numbers.turns += 1
         self.numbers.events += len(events)
@@ -226,6 +226,8 @@ class Driver:
             rows.release_inputs(connection, [job.job_id for job in turn.ended])
             rows.put_outputs(connection, outputs)
             rows.purge(connection, turn.purged, now_us)
+            if turn.closure is not None:
+                rows.set_closure(connection, turn.closure)
             if turn.updates:
                 rows.set_sequence(connection, turn.updates[-1].sequence)
                 self._record(connection, turn.updates, accepted_ids)

@@ -24,9 +24,12 @@ from agents.gatekeeper.model import (
     ON_WORKER,
     AcknowledgeWorker,
     CancelAsked,
+    Closure,
+    ClosureAsked,
     CreditGiven,
     Event,
     Hold,
+    HoldAsked,
     Job,
     JobEnded,
     JobReturned,
@@ -34,6 +37,8 @@ from agents.gatekeeper.model import (
     KillOnWorker,
     Outcome,
     Purged,
+    ReleaseAsked,
+    Rules,
     RunOnWorker,
     State,
     Submitted,
@@ -43,6 +48,7 @@ from agents.gatekeeper.model import (
     WorkerArrived,
     WorkerLeft,
 )
+from agents.gatekeeper.shares import ShareQueue
 
 MAX_RETURNS = 8
 """A job that workers gave back this often is failed instead of circling for ever."""
@@ -76,17 +82,20 @@ class Worker:
 class GatekeeperMachine:
     """All live jobs and all workers of one CE."""
 
-    def __init__(self, *, worker_lost_us: int, max_queued: int) -> None:
-        self.worker_lost_us, self.max_queued = worker_lost_us, max_queued
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
         self.jobs: dict[str, Job] = {}
         """Live jobs by id. Ended ones are only in the store."""
-        self.queue: dict[str, None] = {}
-        """Ids of QUEUED jobs in order of arrival. Subset of `jobs`."""
+        self.queue = ShareQueue(rules.shares)
+        """Ids of QUEUED jobs that may start. Subset of `jobs`."""
+        self.parked: dict[str, None] = {}
+        """Ids of QUEUED jobs that may not: held, blocked by an older attempt, or too long for the time before a
+        maintenance."""
         self.attempts: dict[str, int] = {}
         """Highest attempt seen per job id, also of ended and (for a day) of purged jobs: the fence."""
         self.workers: dict[str, Worker] = {}
         self.sequence = 0
-        self.draining = False
+        self.closure = Closure()
         self._turn = Turn()
         self._now_us = 0
 
@@ -102,7 +111,7 @@ class GatekeeperMachine:
                 continue
             self.jobs[job.job_id] = job
             if job.state is State.QUEUED:
-                self.queue[job.job_id] = None
+                self._enqueue(job)
                 if job.blocked_by is not None:
                     self._away(job.blocked_by.worker, now_us)
             else:
@@ -110,15 +119,15 @@ class GatekeeperMachine:
 
     def restart(self, jobs: Iterable[Job], attempts: dict[str, int], sequence: int, now_us: int) -> None:
         """Forget everything but the numbers of purged fences and recover."""
-        draining = self.draining
-        self.__init__(worker_lost_us=self.worker_lost_us, max_queued=self.max_queued)  # type: ignore[misc]
-        self.draining = draining
+        closure = self.closure
+        self.__init__(self.rules)  # type: ignore[misc]
+        self.closure = closure
         self.recover(jobs, attempts, sequence, now_us)
 
     def _away(self, name: str, now_us: int) -> Worker:
         worker = self.workers.get(name)
         if worker is None:
-            worker = self.workers[name] = Worker(name, lost_at_us=now_us + self.worker_lost_us)
+            worker = self.workers[name] = Worker(name, lost_at_us=now_us + self.rules.worker_lost_us)
         return worker
 
     # ---- one batch
@@ -145,6 +154,12 @@ class GatekeeperMachine:
                 self._returned(event)
             case CancelAsked():
                 self._cancel(event)
+            case HoldAsked():
+                self._hold(event)
+            case ReleaseAsked():
+                self._release(event)
+            case ClosureAsked():
+                self._close(event.closure)
             case WorkerArrived():
                 self._arrived(event)
             case WorkerLeft():
@@ -167,17 +182,19 @@ class GatekeeperMachine:
         if job.attempt == seen:  # the same again, after a lost answer
             self._turn.outcomes.append(Outcome(job.job_id, accepted=True))
             return
-        if self.draining:
-            self._outcome(job, "DRAINING", "this computing element takes no new jobs; try another one")
+        if self.closure.draining:
+            why = self.closure.reason or "it stops"
+            self._outcome(job, "DRAINING", f"this computing element takes no new jobs ({why}); try another one")
             return
-        if len(self.queue) >= self.max_queued and not (present is not None and present.state is State.QUEUED):
-            self._outcome(job, "QUEUE_FULL", f"the queue is full ({self.max_queued} jobs); try again later")
+        most = self.rules.max_queued
+        if self.waiting >= most and not (present is not None and present.state is State.QUEUED):
+            self._outcome(job, "QUEUE_FULL", f"the queue is full ({most} jobs); try again later")
             return
         if present is not None:
             self._supersede(present, job)
         self.attempts[job.job_id] = job.attempt
         self.jobs[job.job_id] = job
-        self.queue[job.job_id] = None
+        self._enqueue(job)
         self._turn.accepted.append(job)
         self._turn.outcomes.append(Outcome(job.job_id, accepted=True, new=True))
         self._announce(job, State.QUEUED, job.accepted_at_us)
@@ -190,7 +207,7 @@ class GatekeeperMachine:
             self._off_worker(present)
         else:
             newer.blocked_by = present.blocked_by
-            self.queue.pop(present.job_id, None)
+            self._dequeue(present.job_id)
 
     def _outcome(self, job: Job, reason: str, sentence: str) -> None:
         self._turn.outcomes.append(Outcome(job.job_id, accepted=False, reason=reason, sentence=sentence))
@@ -263,8 +280,8 @@ class GatekeeperMachine:
         else:
             # ASSIGNED -> QUEUED: the worker certainly never started this run; it goes to the front, with the next run
             # number.
-            self._queue_first(job.job_id)
             job.worker = ""
+            self._enqueue(job, first=True)
             self._announce(job, State.QUEUED, self._now_us)
 
     # ---- cancel
@@ -290,6 +307,41 @@ class GatekeeperMachine:
             job.cancel_reason = event.reason
             self._turn.changed[job.job_id] = job
         self._kill(job, job.cancel_reason)
+
+    # ---- hold and closure
+
+    def _hold(self, event: HoldAsked) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None or job.state is not State.QUEUED or job.held:
+            return  # the servicer told the caller which
+        # QUEUED, held: it keeps its place by age, and nobody gets it.
+        job.held = True
+        self._dequeue(job.job_id)
+        self._enqueue(job)
+        self._note(job, "HELD", "held; it starts when it is released")
+
+    def _release(self, event: ReleaseAsked) -> None:
+        job = self.jobs.get(event.job_id)
+        if job is None or not job.held:
+            return
+        job.held = False
+        self._dequeue(job.job_id)
+        self._enqueue(job)
+        self._note(job, "", "")
+
+    def _note(self, job: Job, reason: str, sentence: str) -> None:
+        job.reason, job.sentence = reason, sentence
+        self._announce(job, State.QUEUED, self._now_us)
+
+    def _close(self, closure: Closure) -> None:
+        self.closure = self._turn.closure = closure
+        self._sort_parked()
+
+    def _sort_parked(self) -> None:
+        """What was too long for the time before a maintenance may not be any more."""
+        for job_id in list(self.parked):
+            del self.parked[job_id]
+            self._enqueue(self.jobs[job_id])
 
     # ---- workers
 
@@ -323,16 +375,18 @@ class GatekeeperMachine:
         if worker is None or worker.stream != event.stream:
             return  # an older stream: the worker is here already again
         worker.stream = worker.credit = 0
-        worker.lost_at_us = self._now_us + self.worker_lost_us
+        worker.lost_at_us = self._now_us + self.rules.worker_lost_us
 
     def _tick(self) -> None:
+        if self.closure.ends_at_us and self.closure.ends_at_us <= self._now_us:
+            self._close(Closure())
         for worker in list(self.workers.values()):
             if worker.stream or worker.lost_at_us > self._now_us:
                 continue
             for job_id in sorted(worker.held):
                 # ASSIGNED, RUNNING -> FAILED or CANCELLED: silent for too long. Should the worker come back, what it
                 # still runs of these is killed and its report ignored.
-                seconds = self.worker_lost_us // 1_000_000
+                seconds = self.rules.worker_lost_us // 1_000_000
                 self._lose(self.jobs[job_id], f"worker {worker.name} was not heard of for {seconds} s")
             self._unblock_all(worker.name, set())
             del self.workers[worker.name]
@@ -355,35 +409,35 @@ class GatekeeperMachine:
     # ---- handing out
 
     def _assign(self) -> None:
-        """QUEUED -> ASSIGNED, oldest first, each to the worker with the most room; at most one transaction's worth."""
-        if not self.queue:
+        """QUEUED -> ASSIGNED, in the order of the shares, each to the worker with the most room; at most one
+        transaction's worth."""
+        if not self.queue or self.closure.holds(self._now_us):
             return
         rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
         if not rooms:
             return
         heapq.heapify(rooms)
-        handed: list[str] = []
-        for job_id in self.queue:
-            if not rooms or len(handed) >= MAX_ASSIGNED_PER_TURN:
-                break
+        left = MAX_ASSIGNED_PER_TURN
+        if self.rules.max_running:
+            left = min(left, self.rules.max_running - sum(len(worker.held) for worker in self.workers.values()))
+        while rooms and left > 0 and (job_id := self.queue.take()) is not None:
             job = self.jobs[job_id]
-            if job.blocked_by is not None:
+            if not self.closure.leaves_time_for(job, self._now_us):
+                self.parked[job_id] = None
                 continue
+            left -= 1
             room, name = rooms[0]
             worker = self.workers[name]
             job.run += 1
             job.worker = name
             worker.held.add(job_id)
             worker.sent += 1
-            handed.append(job_id)
             self._announce(job, State.ASSIGNED, self._now_us)
             self._turn.commands.append(RunOnWorker(name, worker.stream, job, job.run))
             if room + 1 < 0:
                 heapq.heapreplace(rooms, (room + 1, name))
             else:
                 heapq.heappop(rooms)
-        for job_id in handed:
-            del self.queue[job_id]
 
     # ---- small steps
 
@@ -401,17 +455,21 @@ class GatekeeperMachine:
 
     def _end(self, job: Job, state: State, at_us: int) -> None:
         self._off_worker(job)
-        self.queue.pop(job.job_id, None)
+        self._dequeue(job.job_id)
         self.jobs.pop(job.job_id, None)
         job.ended_at_us = at_us
         self._turn.ended.append(job)
         self._announce(job, state, at_us)
 
-    def _queue_first(self, job_id: str) -> None:
-        if len(self.queue) < 1000:
-            self.queue = {job_id: None, **self.queue}
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
+        if job.held or job.blocked_by is not None or not self.closure.leaves_time_for(job, self._now_us):
+            self.parked[job.job_id] = None
         else:
-            self.queue[job_id] = None  # rare, and not worth copying a long queue
+            self.queue.add(job.job_id, job.vo, job.priority, first=first)
+
+    def _dequeue(self, job_id: str) -> None:
+        self.queue.discard(job_id)
+        self.parked.pop(job_id, None)
 
     def _off_worker(self, job: Job) -> None:
         worker = self.workers.get(job.worker)
@@ -436,6 +494,8 @@ class GatekeeperMachine:
         if job is not None and job.blocked_by == hold:
             job.blocked_by = None
             self._turn.changed[job_id] = job
+            self._dequeue(job_id)
+            self._enqueue(job)
             if job.cancel_reason:
                 # QUEUED -> CANCELLED: wanted before; now the older attempt is dead too.
                 job.reason = job.cancel_reason
@@ -443,7 +503,7 @@ class GatekeeperMachine:
 
     def _unblock_all(self, worker: str, held: set[tuple[str, int, int]]) -> None:
         """Older attempts that this worker does not hold (any more) are over."""
-        for job_id in list(self.queue):
+        for job_id in list(self.parked):
             hold = self.jobs[job_id].blocked_by
             if hold is not None and hold.worker == worker and (job_id, hold.attempt, hold.run) not in held:
                 self._unblock(job_id, hold)
@@ -456,10 +516,15 @@ class GatekeeperMachine:
 
     # ---- numbers
 
+    @property
+    def waiting(self) -> int:
+        """Jobs QUEUED."""
+        return len(self.queue) + len(self.parked)
+
     def counts(self) -> tuple[int, int, int, int]:
         """(slots of connected workers, slots free for a job now, jobs on workers, jobs waiting)."""
         connected = [worker for worker in self.workers.values() if worker.stream]
         total = sum(worker.slots for worker in connected)
         on_workers = sum(len(worker.held) for worker in self.workers.values())
         free = sum(min(worker.room, max(0, worker.slots - len(worker.held))) for worker in connected)
-        return total, free, on_workers, len(self.queue)
+        return total, free, on_workers, self.waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -86,11 +87,53 @@ class Job:
     """Of the newest update."""
     blocked_by: Hold | None = None
     """An older attempt that may still run on a worker: this one waits until that is certain to be over."""
+    priority: int = 0
+    """Among the jobs of its VO here; higher goes first."""
+    wall_s: int = 0
+    """Its limit. 0: not known."""
+    held: bool = False
+    """Its owner, or the site, wants it to wait until it is released."""
 
     @property
     def ended(self) -> bool:
         """No further change will come."""
         return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a site has decided about its queue."""
+
+    worker_lost_us: int
+    max_queued: int
+    max_running: int = 0
+    """Jobs on workers at a time; 0: as many as there are slots."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """VO to its part of the hand-outs, relative to the others; 1 where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """Whether, why and when the site keeps its queue shut. The usual one is open.
+
+    `draining`: nothing new is accepted; what waits is run. A maintenance has a beginning and perhaps an end: jobs that
+    cannot end before it, by their wall time limit, wait until it is over, and during it nothing starts.
+    """
+
+    draining: bool = False
+    reason: str = ""
+    begins_at_us: int = 0
+    """0: no maintenance."""
+    ends_at_us: int = 0
+    """0: until it is taken back."""
+
+    def holds(self, now_us: int) -> bool:
+        """Whether the maintenance is now."""
+        return bool(self.begins_at_us) and self.begins_at_us <= now_us < (self.ends_at_us or now_us + 1)
+
+    def leaves_time_for(self, job: Job, now_us: int) -> bool:
+        """Whether a job that starts now ends before the maintenance."""
+        return not self.begins_at_us or now_us + job.wall_s * 1_000_000 <= self.begins_at_us
 
 
 # ---- what happens ---------------------------------------------------------------------------------------------------
@@ -109,6 +152,27 @@ class CancelAsked:
 
     job_id: str
     reason: str = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAsked:
+    """It shall wait."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseAsked:
+    """It need not wait any more."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClosureAsked:
+    """An operator shuts or opens the queue."""
+
+    closure: Closure
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +260,9 @@ class Purged:
 Event = (
     Submitted
     | CancelAsked
+    | HoldAsked
+    | ReleaseAsked
+    | ClosureAsked
     | WorkerArrived
     | WorkerLeft
     | CreditGiven
@@ -276,6 +343,8 @@ class Turn:
     ended_by_report: list[tuple[Job, JobEnded]] = field(default_factory=list)
     """Ends whose report carries output to keep."""
     purged: list[str] = field(default_factory=list)
+    closure: Closure | None = None
+    """The new one, to be kept."""
     updates: list[Update] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)

@@ -21,6 +21,8 @@ class Measured:
     running: int
     waiting: int
     status: str
+    why: str
+    """Of a status that is not Production."""
     mean_wall_s: float
     vos: tuple[str, ...]
     """Whose members are all let in."""
@@ -93,7 +95,7 @@ def entries(
         site=settings.site,
         name=settings.name,
         status="OK" if measured.status == glue_model.PRODUCTION else "Warning",
-        status_info=measured.status,
+        status_info=f"{measured.status}: {measured.why}" if measured.why else measured.status,
         vos=measured.vos,
         started=started,
     )

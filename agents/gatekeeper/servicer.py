@@ -16,7 +16,18 @@ from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver, NewJob
-from agents.gatekeeper.model import CancelAsked, Event, Job, Outcome, Purged, Submitted
+from agents.gatekeeper.model import (
+    CancelAsked,
+    ClosureAsked,
+    Event,
+    HoldAsked,
+    Job,
+    Outcome,
+    Purged,
+    ReleaseAsked,
+    State,
+    Submitted,
+)
 from agents.gatekeeper.sandbox import SandboxArea, read_pieces, require_sha256
 from agents.gatekeeper.workers import WorkerPool
 from fabric import access
@@ -39,6 +50,9 @@ GATEKEEPER_RULES = {
     "PutSandbox": rules.full_user,
     "Submit": rules.full_user,
     "Cancel": rules.full_user,
+    "Hold": rules.full_user,
+    "Release": rules.full_user,
+    "Close": rules.administrator,
     "Watch": rules.user,
     "Status": rules.user,
     "GetOutput": rules.user,
@@ -220,6 +234,10 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         positions: list[int] = []
         job_ids: list[str] = []
         now_us = to_us(self._context.clock.now())
+        shown = [
+            level for fqan, level in self._options.priorities.items() if access.admits([fqan], peer.vo, peer.fqans)
+        ]
+        priority = max(shown, default=0)
         for position, job in wires:
             inputs = [file.sha256 for file in job.description.input_sandbox]
             lacking = next((sha256 for sha256 in inputs if sha256 in missing), None)
@@ -228,12 +246,15 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 outcomes[position] = Outcome(job.job_id, accepted=False, reason="SANDBOX_MISSING", sentence=sentence)
                 continue
             payloads[len(events)] = NewJob(job.description.SerializeToString(), inputs)
-            vo = job.description.vo
+            vo, wall_s = job.description.vo, job.description.limits.wall_s
             events.append(
                 Submitted(
-                    Job(job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us)
+                    Job(
+                        job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us,
+                        priority=priority, wall_s=wall_s,
+                    )
                 )
-            )
+            )  # fmt: skip
             positions.append(position)
             job_ids.append(job.job_id)
         if not events:
@@ -275,6 +296,46 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         if live:
             await self._driver.ask([CancelAsked(job_id) for job_id in live])
         return pb.CancelResponse(unknown=[job_id for job_id in request.job_ids if job_id not in own])
+
+    async def Hold(self, request: pb.HoldRequest, context: Any) -> pb.HoldResponse:
+        """All of them, or none when one is unknown or does not wait any more."""
+        jobs = await self._mine(request.job_ids)
+        gone = next((job for job in jobs if job.state is not State.QUEUED), None)
+        if gone is not None:
+            raise Conflict(
+                "JOB_NOT_WAITING",
+                f"{gone.job_id} is {gone.state.value} and cannot be held; only jobs that wait can",
+            )
+        await self._driver.ask([HoldAsked(job.job_id) for job in jobs])
+        return pb.HoldResponse()
+
+    async def Release(self, request: pb.HoldRequest, context: Any) -> pb.HoldResponse:
+        """Those that are not held stay as they are."""
+        await self._driver.ask([ReleaseAsked(job.job_id) for job in await self._mine(request.job_ids)])
+        return pb.HoldResponse()
+
+    async def _mine(self, job_ids: Sequence[str]) -> list[Job]:
+        """The caller's jobs of these ids. Raises NotFound when one is not his or not here."""
+        own = await self._own(job_ids)
+        unknown = next((job_id for job_id in job_ids if job_id not in own), None)
+        if unknown is not None:
+            raise NotFound("JOB_UNKNOWN", f"{unknown} is not a job of {current_peer().subject} here")
+        return list(own.values())
+
+    async def Close(self, request: pb.CloseRequest, context: Any) -> pb.CloseResponse:
+        """Durable when answered, and published then."""
+        closure = wire.closure_from_wire(request)
+        await self._driver.ask([ClosureAsked(closure)])
+        self._context.log.audit(
+            "queue.closure",
+            peer=current_peer(context).subject,
+            draining=closure.draining,
+            reason=closure.reason,
+            begins_at_us=closure.begins_at_us,
+            ends_at_us=closure.ends_at_us,
+        )
+        _, _, running, waiting = self._driver.machine.counts()
+        return pb.CloseResponse(running=running, waiting=waiting)
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
         """The newest update of each of the caller's jobs that was named and is here."""

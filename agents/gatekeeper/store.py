@@ -7,12 +7,13 @@ no table of updates: it is the rows with a greater sequence, in order.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from agents.gatekeeper.model import Hold, Job, State, Update, Usage
+from agents.gatekeeper.model import Closure, Hold, Job, State, Update, Usage
 
 metadata = sa.MetaData()
 
@@ -48,6 +49,9 @@ jobs = sa.Table(
     sa.Column("blocked_attempt", sa.Integer, nullable=False),
     sa.Column("blocked_run", sa.Integer, nullable=False),
     sa.Column("description", sa.LargeBinary, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("limit_wall_s", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("held", sa.Integer, nullable=False, server_default="0"),
     sa.Index("jobs_owner_sequence", "owner", "sequence"),
     sa.Index("jobs_state", "state", "ended_at_us"),
 )
@@ -83,10 +87,18 @@ fences = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("purged_at_us", sa.Integer, nullable=False),
 )
+closures = sa.Table(
+    "closures",
+    metadata,
+    sa.Column("draining", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("begins_at_us", sa.Integer, nullable=False),
+    sa.Column("ends_at_us", sa.Integer, nullable=False),
+)
 counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Integer))
 
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
-_FIXED = {"job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us"}
+_FIXED = {"job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s"}
 _CHANGING = [name for name in _JOB_COLUMNS if name not in _FIXED]
 _SELECT = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
 _INSERT = (
@@ -109,6 +121,7 @@ def _values(job: Job) -> dict[str, Any]:
         "user_s": job.usage.user_s, "system_s": job.usage.system_s, "max_rss_bytes": job.usage.max_rss_bytes,
         "sequence": job.sequence, "blocked_worker": hold.worker if hold else "",
         "blocked_attempt": hold.attempt if hold else 0, "blocked_run": hold.run if hold else 0,
+        "priority": job.priority, "limit_wall_s": job.wall_s, "held": int(job.held),
     }  # fmt: skip
 
 
@@ -117,14 +130,15 @@ def _job(row: Any) -> Job:
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, state, run, worker, cancel_reason, returns,
         started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
-        sequence, blocked_worker, blocked_attempt, blocked_run,
+        sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held,
     ) = row  # fmt: skip
     return Job(
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
         returns,
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
-        Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None,
+        Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None, priority, limit_wall_s,
+        bool(held),
     )  # fmt: skip
 
 
@@ -157,6 +171,27 @@ def update_jobs(connection: sa.Connection, changed: Iterable[Job]) -> None:
         rows.append((*(values[name] for name in _CHANGING), job.job_id))
     if rows:
         connection.exec_driver_sql(_UPDATE, rows)
+
+
+def add_queue_columns(connection: sa.Connection) -> None:
+    """Migration 1 to 2: priorities, wall time limits and holds."""
+    for name in ("priority", "limit_wall_s", "held"):
+        connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS = (add_queue_columns,)
+
+
+def set_closure(connection: sa.Connection, closure: Closure) -> None:
+    """Remember whether and when the queue is shut."""
+    connection.execute(closures.delete())
+    connection.execute(closures.insert().values(**dataclasses.asdict(closure)))
+
+
+def load_closure(connection: sa.Connection) -> Closure:
+    """As it was last set."""
+    row = connection.execute(closures.select()).first()
+    return Closure(bool(row[0]), row[1], row[2], row[3]) if row is not None else Closure()
 
 
 def set_sequence(connection: sa.Connection, sequence: int) -> None:

@@ -9,8 +9,9 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
 from agents.gatekeeper.config import GatekeeperOptions
-from agents.gatekeeper.model import DescriptionInvalidError, Job, JobEnded, Outcome, State, Update, Usage
+from agents.gatekeeper.model import Closure, DescriptionInvalidError, Job, JobEnded, Outcome, State, Update, Usage
 from agents.gatekeeper.sandbox import require_sha256
+from fabric.errors import InvalidRequest
 
 MAX_DESCRIPTION_BYTES = 64 * 1024
 MAX_ARGUMENTS = 1000
@@ -20,6 +21,8 @@ MAX_SANDBOX_FILES = 200
 MAX_DATA_FILES = 1000
 MAX_NAME_BYTES = 200
 MAX_JOB_ID = 300
+MAX_REASON = 200
+"""Characters of why a queue is shut."""
 RESERVED_PREFIX = ".gridfabric"
 """Names in the job's directory that the worker itself uses."""
 RESERVED_NAMES = frozenset({".BrokerInfo", ".x509_proxy"})
@@ -251,6 +254,20 @@ def events_to_wire(updates: Iterable[Update], source: str, ce: str, accepted: se
 
 
 # ---- in
+
+
+def closure_from_wire(request: pb.CloseRequest) -> Closure:
+    """What an operator asks for. Raises InvalidRequest CLOSURE_INVALID."""
+    closed = request.draining or request.begins_at_us
+    if len(request.reason) > MAX_REASON or not request.reason.isprintable() or (closed and not request.reason):
+        raise InvalidRequest(
+            "CLOSURE_INVALID", f"a reason of 1 to {MAX_REASON} printable characters is needed: users are shown it"
+        )
+    if request.ends_at_us and not 0 < request.begins_at_us < request.ends_at_us:
+        raise InvalidRequest("CLOSURE_INVALID", "a maintenance must begin before it ends")
+    if min(request.begins_at_us, request.ends_at_us) < 0:
+        raise InvalidRequest("CLOSURE_INVALID", "times of a maintenance are after 1970")
+    return Closure(request.draining, request.reason, request.begins_at_us, request.ends_at_us)
 
 
 def ended_from_wire(worker: str, wire: pb.Finished) -> JobEnded:

@@ -23,6 +23,7 @@ from agents.user_interface.commands import (
     job,
     judges,
     proxy,
+    site,
     vo,
 )
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
@@ -50,6 +51,7 @@ app.command()(info.gstat)
 app.add_typer(vo.app, name="vo")
 app.command()(vo.mkgridmap)
 app.add_typer(fabric.user_app, name="user")
+app.add_typer(site.app, name="site")
 app.add_typer(ban.app, name="ban")
 app.add_typer(audit.app, name="audit")
 app.add_typer(delegation.app, name="delegation")

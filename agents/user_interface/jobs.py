@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name, state_number
+from agents.gatekeeper import client as gatekeeper
 from agents.user_interface import console
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
@@ -374,6 +375,30 @@ async def stats_command(
         print("no jobs in that time")
     else:
         console.print_table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+
+
+async def hold_command(
+    job_ids: Sequence[str], *, release: bool, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job hold` and `grid job release`: at the gatekeeper that has the job. The first refusal ends it."""
+    check_ids(job_ids)
+    done = []
+    async with open_for_user(environ) as grid:
+        ids = [job.job_id for job in await summaries(grid, job_ids)]
+        places = {place.job_id: place for place in await (await broker(grid)).locate(ids)}
+        for job_id in ids:
+            place = places.get(job_id)
+            if place is None or not place.gatekeeper:
+                state = place.state.upper() if place is not None else "unknown"
+                raise Conflict("JOB_NOT_WAITING", f"{job_id} is {state}, and not at a computing element", job_id=job_id)
+            host, port = parse_address(place.gatekeeper, "the gatekeeper's address")
+            channel = await grid.channel_to(host, port)
+            await (gatekeeper.release if release else gatekeeper.hold)(channel, [job_id])
+            done.append({"job_id": job_id, "held": not release})
+            if not as_json:
+                console.say(f"{'released' if release else 'held'}: {job_id}")
+    if as_json:
+        console.print_json(done)
 
 
 async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) -> list[dict[str, Any]]:

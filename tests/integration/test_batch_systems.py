@@ -14,6 +14,7 @@ from support.grid import LabGrid
 from support.site import Site, job
 
 from agents.gatekeeper import client
+from fabric.errors import Conflict, NotFound
 
 SYSTEMS = ("fabric", "fork", "slurm")
 
@@ -113,3 +114,24 @@ async def test_the_fate_of_a_job_is_told_when_the_worker_is_away(site: Site) -> 
     update = (await site.ended(one, seconds=40))[0]
     assert (update.state, update.exit_code) == (pb.JOB_STATE_DONE, 7)
     assert (await client.output_files(site.channel, one.job_id))["out"] == b"late\n"
+
+
+async def test_a_held_job_waits_and_a_released_one_runs(site: Site) -> None:
+    await site.start(gatekeeper={"max_running": 1})
+    first, held = job("-c", "sleep 300"), job("-c", "echo ran")
+    await site.submit(first)
+    await site.reaches(first, pb.JOB_STATE_RUNNING, 30)
+    await site.submit(held)
+    await client.hold(site.channel, [held.job_id])
+    with pytest.raises(Conflict, match="only jobs that wait can"):
+        await client.hold(site.channel, [first.job_id])
+    with pytest.raises(NotFound):
+        await client.hold(await site.lab.channel("gatekeeper", credential=site.lab.user("bob")), [held.job_id])
+    await client.cancel(site.channel, [first.job_id])
+    await site.ended(first, seconds=30)
+    after = job("-c", "exit 0")
+    assert (await site.run(after)).state == pb.JOB_STATE_DONE  # later, and before the held one
+    (status,) = await client.status(site.channel, [held.job_id])
+    assert (status.state, status.reason) == (pb.JOB_STATE_QUEUED, "HELD")
+    await client.release(site.channel, [held.job_id])
+    assert (await site.ended(held, seconds=30))[0].state == pb.JOB_STATE_DONE

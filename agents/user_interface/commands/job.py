@@ -170,6 +170,32 @@ def cancel(job: Jobs = None, input: IdFile = None, as_json: Json = False) -> Non
 
 
 @app.command()
+def hold(job: Jobs = None, input: IdFile = None, as_json: Json = False) -> None:
+    """Let jobs that wait at a computing element wait there until they are released.
+
+    \b
+    Example:
+      grid job hold https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.hold_command(_needed(_ids(job, input)), release=False, as_json=as_json))
+
+
+@app.command()
+def release(job: Jobs = None, input: IdFile = None, as_json: Json = False) -> None:
+    """Let held jobs start again.
+
+    \b
+    Example:
+      grid job release https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.hold_command(_needed(_ids(job, input)), release=True, as_json=as_json))
+
+
+@app.command()
 def history(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
     as_json: Json = False,

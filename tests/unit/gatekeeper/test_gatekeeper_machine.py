@@ -6,13 +6,18 @@ from agents.gatekeeper.machine import MAX_RETURNS, GatekeeperMachine
 from agents.gatekeeper.model import (
     AcknowledgeWorker,
     CancelAsked,
+    Closure,
+    ClosureAsked,
     CreditGiven,
     Event,
+    HoldAsked,
     Job,
     JobEnded,
     JobReturned,
     JobStarted,
     KillOnWorker,
+    ReleaseAsked,
+    Rules,
     RunOnWorker,
     State,
     Submitted,
@@ -29,7 +34,7 @@ class Site:
     """A machine with a clock."""
 
     def __init__(self, max_queued: int = 100) -> None:
-        self.machine = GatekeeperMachine(worker_lost_us=60 * SECOND, max_queued=max_queued)
+        self.machine = GatekeeperMachine(Rules(worker_lost_us=60 * SECOND, max_queued=max_queued))
         self.now_us = SECOND
 
     def __call__(self, *events: Event) -> Turn:
@@ -45,8 +50,8 @@ class Site:
         self(JobStarted("w", job_id, 1, 1, at_us=5))
 
 
-def submitted(job_id: str = "j", attempt: int = 1) -> Submitted:
-    return Submitted(Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND))
+def submitted(job_id: str = "j", attempt: int = 1, wall_s: int = 0) -> Submitted:
+    return Submitted(Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND, wall_s=wall_s))
 
 
 def states(turn: Turn) -> list[tuple[str, str]]:
@@ -202,7 +207,7 @@ def test_limits_and_draining() -> None:
     site = Site(max_queued=1)
     turn = site(submitted("a"), submitted("b"))
     assert [outcome.reason for outcome in turn.outcomes] == ["", "QUEUE_FULL"]
-    site.machine.draining = True
+    site(ClosureAsked(Closure(draining=True, reason="a new kernel")))
     assert site(submitted("c")).outcomes[0].reason == "DRAINING"
 
 
@@ -232,3 +237,65 @@ def test_counts_are_measured() -> None:
     site.running()
     assert site.machine.counts() == (2, 1, 1, 0)
     assert site.machine.jobs["j"].state is State.RUNNING
+
+
+def test_a_held_job_waits_until_it_is_released_and_keeps_that_over_a_restart() -> None:
+    site = Site()
+    turn = site(submitted("a"), HoldAsked("a"))
+    assert turn.updates[-1].reason == "HELD"
+    site.worker()
+    assert site.machine.counts()[2:] == (0, 1)
+    (held,) = site.machine.jobs.values()
+    site.machine.restart([held], {"a": 1}, site.machine.sequence, site.now_us)
+    site.worker(stream=2)
+    assert list(site.machine.parked) == ["a"]
+    turn = site(ReleaseAsked("a"))
+    assert states(turn) == [("a", "QUEUED"), ("a", "ASSIGNED")]
+    assert turn.updates[-1].reason == ""
+
+
+def test_a_held_job_is_cancelled_and_superseded_as_any_other() -> None:
+    site = Site()
+    site(submitted("a"), submitted("b"), HoldAsked("a"), HoldAsked("b"))
+    assert states(site(CancelAsked("a"))) == [("a", "CANCELLED")]
+    site(submitted("b", attempt=2))
+    assert (list(site.machine.queue), list(site.machine.parked)) == (["b"], [])
+
+
+def test_what_runs_is_not_held() -> None:
+    site = Site()
+    site.running()
+    assert states(site(HoldAsked("j"), HoldAsked("nobody"))) == []
+    assert states(site(ended())) == [("j", "DONE")]
+
+
+def test_a_job_that_would_run_into_a_maintenance_waits_until_it_is_over() -> None:
+    site = Site()
+    site(ClosureAsked(Closure(reason="new disks", begins_at_us=100 * SECOND, ends_at_us=200 * SECOND)))
+    site.worker(slots=5)
+    turn = site(submitted("short", wall_s=50), submitted("long", wall_s=3600))
+    assert states(turn) == [("short", "QUEUED"), ("long", "QUEUED"), ("short", "ASSIGNED")]
+    site.now_us = 150 * SECOND
+    assert states(site(Ticked(), submitted("another", wall_s=1))) == [("another", "QUEUED")]
+    site.now_us = 200 * SECOND
+    turn = site(Ticked())
+    assert turn.closure == Closure()
+    assert states(turn) == [("long", "ASSIGNED"), ("another", "ASSIGNED")]
+
+
+def test_a_maintenance_that_is_taken_back_lets_everything_start() -> None:
+    site = Site()
+    site(ClosureAsked(Closure(reason="new disks", begins_at_us=SECOND)))
+    site.worker()
+    assert states(site(submitted())) == [("j", "QUEUED")]
+    assert states(site(ClosureAsked(Closure()))) == [("j", "ASSIGNED")]
+
+
+def test_no_more_run_than_the_rules_allow() -> None:
+    site = Site()
+    site.machine.rules = Rules(worker_lost_us=60 * SECOND, max_queued=100, max_running=2)
+    site.worker(slots=5)
+    turn = site(*(submitted(f"j{number}") for number in range(4)))
+    assert sum(isinstance(command, RunOnWorker) for command in turn.commands) == 2
+    site(JobStarted("w", "j0", 1, 1, at_us=5))
+    assert states(site(ended("j0"))) == [("j0", "DONE"), ("j2", "ASSIGNED")]

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agents.gatekeeper import model as ce
 from agents.gatekeeper.machine import GatekeeperMachine
+from agents.gatekeeper.model import Rules
 from agents.worker import model as wn
 from agents.worker.machine import WorkerMachine
 
@@ -168,7 +169,7 @@ class Site(RuleBasedStateMachine):
         self.new_gatekeeper()
 
     def new_gatekeeper(self) -> None:
-        self.gatekeeper = GatekeeperMachine(worker_lost_us=LOST_US, max_queued=50)
+        self.gatekeeper = GatekeeperMachine(Rules(worker_lost_us=LOST_US, max_queued=50))
         rows = [copy.copy(job) for job in self.rows.values()]
         self.gatekeeper.recover(rows, dict(self.fences), self.sequence, self.now_us)
         for worker in self.workers:
@@ -369,7 +370,7 @@ class Site(RuleBasedStateMachine):
         machine = self.gatekeeper
         for job_id, job in machine.jobs.items():
             assert not job.ended
-            assert (job.state is ce.State.QUEUED) == (job_id in machine.queue)
+            assert (job.state is ce.State.QUEUED) == (job_id in machine.queue or job_id in machine.parked)
             if job.state in ce.ON_WORKER:
                 assert job_id in machine.workers[job.worker].held
         for worker in machine.workers.values():

@@ -165,6 +165,36 @@ class CancelResponse(_message.Message):
     unknown: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, unknown: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class HoldRequest(_message.Message):
+    __slots__ = ("job_ids",)
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class HoldResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("draining", "reason", "begins_at_us", "ends_at_us")
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    BEGINS_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDS_AT_US_FIELD_NUMBER: _ClassVar[int]
+    draining: bool
+    reason: str
+    begins_at_us: int
+    ends_at_us: int
+    def __init__(self, draining: _Optional[bool] = ..., reason: _Optional[str] = ..., begins_at_us: _Optional[int] = ..., ends_at_us: _Optional[int] = ...) -> None: ...
+
+class CloseResponse(_message.Message):
+    __slots__ = ("running", "waiting")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+
 class Usage(_message.Message):
     __slots__ = ("wall_s", "user_s", "system_s", "max_rss_bytes")
     WALL_S_FIELD_NUMBER: _ClassVar[int]

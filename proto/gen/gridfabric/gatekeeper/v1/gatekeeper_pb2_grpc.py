@@ -55,6 +55,21 @@ class GatekeeperStub:
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.Gatekeeper/Hold',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.Gatekeeper/Release',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.Gatekeeper/Close',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/gridfabric.gatekeeper.v1.Gatekeeper/Watch',
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.WatchRequest.SerializeToString,
@@ -110,6 +125,28 @@ class GatekeeperServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hold(self, request, context):
+        """Before: QUEUED. After: still QUEUED, reason HELD; no worker gets it. Owner only. Idempotent.
+        Errors: FAILED_PRECONDITION (JOB_NOT_WAITING: with a worker, or ended), NOT_FOUND (JOB_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """After: held jobs wait for a slot again. Owner only. Idempotent. Errors: NOT_FOUND (JOB_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Shuts or opens the queue; durable, the last one counts. Operators only. Errors: INVALID_ARGUMENT (CLOSURE_INVALID).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """The newest state of each of the caller's jobs that changed after `after_sequence`, in order; then every change, live.
         `caught_up` marks the end of the first part. Errors: RESOURCE_EXHAUSTED (the reader is too slow: watch again).
@@ -160,6 +197,21 @@ def add_GatekeeperServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelRequest.FromString,
                     response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelResponse.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -291,6 +343,87 @@ class Gatekeeper:
             '/gridfabric.gatekeeper.v1.Gatekeeper/Cancel',
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelRequest.SerializeToString,
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.Gatekeeper/Hold',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.Gatekeeper/Release',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.Gatekeeper/Close',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.FromString,
             options,
             channel_credentials,
             insecure,

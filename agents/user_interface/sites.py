@@ -1,0 +1,52 @@
+"""What `grid site` does, in the name of the grid's operator."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from agents.gatekeeper import client
+from agents.user_interface import console
+from agents.user_interface.connection import as_operator
+from fabric.clock import to_us, utc_text
+from fabric.errors import NotFound
+
+COLUMNS = ("gatekeeper", "queue", "running", "waiting")
+
+
+async def drain(where: str, reason: str, state: Path | None, *, as_json: bool) -> None:
+    """`grid site drain`."""
+    await _close(where, state, "draining", as_json=as_json, draining=True, reason=reason)
+
+
+async def maintenance(
+    where: str, reason: str, begins_s: float, lasts_s: float | None, state: Path | None, *, as_json: bool
+) -> None:
+    """`grid site maintenance`."""
+    begins = datetime.now(UTC) + timedelta(seconds=begins_s)
+    ends = begins + timedelta(seconds=lasts_s) if lasts_s is not None else None
+    text = f"maintenance from {utc_text(begins)} {f'to {utc_text(ends)}' if ends else 'until resumed'}"
+    ends_at_us = to_us(ends) if ends else 0
+    await _close(where, state, text, as_json=as_json, reason=reason, begins_at_us=to_us(begins), ends_at_us=ends_at_us)
+
+
+async def resume(where: str, state: Path | None, *, as_json: bool) -> None:
+    """`grid site resume`."""
+    await _close(where, state, "open", as_json=as_json)
+
+
+async def _close(where: str, state: Path | None, text: str, *, as_json: bool, **closure: Any) -> None:
+    rows = []
+    async with as_operator(state) as grid:
+        found = [e for e in grid.services.all("gatekeeper") if where in (e.site, e.name)]
+        if not found:
+            known = ", ".join(sorted({endpoint.site for endpoint in grid.services.all("gatekeeper")}))
+            raise NotFound("SITE_UNKNOWN", f"no gatekeeper belongs to {where[:80]!r}; sites with one: {known}")
+        for endpoint in found:
+            running, waiting = await client.close(await grid.channel_to(endpoint.host, endpoint.rpc), **closure)
+            rows.append({"gatekeeper": endpoint.name, "queue": text, "running": running, "waiting": waiting})
+    if as_json:
+        console.print_json(rows)
+    else:
+        console.print_table(COLUMNS, [[str(row[column]) for column in COLUMNS] for row in rows])
