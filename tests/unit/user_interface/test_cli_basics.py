@@ -79,7 +79,7 @@ def test_the_commands_are_those_promised() -> None:
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
         "jdl check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
-        "job history", "job list-match",
+        "job history", "job list-match", "job watch", "job stats",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
