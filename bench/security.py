@@ -145,7 +145,8 @@ async def _map(bench: Bench, folder: Path) -> None:
     bench.add("map_memory", f"{title}: memory of one reader", "MB", [_memory_mb(_MAP_READER, path)])
     (folder / "bans").touch()
     judge = Judge(
-        organisation=ORGANISATION, map_file=folder / "mapfile", ban_file=folder / "bans", log=null_logger(),
+        organisation=ORGANISATION, authority=DistinguishedName.parse(f"{ORGANISATION}/CN=CA"),
+        map_file=folder / "mapfile", ban_file=folder / "bans", log=null_logger(),
         vos=Vos(VoList(()), folder / "vos.json", "", null_logger()),
     )  # fmt: skip
     times: list[float] = []

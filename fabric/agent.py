@@ -452,6 +452,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     from fabric.rpc.server import default_policy
     from fabric.voms_servers import VomsServers
     from fabric.vos import Vos
+    from security.certificates import issuer_of
     from security.credentials import Credential
     from security.errors import SecurityError
     from security.trust import TrustStore
@@ -459,6 +460,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     options = settings.fabric
     try:
         credential = Credential.load(settings.credential)
+        authority = issuer_of(credential.certificate)
         trust = TrustStore.shared(settings.certificates)
         bans = Path(options.ban_file) if options.ban_file else settings.state_dir / "bans"
         if not options.ban_file and not bans.exists():
@@ -466,6 +468,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
         vos = Vos.of(settings, log)
         judge = Judge(
             organisation=settings.organisation,
+            authority=authority,
             map_file=map_path(settings),
             ban_file=bans,
             log=log,
@@ -476,7 +479,7 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
             site=settings.site,
             clock=clock,
         )
-        voms = VomsServers.of(settings, vos)
+        voms = VomsServers.of(settings, vos, authority)
     except SecurityError as error:
         raise from_security(error) from error
     policy = default_policy(options.crl_policy, options.expired_crl_policy)

@@ -1,7 +1,8 @@
 """Who is who in this grid: agents and operators by their names, users by the map file, nobody who is banned.
 
 `<organisation>/OU=<site>/CN=<kind>/<name>` are agents, `<organisation>/OU=Users/CN=...` users,
-`<organisation>/OU=Operators/CN=...` administrators. Only the authority can make such names: its signing policy says so.
+`<organisation>/OU=Operators/CN=...` administrators. Only the grid's authority makes such names: no other may sign them,
+and where a site's manager has let one, nobody believes it.
 
 Users are mapped in one of two modes: `coarse` by the map file, which tells people and VOs apart and nothing finer, or
 `vo-groups` by the verified groups and roles of their proxies, in the order of the site's rules.
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fabric.clock import Clock, SystemClock
-from fabric.errors import Exhausted, GridError, from_security
+from fabric.errors import Exhausted, GridError, Refused, from_security
 from fabric.logs import Logger
 from fabric.rpc.peer import Standing
 from fabric.rpc.rules import not_mapped
@@ -52,6 +53,7 @@ class Judge:
         self,
         *,
         organisation: str,
+        authority: DistinguishedName,
         map_file: Path,
         ban_file: Path,
         log: Logger,
@@ -63,11 +65,12 @@ class Judge:
         clock: Clock | None = None,
         update_now: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """`update_now` is asked once for news before somebody is refused as not mapped; it limits its own rate.
+        """`authority` gives agents and operators their certificates. `update_now` is asked once for news before
+        somebody is refused as not mapped; it limits its own rate.
         `group_map` is the file of rules of the mode `vo-groups`; without it the mode is `coarse`. `central_bans` is the
         copy of the grid's list: bans of other sites in it mean nothing at `site`, and a copy that is missing was not
         fetched yet."""
-        self._organisation = DistinguishedName.parse(organisation)
+        self._organisation, self._authority = DistinguishedName.parse(organisation), authority
         self._map_path, self._log = map_file, log
         self._vos, self._vos_seen = vos, vos.generation
         self._ban_path, self._central_path = ban_file, central_bans
@@ -206,7 +209,7 @@ class Judge:
             fqans = [fqan for found in attributes for fqan in found.fqans]
             vos = {found.vo for found in attributes} | self._vos_by_map(identity)
             self._bans.check(identity, now=self._clock.now(), fqans=fqans, vos=vos, address=address)
-            by_name = self.by_name(identity.subject)
+            by_name = self.by_name(identity.subject, identity.issuer)
             if by_name is not None:
                 return by_name
             for found in attributes:
@@ -216,8 +219,21 @@ class Judge:
         except SecurityError as error:
             raise from_security(error) from error
 
-    def by_name(self, subject: DistinguishedName) -> Standing | None:
-        """The standing of an agent or operator of this grid; None for everybody else."""
+    def by_name(self, subject: DistinguishedName, issuer: DistinguishedName) -> Standing | None:
+        """The standing of an agent or operator of this grid; None for everybody else. Raises Refused ISSUER_NOT_OWN for
+        such a name that another authority gave."""
+        standing = self._named(subject)
+        if standing is not None and issuer != self._authority:
+            raise Refused(
+                "ISSUER_NOT_OWN",
+                f"{subject} is the name of an agent or operator of this grid, which only {self._authority} gives, but "
+                f"its certificate is from {issuer}: remove that authority from this host, or narrow its namespace",
+                subject=subject,
+                issuer=issuer,
+            )
+        return standing
+
+    def _named(self, subject: DistinguishedName) -> Standing | None:
         own = len(self._organisation.rdns)
         rest = subject.rdns[own:]
         if not subject.startswith(self._organisation) or len(rest) != 2 or any(len(rdn) != 1 for rdn in rest):

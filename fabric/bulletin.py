@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fabric.errors import GridError, Unauthenticated, Unavailable
+from security.certificates import issuer_of, subject_of
 
 if TYPE_CHECKING:
     from fabric.agent import AgentContext
@@ -199,7 +200,8 @@ class Follower(Generic[Message, Value]):
 
     def _require_authority(self, channel: SecureChannel) -> None:
         """A certificate for that host is not enough: other agents of it have one too."""
-        standing = self._context.judge.by_name(channel.server) if channel.server is not None else None
+        shown = channel.shown
+        standing = None if shown is None else self._context.judge.by_name(subject_of(shown), issuer_of(shown))
         if standing is None or standing.agent_kind != "authority":
             raise Unauthenticated(
                 "NOT_THE_AUTHORITY", f"{channel.peer} showed the certificate of {channel.server}, which is no authority"

@@ -32,9 +32,13 @@ Names = tuple[DistinguishedName, ...]
 class VomsServers:
     """Looks at the vomsdir again when asked to; judging never touches the disk."""
 
-    def __init__(self, directory: Path, organisation: DistinguishedName, vos: Vos) -> None:
-        """A directory that is missing adds nothing to the servers that `vos` names."""
+    def __init__(
+        self, directory: Path, organisation: DistinguishedName, authority: DistinguishedName, vos: Vos
+    ) -> None:
+        """A directory that is missing adds nothing to the servers that `vos` names, whose certificates are from
+        `authority`."""
         self._directory, self._organisation, self._vos = directory, organisation, vos
+        self._authority = authority
         self._seen: tuple[_Stamp, int] | None = None
         self._believed = VomsDirectory({})
         self.generation = 0
@@ -42,11 +46,11 @@ class VomsServers:
         self.refresh()
 
     @classmethod
-    def of(cls, settings: Settings, vos: Vos) -> VomsServers:
+    def of(cls, settings: Settings, vos: Vos, authority: DistinguishedName) -> VomsServers:
         """For one agent."""
         named = settings.fabric.vomsdir
         directory = Path(named) if named else settings.certificates.parent / VOMSDIR
-        return cls(directory, DistinguishedName.parse(settings.organisation), vos)
+        return cls(directory, DistinguishedName.parse(settings.organisation), authority, vos)
 
     def refresh(self) -> bool:
         """True if the files or the VOs have changed since the last look; a damaged file speaks for nobody."""
@@ -67,7 +71,9 @@ class VomsServers:
 
     def _speakers(self, vo: str) -> tuple[Names, ...]:
         return tuple(
-            (server_subject(self._organisation, server),) for server in self._vos.servers_of(vo) if server.site
+            (server_subject(self._organisation, server), self._authority)
+            for server in self._vos.servers_of(vo)
+            if server.site
         )
 
     def _look(self) -> _Stamp:

@@ -381,10 +381,15 @@ class SecureChannel(grpc.aio.Channel):
         return self._link.peer
 
     @property
-    def server(self) -> DistinguishedName | None:
-        """Whose certificate the server showed and we judged; None without a connection."""
+    def shown(self) -> x509.Certificate | None:
+        """The certificate that the server showed and we judged; None without a connection."""
         opened = self._link.opened
-        return None if opened is None else certificates.subject_of(opened.chain[0])
+        return None if opened is None else opened.chain[0]
+
+    @property
+    def server(self) -> DistinguishedName | None:
+        """Whose certificate that is."""
+        return None if self.shown is None else certificates.subject_of(self.shown)
 
     @property
     def _credential(self) -> Credential | None:

@@ -20,7 +20,10 @@ from agents.storage import client as se_client
 from fabric.errors import GridError, Refused, Unauthenticated
 from fabric.rpc.delegation import delegate
 from security import proxies, voms
+from security.authority import CertificateAuthority
 from security.credentials import Credential
+from security.installation import install_authority
+from security.testing import shared_key
 
 PRODUCTION = "/cms/Role=production"
 TRUE = 'Executable = "/bin/true"; VirtualOrganisation = "cms";'
@@ -36,9 +39,9 @@ async def lab(tmp_path: Path) -> AsyncIterator[LabGrid]:
         yield made
 
 
-def forged(lab: LabGrid) -> Credential:
+def forged(lab: LabGrid, signer: Credential | None = None) -> Credential:
     """The role, signed by somebody who is no VO server."""
-    alice, signer = lab.user_certificate("alice"), lab.grid.user(f"{ORGANISATION}/OU=Users/CN=vo")
+    alice, signer = lab.user_certificate("alice"), signer or lab.grid.user(f"{ORGANISATION}/OU=Users/CN=vo")
     life, now = timedelta(hours=1), lab.clock.now()
     encoded = voms.create_attribute_certificate(
         signer, alice.certificate, vo="cms", uri="localhost:1", fqans=[PRODUCTION], lifetime=life, now=now
@@ -137,3 +140,23 @@ async def test_what_is_no_fqan_is_refused_when_the_agent_starts(lab: LabGrid) ->
         with pytest.raises(GridError) as caught:
             await lab.start(kind, options=options)
         assert caught.value.reason == "SETTINGS_INVALID" and "is no FQAN such as" in caught.value.sentence
+
+
+async def test_a_vo_server_named_by_another_authority_speaks_for_nobody(lab: LabGrid) -> None:
+    """One that a site's manager installed by hand, with a namespace of everything."""
+    life, now = timedelta(days=1), lab.clock.now()
+    rogue = CertificateAuthority.create(
+        lab.directory / "rogue", "/C=YY/O=Rogue/CN=CA", lifetime=9 * life, now=now, key=shared_key("ec-p256", 402),
+        namespace="/*",
+    )  # fmt: skip
+    try:
+        install_authority(lab.certificates, rogue.certificate, rogue.signing_policy(), rogue.build_crl(now, life))
+        key = shared_key("ec-p256", 403)
+        subject = f"{ORGANISATION}/OU=CERN/CN=vo/vo.cms"
+        made = rogue.issue_host(["localhost"], key.public_key(), subject=subject, lifetime=life, now=now)
+    finally:
+        rogue.close()
+    await Site(lab).start(gatekeeper={"access": [PRODUCTION]})
+    assert await outcome(lab, lab.user("alice", fqans=[PRODUCTION])) == ("", "")
+    error = await refused(Unauthenticated, "ATTRIBUTE_INVALID", outcome(lab, forged(lab, Credential(made, key))))
+    assert "names /C=XX/O=TestGrid/OU=CERN/CN=vo/vo.cms" in error.sentence

@@ -28,6 +28,9 @@ from fabric.settings import Settings
 from security.authority import CertificateAuthority
 from security.certificates import issuer_among, subject_hash
 from security.credentials import Credential, generate_key
+from security.installation import install_authority
+from security.names import DistinguishedName
+from security.testing import shared_key
 
 PUSHED: dict[str, Any] = {"trust_updater": True, "crl_refresh_s": 3600.0, "trust_poll_s": 3600.0}
 """Nobody looks at the disk or asks by HTTP: what arrives was pushed."""
@@ -253,3 +256,49 @@ async def test_a_host_certificate_near_its_end_is_renewed(lab: LabGrid) -> None:
     assert renewed.subject == ending.subject and renewed.not_after > ending.not_after
     await space(lab, lab.user("alice"))
     assert lab.audit("authority.CERN", "certificate.renewed")[0]["subject"] == subject
+
+
+async def test_an_authority_that_may_sign_anything_here_names_no_operators_agents_or_vo_servers(lab: LabGrid) -> None:
+    """A site's manager installed it by hand, with a namespace of everything."""
+    await start(lab)
+    await lab.start("storage")
+    life, now, key = timedelta(days=1), lab.clock.now(), shared_key("ec-p256", 400)
+    rogue = CertificateAuthority.create(
+        lab.directory / "rogue", "/C=YY/O=Rogue/CN=Rogue CA", lifetime=9 * life, now=now, key=key, namespace="/*"
+    )
+    try:
+        install_authority(lab.certificates, rogue.certificate, rogue.signing_policy(), rogue.build_crl(now, life))
+        lab.agents["storage.CERN"].context.news.ring()
+        lab.agents["authority.CERN"].context.news.ring()
+        mine = shared_key("ec-p256", 401)
+
+        def issued(subject: str) -> Credential:
+            made = rogue.issue_host(
+                ["localhost"], mine.public_key(), subject=subject, lifetime=life, now=now, renew=True
+            )
+            return Credential(made, mine)
+
+        operator = issued(f"{ORGANISATION}/OU=Operators/CN=root")
+        agent = issued(f"{ORGANISATION}/OU=CERN/CN=broker/broker.CERN")
+        for kind, who in (("authority", operator), ("storage", operator), ("storage", agent)):
+            error = await known_and_refused(lab, kind, who)
+            assert error.reason == "ISSUER_NOT_OWN"
+            assert f"only {lab.grid.ca.subject} gives" in error.sentence and "narrow its namespace" in error.sentence
+        judge = lab.agents["storage.CERN"].context.judge
+        with pytest.raises(Refused) as caught:  # nor does a server with such a certificate speak for the authority
+            judge.by_name(DistinguishedName.parse(f"{ORGANISATION}/OU=CERN/CN=authority/authority.CERN"), rogue.subject)
+        assert caught.value.reason == "ISSUER_NOT_OWN"
+    finally:
+        rogue.close()
+
+
+async def known_and_refused(lab: LabGrid, kind: str, who: Credential) -> GridError:
+    """Why an agent refuses somebody, once it knows the authority of the certificate."""
+    async with asyncio.timeout(PROMPT_S):
+        while True:
+            channel = await lab.channel(kind, credential=who)
+            with pytest.raises(GridError) as caught:
+                await channel.ready()
+            if caught.value.reason != "UNKNOWN_CA":
+                return caught.value
+            await asyncio.sleep(0.02)

@@ -31,10 +31,11 @@ def mallory(grid: TestGrid) -> Identity:
 
 
 @pytest.fixture
-def judge(tmp_path: Path) -> Judge:
+def judge(grid: TestGrid, tmp_path: Path) -> Judge:
     (tmp_path / "bans").touch()
     return Judge(
-        organisation="/C=XX/O=TestGrid", map_file=tmp_path / "map", ban_file=tmp_path / "bans", log=null_logger(),
+        organisation="/C=XX/O=TestGrid", authority=grid.ca.subject, log=null_logger(),
+        map_file=tmp_path / "map", ban_file=tmp_path / "bans",
         vos=Vos(VoList(()), tmp_path / "vos.json", "CERN", null_logger()),
         central_bans=tmp_path / "central-bans", site="CERN",
     )  # fmt: skip
