@@ -10,8 +10,10 @@ from gridfabric.information.v1 import information_pb2_grpc
 from agents.information.config import InformationOptions
 from agents.information.divergence import TopState, TopWatcher
 from agents.information.feed import Feed
+from agents.information.history import Recorder, metadata
 from agents.information.machine import InformationMachine, MachineLimits, site_dn
 from agents.information.model import ProducerState
+from agents.information.queries import HistoryQueries
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
@@ -35,8 +37,8 @@ SHORTEST_TICK_S = 0.05
 
 
 class InformationAgent(Agent):
-    """A site's information server, or a top one; see InformationOptions.level. Keeps nothing on disk: all of it is
-    soft state, and producers send theirs again within seconds."""
+    """A site's information server, or a top one; see InformationOptions.level. The tree is soft state: producers send
+    theirs again within seconds. A top server keeps its history on disk."""
 
     def __init__(self, context: AgentContext) -> None:
         self.context = context
@@ -54,15 +56,25 @@ class InformationAgent(Agent):
         )
         machine = InformationMachine(options.level, settings.site, context.clock.now(), limits, expected)
         self.service = InformationService(machine, Feed(options.max_subscribers), clock=context.clock, log=context.log)
+        self._recorder: Recorder | None = None
+        queries: HistoryQueries | None = None
+        if self.is_top and options.history_s:
+            store = context.store("history", metadata)
+            self._recorder = Recorder(context, self.service, store, options.history_s, options.history_tuples)
+            queries = HistoryQueries(context.state_dir / "history.db", self._recorder)
         servicer = InformationServicer(
-            self.service, heartbeat_s=options.heartbeat_s, clock=context.clock, log=context.log
+            self.service, heartbeat_s=options.heartbeat_s, queries=queries, clock=context.clock, log=context.log
         )
         # Publish looks closer than a rule can: which site and which name depends on the level.
         self.services = [
             RpcService(
                 servicer,
                 information_pb2_grpc.add_InformationServicer_to_server,
-                {"Publish": rules.authenticated, "Subscribe": rules.authenticated},
+                {
+                    "Publish": rules.authenticated,
+                    "Subscribe": rules.authenticated,
+                    "Query": rules.any_of(rules.user, rules.any_service, rules.administrator),
+                },
             )
         ]
         directory = GlueDirectory(machine.tree, context.clock)
@@ -98,6 +110,8 @@ class InformationAgent(Agent):
         if self.is_top:
             self._itself = InformationPublisher(context, own, resource_level=False)
             await self._itself.start()
+            if self._recorder is not None:
+                context.spawn(self._recorder.run(), "keep the history")
             for watcher in self._tops:
                 context.spawn(watcher.run(), f"compare with {watcher.other.name}")
         else:

@@ -25,6 +25,10 @@ class InformationOptions:
     """How often subscribers get a sign of life when nothing changes."""
     divergence_after_s: float = field(default=5.0, metadata={"minimum": 0.1})
     """Entries that differ for longer between this top server and another one are divergence."""
+    history_s: float = field(default=24 * 3600.0, metadata={"minimum": 0.0})
+    """How long a top server keeps changes of the tree for queries. 0: no history."""
+    history_tuples: int = field(default=1_000_000, metadata={"minimum": 1})
+    """Kept of each table at most, about 400 bytes each; the oldest go first."""
     max_producers: int = field(default=2000, metadata={"minimum": 1})
     """Agents of a site, or sites of a grid."""
     max_entries: int = field(default=20_000, metadata={"minimum": 1})

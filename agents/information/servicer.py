@@ -8,9 +8,10 @@ from gridfabric.information.v1 import information_pb2 as pb
 from gridfabric.information.v1 import information_pb2_grpc
 
 from agents.information import wire
+from agents.information.queries import HistoryQueries
 from agents.information.service import InformationService
 from fabric.clock import Clock
-from fabric.errors import Conflict, InvalidRequest, Refused
+from fabric.errors import Conflict, InvalidRequest, NotFound, Refused
 from fabric.ldap import Scope, parse_dn
 from fabric.ldap.filters import ANY_ENTRY
 from fabric.logs import Logger
@@ -28,12 +29,14 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
         service: InformationService,
         *,
         heartbeat_s: float,
+        queries: HistoryQueries | None = None,
         clock: Clock,
         log: Logger,
         peer_of: Callable[[object], Peer] = current_peer,
     ) -> None:
         self._service = service
         self._heartbeat_s = heartbeat_s
+        self._queries = queries
         self._clock = clock
         self._log = log
         self._peer_of = peer_of
@@ -116,3 +119,15 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
                     yield message
         finally:
             feed.close(subscription)
+
+    async def Query(self, request: pb.QueryRequest, context: object) -> AsyncIterator[pb.QueryResponse]:
+        """A query of the history."""
+        if self._queries is None:
+            raise NotFound(
+                "NO_HISTORY",
+                f"the information server of {self._service.machine.site} keeps no history; ask a top server that does",
+                site=self._service.machine.site,
+            )
+        subject = str(self._peer_of(context).identity)
+        async for message in self._queries.answer(request.sql, subject, continuous=request.continuous):
+            yield message

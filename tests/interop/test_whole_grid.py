@@ -255,3 +255,15 @@ def test_gstat_adds_up_checks_and_draws(lab: Lab) -> None:
     assert "<svg" in (lab.folder / "gstat.html").read_text() and "LAB" in (lab.folder / "sites.kml").read_text()
     assert lab.grid("gstat").splitlines()[0].startswith("REGION")
     lab.grid("gstat", "--map", "sites.gif", codes=(2,))
+
+
+def test_the_history_answers_a_select_and_refuses_all_else(lab: Lab) -> None:
+    def kept() -> bool:
+        sql = "select GlueCEInfoTotalCPUs from GlueCE where Site = 'LAB'"
+        return lab.json("info", "query", sql) == [{"GlueCEInfoTotalCPUs": 2}]
+
+    until(kept, 60, "the computing element is in the history")
+    states = lab.json("info", "query", "select GridFabricSiteState as state from GridFabricSiteHistory order by Id")
+    assert {"state": "current"} in states
+    lab.grid("info", "query", "select * from sqlite_master", codes=(2,))
+    lab.grid("info", "query", "--follow", "(objectClass=GlueCE)", codes=(2,))

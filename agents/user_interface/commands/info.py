@@ -10,6 +10,7 @@ import typer
 
 from agents.user_interface import console
 from agents.user_interface.console import Json
+from agents.user_interface.exits import UsageProblem
 
 app = typer.Typer(help="Search the information system (GLUE by LDAP).", no_args_is_help=True, rich_markup_mode=None)
 
@@ -88,22 +89,30 @@ def ses(
 
 @app.command()
 def query(
-    filter: Annotated[str, typer.Argument(help="LDAP filter (RFC 4515).")] = "(objectClass=*)",
+    filter: Annotated[str, typer.Argument(help="LDAP filter (RFC 4515), or a SELECT.")] = "(objectClass=*)",
     attributes: Annotated[list[str] | None, typer.Argument(help="Attributes to show; else all.")] = None,
     base: Annotated[str, typer.Option(help="Where to search.")] = "o=grid",
     scope: Annotated[Scope, typer.Option(help="How deep.")] = Scope.sub,
     server: Server = None,
+    follow: Annotated[bool, typer.Option("--follow", help="With a SELECT: print what comes, until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search with any filter and print LDIF.
+    """Search with any filter and print LDIF; or ask the history with a SELECT, for which a proxy is needed.
 
     \b
     Examples:
+      grid info query "select Site, At, GridFabricSiteState from GridFabricSiteHistory order by Id desc limit 10"
+      grid info query --follow "select At, GlueCEUniqueID, GlueCEStateFreeJobSlots from GlueCEHistory"
       grid info query '(objectClass=GlueCE)' GlueCEUniqueID GlueCEStateFreeCPUs
       grid info query --base 'mds-vo-name=RAL,mds-vo-name=local,o=grid'
     """
-    from agents.user_interface import information
+    from agents.user_interface import information, information_history
 
+    if information_history.is_query(filter):
+        console.run_async(information_history.query_command(filter, follow=follow, as_json=as_json))
+        return
+    if follow:
+        raise UsageProblem("--follow is for a SELECT; what a filter finds is printed once")
     console.run_async(
         information.query_command(
             filter, attributes or [], base=base, scope=scope.value, server=server, as_json=as_json

@@ -45,6 +45,11 @@ class InformationStub:
                 request_serializer=gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
+        self.Query = channel.unary_stream(
+                '/gridfabric.information.v1.Information/Query',
+                request_serializer=gridfabric_dot_information_dot_v1_dot_information__pb2.QueryRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_information_dot_v1_dot_information__pb2.QueryResponse.FromString,
+                _registered_method=True)
 
 
 class InformationServicer:
@@ -68,6 +73,16 @@ class InformationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Query(self, request, context):
+        """Members of a VO, operators and services, at a top server: a SELECT over the tables of its history. Changes nothing. With `continuous`
+        the stream stays open: the answer for what is kept from now on, again and again; an empty message is a sign of life.
+        Errors: INVALID_ARGUMENT (not a SELECT, unknown names), RESOURCE_EXHAUSTED (too many queries, too much memory),
+        DEADLINE_EXCEEDED (the query took too long), NOT_FOUND (this server keeps no history).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InformationServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -80,6 +95,11 @@ def add_InformationServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeRequest.FromString,
                     response_serializer=gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'Query': grpc.unary_stream_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=gridfabric_dot_information_dot_v1_dot_information__pb2.QueryRequest.FromString,
+                    response_serializer=gridfabric_dot_information_dot_v1_dot_information__pb2.QueryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +157,33 @@ class Information:
             '/gridfabric.information.v1.Information/Subscribe',
             gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeRequest.SerializeToString,
             gridfabric_dot_information_dot_v1_dot_information__pb2.SubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Query(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridfabric.information.v1.Information/Query',
+            gridfabric_dot_information_dot_v1_dot_information__pb2.QueryRequest.SerializeToString,
+            gridfabric_dot_information_dot_v1_dot_information__pb2.QueryResponse.FromString,
             options,
             channel_credentials,
             insecure,
