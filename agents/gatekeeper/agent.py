@@ -19,7 +19,7 @@ from agents.gatekeeper import store as rows
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
-from agents.gatekeeper.machine import GatekeeperMachine
+from agents.gatekeeper.machine import GatekeeperMachine, Worker
 from agents.gatekeeper.model import CancelAsked, Job, Purged, Rules, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
@@ -384,7 +384,14 @@ class Gatekeeper(Agent):
             return glue_model.CLOSED, "no disk is free"
         if closure.holds(now_us):
             return glue_model.QUEUEING, closure.reason
-        return glue_model.PRODUCTION, ""
+        return glue_model.PRODUCTION, "; ".join(self._unfit())
+
+    def _connected(self) -> list[Worker]:
+        return [worker for worker in self.machine.workers.values() if worker.stream]
+
+    def _unfit(self) -> list[str]:
+        """Which workers take no jobs, and why."""
+        return [f"{worker.name}: {worker.unfit}" for worker in self._connected() if worker.unfit]
 
     async def _publish(self) -> None:
         settings = self.context.settings
@@ -418,7 +425,7 @@ class Gatekeeper(Agent):
     def health(self) -> AgentHealth:
         """Green with at least one worker; numbers for `grid status`."""
         total, free, running, waiting = self.machine.counts()
-        connected = sum(1 for worker in self.machine.workers.values() if worker.stream)
+        connected = len(self._connected())
         numbers = {
             "slots": float(total),
             "free": float(free),
@@ -437,7 +444,7 @@ class Gatekeeper(Agent):
         status, why = self._status(full=False)
         if status != glue_model.PRODUCTION:
             return AgentHealth(AgentState.DRAINING, f"{status}: {why}; {running} run, {waiting} wait", numbers)
-        unfit = [f"{w.name}: {w.unfit}" for w in self.machine.workers.values() if w.stream and w.unfit]
+        unfit = self._unfit()
         mode = (
             "accounts leased, jobs run under them"
             if self._accounts.mode == "pool"

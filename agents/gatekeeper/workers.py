@@ -31,6 +31,7 @@ from agents.gatekeeper.model import (
     WorkerArrived,
     WorkerLeft,
 )
+from fabric.clock import to_us
 from fabric.errors import GridError, InvalidRequest, from_security
 from security.credentials import Credential
 from security.errors import SecurityError
@@ -130,7 +131,9 @@ class WorkerPool:
         try:
             yield pb.WorkerOrder(
                 welcome=pb.Welcome(
-                    heartbeat_ms=int(self._heartbeat_s * 1000), computing_element=self._computing_element()
+                    heartbeat_ms=int(self._heartbeat_s * 1000),
+                    computing_element=self._computing_element(),
+                    now_us=to_us(self._context.clock.now()),
                 )
             )
             async for order in self._orders(link):

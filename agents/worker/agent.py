@@ -47,7 +47,8 @@ class WorkerNode(Agent):
         spawn = self.context.spawn
         spawn(self.runner.run(), "runner")
         spawn(self.runner.keep_batch(), "batch system")
-        spawn(self.runner.watch(), "disk watch")
+        spawn(self.runner.watch(), "health watch")
+        spawn(self.runner.clean(), "cleaner")
         spawn(self.runner.link.run(), "gatekeeper stream")
 
     async def stop(self) -> None:

@@ -49,7 +49,7 @@ class WorkerOptions:
     """Between SIGTERM and SIGKILL."""
     open_files: int = field(default=4096, metadata={"minimum": 64})
     processes: int = field(default=4096, metadata={"minimum": 16})
-    """RLIMIT_NPROC of a pool account, over all its jobs on this host."""
+    """Of one job; more, and it is killed. A pool account may have twice as many over all its jobs (RLIMIT_NPROC)."""
     orphan_timeout_s: float = field(default=120.0, metadata={"minimum": 1.0})
     """The starter ends when it has had neither agent nor job for so long."""
     stop_policy: str = field(default="kill", metadata={"choices": ("kill", "leave")})
@@ -60,6 +60,16 @@ class WorkerOptions:
     min_free_inodes: int = field(default=1000, metadata={"minimum": 0})
     max_scratch_inodes: int = field(default=50_000, metadata={"minimum": 10})
     """Files and folders of one job."""
+    black_hole_jobs: int = field(default=20, metadata={"minimum": 2})
+    """Nine of ten of so many jobs, failed within `black_hole_fast_s` of their start and all within
+    `black_hole_window_s`, stop this worker for `black_hole_pause_s` (health.py)."""
+    black_hole_fast_s: float = 5.0
+    black_hole_window_s: float = 600.0
+    black_hole_pause_s: float = field(default=300.0, metadata={"minimum": 0.1})
+    max_clock_skew_s: float = field(default=60.0, metadata={"minimum": 1.0})
+    """A clock that differs more from the gatekeeper's makes proxies and limits wrong: no jobs."""
+    clean_every_s: float = field(default=60.0, metadata={"minimum": 0.1})
+    """How often directories without a job are looked for; what is found twice goes."""
     disk_check_s: float = field(default=2.0, metadata={"minimum": 0.05})
     cache_bytes: int = field(default=1024 * MIB, metadata={"minimum": MIB})
     """Input sandbox files kept for the next job."""

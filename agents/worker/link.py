@@ -31,7 +31,7 @@ class Link:
         endpoint: Endpoint,
         *,
         hello: Callable[[], pb.Hello],
-        opened: Callable[[], None],
+        opened: Callable[[pb.Welcome], None],
         credit: Callable[[], tuple[int, str, int]],
         intake: Callable[[pb.WorkerOrder], Awaitable[None]],
         reconnect_max_s: float,
@@ -148,7 +148,7 @@ class Link:
             heartbeat_s = welcome.welcome.heartbeat_ms / 1000 or 5.0
             self.connected, self.last_error = True, ""
             self._context.log.info("gatekeeper.connected", gatekeeper=self._endpoint.name)
-            self._opened()
+            self._opened(welcome.welcome)
             reading = asyncio.ensure_future(self._read(stream, heartbeat_s))
             writing = asyncio.ensure_future(self._write(stream, heartbeat_s))
             breaking = asyncio.ensure_future(self._broken.wait())

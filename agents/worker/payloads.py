@@ -21,6 +21,7 @@ MARKER = "GRIDFABRIC_JOB_KEY"
 """In the environment of every payload: finds its processes again, wherever they hide."""
 WATCH_EVERY_S = 1.0
 """Memory, processor time and processes of whole sessions are summed this often."""
+MAX_KILL_ROUNDS = 50
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TO_DEFAULT = (
@@ -35,7 +36,7 @@ class Job:
     """One running payload. `pid` is also its process group and session."""
 
     __slots__ = (
-        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "reason",
+        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "processes", "reason",
         "started_at_us", "started_mono", "uid", "wall_s",
     )  # fmt: skip
 
@@ -45,6 +46,7 @@ class Job:
         self.wall_s = float(order.get("wall_s") or 0)
         self.cpu_s = float(order.get("cpu_s") or 0)
         self.memory_bytes = int(order.get("memory_bytes") or 0)
+        self.processes = int(order.get("processes") or 0)
         self.grace_s = float(order.get("grace_s") or 5)
         self.uid = int(order.get("uid", -1))
         self.reason = ""
@@ -164,6 +166,8 @@ class Payloads:
         self.die_with_us = die_with_us
         self.jobs: dict[str, Job] = {}
         self.by_pid: dict[int, Job] = {}
+        self.hidden: dict[int, str] = {}
+        """Processes outside the sessions of running jobs: pid to the job key in their environment."""
         self.strays: dict[int, str] = {}
         """Descendants that became our children while their job goes on: pid to job key."""
         self.deadlines: list[tuple[float, str, str, int]] = []
@@ -306,7 +310,7 @@ class Payloads:
             ended.append(job)
             records.append(self._exit_record(job, status, usage))
         if ended or (reaped and self.can_list_children):
-            self._kill_strays(ended)
+            self.kill_strays(ended)
         if not ended:
             return
         self._read_errors({job.key: record for job, record in zip(ended, records, strict=True)})
@@ -378,7 +382,7 @@ class Payloads:
         except OSError:
             return list(self.by_pid)
 
-    def _kill_strays(self, ended: list[Job]) -> None:
+    def kill_strays(self, ended: list[Job]) -> None:
         """Processes that outlived their job's first process. As sub-reaper we inherit them, however they hid."""
         keys, sessions = {job.key for job in ended}, {job.pid for job in ended}
         if not self.can_list_children:
@@ -443,9 +447,24 @@ class Payloads:
         """SIGKILL to every process of a job that can be found."""
         with contextlib.suppress(OSError):
             os.killpg(job.pid, signal.SIGKILL)
-        for pid in find_leftovers({job.key}, {job.pid}):
+        # A stopped process forks no more: rounds of stopping end when one finds nobody new, even in a fork bomb.
+        stopped: set[int] = set()
+        for _ in range(MAX_KILL_ROUNDS):
+            found = self._all_of(job) - stopped
+            if not found:
+                break
+            for pid in found:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= found
+        for pid in stopped:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+    def _all_of(self, job: Job) -> set[int]:
+        if not self.can_list_children:
+            return set(find_leftovers({job.key}, {job.pid}))
+        return {process.pid for process in self._processes_by_job().get(job.key, ())}
 
     def enforce(self, now: float) -> None:
         """Wall time and grace at their moment; memory, processor time and processes now and then."""
@@ -467,28 +486,44 @@ class Payloads:
 
     def _watch(self, now: float) -> None:
         """Memory and processor time of the whole session: what one process's limits cannot see."""
-        watched = {
-            job.pid: job
+        watched = [
+            job
             for job in self.jobs.values()
-            if (job.memory_bytes or job.cpu_s) and now - job.started_mono > WATCH_EVERY_S / 2
-        }
+            if (job.memory_bytes or job.cpu_s or job.processes) and now - job.started_mono > WATCH_EVERY_S / 2
+        ]
         if not watched:
+            self.hidden.clear()
             return
-        resident: dict[int, int] = {}
-        spent: dict[int, float] = {}
-        # As sub-reaper it inherits those whose parent has died, so all of a session are below it.
+        of_job = self._processes_by_job()
+        for job in watched:
+            processes = of_job.get(job.key, ())
+            resident = sum(process.resident_bytes for process in processes)
+            job.peak_bytes = max(job.peak_bytes, resident)
+            if job.processes and len(processes) > job.processes:
+                self.begin_kill(job, "PROCESSES", now, at_once=True)
+            elif job.memory_bytes and resident > job.memory_bytes:
+                self.begin_kill(job, "MEMORY", now, at_once=True)
+            elif job.cpu_s and sum(process.cpu_s for process in processes) > job.cpu_s:
+                self.begin_kill(job, "CPU_TIME", now)
+
+    def _processes_by_job(self) -> dict[str, list[Process]]:
+        """By session; those that left it, by their environment, which is read once."""
+        found: dict[str, list[Process]] = {}
+        hidden: dict[int, str] = {}
+        # As sub-reaper it inherits those whose parent has died, so all of a job are below it.
         for pid in descendants(os.getpid()) if self.can_list_children else all_pids():
             process = read_process(pid)
-            if process is None or process.session not in watched:
+            if process is None:
                 continue
-            resident[process.session] = resident.get(process.session, 0) + process.resident_bytes
-            spent[process.session] = spent.get(process.session, 0.0) + process.cpu_s
-        for session, job in watched.items():
-            job.peak_bytes = max(job.peak_bytes, resident.get(session, 0))
-            if job.memory_bytes and resident.get(session, 0) > job.memory_bytes:
-                self.begin_kill(job, "MEMORY", now, at_once=True)
-            elif job.cpu_s and spent.get(session, 0.0) > job.cpu_s:
-                self.begin_kill(job, "CPU_TIME", now)
+            job = self.by_pid.get(process.session)
+            if job is not None:
+                key = job.key
+            else:
+                key = hidden[pid] = self.hidden.get(pid) or marker_of(pid)
+            if key in self.jobs:
+                found.setdefault(key, []).append(process)
+        self.hidden = hidden
+        return found
 
 
 def _set_limits(order: dict) -> None:
@@ -513,4 +548,4 @@ def _set_limits(order: dict) -> None:
         limit(resource.RLIMIT_AS, room, room)
     processes = int(order.get("processes") or 0)
     if processes > 0 and int(order.get("uid", -1)) > 0:
-        limit(resource.RLIMIT_NPROC, processes, processes)
+        limit(resource.RLIMIT_NPROC, 2 * processes, 2 * processes)

@@ -26,6 +26,7 @@ from agents.worker import store as rows
 from agents.worker.batch import BatchSystem, Listing, read_exit
 from agents.worker.config import WorkerOptions
 from agents.worker.data import DataMover
+from agents.worker.health import BlackHole
 from agents.worker.link import Link
 from agents.worker.machine import WorkerMachine
 from agents.worker.model import (
@@ -64,7 +65,15 @@ MAX_INLINE_BYTES = 64 * 1024
 """Output of one job that travels inside its report."""
 PIECE_BYTES = 1024 * 1024
 GATHER_S = 0.002
-_LIMIT_REASONS = frozenset({"WALL_TIME", "CPU_TIME", "MEMORY", "DISK", "FILE_SIZE"})
+_LIMITS = {
+    "WALL_TIME": "it ran longer than its wall time limit",
+    "CPU_TIME": "it used more processor time than its limit",
+    "MEMORY": "its processes together used more memory than its limit",
+    "PROCESSES": "it had more processes than this node allows a job",
+    "DISK": "its directory took more bytes than its limit",
+    "INODES": "its directory had more files than this node allows a job",
+    "FILE_SIZE": "a file of it grew over its disk limit",
+}
 
 
 class Runner:
@@ -95,6 +104,13 @@ class Runner:
             self.state_dir / "sandbox", max_bytes=options.cache_bytes, max_files=options.cache_files, fetch=self._fetch
         )
         self._data = DataMover(context.settings, context.channels, retry_s=options.staging_retry_s, log=context.log)
+        self._black_hole = BlackHole(
+            jobs=options.black_hole_jobs,
+            fast_s=options.black_hole_fast_s,
+            window_s=options.black_hole_window_s,
+            pause_s=options.black_hole_pause_s,
+        )
+        self._disk_problem = self._clock_problem = ""
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
@@ -140,15 +156,20 @@ class Runner:
     def _remove_orphans(self, keys: set[str]) -> int:
         """Directories and processes of jobs that have no row."""
         self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
-        strange = (
-            set(scratch.keys(self.root)) | {name for name in os.listdir(self._jobs_dir) if len(name) == 32}
-        ) - keys
+        strange = self._strange() - keys
         if strange:
-            self.batch.kill_remains(strange)
-        for key in strange:
+            self._remove_strange(strange)
+        return len(strange)
+
+    def _strange(self) -> set[str]:
+        """Keys of all directories and records that are here."""
+        return set(scratch.keys(self.root)) | set(scratch.keys(self._jobs_dir))
+
+    def _remove_strange(self, keys: set[str]) -> None:
+        self.batch.kill_remains(keys)
+        for key in keys:
             scratch.remove(self.root, key)
             scratch.remove(self._jobs_dir, key)
-        return len(strange)
 
     async def run(self) -> None:
         """For ever: events in batches through the machine."""
@@ -302,12 +323,12 @@ class Runner:
                 await asyncio.sleep(1.0)
 
     def _report(self, jobs: Sequence[Job]) -> None:
-        self.link.finished(jobs)
         for job in jobs:
             result = job.result
             assert result is not None
             self.finished += 1
             self.failed += result.failed
+            self._black_hole.ended(job.owner, result, time.monotonic())
             self._log.audit(
                 "job.ended",
                 **_whose(job),
@@ -317,6 +338,9 @@ class Runner:
                 wall_s=result.wall_s,
                 cpu_s=result.user_s + result.system_s,
             )
+        # Fitness first: the report frees a slot at the gatekeeper, which would send the next job into a black hole.
+        self._judge_fitness()
+        self.link.finished(jobs)
 
     def _spawn(self, coro: Coroutine[Any, Any, Any], name: str) -> None:
         self.context.spawn(coro, name)
@@ -364,7 +388,11 @@ class Runner:
             hello.held.add(job_id=job.name.job_id, attempt=job.name.attempt, run=job.name.run)
         return hello
 
-    def _link_opened(self) -> None:
+    def _link_opened(self, welcome: pb.Welcome) -> None:
+        skew_s = abs(to_us(self.context.clock.now()) - welcome.now_us) / 1e6
+        too_much = welcome.now_us and skew_s > self.options.max_clock_skew_s
+        self._clock_problem = f"CLOCK: this clock is {skew_s:.0f} s away from the gatekeeper's" if too_much else ""
+        self._judge_fitness()
         self.proxies.reconnected({job.owner for job in self.machine.jobs.values()})
         self.feed([LinkOpened()])
 
@@ -590,7 +618,7 @@ class Runner:
         """The result with its output inline; None if it does not fit."""
         record = job.exit_record or {}
         result = _result_of(record, job)
-        if result.failed or (job.kill_reason and job.kill_reason not in _LIMIT_REASONS):
+        if result.failed or (job.kill_reason and job.kill_reason not in _LIMITS):
             return result
         outputs: list[OutputFile] = []
         missing: list[str] = []
@@ -743,6 +771,30 @@ class Runner:
             self._certificates = self.root / "certificates"
             scratch.mirror(source, self._certificates)
 
+    def _judge_fitness(self) -> None:
+        """Whether this node takes jobs, and if not, why: told to the gatekeeper at once."""
+        if self.stopping:
+            return
+        unfit = self._disk_problem or self._clock_problem or self.batch.problem or self._black_hole.sentence
+        if unfit == self.machine.unfit:
+            return
+        if not unfit or not self.machine.unfit:
+            self._log.warning("worker.unfit" if unfit else "worker.fit_again", sentence=unfit)
+        self.machine.unfit = unfit
+        self.link.poke()
+
+    async def clean(self) -> None:
+        """For ever: directories and records that no job of ours has, seen twice."""
+        seen: set[str] = set()
+        while True:
+            await asyncio.sleep(self.options.clean_every_s)
+            strange = await asyncio.to_thread(self._strange)
+            strange = {key for key in strange if key not in self.machine.jobs}
+            dead, seen = seen & strange, strange
+            if dead and not self.stopping:
+                await asyncio.to_thread(self._remove_strange, dead)
+                self._log.warning("worker.cleaned", directories=len(dead))
+
     async def _count_slots(self) -> None:
         """The batch system has not said yet how much it runs at a time; the gatekeeper is told by a new hello."""
         self.machine.slots = await self.batch.capacity()
@@ -757,28 +809,26 @@ class Runner:
             await self._count_slots()
         free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
         state_bytes, _ = await asyncio.to_thread(scratch.free, self.state_dir)
-        unfit = ""
+        self._disk_problem = ""
         if min(free_bytes, state_bytes) < self.options.min_free_bytes:
-            unfit = (
-                f"DISK_FULL: {min(free_bytes, state_bytes)} bytes are free, {self.options.min_free_bytes} are needed"
-            )
+            free = min(free_bytes, state_bytes)
+            self._disk_problem = f"DISK_FULL: {free} bytes are free, {self.options.min_free_bytes} are needed"
         elif 0 <= free_inodes < self.options.min_free_inodes:
-            unfit = f"DISK_FULL: {free_inodes} i-nodes are free, {self.options.min_free_inodes} are needed"
-        if self.stopping:
-            return
-        unfit = unfit or self.batch.problem
-        if unfit != self.machine.unfit:
-            if not unfit or not self.machine.unfit:
-                self._log.warning("worker.unfit" if unfit else "worker.fit_again", sentence=unfit)
-            self.machine.unfit = unfit
-            self.link.poke()
+            self._disk_problem = f"DISK_FULL: {free_inodes} i-nodes are free, {self.options.min_free_inodes} are needed"
+        else:
+            try:
+                await asyncio.to_thread(scratch.try_out, self.root)
+            except OSError as error:
+                self._disk_problem = f"SCRATCH_FAILED: {self.root} cannot be written ({error.strerror})"
+        self._black_hole.looked(time.monotonic())
+        self._judge_fitness()
         events: list[Event] = []
         for job in [job for job in self.machine.jobs.values() if job.phase is Phase.RUNNING]:
             limit = job.order.description.limits.disk_bytes
             size, inodes = await asyncio.to_thread(scratch.usage, self.root / job.key, self.options.max_scratch_inodes)
             if (limit and size > limit) or inodes > self.options.max_scratch_inodes:
                 self._log.warning("job.over_disk", job_id=job.name.job_id, bytes=size, inodes=inodes)
-                events.append(KillAsked(job.name, "DISK"))
+                events.append(KillAsked(job.name, "DISK" if limit and size > limit else "INODES"))
         if events:
             self.feed(events)
 
@@ -834,7 +884,7 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
         return Result(**common, reason=reason, sentence=text, failed=True, started=True)
     if reason == "WORKER_STOPPED":
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)
-    sentence = f"the job was stopped at its limit: {reason}" if reason in _LIMIT_REASONS else ""
+    sentence = f"the job was stopped: {_LIMITS[reason]}" if reason in _LIMITS else ""
     return Result(**common, exit_code=int(record["exit_code"]), reason=reason, sentence=sentence, started=True)
 
 

@@ -9,6 +9,7 @@ account count as output.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -230,6 +231,19 @@ def mirror(source: Path, target: Path) -> int:
         os.unlink(target / name)
         changed += 1
     return changed
+
+
+def try_out(root: Path) -> None:
+    """Write, read back and remove a small file. Raises OSError."""
+    path = root / ".health"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, b"fit")
+        if os.pread(descriptor, 3, 0) != b"fit":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    finally:
+        os.close(descriptor)
+    os.unlink(path)
 
 
 def free(root: Path) -> tuple[int, int]:

@@ -120,6 +120,8 @@ class Starter(Payloads):
         if gone:
             self._begin_stop()
         self.write_again()
+        if self.can_list_children:
+            self.kill_strays([])
 
     def ended(self, records: list[dict]) -> None:
         """Told once it is on disk."""

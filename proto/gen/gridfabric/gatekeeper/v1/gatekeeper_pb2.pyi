@@ -425,12 +425,14 @@ class WorkerOrder(_message.Message):
     def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("heartbeat_ms", "computing_element")
+    __slots__ = ("heartbeat_ms", "computing_element", "now_us")
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     COMPUTING_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    NOW_US_FIELD_NUMBER: _ClassVar[int]
     heartbeat_ms: int
     computing_element: str
-    def __init__(self, heartbeat_ms: _Optional[int] = ..., computing_element: _Optional[str] = ...) -> None: ...
+    now_us: int
+    def __init__(self, heartbeat_ms: _Optional[int] = ..., computing_element: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
     __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run")
