@@ -36,7 +36,7 @@ class BrokerAgent(Agent):
         super().__init__(context)
         settings = context.settings
         self.options = parse_options(BrokerOptions, settings.options)
-        self.store = context.store("broker", rows.metadata)
+        self.store = context.store("broker", rows.metadata, rows.MIGRATIONS)
         self.outbox = Outbox(self.store, settings.name, log=context.log)
         self._delivered_sequence = 0
         self._delivered = asyncio.Condition()

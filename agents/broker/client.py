@@ -129,6 +129,11 @@ class BrokerClient:
             await self._stub.PutSandbox(_pieces(by_hash[sha256]))
         return len(answer.sha256)
 
+    async def resubmit(self, job_id: str, *, submission_id: str = "") -> pb.SubmitResponse:
+        """New jobs for those of a submission that did not end well; a proxy must have been delegated before."""
+        request = pb.ResubmitRequest(submission_id=submission_id or unique_id(), job_id=job_id)
+        return await self._stub.Resubmit(request, timeout=SUBMIT_TIMEOUT_S)
+
     async def cancel(self, job_ids: Sequence[str]) -> list[pb.CancelOutcome]:
         """End jobs (children of parents). Outcomes: cancelling, already-ended, unknown."""
         return list((await self._stub.Cancel(pb.CancelRequest(job_ids=job_ids))).outcomes)

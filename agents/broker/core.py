@@ -286,13 +286,13 @@ class BrokerCore:
         if not waiting:
             self.reasons = {}
             return
+        await self._compile(waiting)
+        await self._give_up_expired(waiting)
         if not self.ces:
             self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
             return
-        await self._compile(waiting)
         found = {key: self._clusters[key].candidates() for key in waiting if key in self._clusters}
         waiting = {key: count for key, count in waiting.items() if key in found}
-        await self._give_up_expired(waiting)
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
         fuzzy = {key: self._chance for key in waiting if self._clusters[key].cluster.fuzzy_rank}
         outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy)
@@ -307,7 +307,8 @@ class BrokerCore:
     async def _give_up_expired(self, waiting: dict[int, int]) -> None:
         """Jobs whose ExpiryTime has passed are not matched any more."""
         now_s = self.now_us / 1e6
-        for key in [key for key in waiting if 0 < self._clusters[key].cluster.expires_at_s <= now_s]:
+        known = {key: self._clusters[key].cluster for key in waiting if key in self._clusters}
+        for key in [key for key, cluster in known.items() if 0 < cluster.expires_at_s <= now_s]:
             del waiting[key]
             await self._abort_all(
                 lambda connection, key=key: rows.waiting_of(connection, key, PROXY_BATCH),

@@ -34,6 +34,22 @@ class Job(NamedTuple):
     excluded: tuple[str, ...] = ()
     """CEs where it has failed, the last first."""
     reason: str = ""
+    """Why it waits again, or how it ended; of a DONE job empty if it ended well."""
+
+    @property
+    def nowhere(self) -> bool:
+        """No CE can have it."""
+        return self.state in (JobState.BLOCKED, JobState.WAITING) or (self.state is JobState.READY and not self.sent)
+
+    @property
+    def ended_well(self) -> bool:
+        """Its program ran to its end and said so."""
+        return self.state in (JobState.DONE, JobState.CLEARED) and not self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The nodes it depends on have ended well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +154,8 @@ class Purged:
 
 
 Event = (
-    Matched | Sending | TakenBack | Accepted | Rejected | Started | Ended | Failed | CancelledAtCe | UnknownAtCe
-    | CancelAsked | GivenUp | OutputFetched | Purged
+    Released | Matched | Sending | TakenBack | Accepted | Rejected | Started | Ended | Failed | CancelledAtCe
+    | UnknownAtCe | CancelAsked | GivenUp | OutputFetched | Purged
 )  # fmt: skip
 
 
@@ -155,6 +171,13 @@ class Step:
 def step(job: Job, event: Event) -> Step:
     """The job after the event. An event that is late, a duplicate or out of place changes nothing."""
     return _HANDLERS[type(event)](job, event)
+
+
+def _released(job: Job, event: Released) -> Step:
+    if job.state is not JobState.BLOCKED:
+        return Step(job)
+    # BLOCKED -> WAITING when the last node that it depends on has ended well.
+    return Step(job._replace(state=JobState.WAITING), (LogEvent("ENQUEUED", job.attempt),))
 
 
 def _matched(job: Job, event: Matched) -> Step:
@@ -214,7 +237,8 @@ def _ended(job: Job, event: Ended) -> Step:
     if not _at_ce(job, event.attempt):
         return Step(job)
     # READY, SCHEDULED, RUNNING -> DONE when the output is at the CE, also if a cancellation came too late.
-    return Step(job._replace(state=JobState.DONE, reason=event.reason, purge=True, cancelling=False))
+    reason = event.reason or (f"EXIT_{event.exit_code}" if event.exit_code else "")
+    return Step(job._replace(state=JobState.DONE, reason=reason, purge=True, cancelling=False))
 
 
 def _failed(job: Job, event: Failed) -> Step:
@@ -240,8 +264,8 @@ def _cancel_asked(job: Job, event: CancelAsked) -> Step:
     if job.state in ENDED:
         return Step(job)
     log = () if job.cancelling else (LogEvent("CANCEL_REQUESTED", job.attempt, {"ce": job.ce} if job.ce else {}),)
-    if job.state is JobState.WAITING or (job.state is JobState.READY and not job.sent):
-        # WAITING, READY -> CANCELLED at once when no CE can have it.
+    if job.nowhere:
+        # BLOCKED, WAITING, READY -> CANCELLED at once when no CE can have it.
         after = _cancelled(job)
         return Step(after.job, log + after.log)
     # READY (sent), SCHEDULED, RUNNING stay; the CE is asked, and delivered to first if need be.
@@ -311,6 +335,7 @@ def _retry(job: Job, reason: str, sentence: str, started: bool) -> Step:
 
 
 _HANDLERS: dict[type, Callable[[Job, object], Step]] = {
+    Released: _released,
     Matched: _matched,
     Sending: _sending,
     TakenBack: _taken_back,

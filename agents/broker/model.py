@@ -42,6 +42,8 @@ class NodeFailure(Enum):
 class JobState(IntEnum):
     """The broker's states of a job (gLite L&B user guide, "job states")."""
 
+    BLOCKED = 0
+    """A node of a DAG that waits for others; SUBMITTED to bookkeeping."""
     WAITING = 1
     """Registered and queued for matching."""
     READY = 2

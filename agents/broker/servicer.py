@@ -38,6 +38,7 @@ RULES = {
     "PutSandbox": full_user,
     "MissingSandbox": full_user,
     "Submit": full_user,
+    "Resubmit": full_user,
     "Cancel": full_user,
     "Clear": full_user,
     "ListMatch": user,
@@ -109,15 +110,39 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             raise InvalidRequest("TOO_MANY_FILES", f"at most {MAX_FILES} input sandbox files in one submission")
         core.credential(peer.subject)  # refuses who has delegated nothing
         template = await _parse(request.jdl, request.node_files)
-        if template.type is JobType.DAG:
-            raise InvalidRequest("JDL_UNSUPPORTED", "DAGs are not run yet; submit their nodes one after the other")
+        return await self._accept(peer, request.submission_id, request.jdl, template, wire.sandbox_files(request))
+
+    async def Resubmit(self, request: pb.ResubmitRequest, context: Any) -> pb.SubmitResponse:
+        peer = current_peer()
+        core = self._core
+        if not 0 < len(request.submission_id) <= 128:
+            raise InvalidRequest("SUBMISSION_ID_MISSING", "give a random submission id of at most 128 characters")
+        core.credential(peer.subject)  # refuses who has delegated nothing
+        shown = request.job_id[:120]
+        rest = await core.store.read(lambda connection: rows.rest_of(connection, peer.subject, request.job_id))
+        if rest is None:
+            raise NotFound(
+                "JOB_UNKNOWN", f"{peer.subject} has submitted no {shown!r} here; name what grid job submit printed"
+            )
+        if rest.unfinished:
+            raise Conflict(
+                "JOB_NOT_ENDED", f"{rest.unfinished} jobs of {shown} are under way; wait for them, or cancel them"
+            )
+        if not rest.template.descriptions:
+            raise Conflict("NOTHING_TO_RESUBMIT", f"every job of {shown} has ended well")
+        return await self._accept(peer, request.submission_id, rest.jdl, rest.template, rest.files)
+
+    async def _accept(
+        self, peer: Peer, submission_id: str, jdl: str, template: JobTemplate, files: Mapping[str, SandboxFile]
+    ) -> pb.SubmitResponse:
+        """Check, and keep."""
+        core = self._core
         vo = self._vo(template, peer)
         for item in template.descriptions:
             if item.expires_at_s and item.expires_at_s * 1_000_000 <= core.now_us:
                 raise InvalidRequest("JOB_EXPIRED", "ExpiryTime has passed; give a time to come, or leave it out")
             core.renewals.server_of(item.extra)  # refuses a credential store that will not be used
         template = replace(template, descriptions=tuple(replace(item, vo=vo) for item in template.descriptions))
-        files = wire.sandbox_files(request)
         used = self._check_sandbox(template, files)
         await self._check_held(peer.subject, used)
         self._check_limits(peer.subject, len(template))
@@ -125,16 +150,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         parent = job_ids[0] if template.type is JobType.NORMAL else self._prefix + unique_id()
         done = await core.submit(
             rows.Submission(
-                peer.subject,
-                request.submission_id,
-                request.jdl,
-                vo,
-                template,
-                used,
-                parent,
-                job_ids,
-                core.now_us,
-                _fqans_in(vo, peer),
+                peer.subject, submission_id, jdl, vo, template, used, parent, job_ids, core.now_us, _fqans_in(vo, peer)
             )
         )
         core.log.audit_each(
@@ -284,6 +300,8 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         job = row.job
         if job.state is JobState.WAITING:
             return core.reasons.get(row.cluster, "") or (f"matched again after {job.reason}" if job.reason else "")
+        if job.state is JobState.BLOCKED:
+            return "the nodes of its DAG that it depends on have not ended yet"
         if job.state in ENDED:
             return ""
         return core.trouble_of(row.owner, job.gatekeeper)

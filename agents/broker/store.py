@@ -112,6 +112,22 @@ files = sa.Table(
     sa.Column("used_at_us", sa.Integer, nullable=False),
     sqlite_with_rowid=False,
 )
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    sa.Column("job", sa.Integer, primary_key=True),
+    sa.Column("submission", sa.Integer, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False),
+    sa.Index("nodes_submission", "submission"),
+)
+dependencies = sa.Table(
+    "dependencies",
+    metadata,
+    sa.Column("parent", sa.Integer, primary_key=True),
+    sa.Column("child", sa.Integer, primary_key=True),
+    sa.Index("dependencies_child", "child"),
+    sqlite_with_rowid=False,
+)
 watches = sa.Table(
     "watches",
     metadata,
@@ -120,6 +136,14 @@ watches = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sqlite_with_rowid=False,
 )
+
+
+def _with_dags(connection: sa.Connection) -> None:
+    nodes.create(connection)
+    dependencies.create(connection)
+
+
+MIGRATIONS = (_with_dags,)
 
 _CHUNK = 500
 
@@ -309,24 +333,27 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
     if not is_single:
         lines.append(LogLine(new.parent_id, new.at_us, _registered(new, template.descriptions[0].name, "", len(rows))))
     cluster_ids: dict[Cluster, int] = {}
+    waits = {child for _, child in template.edges}
     marked = [tuple(_SEEN_BY_BROKER.intersection(item.marked())) for item in template.descriptions]
-    for job_id, (index, parameter) in zip(new.job_ids, template.parts(), strict=True):
+    for number, (job_id, (index, parameter)) in enumerate(zip(new.job_ids, template.parts(), strict=True)):
         base = template.descriptions[index]
         description = base.with_parameter(parameter, marked[index]) if parameter else base
         wanted = Cluster.of(description, new.vo, new.owner, new.fqans)
         cluster = cluster_ids.get(wanted)
         if cluster is None:
             cluster = cluster_ids[wanted] = cluster_id(connection, wanted)
-        job = machine.Job(shallow_left=max(0, base.shallow_retry_count), deep_left=base.retry_count)
+        state = JobState.BLOCKED if number in waits else JobState.WAITING
+        job = machine.Job(state, shallow_left=max(0, base.shallow_retry_count), deep_left=base.retry_count)
         rows.append(
             (
-                job_id, key, description_ids[index], parameter, new.owner, cluster, 1, 1, "", "", 0, 0, 0,
+                job_id, key, description_ids[index], parameter, new.owner, cluster, int(state), 1, "", "", 0, 0, 0,
                 job.shallow_left, job.deep_left, "", "", new.at_us,
             )
         )  # fmt: skip
         name = description.name if is_single or not parameter else (description.name or parameter)
         lines.append(LogLine(job_id, new.at_us, _registered(new, name, "" if is_single else new.parent_id, None)))
-        lines.append(LogLine(job_id, new.at_us + 1, _ENQUEUED))
+        if state is JobState.WAITING:
+            lines.append(LogLine(job_id, new.at_us + 1, _ENQUEUED))
         changes.append(Change(new.owner, job_id, None, 0, job, cluster))
     connection.exec_driver_sql(
         "INSERT INTO jobs (job_id, submission, description, parameter, owner, cluster, state, attempt, ce, gatekeeper, "
@@ -334,8 +361,25 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
         "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         rows,
     )
+    if template.type is JobType.DAG:
+        _store_graph(connection, key, template)
     sink(connection, lines)
     return Submitted(new.parent_id, () if is_single else new.job_ids, tuple(changes))
+
+
+def _store_graph(connection: sa.Connection, key: int, template: JobTemplate) -> None:
+    ids = [
+        int(row[0]) for row in connection.exec_driver_sql("SELECT id FROM jobs WHERE submission=? ORDER BY id", (key,))
+    ]
+    connection.exec_driver_sql(
+        "INSERT INTO nodes (job, submission, failure) VALUES (?,?,?)",
+        [(job, key, item.node_failure.value) for job, item in zip(ids, template.descriptions, strict=True)],
+    )
+    if template.edges:
+        connection.exec_driver_sql(
+            "INSERT INTO dependencies (parent, child) VALUES (?,?)",
+            [(ids[parent], ids[child]) for parent, child in template.edges],
+        )
 
 
 _ENQUEUED = LogEvent("ENQUEUED", 1)
@@ -408,14 +452,26 @@ def expand(connection: sa.Connection, job_ids: Sequence[str]) -> list[str]:
     return [item for job_id in job_ids for item in parents.get(job_id, [job_id])]
 
 
-def step_rows(
-    connection: sa.Connection,
-    rows: Iterable[tuple[JobRow, Sequence[machine.Event]]],
-    now_us: int,
-    sink: LogSink,
-) -> list[Change]:
-    """Put events to jobs, in order; write what changed, and log it. Changes and refused events are returned."""
+Steps = Iterable[tuple[JobRow, Sequence[machine.Event]]]
+"""Events of jobs, in order."""
+
+
+def step_rows(connection: sa.Connection, rows: Steps, now_us: int, sink: LogSink) -> list[Change]:
+    """Put events to jobs, in order; write what changed, and log it. Changes and refused events are returned.
+
+    What the end of a node means to the others of its DAG is done in the same transaction.
+    """
     changes: list[Change] = []
+    while ended := _step_rows(connection, rows, now_us, sink, changes):
+        rows = _dag_steps(connection, ended)
+    return changes
+
+
+def _step_rows(
+    connection: sa.Connection, rows: Steps, now_us: int, sink: LogSink, changes: list[Change]
+) -> dict[int, machine.Job]:
+    """The jobs that have ended now, by the ids of their rows."""
+    ended: dict[int, machine.Job] = {}
     lines: list[LogLine] = []
     updates: list[tuple[object, ...]] = []
     closed: dict[int, int] = {}
@@ -437,6 +493,7 @@ def step_rows(
             cluster = _excluding(connection, cluster, job.excluded, memo)
         if job.state in ENDED and row.job.state not in ENDED:
             closed[row.submission] = closed.get(row.submission, 0) + 1
+            ended[row.id] = job
         updates.append(
             (
                 int(job.state), job.attempt, job.ce, job.gatekeeper, int(job.sent), int(job.cancelling), int(job.purge),
@@ -456,7 +513,114 @@ def step_rows(
         )
     if lines:
         sink(connection, lines)
-    return changes
+    return ended
+
+
+def _dag_steps(
+    connection: sa.Connection, ended: dict[int, machine.Job]
+) -> list[tuple[JobRow, Sequence[machine.Event]]]:
+    """What follows for other nodes from the end of these jobs; nothing for jobs that are in no DAG."""
+    found: list[tuple[int, int, NodeFailure]] = []
+    for chunk in _chunks(list(ended)):
+        rows = connection.exec_driver_sql(
+            f"SELECT job, submission, failure FROM nodes WHERE job IN ({_marks(chunk)})", chunk
+        )
+        found.extend((int(job), int(submission), NodeFailure(failure)) for job, submission, failure in rows)
+    steps: dict[int, tuple[JobRow, machine.Event]] = {}
+    for key, submission, failure in found:
+        job = ended[key]
+        if job.reason == PARENT_FAILED:
+            continue  # said of everything below it already
+        if job.ended_well or failure is NodeFailure.IGNORE:
+            for row in _released(connection, key):
+                steps.setdefault(row.id, (row, machine.Released()))
+        elif failure is NodeFailure.ABORT:
+            for row in _unfinished_in(connection, submission):
+                sentence = f"node {_job_id(connection, key)} has failed, and the DAG is aborted then"
+                given_up = machine.GivenUp("DAG_ABORTED", sentence) if row.job.nowhere else machine.CancelAsked()
+                steps[row.id] = (row, given_up)
+        else:
+            cancelled = job.state is JobState.CANCELLED
+            sentence = f"node {_job_id(connection, key)}, on which this one depends, is {job.state.name} {job.reason}"
+            for row in _below(connection, key):
+                event = machine.CancelAsked() if cancelled else machine.GivenUp(PARENT_FAILED, sentence.rstrip())
+                steps[row.id] = (row, event)
+    return [(row, (event,)) for row, event in steps.values()]
+
+
+PARENT_FAILED = "PARENT_FAILED"
+"""Reason of a node that could never run."""
+
+
+def _job_id(connection: sa.Connection, key: int) -> str:
+    return str(connection.exec_driver_sql("SELECT job_id FROM jobs WHERE id = ?", (key,)).scalar_one())
+
+
+def _released(connection: sa.Connection, parent: int) -> list[JobRow]:
+    """Blocked children all of whose parents have ended well, or as if."""
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 0 AND id IN (SELECT child FROM dependencies WHERE parent = ?) "
+        "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs p ON p.id = d.parent JOIN nodes n ON n.job = p.id "
+        "WHERE d.child = jobs.id AND NOT (p.state IN (5, 8) AND p.reason = '') "
+        "AND NOT (n.failure = 'ignore' AND p.state >= 5 AND p.reason != ?))",
+        (parent, PARENT_FAILED),
+    )
+    return [_job_row(row) for row in rows]
+
+
+def _below(connection: sa.Connection, parent: int) -> list[JobRow]:
+    """Everything blocked that depends on a node, at any distance."""
+    rows = connection.exec_driver_sql(
+        "WITH RECURSIVE below(id) AS (SELECT child FROM dependencies WHERE parent = ? UNION "
+        "SELECT d.child FROM dependencies d JOIN below b ON d.parent = b.id) "
+        f"SELECT {_COLUMNS} FROM jobs WHERE state = 0 AND id IN (SELECT id FROM below)",
+        (parent,),
+    )
+    return [_job_row(row) for row in rows]
+
+
+def _unfinished_in(connection: sa.Connection, submission: int) -> list[JobRow]:
+    rows = connection.exec_driver_sql(
+        f"SELECT {_COLUMNS} FROM jobs WHERE submission = ? AND state < 5 AND cancelling = 0", (submission,)
+    )
+    return [_job_row(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What of a submission has not ended well."""
+
+    template: JobTemplate
+    vo: str
+    jdl: str
+    files: dict[str, SandboxFile]
+    unfinished: int
+    """Jobs that are still under way."""
+
+
+def rest_of(connection: sa.Connection, owner: str, job_id: str) -> Rest | None:
+    """What a rescue has to run again; None if the owner has no such submission."""
+    row = connection.exec_driver_sql(
+        "SELECT id, type, vo, jdl FROM submissions WHERE job_id = ? AND owner = ?", (job_id, owner)
+    ).first()
+    if row is None:
+        return None
+    key, kind = int(row[0]), JobType(row[1])
+    rows = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM jobs WHERE submission = ? ORDER BY id", (key,))
+    jobs = [_job_row(item) for item in rows]
+    left = [item for item in jobs if not item.job.ended_well]
+    unfinished = sum(item.job.state not in ENDED for item in jobs)
+    loaded = load_descriptions(connection, {item.description for item in left})
+    if kind is JobType.PARAMETRIC:
+        template = JobTemplate(kind, tuple(loaded.values()), tuple(item.parameter for item in left))
+    else:
+        numbers = {item.id: number for number, item in enumerate(left)}
+        pairs = connection.exec_driver_sql(
+            "SELECT parent, child FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", (key,)
+        )
+        edges = [(numbers[p], numbers[c]) for p, c in pairs if p in numbers and c in numbers]
+        template = JobTemplate(kind, tuple(loaded[item.description] for item in left), edges=tuple(edges))
+    return Rest(template, str(row[2]), str(row[3]), load_files(connection, [key])[key], unfinished)
 
 
 def _excluding(
@@ -763,7 +927,10 @@ def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int =
     )
     keys = [(int(row[0]),) for row in rows]
     if keys:
-        for table in ("jobs", "descriptions", "submission_files"):
+        connection.exec_driver_sql(
+            "DELETE FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", keys
+        )
+        for table in ("jobs", "nodes", "descriptions", "submission_files"):
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission = ?", keys)
         connection.exec_driver_sql("DELETE FROM submissions WHERE id = ?", keys)
     return len(keys)

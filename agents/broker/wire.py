@@ -10,7 +10,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
 
 from agents.broker import machine
 from agents.broker.jdl import local_name
-from agents.broker.model import ComputingElement, JobDescription, MatchOutcome, SandboxFile
+from agents.broker.model import ComputingElement, JobDescription, JobState, MatchOutcome, SandboxFile
 from agents.broker.store import JobRow, LogLine
 from fabric.errors import InvalidRequest
 from fabric.glue13 import CeView
@@ -134,25 +134,13 @@ def match_to_wire(outcome: MatchOutcome, ce: ComputingElement) -> pb.Match:
     )
 
 
-_SHOWN_STATES = {
-    1: "WAITING",
-    2: "READY",
-    3: "SCHEDULED",
-    4: "RUNNING",
-    5: "DONE",
-    6: "ABORTED",
-    7: "CANCELLED",
-    8: "CLEARED",
-}
-
-
 def location_to_wire(row: JobRow, waiting_for: str) -> pb.JobLocation:
     job = row.job
     return pb.JobLocation(
         job_id=row.job_id,
         ce=job.ce,
-        gatekeeper=job.gatekeeper if int(job.state) not in (1, 2) else "",
-        state=_SHOWN_STATES[int(job.state)],
+        gatekeeper=job.gatekeeper if job.state not in (JobState.WAITING, JobState.READY) else "",
+        state=job.state.name,
         attempt=job.attempt,
         waiting_for=waiting_for,
     )

@@ -489,6 +489,23 @@ async def cancel_command(job_ids: Sequence[str], *, as_json: bool, environ: Mapp
         raise NotFound("JOB_UNKNOWN", f"the broker knows no job {unknown[0]} of yours", job_id=unknown[0])
 
 
+async def resubmit_command(
+    job_id: str, ids: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job resubmit`."""
+    check_ids([job_id])
+    async with open_for_user(environ) as grid:
+        await grid.delegate(await grid.channel("broker"))
+        response = await (await broker(grid)).resubmit(job_id)
+    if ids is not None:
+        with ids.open("a", encoding="utf-8") as file:
+            file.write(f"{response.job_id}\n")
+    if as_json:
+        console.print_json({"job_id": response.job_id, "children": list(response.children)})
+    else:
+        print(response.job_id)
+
+
 async def history_command(job_id: str, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
     """`grid job history`."""
     check_ids([job_id])

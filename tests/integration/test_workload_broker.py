@@ -512,3 +512,67 @@ async def test_bookkeeping_takes_events_only_from_their_source(workload: Workloa
     event.type = 99
     assert (await refusal(BookkeepingClient(other).record([event]), InvalidRequest)).reason == "EVENT_INVALID"
     assert (await refusal(user.history("nothing"), NotFound)).reason == "JOB_UNKNOWN"
+
+
+async def test_a_dag_runs_in_order_and_what_failed_is_run_again(workload: Workload, tmp_path: Path) -> None:
+    await workload.start("ce1")
+    broker = await workload.broker()
+    ce = workload.ces["ce1"]
+    (tmp_path / "b.jdl").write_text('[ Executable = "/bin/b"; ]')
+    jdl = """[ Type = "DAG"; Executable = "/bin/true"; Dependencies = {{a, {b, c}}, {{b, c}, d}}; RetryCount = 0;
+      Nodes = [ a = []; b = [ File = "b.jdl" ]; c = []; d = [ Executable = "/bin/d" ] ]; ]"""
+    ce.fails = lambda job: gk.JobUpdate(reason="X", started=True) if job.description.executable == "/bin/b" else None
+    dag = await broker.submit(jdl, tmp_path)
+    a, b, c, d = dag.children
+    jobs = {job.job_id: job for job in await workload.ended(list(dag.children))}
+    assert [state_name(jobs[job_id].state) for job_id in (a, b, c, d)] == ["DONE", "ABORTED", "DONE", "ABORTED"]
+    assert jobs[d].reason == "PARENT_FAILED"
+    assert next(iter(ce.jobs)) == a
+    assert d not in ce.jobs
+    ce.fails = lambda job: None
+    assert (await refusal(broker.resubmit("https://localhost:1/other"), NotFound)).reason == "JOB_UNKNOWN"
+    stranger = await workload.broker("bob")
+    assert (await refusal(stranger.resubmit(dag.job_id), NotFound)).reason == "JOB_UNKNOWN"
+    await workload.located(broker, c, "DONE")
+    again = await broker.resubmit(dag.job_id, submission_id="again")
+    assert again == await broker.resubmit(dag.job_id, submission_id="again")
+    assert len(again.children) == 2
+    jobs = {job.job_id: job for job in await workload.ended(list(again.children))}
+    assert [(state_name(jobs[job_id].state), jobs[job_id].name) for job_id in again.children] == [
+        ("DONE", "b"), ("DONE", "d"),
+    ]  # fmt: skip
+    order = [job_id for job_id in ce.jobs if job_id in again.children]
+    assert order == list(again.children)
+    await workload.located(broker, again.children[1], "DONE")
+    assert (await refusal(broker.resubmit(again.job_id), Conflict)).reason == "NOTHING_TO_RESUBMIT"
+    history = await (await workload.bookkeeping()).history(d)
+    assert names(history.events) == ["REGISTERED", "ABORTED"]
+
+
+async def test_a_dag_goes_on_after_the_broker_was_started_again(workload: Workload) -> None:
+    await workload.start("ce1")
+    broker = await workload.broker()
+    ce = workload.ces["ce1"]
+    ce.runs = False
+    dag = await broker.submit(
+        'Type = "DAG"; Executable = "/bin/true"; Nodes = [a = []; b = []]; Dependencies = {{a, b}};'
+    )
+    a, b = dag.children
+    await workload.located(broker, a, "SCHEDULED")
+    assert "depends on" in (await workload.located(broker, b, "BLOCKED")).waiting_for
+    assert (await refusal(broker.resubmit(dag.job_id), Conflict)).reason == "JOB_NOT_ENDED"
+    await workload.lab.stop("broker.CERN")
+    ce.runs = True
+    ce.finish(str(workload.lab.user("alice").identity), ce.jobs[a])
+    await workload.start_broker()
+    await workload.ended([a, b])
+    assert list(ce.jobs) == [a, b]
+
+
+async def test_a_job_that_nobody_takes_is_given_up_when_it_expires(workload: Workload) -> None:
+    await workload.start()
+    broker = await workload.broker()
+    assert (await refusal(broker.submit(TRUE + "ExpiryTime = 1000;"), InvalidRequest)).reason == "JOB_EXPIRED"
+    job_id = (await broker.submit(TRUE + f"ExpiryTime = {int(time.time()) + 2};")).job_id
+    (job,) = await workload.ended([job_id])
+    assert (state_name(job.state), job.reason) == ("ABORTED", "JOB_EXPIRED")

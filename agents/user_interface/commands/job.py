@@ -196,6 +196,23 @@ def release(job: Jobs = None, input: IdFile = None, as_json: Json = False) -> No
 
 
 @app.command()
+def resubmit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="What submit printed: of a job, collection or DAG.")],
+    ids: Annotated[Path | None, typer.Option("--output", "-o", help="Append the new job id to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit again what did not end well of a job, collection or DAG whose jobs have all ended.
+
+    \b
+    Example:
+      grid job resubmit https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+    """
+    from agents.user_interface import jobs
+
+    console.run_async(jobs.resubmit_command(job, ids, as_json=as_json))
+
+
+@app.command()
 def history(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
     as_json: Json = False,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gridfabric/broker/v1/broker.proto\x12\x14gridfabric.broker.v1\"E\n\x11PutSandboxRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12PutSandboxResponse\"\'\n\x15MissingSandboxRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"(\n\x16MissingSandboxResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"S\n\x0bSandboxFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nexecutable\x18\x04 \x01(\x08\"\xe7\x01\n\rSubmitRequest\x12\x15\n\rsubmission_id\x18\x01 \x01(\t\x12\x0b\n\x03jdl\x18\x02 \x01(\t\x12\x38\n\rinput_sandbox\x18\x03 \x03(\x0b\x32!.gridfabric.broker.v1.SandboxFile\x12\x46\n\nnode_files\x18\x04 \x03(\x0b\x32\x32.gridfabric.broker.v1.SubmitRequest.NodeFilesEntry\x1a\x30\n\x0eNodeFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hildren\x18\x02 \x03(\t\" \n\rCancelRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"0\n\rCancelOutcome\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"G\n\x0e\x43\x61ncelResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.gridfabric.broker.v1.CancelOutcome\"\x9c\x01\n\x10ListMatchRequest\x12\x0b\n\x03jdl\x18\x01 \x01(\t\x12I\n\nnode_files\x18\x02 \x03(\x0b\x32\x35.gridfabric.broker.v1.ListMatchRequest.NodeFilesEntry\x1a\x30\n\x0eNodeFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x05Match\x12\n\n\x02\x63\x65\x18\x01 \x01(\t\x12\x0f\n\x07matches\x18\x02 \x01(\x08\x12\x0c\n\x04rank\x18\x03 \x01(\x01\x12\x14\n\x0c\x66\x61iling_term\x18\x04 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\x12\x0c\n\x04site\x18\x06 \x01(\t\x12\x12\n\nfree_slots\x18\x07 \x01(\x05\x12\x0e\n\x06\x63hange\x18\x08 \x01(\t\"A\n\x11ListMatchResponse\x12,\n\x07matches\x18\x01 \x03(\x0b\x32\x1b.gridfabric.broker.v1.Match\" \n\rLocateRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"r\n\x0bJobLocation\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\n\n\x02\x63\x65\x18\x02 \x01(\t\x12\x12\n\ngatekeeper\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x13\n\x0bwaiting_for\x18\x06 \x01(\t\"A\n\x0eLocateResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b\x32!.gridfabric.broker.v1.JobLocation\"\x1f\n\x0c\x43learRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"\x0f\n\rClearResponse2\x87\x05\n\x06\x42roker\x12\x61\n\nPutSandbox\x12\'.gridfabric.broker.v1.PutSandboxRequest\x1a(.gridfabric.broker.v1.PutSandboxResponse(\x01\x12k\n\x0eMissingSandbox\x12+.gridfabric.broker.v1.MissingSandboxRequest\x1a,.gridfabric.broker.v1.MissingSandboxResponse\x12S\n\x06Submit\x12#.gridfabric.broker.v1.SubmitRequest\x1a$.gridfabric.broker.v1.SubmitResponse\x12S\n\x06\x43\x61ncel\x12#.gridfabric.broker.v1.CancelRequest\x1a$.gridfabric.broker.v1.CancelResponse\x12\\\n\tListMatch\x12&.gridfabric.broker.v1.ListMatchRequest\x1a\'.gridfabric.broker.v1.ListMatchResponse\x12S\n\x06Locate\x12#.gridfabric.broker.v1.LocateRequest\x1a$.gridfabric.broker.v1.LocateResponse\x12P\n\x05\x43lear\x12\".gridfabric.broker.v1.ClearRequest\x1a#.gridfabric.broker.v1.ClearResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gridfabric/broker/v1/broker.proto\x12\x14gridfabric.broker.v1\"E\n\x11PutSandboxRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12PutSandboxResponse\"\'\n\x15MissingSandboxRequest\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"(\n\x16MissingSandboxResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"S\n\x0bSandboxFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\nexecutable\x18\x04 \x01(\x08\"\xe7\x01\n\rSubmitRequest\x12\x15\n\rsubmission_id\x18\x01 \x01(\t\x12\x0b\n\x03jdl\x18\x02 \x01(\t\x12\x38\n\rinput_sandbox\x18\x03 \x03(\x0b\x32!.gridfabric.broker.v1.SandboxFile\x12\x46\n\nnode_files\x18\x04 \x03(\x0b\x32\x32.gridfabric.broker.v1.SubmitRequest.NodeFilesEntry\x1a\x30\n\x0eNodeFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"2\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hildren\x18\x02 \x03(\t\"8\n\x0fResubmitRequest\x12\x15\n\rsubmission_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\" \n\rCancelRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"0\n\rCancelOutcome\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\"G\n\x0e\x43\x61ncelResponse\x12\x35\n\x08outcomes\x18\x01 \x03(\x0b\x32#.gridfabric.broker.v1.CancelOutcome\"\x9c\x01\n\x10ListMatchRequest\x12\x0b\n\x03jdl\x18\x01 \x01(\t\x12I\n\nnode_files\x18\x02 \x03(\x0b\x32\x35.gridfabric.broker.v1.ListMatchRequest.NodeFilesEntry\x1a\x30\n\x0eNodeFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x05Match\x12\n\n\x02\x63\x65\x18\x01 \x01(\t\x12\x0f\n\x07matches\x18\x02 \x01(\x08\x12\x0c\n\x04rank\x18\x03 \x01(\x01\x12\x14\n\x0c\x66\x61iling_term\x18\x04 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\x12\x0c\n\x04site\x18\x06 \x01(\t\x12\x12\n\nfree_slots\x18\x07 \x01(\x05\x12\x0e\n\x06\x63hange\x18\x08 \x01(\t\"A\n\x11ListMatchResponse\x12,\n\x07matches\x18\x01 \x03(\x0b\x32\x1b.gridfabric.broker.v1.Match\" \n\rLocateRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"r\n\x0bJobLocation\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\n\n\x02\x63\x65\x18\x02 \x01(\t\x12\x12\n\ngatekeeper\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x13\n\x0bwaiting_for\x18\x06 \x01(\t\"A\n\x0eLocateResponse\x12/\n\x04jobs\x18\x01 \x03(\x0b\x32!.gridfabric.broker.v1.JobLocation\"\x1f\n\x0c\x43learRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"\x0f\n\rClearResponse2\xe0\x05\n\x06\x42roker\x12\x61\n\nPutSandbox\x12\'.gridfabric.broker.v1.PutSandboxRequest\x1a(.gridfabric.broker.v1.PutSandboxResponse(\x01\x12k\n\x0eMissingSandbox\x12+.gridfabric.broker.v1.MissingSandboxRequest\x1a,.gridfabric.broker.v1.MissingSandboxResponse\x12S\n\x06Submit\x12#.gridfabric.broker.v1.SubmitRequest\x1a$.gridfabric.broker.v1.SubmitResponse\x12W\n\x08Resubmit\x12%.gridfabric.broker.v1.ResubmitRequest\x1a$.gridfabric.broker.v1.SubmitResponse\x12S\n\x06\x43\x61ncel\x12#.gridfabric.broker.v1.CancelRequest\x1a$.gridfabric.broker.v1.CancelResponse\x12\\\n\tListMatch\x12&.gridfabric.broker.v1.ListMatchRequest\x1a\'.gridfabric.broker.v1.ListMatchResponse\x12S\n\x06Locate\x12#.gridfabric.broker.v1.LocateRequest\x1a$.gridfabric.broker.v1.LocateResponse\x12P\n\x05\x43lear\x12\".gridfabric.broker.v1.ClearRequest\x1a#.gridfabric.broker.v1.ClearResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,30 +51,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITREQUEST_NODEFILESENTRY']._serialized_end=552
   _globals['_SUBMITRESPONSE']._serialized_start=554
   _globals['_SUBMITRESPONSE']._serialized_end=604
-  _globals['_CANCELREQUEST']._serialized_start=606
-  _globals['_CANCELREQUEST']._serialized_end=638
-  _globals['_CANCELOUTCOME']._serialized_start=640
-  _globals['_CANCELOUTCOME']._serialized_end=688
-  _globals['_CANCELRESPONSE']._serialized_start=690
-  _globals['_CANCELRESPONSE']._serialized_end=761
-  _globals['_LISTMATCHREQUEST']._serialized_start=764
-  _globals['_LISTMATCHREQUEST']._serialized_end=920
+  _globals['_RESUBMITREQUEST']._serialized_start=606
+  _globals['_RESUBMITREQUEST']._serialized_end=662
+  _globals['_CANCELREQUEST']._serialized_start=664
+  _globals['_CANCELREQUEST']._serialized_end=696
+  _globals['_CANCELOUTCOME']._serialized_start=698
+  _globals['_CANCELOUTCOME']._serialized_end=746
+  _globals['_CANCELRESPONSE']._serialized_start=748
+  _globals['_CANCELRESPONSE']._serialized_end=819
+  _globals['_LISTMATCHREQUEST']._serialized_start=822
+  _globals['_LISTMATCHREQUEST']._serialized_end=978
   _globals['_LISTMATCHREQUEST_NODEFILESENTRY']._serialized_start=504
   _globals['_LISTMATCHREQUEST_NODEFILESENTRY']._serialized_end=552
-  _globals['_MATCH']._serialized_start=923
-  _globals['_MATCH']._serialized_end=1066
-  _globals['_LISTMATCHRESPONSE']._serialized_start=1068
-  _globals['_LISTMATCHRESPONSE']._serialized_end=1133
-  _globals['_LOCATEREQUEST']._serialized_start=1135
-  _globals['_LOCATEREQUEST']._serialized_end=1167
-  _globals['_JOBLOCATION']._serialized_start=1169
-  _globals['_JOBLOCATION']._serialized_end=1283
-  _globals['_LOCATERESPONSE']._serialized_start=1285
-  _globals['_LOCATERESPONSE']._serialized_end=1350
-  _globals['_CLEARREQUEST']._serialized_start=1352
-  _globals['_CLEARREQUEST']._serialized_end=1383
-  _globals['_CLEARRESPONSE']._serialized_start=1385
-  _globals['_CLEARRESPONSE']._serialized_end=1400
-  _globals['_BROKER']._serialized_start=1403
-  _globals['_BROKER']._serialized_end=2050
+  _globals['_MATCH']._serialized_start=981
+  _globals['_MATCH']._serialized_end=1124
+  _globals['_LISTMATCHRESPONSE']._serialized_start=1126
+  _globals['_LISTMATCHRESPONSE']._serialized_end=1191
+  _globals['_LOCATEREQUEST']._serialized_start=1193
+  _globals['_LOCATEREQUEST']._serialized_end=1225
+  _globals['_JOBLOCATION']._serialized_start=1227
+  _globals['_JOBLOCATION']._serialized_end=1341
+  _globals['_LOCATERESPONSE']._serialized_start=1343
+  _globals['_LOCATERESPONSE']._serialized_end=1408
+  _globals['_CLEARREQUEST']._serialized_start=1410
+  _globals['_CLEARREQUEST']._serialized_end=1441
+  _globals['_CLEARRESPONSE']._serialized_start=1443
+  _globals['_CLEARRESPONSE']._serialized_end=1458
+  _globals['_BROKER']._serialized_start=1461
+  _globals['_BROKER']._serialized_end=2197
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,14 @@ class SubmitResponse(_message.Message):
     children: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, job_id: _Optional[str] = ..., children: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ResubmitRequest(_message.Message):
+    __slots__ = ("submission_id", "job_id")
+    SUBMISSION_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    submission_id: str
+    job_id: str
+    def __init__(self, submission_id: _Optional[str] = ..., job_id: _Optional[str] = ...) -> None: ...
+
 class CancelRequest(_message.Message):
     __slots__ = ("job_ids",)
     JOB_IDS_FIELD_NUMBER: _ClassVar[int]

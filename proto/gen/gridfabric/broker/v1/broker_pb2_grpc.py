@@ -50,6 +50,11 @@ class BrokerStub:
                 request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.FromString,
                 _registered_method=True)
+        self.Resubmit = channel.unary_unary(
+                '/gridfabric.broker.v1.Broker/Resubmit',
+                request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ResubmitRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/gridfabric.broker.v1.Broker/Cancel',
                 request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.CancelRequest.SerializeToString,
@@ -99,6 +104,15 @@ class BrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resubmit(self, request, context):
+        """Before: every job of the submission has ended. After: those that did not end well are durable as new jobs; in a DAG
+        nodes that ended well count as done. Idempotent by submission_id. Errors: NOT_FOUND (also another's),
+        FAILED_PRECONDITION (jobs under way; nothing to do; sandbox files not kept any more), as Submit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """After: cancellation is durable and on its way. Owner only. Ended jobs are reported as such.
         """
@@ -143,6 +157,11 @@ def add_BrokerServicer_to_server(servicer, server):
             'Submit': grpc.unary_unary_rpc_method_handler(
                     servicer.Submit,
                     request_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitRequest.FromString,
+                    response_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.SerializeToString,
+            ),
+            'Resubmit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resubmit,
+                    request_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ResubmitRequest.FromString,
                     response_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
@@ -247,6 +266,33 @@ class Broker:
             target,
             '/gridfabric.broker.v1.Broker/Submit',
             gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitRequest.SerializeToString,
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resubmit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.broker.v1.Broker/Resubmit',
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.ResubmitRequest.SerializeToString,
             gridfabric_dot_broker_dot_v1_dot_broker__pb2.SubmitResponse.FromString,
             options,
             channel_credentials,
