@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc
 
-from agents.bookkeeping import store as rows
+from agents.bookkeeping import tables
 from agents.bookkeeping.archive import Archive
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
@@ -20,7 +20,7 @@ class BookkeepingAgent(Agent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         options = parse_options(BookkeepingOptions, context.settings.options)
-        self.store = context.store("bookkeeping", rows.metadata, rows.MIGRATIONS, database=options.database)
+        self.store = context.store("bookkeeping", tables.metadata, tables.MIGRATIONS, database=options.database)
         self.servicer = BookkeepingServicer(self.store, options, context.vos)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
 

@@ -87,6 +87,26 @@ class BookkeepingClient:
         request = pb.StatisticsRequest(since_us=since_us, until_us=until_us, by=by)
         return list((await self._stub.Statistics(request)).groups)
 
+    async def usage(self, since_us: int, until_us: int, by: Sequence[str] = ()) -> list[pb.UsageSum]:
+        """What the runs that ended in that time used, grouped by some of `accounting.GROUPS`."""
+        return list((await self._stub.Usage(pb.UsageRequest(since_us=since_us, until_us=until_us, by=by))).groups)
+
+    async def usage_records(self, since_us: int, until_us: int) -> AsyncIterator[pb.UsageRecord]:
+        """Every usage record of that time, the oldest first."""
+        token = ""
+        while True:
+            request = pb.UsageRecordsRequest(since_us=since_us, until_us=until_us, page_token=token)
+            response = await self._stub.UsageRecords(request)
+            for record in response.records:
+                yield record
+            token = response.next_page_token
+            if not token:
+                return
+
+    async def reconcile(self, since_us: int, until_us: int) -> pb.ReconcileResponse:
+        """Accounting held against bookkeeping; for administrators."""
+        return await self._stub.Reconcile(pb.ReconcileRequest(since_us=since_us, until_us=until_us))
+
     async def watch(self, job_ids: Sequence[str]) -> AsyncIterator[list[pb.JobSummary]]:
         """The present state of the jobs (children of parents), then each change, put together."""
         async for response in self._stub.Watch(pb.WatchRequest(job_ids=job_ids)):

@@ -9,8 +9,8 @@ from typing import Any
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
 
+from agents.bookkeeping import accounting, wire
 from agents.bookkeeping import store as rows
-from agents.bookkeeping import wire
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Reader
 from agents.bookkeeping.watchers import Watchers
@@ -31,6 +31,9 @@ RULES = {
     "Query": _readers,
     "Watch": _readers,
     "Statistics": _readers,
+    "Usage": _readers,
+    "UsageRecords": _readers,
+    "Reconcile": administrator,
 }
 
 
@@ -111,6 +114,24 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
         reader = self._reader()
         found = await self._store.read(lambda connection: rows.statistics(connection, wanted, reader))
         return wire.statistics_response(found, wanted.by)
+
+    async def Usage(self, request: pb.UsageRequest, context: Any) -> pb.UsageResponse:
+        wanted = wire.usage_query(request)
+        reader = self._reader()
+        found = await self._store.read(lambda connection: accounting.sums(connection, wanted, reader))
+        return wire.usage_response(found, wanted.by)
+
+    async def UsageRecords(self, request: pb.UsageRecordsRequest, context: Any) -> pb.UsageRecordsResponse:
+        wanted = wire.usage_query(request)
+        reader, token = self._reader(), request.page_token
+        page, token = await self._store.read(lambda connection: accounting.records(connection, wanted, reader, token))
+        return wire.usage_records_response(page, token)
+
+    async def Reconcile(self, request: pb.ReconcileRequest, context: Any) -> pb.ReconcileResponse:
+        wanted = wire.usage_query(request)
+        return wire.reconcile_response(
+            await self._store.read(lambda connection: accounting.reconcile(connection, wanted))
+        )
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
         limit = self._options.max_watched_jobs

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from agents.bookkeeping import machine
+from agents.bookkeeping import accounting, machine
 from agents.bookkeeping.model import (
     ENDED,
     Event,
@@ -27,76 +27,6 @@ from agents.bookkeeping.model import (
 )
 from fabric.errors import Exhausted
 from fabric.store import run
-
-metadata = sa.MetaData()
-
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
-    sa.Column("job_id", sa.Text, nullable=False, unique=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("vo", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("parent", sa.Text, nullable=False),
-    sa.Column("is_parent", sa.Integer, nullable=False),
-    sa.Column("state", sa.Integer, nullable=False),
-    sa.Column("state_rank", sa.BigInteger, nullable=False),
-    sa.Column("changed_at_us", sa.BigInteger, nullable=False),
-    sa.Column("submitted_at_us", sa.BigInteger, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("ce", sa.Text, nullable=False),
-    sa.Column("ce_rank", sa.BigInteger, nullable=False),
-    sa.Column("worker", sa.Text, nullable=False),
-    sa.Column("worker_rank", sa.BigInteger, nullable=False),
-    sa.Column("exit_code", sa.Text, nullable=False),
-    sa.Column("exit_rank", sa.BigInteger, nullable=False),
-    sa.Column("wall_s", sa.Float, nullable=False),
-    sa.Column("cpu_s", sa.Float, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("reason_rank", sa.BigInteger, nullable=False),
-    sa.Column("started_at_us", sa.BigInteger, nullable=False),
-    sa.Index("jobs_owner", "owner", "id"),
-    sa.Index("jobs_parent", "parent", "id"),
-    sa.Index("jobs_ce", "ce", "id"),
-    sa.Index("jobs_state", "state", "id"),
-    sa.Index("jobs_submitted", "submitted_at_us"),
-)
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("source", sa.Integer, primary_key=True),
-    sa.Column("sequence", sa.BigInteger, primary_key=True),
-    sa.Column("job", sa.BigInteger, nullable=False),
-    sa.Column("at_us", sa.BigInteger, nullable=False),
-    sa.Column("type", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("fields", sa.Text, nullable=False),
-    sa.Index("events_job", "job"),
-    sqlite_with_rowid=False,
-)
-sources = sa.Table(
-    "sources",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
-)
-parents = sa.Table(
-    "parents",
-    metadata,
-    sa.Column("parent", sa.Text, primary_key=True),
-    sa.Column("state", sa.Integer, primary_key=True),
-    sa.Column("count", sa.Integer, nullable=False),
-    sqlite_with_rowid=False,
-)
-
-
-def _with_starts(connection: sa.Connection) -> None:
-    run(connection, "ALTER TABLE jobs ADD COLUMN started_at_us BIGINT NOT NULL DEFAULT 0")
-    run(connection, "CREATE INDEX jobs_submitted ON jobs (submitted_at_us)")
-
-
-MIGRATIONS = (_with_starts,)
 
 _COLUMNS = tuple(item.name for item in fields(JobRecord))
 _values = operator.attrgetter(*_COLUMNS)
@@ -148,6 +78,7 @@ def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
         rows,
     )
     new = max(0, result.rowcount)
+    accounting.keep(connection, source_ids, batch)
     _count_children(connection, {key: (row[4], row[6]) for key, row in known.items()}, changed.values())
     return Recorded(new, len(batch) - new, tuple(changed.values()))
 

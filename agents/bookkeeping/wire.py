@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 
+from agents.bookkeeping import accounting
+from agents.bookkeeping.accounting import Reconciliation, UsageQuery, UsageRecord, UsageSum
 from agents.bookkeeping.machine import parent_state
 from agents.bookkeeping.model import (
     GROUPS,
@@ -161,14 +164,22 @@ def query_response(
 
 def statistics_query(request: pb.StatisticsRequest) -> StatisticsQuery:
     """Raises InvalidRequest QUERY_INVALID."""
-    by = tuple(dict.fromkeys(request.by))
-    if unknown := [name for name in by if name not in GROUPS]:
+    return StatisticsQuery(*_time(request.since_us, request.until_us), _groups(request.by, GROUPS))
+
+
+def _groups(given: Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    by = tuple(dict.fromkeys(given))
+    if unknown := [name for name in by if name not in known]:
         raise InvalidRequest(
-            "QUERY_INVALID", f"jobs cannot be grouped by {unknown[0][:80]!r}, only by {', '.join(GROUPS)}"
+            "QUERY_INVALID", f"jobs cannot be grouped by {unknown[0][:80]!r}, only by {', '.join(known)}"
         )
-    if not 0 < request.since_us < request.until_us < _AT_MOST_US:
-        raise InvalidRequest("QUERY_INVALID", "statistics need a time: since before until")
-    return StatisticsQuery(request.since_us, request.until_us, by)
+    return by
+
+
+def _time(since_us: int, until_us: int) -> tuple[int, int]:
+    if not 0 < since_us < until_us < _AT_MOST_US:
+        raise InvalidRequest("QUERY_INVALID", "name a time: since before until")
+    return since_us, until_us
 
 
 def statistics_response(groups: Iterable[Statistics], by: tuple[str, ...]) -> pb.StatisticsResponse:
@@ -194,3 +205,33 @@ def statistics_response(groups: Iterable[Statistics], by: tuple[str, ...]) -> pb
             for one in groups
         ]
     )
+
+
+def usage_query(request: pb.UsageRequest | pb.UsageRecordsRequest | pb.ReconcileRequest) -> UsageQuery:
+    """Raises InvalidRequest QUERY_INVALID."""
+    by = _groups(request.by, accounting.GROUPS) if isinstance(request, pb.UsageRequest) else ()
+    return UsageQuery(*_time(request.since_us, request.until_us), by)
+
+
+def usage_response(sums: Iterable[UsageSum], by: tuple[str, ...]) -> pb.UsageResponse:
+    return pb.UsageResponse(
+        groups=[
+            pb.UsageSum(
+                group=dict(zip(by, one.group, strict=True)),
+                runs=one.runs,
+                succeeded=one.succeeded,
+                wall_s=one.wall_s,
+                cpu_s=one.cpu_s,
+                core_s=one.core_s,
+            )
+            for one in sums
+        ]
+    )
+
+
+def usage_records_response(records: Iterable[UsageRecord], token: str) -> pb.UsageRecordsResponse:
+    return pb.UsageRecordsResponse(records=[pb.UsageRecord(**asdict(one)) for one in records], next_page_token=token)
+
+
+def reconcile_response(found: Reconciliation) -> pb.ReconcileResponse:
+    return pb.ReconcileResponse(**asdict(found))

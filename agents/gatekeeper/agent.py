@@ -210,7 +210,8 @@ class Gatekeeper(Agent):
     # ---- bookkeeping
 
     def _record(self, connection: sa.Connection, updates: Sequence[Update], accepted: set[str]) -> None:
-        events = wire.events_to_wire(updates, self.context.settings.name, self.computing_element(), accepted)
+        settings = self.context.settings
+        events = wire.events_to_wire(updates, settings.name, settings.site, self.computing_element(), accepted)
         if events:
             self._outbox.add(connection, [event.SerializeToString() for event in events])
 

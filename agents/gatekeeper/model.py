@@ -326,6 +326,7 @@ class Update:
     sentence: str = ""
     usage: Usage = NO_USAGE
     started: bool = False
+    account: str = ""
 
 
 Command = RunOnWorker | KillOnWorker | AcknowledgeWorker

@@ -9,7 +9,17 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
 from agents.gatekeeper.config import GatekeeperOptions
-from agents.gatekeeper.model import Closure, DescriptionInvalidError, Job, JobEnded, Outcome, State, Update, Usage
+from agents.gatekeeper.model import (
+    ENDED,
+    Closure,
+    DescriptionInvalidError,
+    Job,
+    JobEnded,
+    Outcome,
+    State,
+    Update,
+    Usage,
+)
 from agents.gatekeeper.sandbox import require_sha256
 from fabric.errors import InvalidRequest
 
@@ -221,8 +231,13 @@ _EVENT_TYPE = {
 }
 
 
-def events_to_wire(updates: Iterable[Update], source: str, ce: str, accepted: set[str]) -> list[bookkeeping_pb2.Event]:
-    """What bookkeeping is told of these updates. QUEUED counts only for the ids in `accepted`, not for a requeue."""
+def events_to_wire(
+    updates: Iterable[Update], source: str, site: str, ce: str, accepted: set[str]
+) -> list[bookkeeping_pb2.Event]:
+    """What bookkeeping is told of these updates. QUEUED counts only for the ids in `accepted`, not for a requeue.
+
+    The end of a run says what it used: bookkeeping makes its usage record of that.
+    """
     events = []
     for update in updates:
         kind = _EVENT_TYPE.get(update.state)
@@ -233,9 +248,17 @@ def events_to_wire(updates: Iterable[Update], source: str, ce: str, accepted: se
             fields["worker"] = update.worker
         if update.reason:
             fields["reason"] = update.reason
-        if update.state in (State.DONE, State.FAILED):
-            fields["wall_s"] = f"{update.usage.wall_s:.3f}"
-            fields["cpu_s"] = f"{update.usage.user_s + update.usage.system_s:.3f}"
+        if update.state is State.DONE or (update.state in ENDED and update.started):
+            usage = update.usage
+            fields |= {
+                "site": site,
+                "account": update.account,
+                "wall_s": f"{usage.wall_s:.3f}",
+                "cpu_s": f"{usage.user_s + usage.system_s:.3f}",
+                "user_s": f"{usage.user_s:.3f}",
+                "system_s": f"{usage.system_s:.3f}",
+                "memory_bytes": str(usage.max_rss_bytes),
+            }
         if update.state is State.DONE:
             fields["exit_code"] = str(update.exit_code)
         if update.state is State.FAILED:

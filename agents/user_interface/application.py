@@ -11,6 +11,7 @@ import typer
 
 from agents.user_interface import console
 from agents.user_interface.commands import (
+    accounting,
     audit,
     ban,
     ca,
@@ -44,6 +45,7 @@ app.add_typer(ca.app, name="ca")
 app.add_typer(judges.mapfile_app, name="mapfile")
 app.add_typer(jdl.app, name="jdl")
 app.add_typer(job.app, name="job")
+app.add_typer(accounting.app, name="accounting")
 app.add_typer(data.app, name="data")
 app.add_typer(info.app, name="info")
 app.command()(info.infosites)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from support.grid import LabGrid
 
-from agents.user_interface import access, console, data, doctor, endpoints, information, jobs
+from agents.bookkeeping.client import BookkeepingClient
+from agents.user_interface import access, accounting, console, data, doctor, endpoints, information, jobs
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Refused
 
@@ -171,6 +172,17 @@ async def test_changes_are_told_as_they_come_and_counted_afterwards(desk: Desk) 
     assert row["wait_max_s"] >= row["wait_median_s"] > 0
     with pytest.raises(InvalidRequest, match="cannot be grouped by 'colour'"):
         await desk.call(jobs.stats_command, 3600, ["colour"])
+    chart = desk.folder / "usage.png"
+    (used,) = await desk.call(accounting.report_command, 3600, ["vo", "site", "month"], chart)
+    assert (used["vo"], used["site"], used["runs"], used["succeeded"]) == ("cms", "CERN", 1, 1)
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    (file,) = await desk.call(accounting.export_command, 3600, 0, desk.folder / "apel")
+    assert f"LocalJobId: {job_id.rpartition('/')[2]}.1\n" in Path(file["file"]).read_text() and file["records"] == 1
+    operator = BookkeepingClient(await desk.lab.channel("bookkeeping", credential=desk.lab.operator()))
+    agreed = await operator.reconcile(1, 1 << 61)
+    assert (agreed.runs, agreed.done_jobs, agreed.wall_s) == (1, 1, agreed.done_wall_s)
+    with pytest.raises(Refused):
+        await BookkeepingClient(await desk.lab.channel("bookkeeping", credential=desk.lab.user())).reconcile(1, 1 << 61)
 
 
 async def test_of_several_descriptions_the_good_ones_are_submitted(desk: Desk) -> None:

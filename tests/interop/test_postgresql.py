@@ -17,7 +17,9 @@ from support import postgresql
 from support.grid import LabGrid
 from support.postgresql import Server
 
+from agents.bookkeeping import accounting, tables
 from agents.bookkeeping import store as rows
+from agents.bookkeeping.accounting import UsageQuery
 from agents.bookkeeping.client import BookkeepingClient
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
 from fabric import database_postgresql as module
@@ -198,6 +200,7 @@ def life(seed: int) -> list[Event]:
         found.append(Event(f"j{n}", "broker", n + 1, 10**15 + n, EventType.REGISTERED, 1, fields))
         for k in range(pick.randrange(6)):
             more = {"ce": f"ce{n % 4}", "worker": "w", "exit_code": "0", "reason": pick.choice(["", "OK", "ÄÖ\\u0000"])}
+            more |= fields | {"wall_s": f"{k}.25", "user_s": "1", "site": "CERN", "memory_bytes": "5000000000"}
             at_us = 10**15 + 1000 * k + pick.randrange(100)
             found.append(Event(f"j{n}", f"gk{n % 2}", 10 * n + k + 1, at_us, pick.choice(KINDS), k % 3, more))
     found.append(
@@ -210,8 +213,8 @@ def life(seed: int) -> list[Event]:
 
 def test_bookkeeping_answers_as_from_a_file(server: Server, schema: str, tmp_path: Path) -> None:
     stores = [
-        Store(PostgresqlDatabase(server.url, schema), rows.metadata, rows.MIGRATIONS),
-        Store(tmp_path / "bookkeeping.db", rows.metadata, rows.MIGRATIONS),
+        Store(PostgresqlDatabase(server.url, schema), tables.metadata, tables.MIGRATIONS),
+        Store(tmp_path / "bookkeeping.db", tables.metadata, tables.MIGRATIONS),
     ]
     events = life(1)
     queries = [
@@ -239,6 +242,13 @@ def test_bookkeeping_answers_as_from_a_file(server: Server, schema: str, tmp_pat
             wanted = StatisticsQuery(10**15, 10**16, by)
             groups = [store.read_sync(lambda c, w=wanted, r=reader: rows.statistics(c, w, r)) for reader in readers]
             told.append([sorted(found, key=lambda one: one.group) for found in groups])
+        for by in ((), ("month",), accounting.GROUPS, ("vo", "site")):
+            usage = UsageQuery(1, 10**16, by)
+            told += [store.read_sync(lambda c, u=usage, r=reader: accounting.sums(c, u, r)) for reader in readers]
+        told += [
+            store.read_sync(lambda c, r=reader: accounting.records(c, UsageQuery(1, 10**16), r)) for reader in readers
+        ]
+        told.append(store.read_sync(lambda connection: accounting.reconcile(connection, UsageQuery(1, 10**16))))
         old = store.read_sync(lambda connection: rows.finished(connection, 10**16, 1000))
         told += [old, store.write_sync(lambda connection: rows.forget(connection, old))]
         told.append(

@@ -13,6 +13,7 @@ import pytest
 
 from agents.bookkeeping import archive as module
 from agents.bookkeeping import store as rows
+from agents.bookkeeping import tables
 from agents.bookkeeping.archive import Archive
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.model import Event, EventType, JobQuery, Reader
@@ -29,7 +30,7 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "archive"
-        self.store = Store(folder / "bookkeeping.db", rows.metadata, rows.MIGRATIONS)
+        self.store = Store(folder / "bookkeeping.db", tables.metadata, tables.MIGRATIONS)
         clock = ManualClock(NOW)
         options = BookkeepingOptions(archive_after_days=30)
         self.archive = Archive(self.store, self.folder, options, clock, open_logs(folder, clock=clock, stderr=False))

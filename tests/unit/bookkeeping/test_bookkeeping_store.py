@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from agents.bookkeeping import store as rows
+from agents.bookkeeping import tables
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
 from fabric.errors import Exhausted
 from fabric.store import Store
@@ -16,7 +17,7 @@ SERVICE = Reader("broker", is_service=True)
 
 @pytest.fixture
 def store(tmp_path):
-    opened = Store(tmp_path / "bookkeeping.db", rows.metadata)
+    opened = Store(tmp_path / "bookkeeping.db", tables.metadata)
     yield opened
     opened.close_sync()
 
@@ -117,7 +118,7 @@ def test_shuffled_delivery_gives_the_same_records(tmp_path):
     for seed in range(3):
         mixed = [*events, *events[::3]]
         random.Random(seed).shuffle(mixed)
-        store = Store(tmp_path / f"{seed}.db", rows.metadata)
+        store = Store(tmp_path / f"{seed}.db", tables.metadata)
         for start in range(0, len(mixed), 17):
             record(store, mixed[start : start + 17])
         found, _ = query(store)
@@ -182,10 +183,10 @@ def test_statistics_of_too_many_jobs_are_refused(store, monkeypatch):
 
 def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path):
     old = sa.MetaData()
-    earlier = rows.jobs.to_metadata(old)
+    earlier = tables.jobs.to_metadata(old)
     earlier._columns.remove(earlier.c.started_at_us)
     earlier.indexes = {index for index in earlier.indexes if index.name != "jobs_submitted"}
-    for table in (rows.events, rows.sources, rows.parents):
+    for table in (tables.events, tables.sources, tables.parents):
         table.to_metadata(old)
     store = Store(tmp_path / "bookkeeping.db", old)
     names = ", ".join(column.name for column in earlier.columns)
@@ -194,7 +195,7 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path):
         lambda connection: connection.exec_driver_sql(f"INSERT INTO jobs ({names}) VALUES ({values})").close()
     )
     store.close_sync()
-    store = Store(tmp_path / "bookkeeping.db", rows.metadata, rows.MIGRATIONS)
+    store = Store(tmp_path / "bookkeeping.db", tables.metadata, tables.MIGRATIONS)
     assert store.read_sync(lambda connection: rows.get(connection, "j1")).started_at_us == 0
     record(store, [event("j1", 1, EventType.RUNNING, attempt=3)])
     assert store.read_sync(lambda connection: rows.get(connection, "j1")).started_at_us == 2001

@@ -249,3 +249,128 @@ class StatisticsResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     groups: _containers.RepeatedCompositeFieldContainer[Statistics]
     def __init__(self, groups: _Optional[_Iterable[_Union[Statistics, _Mapping]]] = ...) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("since_us", "until_us", "by")
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    since_us: int
+    until_us: int
+    by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., by: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UsageSum(_message.Message):
+    __slots__ = ("group", "runs", "succeeded", "wall_s", "cpu_s", "core_s")
+    class GroupEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    SUCCEEDED_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    CORE_S_FIELD_NUMBER: _ClassVar[int]
+    group: _containers.ScalarMap[str, str]
+    runs: int
+    succeeded: int
+    wall_s: float
+    cpu_s: float
+    core_s: float
+    def __init__(self, group: _Optional[_Mapping[str, str]] = ..., runs: _Optional[int] = ..., succeeded: _Optional[int] = ..., wall_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., core_s: _Optional[float] = ...) -> None: ...
+
+class UsageResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[UsageSum]
+    def __init__(self, groups: _Optional[_Iterable[_Union[UsageSum, _Mapping]]] = ...) -> None: ...
+
+class UsageRecordsRequest(_message.Message):
+    __slots__ = ("since_us", "until_us", "page_token")
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    since_us: int
+    until_us: int
+    page_token: str
+    def __init__(self, since_us: _Optional[int] = ..., until_us: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class UsageRecord(_message.Message):
+    __slots__ = ("job_id", "attempt", "owner", "vo", "fqan", "site", "ce", "worker", "account", "local_id", "outcome", "exit_code", "started_at_us", "ended_at_us", "wall_s", "user_s", "system_s", "memory_bytes", "processors")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    FQAN_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CE_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_ID_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    USER_S_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_S_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    owner: str
+    vo: str
+    fqan: str
+    site: str
+    ce: str
+    worker: str
+    account: str
+    local_id: str
+    outcome: str
+    exit_code: str
+    started_at_us: int
+    ended_at_us: int
+    wall_s: float
+    user_s: float
+    system_s: float
+    memory_bytes: int
+    processors: int
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., owner: _Optional[str] = ..., vo: _Optional[str] = ..., fqan: _Optional[str] = ..., site: _Optional[str] = ..., ce: _Optional[str] = ..., worker: _Optional[str] = ..., account: _Optional[str] = ..., local_id: _Optional[str] = ..., outcome: _Optional[str] = ..., exit_code: _Optional[str] = ..., started_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., wall_s: _Optional[float] = ..., user_s: _Optional[float] = ..., system_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., processors: _Optional[int] = ...) -> None: ...
+
+class UsageRecordsResponse(_message.Message):
+    __slots__ = ("records", "next_page_token")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[UsageRecord]
+    next_page_token: str
+    def __init__(self, records: _Optional[_Iterable[_Union[UsageRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ReconcileRequest(_message.Message):
+    __slots__ = ("since_us", "until_us")
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    since_us: int
+    until_us: int
+    def __init__(self, since_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
+class ReconcileResponse(_message.Message):
+    __slots__ = ("runs", "wall_s", "done_jobs", "done_wall_s", "missing", "doubled", "unregistered")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    DONE_JOBS_FIELD_NUMBER: _ClassVar[int]
+    DONE_WALL_S_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    DOUBLED_FIELD_NUMBER: _ClassVar[int]
+    UNREGISTERED_FIELD_NUMBER: _ClassVar[int]
+    runs: int
+    wall_s: float
+    done_jobs: int
+    done_wall_s: float
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    doubled: _containers.RepeatedScalarFieldContainer[str]
+    unregistered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, runs: _Optional[int] = ..., wall_s: _Optional[float] = ..., done_jobs: _Optional[int] = ..., done_wall_s: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., doubled: _Optional[_Iterable[str]] = ..., unregistered: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -60,6 +60,21 @@ class BookkeepingStub:
                 request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.FromString,
                 _registered_method=True)
+        self.Usage = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/Usage',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageResponse.FromString,
+                _registered_method=True)
+        self.UsageRecords = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/UsageRecords',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsResponse.FromString,
+                _registered_method=True)
+        self.Reconcile = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/Reconcile',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
 
 
 class BookkeepingServicer:
@@ -103,6 +118,26 @@ class BookkeepingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Usage(self, request, context):
+        """Accounting: what was used, in sums and record by record; of the runs that the caller may read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UsageRecords(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reconcile(self, request, context):
+        """Administrators: accounting held against bookkeeping.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BookkeepingServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +165,21 @@ def add_BookkeepingServicer_to_server(servicer, server):
                     servicer.Statistics,
                     request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.FromString,
                     response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.SerializeToString,
+            ),
+            'Usage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageResponse.SerializeToString,
+            ),
+            'UsageRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.UsageRecords,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,6 +318,87 @@ class Bookkeeping:
             '/gridfabric.bookkeeping.v1.Bookkeeping/Statistics',
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsRequest.SerializeToString,
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.StatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Usage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/Usage',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UsageRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/UsageRecords',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.UsageRecordsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/Reconcile',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.FromString,
             options,
             channel_credentials,
             insecure,

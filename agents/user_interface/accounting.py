@@ -1,0 +1,184 @@
+"""`grid accounting`: what was used, by whom and where, from the usage records at bookkeeping."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
+
+from agents.user_interface import console
+from agents.user_interface.connection import as_operator, open_for_user
+from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.jobs import bookkeeping
+
+APEL_HEADER = "APEL-individual-job-message: v0.3"
+MAX_APEL_RECORDS = 1_000
+"""Records in one message, as APEL's own client writes them."""
+BAR_WIDTH = 30
+
+
+def window(since_s: int, until_s: int = 0) -> tuple[int, int]:
+    """The microseconds from so many seconds ago until so many seconds ago."""
+    now = time.time()
+    return int((now - since_s) * 1e6), int((now - until_s) * 1e6)
+
+
+async def report_command(
+    since_s: int,
+    by: Sequence[str],
+    chart: Path | None,
+    *,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """`grid accounting report`: sums of wall and processor time, by group; a chart as PNG or SVG."""
+    async with open_for_user(environ) as grid:
+        sums = await (await bookkeeping(grid)).usage(*window(since_s), by)
+    rows = [
+        {
+            **{name: one.group[name] for name in by},
+            "runs": one.runs,
+            "succeeded": one.succeeded,
+            "wall_hours": round(one.wall_s / 3600, 3),
+            "cpu_hours": round(one.cpu_s / 3600, 3),
+            "core_hours": round(one.core_s / 3600, 3),
+            "efficiency": round(one.cpu_s / one.core_s, 3) if one.core_s else None,
+        }
+        for one in sums
+    ]
+    if chart is not None and rows:
+        draw(rows, by, chart)
+    if as_json:
+        console.print_json(rows)
+    elif not rows:
+        print("nothing was used in that time")
+    else:
+        most = max(row["core_hours"] for row in rows) or 1.0
+        shown = [[*row.values(), "#" * round(BAR_WIDTH * row["core_hours"] / most)] for row in rows]
+        console.print_table([*(name.replace("_", " ") for name in rows[0]), ""], shown)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], by: Sequence[str], path: Path) -> None:
+    """Core hours of each group as bars; with months, a bar for each month with a part for each other group."""
+    from matplotlib.figure import Figure
+
+    others = [name for name in by if name != "month"]
+    along = "month" if "month" in by else ""
+    places = sorted({row[along] for row in rows}) if along else [_label(row, others) for row in rows]
+    figure = Figure(figsize=(max(6.0, 0.5 * len(places)), 4.5), layout="constrained")
+    axes = figure.subplots()
+    if along:
+        floor = dict.fromkeys(places, 0.0)
+        for group in sorted({_label(row, others) for row in rows}):
+            heights = {row[along]: row["core_hours"] for row in rows if _label(row, others) == group}
+            at = list(heights)
+            axes.bar(at, [heights[place] for place in at], bottom=[floor[place] for place in at], label=group or "all")
+            for place in at:
+                floor[place] += heights[place]
+        axes.legend(fontsize="small")
+    else:
+        axes.bar(places, [row["core_hours"] for row in rows])
+        axes.tick_params(axis="x", labelrotation=30)
+    axes.set_ylabel("core hours")
+    axes.set_title("Resources used" + (f" by {', '.join(by)}" if by else ""))
+    figure.savefig(path)
+
+
+def _label(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    return " ".join(str(row[name]) for name in names)
+
+
+async def export_command(
+    since_s: int, until_s: int, folder: Path, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid accounting export`: usage records as APEL messages, one file for every thousand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[dict[str, Any]] = []
+
+    def write(records: Sequence[lb.UsageRecord]) -> None:
+        path = folder / f"apel-{len(files) + 1:06d}.msg"
+        path.write_text(apel_message(records), encoding="utf-8")
+        files.append({"file": str(path), "records": len(records)})
+
+    async with open_for_user(environ) as grid:
+        batch: list[lb.UsageRecord] = []
+        records: AsyncIterator[lb.UsageRecord] = (await bookkeeping(grid)).usage_records(*window(since_s, until_s))
+        async for record in records:
+            batch.append(record)
+            if len(batch) == MAX_APEL_RECORDS:
+                write(batch)
+                batch = []
+        if batch:
+            write(batch)
+    if as_json:
+        console.print_json(files)
+    else:
+        for file in files:
+            print(f"{file['file']}: {file['records']} records")
+        if not files:
+            print("nothing was used in that time")
+
+
+def apel_message(records: Sequence[lb.UsageRecord]) -> str:
+    """Usage records in APEL's job record format 0.3: key-value lines, `%%` between records."""
+    return f"{APEL_HEADER}\n" + "".join(_apel_record(record) + "%%\n" for record in records)
+
+
+def _apel_record(record: lb.UsageRecord) -> str:
+    group, _, role = record.fqan.partition("/Role=")
+    fields = {
+        "Site": record.site,
+        "SubmitHost": record.ce,
+        "MachineName": record.ce.partition("/")[0],
+        "Queue": record.ce.rpartition("-")[2],
+        "LocalJobId": record.local_id or f"{record.job_id.rpartition('/')[2]}.{record.attempt}",
+        "LocalUserId": record.account,
+        "GlobalUserName": record.owner,
+        "FQAN": record.fqan,
+        "VO": record.vo,
+        "VOGroup": group,
+        "VORole": f"Role={role.partition('/')[0]}" if role else "",
+        "WallDuration": round(record.wall_s),
+        "CpuDuration": round(record.user_s + record.system_s),
+        "Processors": record.processors,
+        "NodeCount": 1,
+        "StartTime": record.started_at_us // 1_000_000,
+        "EndTime": record.ended_at_us // 1_000_000,
+        "InfrastructureDescription": "APEL-GRIDFABRIC",
+        "InfrastructureType": "grid",
+        "MemoryReal": record.memory_bytes // 1024,
+        "ServiceLevelType": "HEPscore23",
+        "ServiceLevel": 1,
+    }
+    lines = (f"{name}: {_one_line(str(value))}" for name, value in fields.items() if value != "")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """A value cannot begin a line, or a record, of its own."""
+    return "".join(letter if letter.isprintable() else " " for letter in text).strip()
+
+
+async def check_command(
+    since_s: int, state: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid accounting check`: usage records held against the jobs of bookkeeping; exit 1 where they disagree."""
+    async with as_operator(state, environ) as grid:
+        found = await (await bookkeeping(grid)).reconcile(*window(since_s))
+    problems = {"missing": found.missing, "doubled": found.doubled, "unregistered": found.unregistered}
+    if as_json:
+        counted = {name: list(ids) for name, ids in problems.items()}
+        both = {"runs": found.runs, "done_jobs": found.done_jobs}
+        console.print_json({**both, "wall_s": found.wall_s, "done_wall_s": found.done_wall_s, **counted})
+    else:
+        print(f"{found.runs} runs of {found.wall_s:.1f} s, {found.done_jobs} jobs done of {found.done_wall_s:.1f} s")
+        words = {"missing": "done without a record", "doubled": "done twice", "unregistered": "known to no broker"}
+        for name, ids in problems.items():
+            for job_id in ids:
+                print(f"{job_id}: {words[name]}")
+    if any(problems.values()):
+        raise Ended(ExitCode.FAILED)
