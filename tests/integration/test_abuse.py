@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support.grid import LabGrid
-from support.site import Site, job
+from support.site import ENDED, Site, job
 
 from agents.gatekeeper import client
 from agents.worker import payloads
@@ -54,40 +55,28 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
             await asyncio.sleep(0.02)
 
 
-class Neighbour:
-    """A job of somebody else that runs before, during and after; its account and its limits are its own."""
+async def submitted_by(site: Site, name: str, one: pb.Job) -> Any:
+    """Hand in a job of somebody with an account of his own; returns his channel."""
+    user = site.lab.user(name)
+    channel = await site.lab.channel("gatekeeper", credential=user)
+    await delegate(channel, user)
+    (outcome,) = await client.submit(channel, [one])
+    assert outcome.accepted, outcome
+    return channel
 
-    def __init__(self, site: Site, gate: Path) -> None:
-        self.site, self.gate = site, gate
 
-    async def __aenter__(self) -> Neighbour:
-        bob = self.site.lab.user("bob")
-        self.channel = await self.site.lab.channel("gatekeeper", credential=bob)
-        await delegate(self.channel, bob)
-        self.job = job("-c", f"while ! [ -e {self.gate} ]; do sleep 0.1; done; echo untouched > mine; cat mine")
-        await client.submit(self.channel, [self.job])
-        await self.reaches(pb.JOB_STATE_RUNNING)
-        return self
-
-    async def reaches(self, state: int) -> pb.JobUpdate:
-        async with asyncio.timeout(20):
-            async for update in client.watch(self.channel):
-                if update.job_id == self.job.job_id and update.state == state:
-                    return update
-        raise AssertionError
-
-    async def __aexit__(self, *_: object) -> None:
-        self.gate.touch()
-        update = await self.reaches(pb.JOB_STATE_DONE)
-        assert (update.exit_code, update.reason) == (0, ""), update
-        assert (await client.output_files(self.channel, self.job.job_id))["out"] == b"untouched\n"
+async def reaches(channel: Any, one: pb.Job, states: Container[int]) -> pb.JobUpdate:
+    """The update that brings a job to one of these states."""
+    async with asyncio.timeout(60):
+        async for update in client.watch(channel):
+            if update.job_id == one.job_id and update.state in states:
+                return update
+    raise AssertionError
 
 
 ABUSES = {
-    "fork bomb": ("b() { b | b & }; b; sleep 600", "PROCESSES", {}),
-    "children that leave the session": (
-        "for i in $(seq 60); do setsid sleep 600 & done; sleep 600", "PROCESSES", {}
-    ),
+    "fork bomb": ("exec perl -e 'while (1) { defined(fork()) or select(undef, undef, undef, 0.1) }'", "PROCESSES", {}),
+    "leaves the session": ("for i in $(seq 60); do setsid sleep 600 & done; sleep 600", "PROCESSES", {}),
     "ignores signals": ("trap '' TERM INT HUP QUIT; while :; do sleep 600; done", "WALL_TIME", {"wall_s": 1}),
     "fills the disk": (
         "i=0; while :; do i=$((i+1)); head -c 1000000 /dev/zero > f$((i % 100)); done", "DISK", {"disk_bytes": 8 * MIB}
@@ -105,17 +94,27 @@ def gate() -> Iterator[Path]:
         yield Path(name) / "open"
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root nothing but the watch bounds a fork bomb")
 async def test_abuse_is_ended_with_its_reason_and_leaves_nothing(site: Site, gate: Path) -> None:
-    async with Neighbour(site, gate):
-        jobs = {name: job("-c", script, limits=pb.Limits(**limits)) for name, (script, _, limits) in ABUSES.items()}
-        for name, one in jobs.items():  # one after the other: their account's processes are counted together
-            await site.submit(one)
-            (end,) = await site.ended(one, seconds=30)
-            assert (end.state, end.reason) == (pb.JOB_STATE_DONE, ABUSES[name][1]), (name, end)
-            assert "the job was stopped" in end.sentence, name
-        printed = (await client.output_files(site.channel, jobs["prints without end"].job_id))["out"]
-        assert len(printed) == 2 * MIB
+    neighbour = job("-c", f"while ! [ -e {gate} ]; do sleep 0.1; done; echo untouched > mine; cat mine")
+    beside = await submitted_by(site, "neighbour", neighbour)
+    await reaches(beside, neighbour, {pb.JOB_STATE_RUNNING})
+
+    async def abuse(name: str, script: str, reason: str, limits: dict[str, int]) -> None:
+        one = job("-c", script, limits=pb.Limits(**limits))
+        channel = await submitted_by(site, name, one)
+        end = await reaches(channel, one, ENDED)
+        assert (end.state, end.reason) == (pb.JOB_STATE_DONE, reason), (name, end)
+        assert "the job was stopped" in end.sentence, name
+        if reason == "FILE_SIZE":
+            assert len((await client.output_files(channel, one.job_id))["out"]) == limits["disk_bytes"]
+
+    await asyncio.gather(*(abuse(name, *what) for name, what in ABUSES.items()))
+    gate.touch()
+    end = await reaches(beside, neighbour, ENDED)
+    assert (end.state, end.exit_code, end.reason) == (pb.JOB_STATE_DONE, 0, "")
+    assert (await client.output_files(beside, neighbour.job_id))["out"] == b"untouched\n"
     await until(lambda: not of_jobs(site))
 
 
@@ -146,13 +145,11 @@ async def test_a_black_hole_is_stopped_and_published_and_the_other_worker_goes_o
         site = Site(lab)
         lab.plan("worker", name="good.CERN")
         await site.start({"black_hole_jobs": 6})
-        bob = await lab.channel("gatekeeper", credential=lab.user("bob"))
-        await delegate(bob, lab.user("bob"))
         program = "/opt/exp_soft/cms/not-on-this-node"
         jobs = [job(executable=program) for _ in range(6)]
-        await client.submit(bob, jobs[:2])
-        await site.submit(*jobs[2:])
-        ends = await site.ended(*jobs[2:])
+        await submitted_by(site, "bob", jobs[0])
+        await site.submit(*jobs[1:])
+        ends = await site.ended(*jobs[1:])
         assert {(end.state, end.reason) for end in ends} == {(pb.JOB_STATE_FAILED, "EXEC_FAILED")}
         status = await site.published("GlueService", GlueServiceStatusInfo=BLACK_HOLE)
         assert status["GlueServiceStatus"] == ["OK"]
