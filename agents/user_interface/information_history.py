@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 from agents.information import client
@@ -18,31 +17,34 @@ def is_query(text: str) -> bool:
     return text.split(maxsplit=1)[:1] != [] and text.split(maxsplit=1)[0].lower() in ("select", "with")
 
 
+async def ask(sql: str) -> Answer:
+    """The answer of the first top server that can be reached, for the user of this shell. Raises as `query_command`."""
+    async with connection.open_for_user() as grid:
+        return await client.query(await _top(grid), sql)
+
+
 async def query_command(sql: str, *, follow: bool, as_json: bool) -> None:
     """Print the tuples. Raises InvalidRequest, Exhausted, DeadlineExceeded, Unavailable, CredentialError."""
+    if not follow:
+        _print(await ask(sql), as_json=as_json)
+        return
     async with connection.open_for_user() as grid:
-        async for channel in _tops(grid):
-            if follow:
-                await _follow(channel, sql, as_json=as_json)
-            else:
-                _print(await client.query(channel, sql), as_json=as_json)
+        await _follow(await _top(grid), sql, as_json=as_json)
 
 
-async def _tops(grid: connection.Grid) -> AsyncIterator[Any]:
+async def _top(grid: connection.Grid) -> Any:
     """A channel to the first top server that answers."""
     tops = [top for top in grid.services.all("top") if top.rpc]
     if not tops:
         raise NotFound("ENDPOINT_UNKNOWN", 'no address of a top server is known; take it with: eval "$(grid env)"')
     for number, top in enumerate(tops, 1):
         try:
-            channel = await grid.channel_to(top.host, top.rpc)
+            return await grid.channel_to(top.host, top.rpc)
         except Unavailable as error:
             if number == len(tops):
                 raise
             console.warn(f"{error.sentence}; asking {tops[number].name}")
-            continue
-        yield channel
-        return
+    raise AssertionError
 
 
 async def _follow(channel: Any, sql: str, *, as_json: bool) -> None:

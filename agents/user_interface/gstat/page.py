@@ -30,7 +30,15 @@ def cells(row: Row) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def page(at: datetime, sites: Sequence[Site], rows: Sequence[Row], total: Row, flags: Sequence[str]) -> str:
+def page(
+    at: datetime,
+    sites: Sequence[Site],
+    rows: Sequence[Row],
+    total: Row,
+    flags: Sequence[str],
+    history: Sequence[tuple[str, str, str]],
+    missing: str,
+) -> str:
     """The self-contained HTML page. Whatever a site publishes is text in it, never markup."""
     template = Template(resources.files("agents.user_interface.gstat").joinpath("report.html").read_text("utf-8"))
     return template.substitute(
@@ -40,6 +48,8 @@ def page(at: datetime, sites: Sequence[Site], rows: Sequence[Row], total: Row, f
         head="".join(f"<th>{column}</th>" for column in COLUMNS),
         rows="".join(_row(cells(row)) for row in rows) + _row(cells(total), ' class="total"'),
         footnote=_text(FOOTNOTE),
+        history="".join(_row(change) for change in history),
+        missing=f'<p class="quiet">{_text(missing)}</p>' if missing else "",
         sites="".join(_site(site) for site in sorted(sites, key=lambda site: (-site.status.rank, site.name))),
     )
 

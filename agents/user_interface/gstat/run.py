@@ -8,16 +8,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agents.user_interface import console, information
+from agents.user_interface import console, information, information_history
 from agents.user_interface.exits import UsageProblem
 from agents.user_interface.gstat import checks, maps, model, page, probes
 from agents.user_interface.gstat.model import Row, Site, Status
+from fabric.errors import GridError
 from fabric.text import counted
-from security.errors import os_error_text
+from security.errors import CredentialError, os_error_text
 from security.files import write_atomic
 
 MAX_SHOWN = 40
 """Findings on a terminal; --json and --html have all."""
+MAX_CHANGES = 200
+"""Changes of state that are shown."""
+
+
+STATES = (
+    "select At, Site, GridFabricSiteState, Gone from GridFabricSiteHistory where GridFabricSiteState is not null "
+    f"order by Id desc limit {MAX_CHANGES}"
+)
+
+
+@dataclass(frozen=True)
+class History:
+    """What became of the sites lately."""
+
+    changes: tuple[tuple[str, str, str], ...] = ()
+    """When, which site, its information server's new state; latest first."""
+    missing: str = ""
+    """Why there is none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,7 @@ class Look:
     total: Row
     flags: tuple[str, ...]
     """What is stated of the whole grid and not so, and top servers that show different things."""
+    history: History
 
 
 async def look(server: tuple[str, int]) -> Look:
@@ -44,7 +64,16 @@ async def look(server: tuple[str, int]) -> Look:
     rows = model.regions(sites.values())
     total = model.row_of("all", list(sites.values()))
     flags = [*model.wrong_totals(sites.values(), rows, total), *divergence(entries)]
-    return Look(now, tuple(sites.values()), tuple(rows), total, tuple(flags))
+    return Look(now, tuple(sites.values()), tuple(rows), total, tuple(flags), await history())
+
+
+async def history() -> History:
+    """The changes of state that the top server keeps: asked with the user's proxy, and missed without one."""
+    try:
+        answer = await information_history.ask(STATES)
+    except (GridError, CredentialError, UsageProblem) as error:
+        return History(missing=error.sentence)
+    return History(tuple((str(at), str(site), str(state)) for at, site, state, gone in answer.rows if not gone))
 
 
 def divergence(entries: Sequence[Any]) -> list[str]:
@@ -69,7 +98,12 @@ async def command(server: tuple[str, int], html: Path | None, map_file: Path | N
         raise UsageProblem(f"{map_file} has no ending that says what it shall be: {', '.join(maps.FORMATS)}")
     seen = await look(server)
     if html is not None:
-        _write(html, page.page(seen.at, seen.sites, seen.rows, seen.total, seen.flags))
+        _write(
+            html,
+            page.page(
+                seen.at, seen.sites, seen.rows, seen.total, seen.flags, seen.history.changes, seen.history.missing
+            ),
+        )
     if map_file is not None and draw is not None:
         _write(map_file, draw(seen.sites))
     if as_json:
@@ -92,6 +126,7 @@ def as_data(seen: Look) -> dict[str, Any]:
         "regions": [asdict(row) for row in seen.rows],
         "total": asdict(seen.total),
         "flags": list(seen.flags),
+        "history": asdict(seen.history),
         "sites": [
             {
                 "site": site.name,

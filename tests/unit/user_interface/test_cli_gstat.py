@@ -201,7 +201,15 @@ def test_maps_of_egee_can_be_read_and_hold_every_site(egee):
 def test_what_a_site_publishes_is_text_and_not_markup():
     site = model.sites_of(published(replace(SITE, location=HOSTILE)))["RAL"]
     site.findings.append(Finding(Status.WARN, HOSTILE))
-    shown = page.page(NOW, [site], [model.row_of(HOSTILE, [site])], model.row_of("all", [site]), [HOSTILE])
+    shown = page.page(
+        NOW,
+        [site],
+        [model.row_of(HOSTILE, [site])],
+        model.row_of("all", [site]),
+        [HOSTILE],
+        [("now", HOSTILE, HOSTILE)],
+        HOSTILE,
+    )
     assert "<script" not in shown
     for text in (maps.kml([site]), maps.svg([site])):
         assert "<script" not in text
