@@ -10,6 +10,10 @@ from clusters.model import AgentDescription, GridDescription, HostDescription
 from clusters.paths import StatePaths
 from fabric.errors import Conflict
 
+PACKED_VALID_FOR_S = 60.0
+"""How long what an agent of a pack publishes stands without a sign of life. Those of a pack wait for each other's
+turns, and a grid of packs is a large one on a small machine: a late word is no loss. Changes travel at once as ever."""
+
 Ports = Mapping[str, Mapping[str, int]]
 """Agent name to protocol to port."""
 
@@ -210,7 +214,7 @@ def _settings(
         "vos": [vo.name for vo in grid.vos],
         "endpoints": endpoints_for(grid, everything, None if agent.about.central else agent.site),
         "options": _options(grid, agent),
-        "fabric": dict(agent.fabric),
+        "fabric": {**({"publish_valid_for_s": PACKED_VALID_FOR_S} if grid.pack > 1 else {}), **agent.fabric},
     }
 
 
@@ -223,4 +227,6 @@ def _options(grid: GridDescription, agent: AgentDescription) -> dict[str, Any]:
         known = {"location": site.location, "web": site.web, "email": site.contact}
         if site.latitude or site.longitude:
             known |= {"latitude": site.latitude, "longitude": site.longitude}
+        if grid.pack > 1:
+            known |= {"valid_for_s": PACKED_VALID_FOR_S, "refresh_s": PACKED_VALID_FOR_S / 4}
     return {**agent.about.options, **known, **agent.options}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gridfabric.information.v1 import information_pb2_grpc
 
-from fabric.information import REFRESH_S, VALID_FOR_S, Connect, Publisher
+from fabric.information import Connect, Publisher
 from fabric.ldap import Entry
 from fabric.settings import Endpoint
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 POLL_S = 2.0
 """How often the entries are made anew when nobody pokes; unchanged ones cost nothing on the wire."""
+SIGNS_OF_LIFE = 4
+"""In the time that entries stand without one."""
 
 
 def connector(context: AgentContext) -> Connect:
@@ -49,8 +51,8 @@ class InformationPublisher:
         entries: Callable[[], Iterable[Entry]] | Sequence[Entry] | None = None,
         *,
         poll_s: float = POLL_S,
-        refresh_s: float = REFRESH_S,
-        valid_for_s: float = VALID_FOR_S,
+        refresh_s: float | None = None,
+        valid_for_s: float | None = None,
         resource_level: bool = True,
     ) -> None:
         self._context = context
@@ -66,8 +68,8 @@ class InformationPublisher:
             connector(context),
             log=context.log,
             clock=context.clock,
-            refresh_s=refresh_s,
-            valid_for_s=valid_for_s,
+            refresh_s=refresh_s or settings.fabric.publish_valid_for_s / SIGNS_OF_LIFE,
+            valid_for_s=valid_for_s or settings.fabric.publish_valid_for_s,
         )
 
     @property

@@ -83,6 +83,8 @@ class FabricOptions:
     """Folder of `<vo>/<host>.lsc` files; empty: `vomsdir` beside the certificates directory."""
     gridmapdir: str = ""
     """Path of the pool account directory; if set, a user's session leases an account (gatekeepers only)."""
+    publish_valid_for_s: float = field(default=8.0, metadata={"minimum": 0.1})
+    """What this agent publishes stands so long without a sign of life; it shows one four times as often."""
     crl_policy: str = field(default="require", metadata={"choices": ("require", "warn", "ignore")})
     """What a missing revocation list means."""
     expired_crl_policy: str = field(default="same", metadata={"choices": ("same", "require", "warn", "ignore")})

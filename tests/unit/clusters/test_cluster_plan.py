@@ -165,3 +165,11 @@ def test_without_a_pack_each_agent_has_its_process():
 def test_the_driver_is_told_of_some_agents_and_how_many_there_are():
     [pack] = [pack for pack in plan.packs(load.loads(SMALL), ["worker.A"])]
     assert pack.order(["worker.A", "other"]) == {"actor": "worker.A", "host": "lab", "agents": ["worker.A"], "size": 1}
+
+
+def test_agents_of_packs_are_given_longer_to_show_a_sign_of_life():
+    alone, packed = planned(HOSTS), planned(HOSTS.replace("[grid]", "[grid]\npack = 4"))
+    assert "publish_valid_for_s" not in alone["storage.B"].settings["fabric"]
+    assert packed["storage.B"].settings["fabric"]["publish_valid_for_s"] == 60
+    assert packed["information.B"].settings["options"]["valid_for_s"] == 60
+    assert "valid_for_s" not in alone["information.B"].settings["options"]
