@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +33,16 @@ class VomsServers:
     """Looks at the vomsdir again when asked to; judging never touches the disk."""
 
     def __init__(
-        self, directory: Path, organisation: DistinguishedName, authority: DistinguishedName, vos: Vos
+        self,
+        directory: Path,
+        organisation: DistinguishedName,
+        authority: DistinguishedName,
+        vos: Vos,
+        hosts: Iterable[str] = (),
     ) -> None:
         """A directory that is missing adds nothing to the servers that `vos` names, whose certificates are from
-        `authority`."""
+        `authority`. `hosts`: names of this one, which what is for some hosts only must name."""
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._directory, self._organisation, self._vos = directory, organisation, vos
         self._authority = authority
         self._seen: tuple[_Stamp, int] | None = None
@@ -50,7 +56,7 @@ class VomsServers:
         """For one agent."""
         named = settings.fabric.vomsdir
         directory = Path(named) if named else settings.certificates.parent / VOMSDIR
-        return cls(directory, DistinguishedName.parse(settings.organisation), authority, vos)
+        return cls(directory, DistinguishedName.parse(settings.organisation), authority, vos, [settings.advertise])
 
     def refresh(self) -> bool:
         """True if the files or the VOs have changed since the last look; a damaged file speaks for nobody."""
@@ -64,7 +70,9 @@ class VomsServers:
                 listed = VomsDirectory.load(self._directory).chains
         own = {vo: self._speakers(vo) for vo in self._vos.served}
         self._believed = VomsDirectory(
-            {vo: (*own.get(vo, ()), *listed.get(vo, ())) for vo in {*own, *listed}}, self._vos.refused()
+            {vo: (*own.get(vo, ()), *listed.get(vo, ())) for vo in {*own, *listed}},
+            self._vos.refused(),
+            self._hosts,
         )
         self.generation += 1
         return True

@@ -1,7 +1,8 @@
 """VOMS attribute certificates (RFC 5755 as VOMS uses it): read, verified against a vomsdir, and made.
 
 They travel in a proxy's extension 1.3.6.1.4.1.8005.100.100.5. Verified are: the signature, the signer's chain with
-the full rules of `security.validation`, the signer's names against the VO's `.lsc` files, the holder and the times.
+the full rules of `security.validation`, the signer's names against the VO's `.lsc` files, the holder, the times and,
+where it is for some hosts only, that this is one of them.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ _NO_REVOCATION_OID = "2.5.29.56"
 _AUTHORITY_KEY_OID = "2.5.29.35"
 _TARGETS_OID = "2.5.29.55"
 _GENERIC_ATTRIBUTES_OID = "1.3.6.1.4.1.8005.100.100.11"
-_KNOWN_CRITICAL = frozenset({_SIGNER_CHAIN_OID, _NO_REVOCATION_OID, _AUTHORITY_KEY_OID, _GENERIC_ATTRIBUTES_OID})
-"""Targets are not among them: an attribute certificate restricted to other hosts must not be taken here."""
+_KNOWN_CRITICAL = frozenset(
+    {_SIGNER_CHAIN_OID, _NO_REVOCATION_OID, _AUTHORITY_KEY_OID, _GENERIC_ATTRIBUTES_OID, _TARGETS_OID}
+)
 
 MAX_EXTENSION_BYTES = 64 * 1024
 MAX_ATTRIBUTE_CERTIFICATES = 8
 """Virtual organisations in one proxy."""
 MAX_FQANS = 256
 MAX_GENERIC_ATTRIBUTES = 64
+MAX_TARGETS = 64
 MAX_ATTRIBUTE_BYTES = 1024
 """Of a generic attribute's name, value or qualifier."""
 MAX_LSC_BYTES = 64 * 1024
@@ -59,6 +62,7 @@ _DIGESTS: Mapping[str, tuple[type[hashes.HashAlgorithm], bool]] = {
 """Signature algorithm: its digest, and whether it is RSA (else ECDSA)."""
 _FQAN = re.compile(r"(?P<group>(?:/[A-Za-z0-9_.-]{1,100}){1,16})(?:/Role=(?P<role>[A-Za-z0-9_.-]{1,100}))?\Z")
 _VO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class AttributeCertificate:
     not_before: datetime
     not_after: datetime
     attributes: tuple[GenericAttribute, ...]
+    targets: tuple[str, ...] | None
+    """The hosts that may take it, in small letters; empty texts for targets that name no host. None: any."""
     signer_chain: tuple[x509.Certificate, ...] = field(repr=False)
     signed: bytes = field(repr=False)
     algorithm: str = field(repr=False)
@@ -112,6 +118,8 @@ class VomsDirectory:
     chains: Mapping[str, tuple[tuple[DistinguishedName, ...], ...]]
     refused: Mapping[str, SecurityError] = field(default_factory=dict[str, SecurityError])
     """VOs of which nothing is believed, whoever signed it, and why."""
+    hosts: frozenset[str] = frozenset()
+    """Names of this host, in small letters: what is for some hosts only must be for one of them."""
 
     @classmethod
     def load(cls, directory: str | Path) -> VomsDirectory:
@@ -229,6 +237,7 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
         raise _der.DerError("no VO name")
     chain: tuple[x509.Certificate, ...] = ()
     generic: tuple[GenericAttribute, ...] = ()
+    targets: tuple[str, ...] | None = None
     for oid, critical, value in _extensions(rest):
         if oid == _SIGNER_CHAIN_OID:
             outer = _der.read_single(value, _der.SEQUENCE)
@@ -236,7 +245,9 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
             chain = certificates.load_chain([certificates.load_der(e.encoded) for e in encoded[:8]])
         elif oid == _GENERIC_ATTRIBUTES_OID:
             generic = _generic_attributes(value)
-        elif oid == _TARGETS_OID or (critical and oid not in _KNOWN_CRITICAL):
+        elif oid == _TARGETS_OID:
+            targets = (*(targets or ()), *_targets(value))
+        elif critical and oid not in _KNOWN_CRITICAL:
             raise _der.DerError(f"extension {oid} is not understood")
     return AttributeCertificate(
         vo=vo,
@@ -249,6 +260,7 @@ def _parse(parts: list[_der.Element]) -> AttributeCertificate:
         not_before=_time(start),
         not_after=_time(end),
         attributes=generic,
+        targets=targets,
         signer_chain=chain,
         signed=information.encoded,
         algorithm=_der.object_identifier(_expect(algorithm, _der.SEQUENCE)[0].content),
@@ -288,6 +300,27 @@ def _generic_attributes(value: bytes) -> tuple[GenericAttribute, ...]:
     if len(found) > MAX_GENERIC_ATTRIBUTES:
         raise _der.DerError(f"{len(found)} generic attributes")
     return tuple(found)
+
+
+def _targets(value: bytes) -> list[str]:
+    """SEQUENCE { SEQUENCE { [0] GeneralName ... } ... }: so RFC 5755 section 4.3.2 nests it (one list of targets) and
+    so VOMS does (one target in each)."""
+    found: list[str] = []
+    for group in _expect(_der.read_single(value, _der.SEQUENCE), _der.SEQUENCE):
+        for target in _expect(group, _der.SEQUENCE):
+            found.append(_host_of(_der.read_all(target.content)[0]) if target.tag == 0xA0 else "")
+    if len(found) > MAX_TARGETS:
+        raise _der.DerError(f"{len(found)} targets")
+    return found
+
+
+def _host_of(name: _der.Element) -> str:
+    """The host of a dNSName, or of a URI, where VOMS writes the bare name; empty for any other name."""
+    if name.tag not in (0x82, 0x86):
+        return ""
+    text = name.content.decode("ascii").lower()
+    host = text.partition("://")[2].partition("/")[0].partition(":")[0] if "://" in text else text
+    return host if _HOST.match(host) else ""
 
 
 def _extensions(rest: list[_der.Element]) -> list[tuple[str, bool, bytes]]:
@@ -447,6 +480,11 @@ def _verify(
         raise refuse(f"it is valid only from {utc_text(entry.not_before)}; check the clocks")
     if entry.not_after - entry.not_before > MAX_LIFETIME:
         raise refuse(f"it lives longer than {MAX_LIFETIME.days} days")
+    # 7. targets (RFC 5755 section 4.3.2)
+    if entry.targets is not None and not servers.hosts & (set(entry.targets) - {""}):
+        hosts = ", ".join(host for host in entry.targets[:10] if host) or "nobody that can be told"
+        here = f", not for {', '.join(sorted(servers.hosts))}" if servers.hosts else ""
+        raise refuse(f"it is only for {hosts}{here}; name every host that it is for with --target, or none")
     return VomsAttributes(
         entry.vo, entry.fqans, entry.issuer, entry.uri, entry.not_after, entry.attributes, entry.serial
     )
@@ -479,13 +517,16 @@ def create_attribute_certificate(
     now: datetime,
     attributes: Sequence[GenericAttribute] = (),
     serial: int | None = None,
+    targets: Sequence[str] = (),
 ) -> bytes:
     """One attribute certificate (DER) for the end-entity certificate `holder`, as a VOMS server makes it.
 
     `uri` is host:port. Put it into a proxy with `proxy_extension`. It ends with the signer's chain at the latest.
-    Raises ValidationError for FQANs outside the VO.
+    With `targets` only these hosts take it. Raises ValidationError for FQANs outside the VO, and for what is no host.
     """
     now = require_utc(now)
+    if len(targets) > MAX_TARGETS or not all(_HOST.match(host) for host in targets):
+        raise _malformed(f"targets are at most {MAX_TARGETS} host names")
     if not _VO.match(vo) or not 1 <= len(fqans) <= MAX_FQANS or lifetime <= timedelta(0):
         raise _malformed("VO name, groups or lifetime")
     sequence, encode = _der.SEQUENCE, _der.encode
@@ -506,6 +547,8 @@ def create_attribute_certificate(
     extensions += _authority_key(signer.certificate)
     if attributes:
         extensions += _generic_extension(attributes, f"{vo}://{uri}")
+    if targets:
+        extensions += _targets_extension(targets)
     information = encode(
         sequence,
         _der.encode_integer(1)
@@ -556,6 +599,16 @@ def _generic_extension(attributes: Sequence[GenericAttribute], grantor: str) -> 
         listed += encode(sequence, b"".join(encode(_der.OCTET_STRING, part.encode()) for part in parts))
     provider = encode(sequence, encode(sequence, encode(0x86, grantor.encode("ascii"))) + encode(sequence, listed))
     return _extension(_GENERIC_ATTRIBUTES_OID, encode(sequence, encode(sequence, provider)))
+
+
+def _targets_extension(targets: Sequence[str]) -> bytes:
+    """Critical, as RFC 5755 wants it; each host as VOMS writes and reads it."""
+    sequence, encode = _der.SEQUENCE, _der.encode
+    listed = b"".join(
+        encode(sequence, encode(0xA0, encode(0x86, host.lower().encode("ascii")))) for host in dict.fromkeys(targets)
+    )
+    value = encode(_der.OCTET_STRING, encode(sequence, listed))
+    return encode(sequence, _der.encode_object_identifier(_TARGETS_OID) + encode(0x01, b"\xff") + value)
 
 
 def new_serial() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,9 @@ async def fetch(
     now: datetime,
     environ: Mapping[str, str],
     vomses: Path | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[list[bytes], list[str]]:
-    """An attribute certificate for each request (DER), and the servers' warnings.
+    """An attribute certificate for each request (DER), and the servers' warnings. `targets`: only for these hosts.
 
     VOs of this grid are asked by gRPC; others, and all with `vomses`, by the HTTPS of VOMS. Raises GridError with the
     VO server's sentence, NotFound VO_UNKNOWN.
@@ -82,12 +83,12 @@ async def fetch(
             foreign = VomsList.of(environ, vomses).servers_of(request.vo)
             if foreign and (vomses is not None or not await _is_known(grid, request.vo)):
                 trust = TrustStore(Path(certificates)).snapshot()
-                made, warned = await _ask_any(foreign, request, asking, lifetime, trust, now)
+                made, warned = await _ask_any(foreign, request, asking, lifetime, trust, now, targets)
             else:
                 client = await vo_client(grid, request.vo)
-                answer = await client.issue_attributes(request.fqans, lifetime.total_seconds())
+                answer = await client.issue_attributes(request.fqans, lifetime.total_seconds(), targets=targets)
                 made, warned = answer.attribute_certificate, tuple(answer.warnings)
-            _require_ours(made, request, user)
+            _require_ours(made, request, user, targets)
             encoded.append(made)
             warnings += warned
     return encoded, warnings
@@ -108,6 +109,7 @@ async def _ask_any(
     lifetime: timedelta,
     trust: TrustSnapshot,
     now: datetime,
+    targets: Sequence[str],
 ) -> tuple[bytes, tuple[str, ...]]:
     """The first answer; a server that cannot be reached is followed by the next, a refusal by none."""
     for number, server in enumerate(servers, 1):
@@ -122,6 +124,7 @@ async def _ask_any(
                 trust,
                 ValidationPolicy(),
                 now,
+                targets,
             )
         except Unavailable:
             if number == len(servers):
@@ -184,7 +187,7 @@ def _vomses(text: str) -> list[VomsesEntry]:
     return found
 
 
-def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:
+def _require_ours(encoded: bytes, request: Request, user: Credential, targets: Sequence[str]) -> None:
     """Before it goes into a proxy that every service would refuse because of it."""
     extension = voms.proxy_extension([encoded])
     (entry,) = voms.parse_extension(extension.value)
@@ -193,6 +196,12 @@ def _require_ours(encoded: bytes, request: Request, user: Credential) -> None:
         raise Conflict(
             "ATTRIBUTES_OF_OTHERS",
             f"the server of {request.vo} sent attributes of {entry.vo} for another certificate; tell its operator",
+        )
+    if set(entry.targets or ()) != {target.lower() for target in targets}:
+        raise Conflict(
+            "TARGETS_IGNORED",
+            f"the server of {request.vo} sent attributes for {', '.join(entry.targets or ()) or 'any host'} where "
+            f"{', '.join(targets) or 'any host'} was asked for; it does not know --target",
         )
 
 
@@ -219,12 +228,13 @@ def show(proxy: Credential, now: datetime, environ: Mapping[str, str]) -> list[d
             break
     if not carried:
         return []
-    problems = _verify(proxy, now, environ, len(carried))
+    problems = _verify(proxy, now, environ, carried)
     return [
         {
             "vo": entry.vo,
             "fqans": list(entry.fqans),
             "attributes": {attribute.name: attribute.value for attribute in entry.attributes},
+            "targets": list(entry.targets or ()),
             "issuer": str(entry.issuer),
             "uri": entry.uri,
             "serial": f"{entry.serial:X}",
@@ -237,15 +247,18 @@ def show(proxy: Credential, now: datetime, environ: Mapping[str, str]) -> list[d
     ]
 
 
-def _verify(proxy: Credential, now: datetime, environ: Mapping[str, str], count: int) -> list[str]:
-    """For each attribute certificate why it is not good; empty if it is."""
+def _verify(
+    proxy: Credential, now: datetime, environ: Mapping[str, str], carried: Sequence[voms.AttributeCertificate]
+) -> list[str]:
+    """For each attribute certificate why it is not good; empty if it is, at the hosts that it is for."""
     policy = ValidationPolicy()
     try:
         trust = TrustStore(find_certificate_directory(environ)).snapshot()
         identity = validate_client_chain(proxy.pem_chain(), trust, policy, now)
-        servers = voms.VomsDirectory.load(vomsdir(environ))
+        named = frozenset(host for entry in carried for host in entry.targets or () if host)
+        servers = replace(voms.VomsDirectory.load(vomsdir(environ)), hosts=named)
     except SecurityError as error:
-        return [error.sentence] * count
+        return [error.sentence] * len(carried)
     return voms.objections(identity, servers, trust, policy, now)
 
 
@@ -260,6 +273,8 @@ def lines(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
         facts["groups and roles"] = " ".join(entry["fqans"])
         if entry["attributes"]:
             facts["attributes"] = " ".join(f"{name}={value}" for name, value in entry["attributes"].items())
+        if entry["targets"]:
+            facts["only for"] = " ".join(entry["targets"])
         facts["not after"] = entry["not_after"]
         facts["verified"] = "yes" if entry["verified"] else f"no: {entry['problem']}"
         printed.append(facts)

@@ -70,10 +70,12 @@ def make(
     voms: Sequence[str] = (),
     voms_lifetime: timedelta | None = None,
     vomses: Path | None = None,
+    targets: Sequence[str] = (),
 ) -> tuple[Credential, Path, list[str]]:
     """A new proxy of the user's certificate, saved with mode 0600. Returns it, where it is, and VO servers' warnings.
 
-    With `voms`, an attribute certificate of each VO is in it, or nothing is written. Raises SecurityError, GridError.
+    With `voms`, an attribute certificate of each VO is in it (only for the hosts in `targets`, if there are any), or
+    nothing is written. Raises SecurityError, GridError.
     """
     if certificate is not None:
         key = key or (certificate if certificate.suffix in (".p12", ".pfx") else certificate.with_name("userkey.pem"))
@@ -96,7 +98,7 @@ def make(
 
         requests = attributes.parse_requests(voms)
         encoded, warnings = console.run_async(
-            attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ, vomses)
+            attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ, vomses, targets)
         )
         extensions.append(proxy_extension(encoded))
     proxy = create_proxy(

@@ -138,11 +138,15 @@ class VoClient:
     # -- attributes --------------------------------------------------------------------------------------------------
 
     async def issue_attributes(
-        self, fqans: Sequence[str] = (), lifetime_s: float = 0.0, order: Sequence[str] = ()
+        self,
+        fqans: Sequence[str] = (),
+        lifetime_s: float = 0.0,
+        order: Sequence[str] = (),
+        targets: Sequence[str] = (),
     ) -> pb.IssueAttributesResponse:
-        """A VOMS attribute certificate for the caller's end-entity certificate."""
+        """A VOMS attribute certificate for the caller's end-entity certificate. `targets`: only for these hosts."""
         return await self._stub.IssueAttributes(
-            pb.IssueAttributesRequest(vo=self._vo, fqans=fqans, lifetime_s=lifetime_s, order=order)
+            pb.IssueAttributesRequest(vo=self._vo, fqans=fqans, lifetime_s=lifetime_s, order=order, targets=targets)
         )
 
 
@@ -156,6 +160,7 @@ async def fetch_by_voms(
     trust: TrustSnapshot,
     policy: ValidationPolicy,
     now: datetime,
+    targets: Sequence[str] = (),
 ) -> tuple[bytes, tuple[str, ...]]:
     """An attribute certificate (DER) of any VOMS server of version 2, and its warnings.
 
@@ -164,6 +169,8 @@ async def fetch_by_voms(
     """
     where = f"{host}:{port}"
     query = f"fqans={quote(','.join(fqans), safe='/,=')}&lifetime={lifetime_s}"
+    if targets:
+        query += f"&targets={quote(','.join(targets), safe=',')}"
     request = f"GET {voms_wire.PATH}?{query} HTTP/1.0\r\nHost: {where}\r\nAccept: */*\r\n\r\n"
     stream: TlsStream | None = None
     try:

@@ -38,6 +38,7 @@ class Wanted:
     lifetime_s: int = 0
     """0: the VO's own."""
     targets: tuple[str, ...] = ()
+    """Only these hosts shall take it; none: any."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,6 @@ class Issuer:
         # 2. a member in good standing
         member = self.member_in_good_standing(subject, known, now)
         # 3. groups and roles
-        if wanted.targets:
-            raise InvalidRequest(
-                "TARGETS_UNSUPPORTED", "attributes restricted to some hosts are not given here; leave out --target"
-            )
         chosen = choose(self.vo, subject, member.groups, wanted)
         # 4. not more than the chain already has
         warnings: list[str] = []
@@ -133,6 +130,7 @@ class Issuer:
                     GenericAttribute(name, value, self.vo) for name, value in sorted(member.attributes.items())
                 ],
                 serial=serial,
+                targets=wanted.targets,
             )
         except ValidationError as error:
             raise from_security(error) from error

@@ -299,7 +299,7 @@ class VoServicer(pb_grpc.VirtualOrganisationServicer):
         organisation = self._of(request)
         if not 0 <= request.lifetime_s < 1e9:
             raise InvalidRequest("LIFETIME_INVALID", "the lifetime of attributes must be positive")
-        wanted = Wanted(tuple(request.fqans), tuple(request.order), int(request.lifetime_s))
+        wanted = Wanted(tuple(request.fqans), tuple(request.order), int(request.lifetime_s), tuple(request.targets))
         issued = await organisation.issue_to_peer(current_peer(context), wanted)
         return pb.IssueAttributesResponse(
             attribute_certificate=issued.encoded,

@@ -142,6 +142,27 @@ async def test_what_is_no_fqan_is_refused_when_the_agent_starts(lab: LabGrid) ->
         assert caught.value.reason == "SETTINGS_INVALID" and "is no FQAN such as" in caught.value.sentence
 
 
+async def test_attributes_for_some_hosts_only(lab: LabGrid) -> None:
+    await Site(lab).start(gatekeeper={"access": [PRODUCTION]})
+    alice, server, life, now = (
+        lab.user_certificate("alice"),
+        lab.service("vo", "vo.cms"),
+        timedelta(hours=1),
+        lab.clock.now(),
+    )
+
+    def proxy(*targets: str) -> Credential:
+        encoded = voms.create_attribute_certificate(
+            server, alice.certificate, vo="cms", uri="localhost:1", fqans=[PRODUCTION], lifetime=life, now=now,
+            targets=targets,
+        )  # fmt: skip
+        return proxies.create_proxy(alice, lifetime=life, now=now, extensions=[voms.proxy_extension([encoded])])
+
+    assert await outcome(lab, proxy("ce.example.org", "LocalHost")) == ("", "")
+    error = await refused(Unauthenticated, "ATTRIBUTE_INVALID", outcome(lab, proxy("ce.example.org")))
+    assert "it is only for ce.example.org, not for localhost" in error.sentence and "--target" in error.sentence
+
+
 async def test_a_vo_server_named_by_another_authority_speaks_for_nobody(lab: LabGrid) -> None:
     """One that a site's manager installed by hand, with a namespace of everything."""
     life, now = timedelta(days=1), lab.clock.now()

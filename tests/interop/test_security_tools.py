@@ -247,7 +247,9 @@ def test_voms_proxy_info_reads_our_proxies(world: World) -> None:
 
 
 @needs_voms
-@pytest.mark.parametrize("options", [(), ("-newformat",)], ids=["plain", "newformat"])
+@pytest.mark.parametrize(
+    "options", [(), ("-newformat",), ("-target", "ce.example.org")], ids=["plain", "newformat", "target"]
+)
 def test_we_accept_attribute_certificates_of_voms(rsa_world: World, options: tuple[str, ...]) -> None:
     grid = rsa_world.grid
     user = grid.save_user(grid.user("alice"), rsa_world.folder / "alice")
@@ -264,6 +266,10 @@ def test_we_accept_attribute_certificates_of_voms(rsa_world: World, options: tup
     now = datetime.now(UTC)
     identity = validate_client_chain(Credential.load(out).pem_chain(), grid.trust, ValidationPolicy(), now)
     servers = voms.VomsDirectory({"testvo": ((server.subject, grid.ca.subject),)})
+    if "-target" in options:  # the tool loses the name and writes an empty list: it is for nobody, rather than for all
+        (why,) = voms.objections(identity, servers, grid.trust, ValidationPolicy(), now)
+        assert "it is only for nobody" in why
+        return
     (found,) = voms.verify_attributes(identity, servers, grid.trust, ValidationPolicy(), now)
     assert found.fqans == ("/testvo", "/testvo/physics/Role=pilot")
 

@@ -10,6 +10,9 @@ from support.grid import ORGANISATION, LabGrid
 from support.voms_desk import Desk
 
 from agents.vo.client import VoClient
+from security import voms
+from security.credentials import Credential
+from security.errors import SecurityError
 
 pytestmark = pytest.mark.skipif(shutil.which("voms-proxy-init") is None, reason="voms-clients is not installed")
 
@@ -74,6 +77,17 @@ async def test_roles_only_when_asked_for_and_first(lab, desk):
     assert desk.ours()[0].fqans == (PILOT, "/cms", "/cms/higgs", "/cms/top")
     told = await desk.run("voms-proxy-init", "-vomses", str(desk.vomses), "-voms", "cms", "-list")
     assert told.startswith("0 ") and f"{PILOT}/Capability=NULL" in told, told
+
+
+async def test_for_one_host_alone(lab, desk):
+    ada = desk.log_in("ada")
+    await (await manager(lab)).add_member(str(ada.subject))
+    told = await desk.init("cms", "-target", "ce.example.org")
+    (entry,) = voms.attribute_certificates(Credential.load(desk.proxy).certificate)
+    assert entry.targets == ("ce.example.org",), told
+    with pytest.raises(SecurityError) as caught:
+        desk.ours()
+    assert "it is only for ce.example.org" in caught.value.sentence
 
 
 async def test_a_wish_for_a_longer_life_is_cut_with_a_warning(lab, desk):

@@ -11,7 +11,7 @@ import typer
 
 from agents.user_interface import console
 from agents.user_interface.console import Json
-from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 
 app = typer.Typer(
     help="Make, show and destroy the proxy that acts for you.", no_args_is_help=True, rich_markup_mode=None
@@ -55,6 +55,10 @@ def init(
     vomses: Annotated[
         Path | None, typer.Option(help="Ask the VOMS servers of this file by HTTPS, also those of this grid.")
     ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="With --voms: no other host takes the attributes; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a proxy from your certificate.
@@ -66,11 +70,14 @@ def init(
       grid proxy init --limited --out /tmp/limited.pem
       grid proxy init --voms cms
       grid proxy init --voms cms:/cms/Role=production
+      grid proxy init --voms cms --target ce.example.org --target se.example.org
     """
     from datetime import timedelta
 
     from agents.user_interface import proxy
 
+    if target and not voms:
+        raise UsageProblem("--target is about the attributes of a VO; name it with --voms")
     now = proxy.now_utc()
     made, path, warnings = proxy.make(
         environ=os.environ,
@@ -86,6 +93,7 @@ def init(
         voms=voms or (),
         voms_lifetime=timedelta(seconds=console.parse_duration(vomslife)) if vomslife is not None else None,
         vomses=vomses,
+        targets=target or (),
     )
     for warning in warnings:
         console.warn(warning)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security import voms
+from security import _der, voms
 from security.credentials import Credential
-from security.errors import Reason, ValidationError
+from security.errors import Reason, SecurityError, ValidationError
 from security.proxies import create_proxy
 from security.testing import NOW, TestGrid
 from security.validation import validate_client_chain
@@ -70,6 +71,57 @@ def test_memberships_refused(grid: TestGrid) -> None:
     assert len(changed) == len(good)
     refused(grid, alice, changed, "not signed")
     refused(grid, alice, good[:-10], "cannot be read")
+
+
+def test_who_is_named_takes_it_and_nobody_else(grid: TestGrid) -> None:
+    alice = grid.user("alice")
+
+    def taken_at(hosts: set[str], encoded: bytes) -> str:
+        """Why these hosts do not take it; empty if they do."""
+        proxy = create_proxy(alice, lifetime=HOUR, now=NOW, extensions=[voms.proxy_extension([encoded])])
+        identity = validate_client_chain(proxy.pem_chain(), grid.trust, grid.policy, NOW)
+        here = replace(servers(grid), hosts=frozenset(hosts))
+        (why,) = voms.objections(identity, here, grid.trust, grid.policy, NOW)
+        return why
+
+    encoded = attribute(grid, alice, targets=["CE.example.org", "se.example.org"])
+    assert taken_at({"ce.example.org"}, encoded) == "" == taken_at({"x", "se.example.org"}, encoded)
+    for hosts in ({"ce.example.com"}, {"example.org"}, {"ce.example.org.evil"}, {"*"}, {""}, set()):
+        why = taken_at(hosts, encoded)
+        assert "it is only for ce.example.org, se.example.org" in why and "--target" in why, hosts
+    assert taken_at({"anywhere"}, attribute(grid, alice)) == ""
+    with pytest.raises(ValidationError):
+        attribute(grid, alice, targets=["no host"])
+    with pytest.raises(ValidationError):
+        attribute(grid, alice, targets=[f"h{n}.example.org" for n in range(65)])
+
+
+def _element(tag: int, *parts: bytes) -> bytes:
+    return _der.encode(tag, b"".join(parts))
+
+
+def test_targets_in_every_spelling_and_none_that_is_not_understood_names_a_host(grid: TestGrid) -> None:
+    def name(tag: int, text: bytes) -> bytes:
+        return _element(0xA0, _element(tag, text))
+
+    nested = (
+        (
+            _element(0x30, _element(0x30, name(0x82, b"a.b"), name(0x86, b"https://C.d:443/x"))),
+            ["a.b", "c.d"],
+        ),  # RFC 5755
+        (
+            _element(0x30, _element(0x30, name(0x86, b"a.b")), _element(0x30, name(0x86, b"c.d"))),
+            ["a.b", "c.d"],
+        ),  # VOMS
+        (_element(0x30, _element(0x30, _element(0xA1, _element(0x86, b"group")))), [""]),
+        (_element(0x30, _element(0x30, name(0x81, b"ada@a.b"), name(0x86, b"a b"), name(0x82, b""))), ["", "", ""]),
+        (_element(0x30), []),
+    )
+    for encoded, hosts in nested:
+        assert voms._targets(encoded) == hosts
+    for encoded in (b"", b"\x04\x00", _element(0x30, name(0x82, b"a.b")), _element(0x30, _element(0x30, b"\xa0\x00"))):
+        with pytest.raises((SecurityError, ValueError, IndexError)):
+            voms._targets(encoded)
 
 
 def test_a_revoked_server_speaks_for_nobody(grid: TestGrid) -> None:

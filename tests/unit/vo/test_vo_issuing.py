@@ -170,8 +170,11 @@ def test_strangers_limited_and_independent_proxies_get_nothing(world):
         assert caught.value.reason == reason
 
 
-def test_targets_and_negative_lives_are_refused(world):
+def test_targets_are_in_it_and_nonsense_is_refused(world):
     grid, ada, issuer, _ = world
-    for wanted in (Wanted(targets=("host",)), Wanted(lifetime_s=-1)):
-        with pytest.raises(InvalidRequest):
+    made = issuer.issue(identity_of(grid, ada), (), member(ada), Wanted(targets=("ce.example.org",)), NOW)
+    (entry,) = voms.parse_extension(voms.proxy_extension([made.encoded]).value)
+    assert entry.targets == ("ce.example.org",)
+    for wanted in (Wanted(targets=("no host",)), Wanted(targets=("",)), Wanted(lifetime_s=-1)):
+        with pytest.raises(GridError):
             issuer.issue(identity_of(grid, ada), (), member(ada), wanted, NOW)

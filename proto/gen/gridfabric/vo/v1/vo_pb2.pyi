@@ -298,16 +298,18 @@ class SignAupRequest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., vo: _Optional[str] = ...) -> None: ...
 
 class IssueAttributesRequest(_message.Message):
-    __slots__ = ("fqans", "lifetime_s", "order", "vo")
+    __slots__ = ("fqans", "lifetime_s", "order", "targets", "vo")
     FQANS_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     fqans: _containers.RepeatedScalarFieldContainer[str]
     lifetime_s: float
     order: _containers.RepeatedScalarFieldContainer[str]
+    targets: _containers.RepeatedScalarFieldContainer[str]
     vo: str
-    def __init__(self, fqans: _Optional[_Iterable[str]] = ..., lifetime_s: _Optional[float] = ..., order: _Optional[_Iterable[str]] = ..., vo: _Optional[str] = ...) -> None: ...
+    def __init__(self, fqans: _Optional[_Iterable[str]] = ..., lifetime_s: _Optional[float] = ..., order: _Optional[_Iterable[str]] = ..., targets: _Optional[_Iterable[str]] = ..., vo: _Optional[str] = ...) -> None: ...
 
 class IssueAttributesResponse(_message.Message):
     __slots__ = ("attribute_certificate", "fqans", "not_after_us", "warnings")
