@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from agents.user_interface import console
-from agents.user_interface.console import Json, State
+from agents.user_interface.commands.fabric import State
+from agents.user_interface.console import Json
 
 app = typer.Typer(help="What jobs used: reports, records, checks.", no_args_is_help=True, rich_markup_mode=None)
 
