@@ -15,6 +15,7 @@ from agents.storage.memory import keep_buffers
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
 from agents.storage.store import FileStore, metadata
+from agents.storage.third_party import ThirdParty
 from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
 from fabric.clock import utc_text
@@ -81,7 +82,12 @@ class StorageAgent(Agent):
         if "http" not in settings.ports:
             return
         door = WebDavDoor(
-            self.manager, rpc.security_context.open_for, rpc.sessions, site=settings.site, log=self.context.log
+            self.manager,
+            rpc.security_context.open_for,
+            rpc.sessions,
+            ThirdParty(self.context.channels, self.context.delegations),
+            site=settings.site,
+            log=self.context.log,
         )
         self.context.close_at_end(door)
         tls = TlsDoor(lambda: self.context.credential, door.serve, self.context.log)

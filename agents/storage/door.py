@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from agents.storage import http_wire as http
 from agents.storage.element import Pieces
@@ -19,6 +21,7 @@ from agents.storage.http_stream import HttpStream, chunk, last_chunk
 from agents.storage.http_wire import Request, Target
 from agents.storage.manager import StorageManager
 from agents.storage.model import Announced, Checksums, Entry, StoredFile
+from agents.storage.third_party import RemoteFile, ThirdParty
 from fabric.errors import (
     Conflict,
     DataCorrupted,
@@ -48,8 +51,10 @@ MAX_UNREAD_BYTES = 1 << 20
 """Of a body that nobody wants: more is not read, and the client may see a broken connection instead of the answer."""
 MAX_XML_BYTES = 64 * 1024
 LIST_PAGE = 500
+MARK_S = 5.0
+"""Between two signs of life of a third-party copy."""
 READ = any_of(user, administrator)
-METHODS = ("OPTIONS", "GET", "HEAD", "PUT", "POST", "DELETE", "PROPFIND", "MKCOL", "MOVE")
+METHODS = ("OPTIONS", "GET", "HEAD", "PUT", "POST", "DELETE", "PROPFIND", "MKCOL", "MOVE", "COPY")
 
 OpenSession = Callable[[ChainInput, str], Awaitable[Session]]
 
@@ -73,30 +78,42 @@ class Body:
         if self.awaited:
             self.awaited = False
             await self._stream.write(http.response_head(100, {}))
-        md5 = hashlib.md5(usedforsecurity=False) if self.claimed.md5 else None
+        md5 = Md5(self.claimed.md5)
         if self.length is None:
             async for piece in self._stream.take_chunks():
                 if isinstance(piece, memoryview):
-                    await _update(md5, piece)
+                    await md5.update(piece)
                     yield piece
                 else:
                     self.claimed = http.parse_digests(piece) if "digest" in piece else self.claimed
         else:
             async for piece in self._stream.take(self.length):
-                await _update(md5, piece)
+                await md5.update(piece)
                 yield piece
         self.read = True
-        if md5 is not None and md5.digest() != self.claimed.md5:
+        md5.verify()
+        yield self.claimed.checksums
+
+
+class Md5:
+    """The checksum of senders that know no better one; computed only where one was announced."""
+
+    def __init__(self, announced: bytes) -> None:
+        self._announced = announced
+        self._found = hashlib.md5(usedforsecurity=False) if announced else None
+
+    async def update(self, piece: memoryview) -> None:
+        """The next bytes."""
+        if self._found is not None:
+            await asyncio.to_thread(self._found.update, piece)
+
+    def verify(self) -> None:
+        """Raises DataCorrupted(CHECKSUM_MISMATCH)."""
+        if self._found is not None and self._found.digest() != self._announced:
             raise DataCorrupted(
                 "CHECKSUM_MISMATCH",
                 "the body does not have the md5 that was announced; nothing was kept, send it again",
             )
-        yield self.claimed.checksums
-
-
-async def _update(md5: object, piece: memoryview) -> None:
-    if md5 is not None:
-        await asyncio.to_thread(md5.update, piece)  # type: ignore[attr-defined]
 
 
 class Call:
@@ -148,12 +165,13 @@ class WebDavDoor:
         manager: StorageManager,
         open_session: OpenSession,
         sessions: SessionTable,
+        third_party: ThirdParty,
         *,
         site: str,
         log: Logger,
     ) -> None:
         self._manager, self._open_session, self._sessions = manager, open_session, sessions
-        self._site, self._log = site, log
+        self._third_party, self._site, self._log = third_party, site, log
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="storage-door")
 
     async def close(self) -> None:
@@ -237,6 +255,12 @@ class WebDavDoor:
             failure = Defect(
                 "DEFECT", f"{method} failed because of a defect; give the operators the incident id {incident}"
             )
+        self._refused(peer, method, address, failure)
+        if call is not None and call.begun:
+            raise TlsClosed("the answer broke off")  # the client sees that it is not whole
+        return await self._refuse(stream, call, method, failure)
+
+    def _refused(self, peer: Peer | None, method: str, address: str, failure: GridError) -> None:
         self._log.audit(
             "call.refused",
             method=f"https {method}".strip(),
@@ -247,9 +271,6 @@ class WebDavDoor:
             reason=failure.reason,
             sentence=failure.sentence,
         )
-        if call is not None and call.begun:
-            raise TlsClosed("the answer broke off")  # the client sees that it is not whole
-        return await self._refuse(stream, call, method, failure)
 
     async def _refuse(self, stream: HttpStream, call: Call | None, method: str, failure: GridError) -> bool:
         status, headers, body = http.refusal(failure)
@@ -398,6 +419,67 @@ class WebDavDoor:
         await self._manager.rename(call.peer, target, to, replaces)
         await call.answer(204 if replaces else 201, {"Location": http.href(to, directory=False)})
 
+    async def _copy(self, call: Call, target: Target) -> None:
+        """Third-party copy: `Source` pulls a file to this name, `Destination` pushes it from here. The answer begins at
+        once and ends with `success` or `failure`, as the field's transfer services expect."""
+        await call.forget_body()
+        source, destination = call.request.get("source"), call.request.get("destination")
+        if bool(source) == bool(destination):
+            raise InvalidRequest(
+                "COPY_UNKNOWN", "COPY has either a Source, to be copied here, or a Destination, to be copied to"
+            )
+        if source:
+            replaces = await self._free(call, target, never=call.request.get("overwrite").upper() == "F")
+            async with self._third_party.reading(call.peer.subject, source) as remote:
+                pulled = self._pull(call, target, replaces, source, remote)
+                await self._report(call, pulled)
+            return
+        file = await self._file(call, target)
+        await self._report(call, self._push(call, file, destination))
+
+    async def _pull(self, call: Call, target: Target, replaces: str, source: str, remote: RemoteFile) -> None:
+        async def pieces() -> Pieces:
+            md5 = Md5(remote.claimed.md5)
+            async for piece in remote.arriving:
+                await md5.update(piece)
+                yield piece
+            md5.verify()
+            yield remote.claimed.checksums
+
+        announced = Announced(
+            target.vo,
+            remote.size_bytes,
+            uuid.uuid4().hex,
+            call.peer.subject,
+            http.href(target, directory=False),
+            path=target.path,
+            replaces=replaces,
+        )
+        await self._manager.put(call.peer, announced, pieces(), door=DOOR, source=source)
+
+    async def _push(self, call: Call, file: StoredFile, destination: str) -> None:
+        async with self._third_party.writing(call.peer.subject, destination, file) as remote:
+            await self._manager.send(
+                call.peer, file, 0, file.size_bytes, remote.send, begin=_nothing, door=DOOR, target=destination
+            )
+
+    async def _report(self, call: Call, copying: Coroutine[Any, Any, None]) -> None:
+        """A mark every few seconds, then how it ended."""
+        copied = asyncio.create_task(copying)
+        try:
+            await call.begin(202, {"Content-Type": "text/perf-marker-stream", "Transfer-Encoding": "chunked"})
+            while not (await asyncio.wait([copied], timeout=MARK_S))[0]:
+                await self._write(call, f"Perf Marker\n    Timestamp: {int(time.time())}\nEnd\n")
+            failure = await _failure_of(copied)
+            if failure is not None:
+                self._refused(call.peer, call.request.method, call.peer.address, failure)
+            text = "success: Created\n" if failure is None else f"failure: {failure.sentence}\n"
+            await self._write(call, text)
+            await call.stream.write(last_chunk())
+        finally:
+            copied.cancel()
+            await asyncio.wait([copied])
+
     async def _propfind(self, call: Call, target: Target) -> None:
         await call.forget_body()
         depth = call.request.get("depth") or "infinity"
@@ -431,6 +513,18 @@ class WebDavDoor:
     async def _write(self, call: Call, text: str) -> None:
         async with asyncio.timeout(HEAD_TIMEOUT_S):
             await call.stream.write(chunk(text.encode()))
+
+
+async def _failure_of(copied: asyncio.Task[None]) -> GridError | None:
+    try:
+        await copied
+    except GridError as error:
+        return error
+    return None
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def _as_page(entries: list[Entry]) -> AsyncIterator[list[Entry]]:

@@ -167,9 +167,9 @@ def parse_digests(headers: Mapping[str, str]) -> Claimed:
     for part in filter(None, re.split(r"\s*,\s*", headers.get("digest", ""))):
         name, _, value = part.partition("=")
         if name.lower() == "adler32":
-            adler32 = value.lower().zfill(8)
-            if not re.fullmatch("[0-9a-f]{8}", adler32):
+            if not re.fullmatch("[0-9A-Fa-f]{1,8}", value):
                 raise _no_digest(part)
+            adler32 = value.lower().zfill(8)
         elif name.lower() == "sha-256":
             sha256 = _decoded(value, 32, part).hex()
         elif name.lower() == "md5":

@@ -116,6 +116,7 @@ class StorageManager:
         *,
         begin: Callable[[], Awaitable[object]],
         door: str,
+        target: str | None = None,
     ) -> None:
         """Give a valid range of a file, piece by piece, to `take`, after `begin`, which may wait. Raises
         Exhausted(TOO_MANY_TRANSFERS) before `begin`; DeadlineExceeded(TRANSFER_STALLED); as `StorageElement.read`."""
@@ -142,6 +143,7 @@ class StorageManager:
             name=file.name_hint,
             vo=file.vo,
             size_bytes=size_bytes,
+            target=target,
         )
 
     async def remove(self, peer: Peer, vo: str, file_id: str) -> bool:

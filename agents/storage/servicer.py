@@ -16,6 +16,7 @@ from agents.storage.framing import get_data
 from agents.storage.manager import StorageManager
 from agents.storage.model import Announced, byte_range
 from agents.storage.surl import is_file_id, parse_surl
+from agents.storage.third_party import Delegations
 from fabric.errors import DataCorrupted, InvalidRequest
 from fabric.rpc.peer import current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
@@ -44,14 +45,6 @@ class ChannelSource(Protocol):
 
     async def get(self, host: str, port: int, credential: Any = None) -> Any:
         """A secure channel."""
-        ...
-
-
-class Delegations(Protocol):
-    """Proxies delegated to this storage element."""
-
-    def get(self, subject: str, delegation_id: str = "default") -> Any:
-        """The credential. Raises DELEGATION_MISSING, DELEGATION_EXPIRED."""
         ...
 
 

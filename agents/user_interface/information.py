@@ -188,7 +188,7 @@ async def storage_elements(server: tuple[str, int], vo: str | None = None) -> li
     areas: dict[str, list[Entry]] = {}
     doors: dict[str, tuple[str, int]] = {}
     # An element's own protocol goes before others that it may speak.
-    for entry in sorted(entries, key=lambda entry: entry.first("GlueSEAccessProtocolType") != "grpc"):
+    for entry in sorted(entries, key=lambda entry: entry.first("GlueSEAccessProtocolType") != "gridfabric"):
         for key in entry.get("gluechunkkey") or ():
             name, _, value = key.partition("=")
             if name == "GlueSEUniqueID" and (entry.first("GlueSALocalID") or entry.first("GlueSARoot")):

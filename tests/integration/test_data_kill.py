@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from support.grid import LabGrid
+from support.webdav import Door
 
 from agents.storage import client
 from agents.storage.failpoints import FAILPOINT_VARIABLE, NAMES
 from fabric.errors import GridError, NotFound
+from fabric.tls_door import TlsClosed
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = random.Random(2).randbytes(1_500_000)
@@ -77,6 +79,36 @@ async def test_killed_in_a_put(tmp_path: Path, failpoint: str) -> None:
             assert (await client.get_file(channel, stored.surl, target)).checksums == stored.checksums
             assert target.read_bytes() == DATA
             assert len([file async for file in client.list_files(channel, "cms")]) == 1
+
+
+@pytest.mark.parametrize("failpoint", ["storage.put.linked", "storage.put.committed"])
+async def test_killed_while_a_file_is_replaced_the_name_has_the_old_one_or_the_new(
+    tmp_path: Path, failpoint: str
+) -> None:
+    async with LabGrid(tmp_path) as lab:
+        proxy = lab.user("alice")
+
+        async def ask(head: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+            door = await Door.open(lab, proxy)
+            try:
+                return await door.ask(head, body)
+            finally:
+                door.stream.close()
+
+        put = f"PUT /cms/a HTTP/1.1\nContent-Length: {len(DATA)}"
+        async with process(lab):
+            assert (await ask(put, DATA))[0] == 201
+        async with process(lab, failpoint) as dying:
+            with pytest.raises((TlsClosed, AssertionError)):
+                await ask(put, DATA[::-1])
+            assert await dying.wait() == -9
+        async with process(lab):
+            kept = DATA[::-1] if failpoint == "storage.put.committed" else DATA
+            assert (await ask("GET /cms/a HTTP/1.1"))[2] == kept
+            channel = await lab.channel("storage", credential=proxy)
+            assert len([file async for file in client.list_files(channel, "cms")]) == 1
+            assert len(on_disk(lab)) == 1
+            assert (await ask(put, DATA))[0] == 204
 
 
 async def test_killed_in_a_removal(tmp_path: Path) -> None:
