@@ -77,7 +77,7 @@ def test_the_commands_are_those_promised() -> None:
         "proxy init", "proxy info", "proxy destroy", "proxy verify",
         "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
-        "jdl check", "job resubmit",
+        "jdl check", "job resubmit", "accounting report", "accounting export", "accounting check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
         "job history", "job list-match", "job watch", "job stats",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
