@@ -40,6 +40,10 @@ def encode_length(length: int) -> bytes:
     """The length octets, in the shortest form."""
     if length < 0x80:
         return bytes((length,))
+    if length < 0x100:
+        return bytes((0x81, length))
+    if length < 0x10000:
+        return bytes((0x82, length >> 8, length & 0xFF))
     octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes((0x80 | len(octets),)) + octets
 
@@ -150,6 +154,12 @@ class Reader:
 
     def expect(self, tag: int) -> tuple[int, int]:
         """Step over the next element, which must have this tag; returns where its content starts and ends."""
+        data, position, end = self._data, self._position, self._end
+        if position + 2 <= end and data[position] == tag and (length := data[position + 1]) < 0x80:
+            position += 2  # short, as nearly every element of a request
+            if position + length <= end:
+                self._position = position + length
+                return position, position + length
         found, start, stop = self.element()
         if found != tag:
             raise BerError(f"expected tag 0x{tag:02x}, found 0x{found:02x}")

@@ -64,21 +64,22 @@ class Search:
         self.code = None
         self.has_more = False
 
-    def take(self, entry: Entry) -> bytes | None:
-        """The message for one entry; None if the limit or the end of the page came first."""
+    def take(self, entry: Entry, pieces: list[bytes]) -> int:
+        """Append the message for one entry; returns its size, 0 if the limit or the end of the page came first."""
         if self.size_limit and self.sent >= self.size_limit:
             self.code = ResultCode.SIZE_LIMIT_EXCEEDED
-            return None
+            return 0
         if self.page_size and self.in_page >= self.page_size:
             self.ahead = entry
             self.has_more = True
             self.code = ResultCode.SUCCESS
-            return None
+            return 0
         self.sent += 1
         self.in_page += 1
         operation = encode_entry(entry, self.selection)
-        head = self.head
-        return b"\x30" + encode_length(len(head) + len(operation)) + head + operation
+        size = len(self.head) + len(operation)
+        pieces += (b"\x30", encode_length(size), self.head, operation)
+        return size
 
 
 class Connection(asyncio.Protocol):
@@ -95,6 +96,8 @@ class Connection(asyncio.Protocol):
         self._held = False
         """True while a bind or StartTLS is under way: no request is read until it is done."""
         self._write_paused = False
+        self._together: list[bytes] | None = None
+        """Answers to requests that were read in one go leave in one go."""
         self._turn_scheduled = False
         self._reading_paused = False
         self._closing = False
@@ -158,6 +161,7 @@ class Connection(asyncio.Protocol):
     def _read_frames(self) -> None:
         self._turn_scheduled = False
         buffer = self._buffer
+        self._together = []
         for _ in range(FRAMES_PER_TURN):
             if self._closing or self._held or self._write_paused:
                 break
@@ -165,7 +169,7 @@ class Connection(asyncio.Protocol):
                 length = frame_length(buffer, self._limits.message_bytes)
             except BerError as error:
                 self.disconnect(ResultCode.PROTOCOL_ERROR, str(error))
-                return
+                break
             if length is None or len(buffer) < length:
                 break
             data = bytes(buffer[:length])
@@ -175,6 +179,7 @@ class Connection(asyncio.Protocol):
         else:
             if buffer:
                 self._schedule_turn()
+        self._flush()
         self._adjust_reading()
 
     def _schedule_turn(self) -> None:
@@ -206,9 +211,21 @@ class Connection(asyncio.Protocol):
     # -- writing
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._closing:
+        if self._transport is None or self._closing:
+            return
+        self._server.stats.bytes_sent += len(data)
+        if self._together is None:
             self._transport.write(data)
-            self._server.stats.bytes_sent += len(data)
+            return
+        self._together.append(data)
+        if len(data) >= SLICE_BYTES:
+            self._flush()
+            self._together = []
+
+    def _flush(self) -> None:
+        together, self._together = self._together, None
+        if together and self._transport is not None:
+            self._transport.write(b"".join(together))
 
     def _answer(self, message_id: int, result: p.Result, controls: tuple[Control, ...] = ()) -> None:
         self._write(p.encode_message(p.Message(message_id, result, controls)))
@@ -226,6 +243,7 @@ class Connection(asyncio.Protocol):
         """Close after what is written has gone out, or at the write deadline."""
         if self._closing:
             return
+        self._flush()
         self._closing = True
         for task in self._operations.values():
             task.cancel()
@@ -547,11 +565,10 @@ class Connection(asyncio.Protocol):
         try:
             while True:
                 if entry is not None:
-                    piece = search.take(entry)
-                    if piece is None:
+                    taken = search.take(entry, pieces)
+                    if not taken:
                         return True
-                    pieces.append(piece)
-                    size += len(piece)
+                    size += taken
                     if size >= SLICE_BYTES:
                         return False
                 entry = next(items, _END)
@@ -569,7 +586,7 @@ class Connection(asyncio.Protocol):
             return True
         finally:
             if pieces:
-                self._server.stats.entries_sent += len(pieces)
+                self._server.stats.entries_sent += len(pieces) // 4
                 self._write(b"".join(pieces))
 
     async def _search_on(self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest) -> None:
@@ -591,11 +608,11 @@ class Connection(asyncio.Protocol):
             async with asyncio.timeout_at(search.deadline):
                 while search.code is None:
                     if entry is not None:
-                        piece = search.take(entry)
-                        if piece is None:
+                        pieces: list[bytes] = []
+                        if not search.take(entry, pieces):
                             break
                         self._server.stats.entries_sent += 1
-                        self._write(piece)
+                        self._write(b"".join(pieces))
                         await self._drained.wait()
                     entry = await anext(items, _END)
                     if entry is _END:

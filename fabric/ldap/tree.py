@@ -245,7 +245,7 @@ class EntryTree:
         else:
             near = self._subtree(base, len(indexed)) if depth > 1 else None
             if near is not None:
-                found = near
+                found = [entry for entry in near if entry.dn.key in indexed]
             else:
                 keys = [key for key in indexed if depth == 0 or key[-depth:] == base]
                 keys.sort(key=self._serials.__getitem__)
