@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections import ChainMap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -42,21 +43,36 @@ Connect = Callable[[Endpoint], Awaitable[Any]]
 `async def connect(e): return InformationStub(await context.channels.get(e.host, e.rpc))`."""
 
 
-def entry_to_wire(entry: Entry, *, producer: str = "", produced_at_us: int = 0, valid_until_us: int = 0) -> pb.Entry:
-    """An entry as it travels."""
-    attributes = [pb.Attribute(name=name, values=values) for name, values in entry.attributes.items()]
+def entry_to_wire(
+    entry: Entry,
+    *,
+    producer: str = "",
+    produced_at_us: int = 0,
+    valid_until_us: int = 0,
+    known: Mapping[str, tuple[str, ...]] | None = None,
+) -> pb.Entry:
+    """An entry as it travels. `known` are the attributes that the other side has of it: only differences travel."""
+    attributes: Iterable[tuple[str, tuple[str, ...]]] = entry.attributes.items()
+    if known is not None:
+        gone = ((name, ()) for name in known if name not in entry.attributes)
+        attributes = (*((name, values) for name, values in attributes if known.get(name) != values), *gone)
     return pb.Entry(
         dn=str(entry.dn),
-        attributes=attributes,
+        attributes=[pb.Attribute(name=name, values=values) for name, values in attributes],
         producer=producer,
         produced_at_us=produced_at_us,
         valid_until_us=valid_until_us,
+        partial=known is not None,
     )
 
 
 def entry_from_wire(wire: pb.Entry) -> Entry:
-    """Raises DnError for a name that is none."""
-    attributes = {attribute.name: tuple(attribute.values) for attribute in wire.attributes if attribute.values}
+    """A partial one has its attributes that are gone without values. Raises DnError for a name that is none."""
+    attributes = {
+        sys.intern(attribute.name): tuple(attribute.values)
+        for attribute in wire.attributes
+        if attribute.values or wire.partial
+    }
     return Entry(parse_dn(wire.dn), attributes, NO_ATTRIBUTES)
 
 
@@ -171,7 +187,10 @@ class _PublisherLink:
         self._endpoint = endpoint
         self.pending: dict[tuple[str, ...], Dn] = {}
         """Names that changed since they were last sent."""
+        self._sent: dict[tuple[str, ...], Mapping[str, tuple[str, ...]]] = {}
+        """The attributes of each entry as last sent on the stream of now."""
         self.wake = asyncio.Event()
+        self._heard = asyncio.Event()
         self.gone = asyncio.Event()
         self.is_open = False
         self._stream = 0
@@ -194,6 +213,7 @@ class _PublisherLink:
         """Send a withdrawal next."""
         self._stopping = True
         self.wake.set()
+        self._heard.set()
 
     def break_stream(self) -> None:
         """Cancel the stream of now, if there is one."""
@@ -212,14 +232,14 @@ class _PublisherLink:
             except GridError as error:
                 reason = error.sentence
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
                 reason = "the stream was given up"  # grpc says so when the call was cancelled, not this task
             except Exception as error:  # a plain grpc error, or a defect: this loop must go on either way
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self.is_open = False
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # also when the stream broke at the same moment
+                raise asyncio.CancelledError
             if self._stopping:
                 break
             if not self._was_lost:
@@ -264,6 +284,12 @@ class _PublisherLink:
     def _hear(self, response: pb.PublishResponse) -> None:
         self._heard_at = self._owner.clock.monotonic()
         self._acknowledged = max(self._acknowledged, response.acknowledged_sequence)
+        self._heard.set()
+        for text in response.resend_dns:
+            dn = parse_dn(text)
+            self._sent.pop(dn.key, None)
+            self.pending[dn.key] = dn
+            self.wake.set()
         if response.resend_snapshot:
             self._snapshot_due = True
             self.wake.set()
@@ -299,6 +325,13 @@ class _PublisherLink:
                     continue
             if not self._stopping:
                 await asyncio.sleep(COALESCE_S)
+                await self._heard_of_the_news()
+
+    async def _heard_of_the_news(self) -> None:
+        """One batch is under way at a time, so that a busy server gets fewer and larger ones. See `_watch`."""
+        while self._acknowledged < self._news and not self._stopping:
+            self._heard.clear()
+            await self._heard.wait()
 
     def _message(self, **fields: Any) -> pb.PublishRequest:
         self._sequence += 1
@@ -309,6 +342,7 @@ class _PublisherLink:
 
     def _snapshot(self) -> Iterable[pb.PublishRequest]:
         self.pending.clear()
+        self._sent = {key: made[0].attributes for key, made in self._owner.entries.items()}
         entries = sorted(self._owner.entries.values(), key=lambda made: len(made[0].dn))
         groups = in_messages(entry_to_wire(e, producer=by, produced_at_us=at) for e, by, at in entries)
         is_first = True
@@ -321,13 +355,21 @@ class _PublisherLink:
     def _changes(self) -> Iterable[pb.PublishRequest]:
         pending, self.pending = self.pending, {}
         made = [self._owner.entries.get(key) for key in pending]
-        removed = [str(dn) for key, dn in pending.items() if key not in self._owner.entries]
+        gone = {key: dn for key, dn in pending.items() if key not in self._owner.entries}
+        for key in gone:
+            self._sent.pop(key, None)
+        removed = list(map(str, gone.values()))
         present = sorted((one for one in made if one is not None), key=lambda one: len(one[0].dn))
         while removed:
             part, removed = removed[:MAX_MESSAGE_ENTRIES], removed[MAX_MESSAGE_ENTRIES:]
             yield self._message(removed_dns=part)
-        for group in in_messages(entry_to_wire(e, producer=by, produced_at_us=at) for e, by, at in present):
+        for group in in_messages(self._difference(e, by, at) for e, by, at in present):
             yield self._message(changed=group)
+
+    def _difference(self, entry: Entry, made_by: str, made_at_us: int) -> pb.Entry:
+        known = self._sent.get(entry.dn.key)
+        self._sent[entry.dn.key] = entry.attributes
+        return entry_to_wire(entry, producer=made_by, produced_at_us=made_at_us, known=known)
 
 
 class TreeCopy:

@@ -9,8 +9,9 @@ same of it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from agents.information.model import (
@@ -173,8 +174,8 @@ class InformationMachine:
             for entry in producer.entries.values():
                 if self.tree.get(entry.dn) is not entry:
                     self._put(entry, changes)
-        rejected = self._take(producer, publication, now, changes)
-        return self._outcome(producer, before, publication, changes, rejected)
+        rejected, unknown = self._take(producer, publication, now, changes)
+        return self._outcome(producer, before, publication, changes, rejected, unknown)
 
     def publish_own(self, name: str, entries: Iterable[Entry], now: datetime) -> Change:
         """This server's own entries (names relative to its site), all of them; they do not expire."""
@@ -257,9 +258,10 @@ class InformationMachine:
         publication: Publication,
         changes: _Changes,
         rejected: tuple[Rejection, ...] = (),
+        unknown: tuple[Dn, ...] = (),
     ) -> Outcome:
         became = producer.state if producer.state is not before else None
-        return Outcome(publication.sequence, False, changes.done(), rejected, became)
+        return Outcome(publication.sequence, False, changes.done(), rejected, became, unknown)
 
     def _producer(self, name: str, site: str, now: datetime, changes: _Changes) -> Producer:
         """The record of a producer, made if it is new."""
@@ -320,7 +322,8 @@ class InformationMachine:
 
     def _take(
         self, producer: Producer, publication: Publication, now: datetime, changes: _Changes
-    ) -> tuple[Rejection, ...]:
+    ) -> tuple[tuple[Rejection, ...], tuple[Dn, ...]]:
+        """What was not taken, and of what too little is known."""
         base = site_dn(producer.site)
         if publication.snapshot:
             producer.unconfirmed = set(producer.entries)
@@ -331,13 +334,23 @@ class InformationMachine:
             if self._owner.get(key) == producer.name:
                 self._remove(key, changes)
         rejected: list[Rejection] = []
+        unknown: list[Dn] = []
         for one in sorted(publication.changed, key=lambda one: len(one.entry.dn)):
+            key = one.entry.dn.key + base.key
+            if one.partial:
+                known = producer.entries.get(key)
+                if known is None or key in producer.outdated:
+                    unknown.append(one.entry.dn)
+                    continue
+                one = _whole(one, known)
             reason = self._reason_against(producer, one.entry, base)
             if reason is not None:
+                if key in producer.entries:
+                    producer.outdated.add(key)
                 rejected.append(Rejection(str(one.entry.dn)[:200], reason))
                 continue
             self._accept(producer, one, base, now, changes)
-        return tuple(rejected)
+        return tuple(rejected), tuple(unknown)
 
     def _reason_against(self, producer: Producer, relative: Entry, base: Dn) -> str | None:
         """Why an entry cannot be taken; None if it can."""
@@ -353,7 +366,8 @@ class InformationMachine:
             return "it has no objectClass"
         if len(relative.attributes) > self.limits.max_attributes:
             return f"it has more than {self.limits.max_attributes} attributes"
-        size = sum(len(name) + sum(map(len, values)) for name, values in relative.attributes.items())
+        values = itertools.chain.from_iterable(relative.attributes.values())
+        size = sum(map(len, relative.attributes)) + sum(map(len, values))
         if size > self.limits.max_entry_bytes:
             return f"it is larger than {self.limits.max_entry_bytes} bytes"
         key = relative.dn.key + base.key
@@ -372,9 +386,14 @@ class InformationMachine:
         return None
 
     def _accept(self, producer: Producer, one: Published, base: Dn, now: datetime, changes: _Changes) -> None:
-        dn = Dn((*one.entry.dn.rdns, *base.rdns))
+        relative = one.entry.dn
+        old = producer.entries.get(relative.key + base.key)
+        if old is not None and old.dn.rdns[: len(relative)] == relative.rdns:
+            dn = old.dn
+        else:
+            dn = Dn((*relative.rdns, *base.rdns))
         producer.unconfirmed.discard(dn.key)
-        old = producer.entries.get(dn.key)
+        producer.outdated.discard(dn.key)
         if old is not None and old.attributes == one.entry.attributes:
             return  # nothing new: the shared provenance has moved already
         provenance = Provenance(producer, one.producer or producer.name, one.produced_at or now)
@@ -402,6 +421,7 @@ class InformationMachine:
         if owner is not None:
             owner.entries.pop(key, None)
             owner.unconfirmed.discard(key)
+            owner.outdated.discard(key)
 
     def _drop_entries(self, producer: Producer, changes: _Changes, but_class: str = "") -> None:
         """Remove what it published. What a site is stays known when it cannot be reached: see `but_class`."""
@@ -443,6 +463,13 @@ def _site_entry(site: str, state: ProducerState, since: datetime, last_seen: dat
     if last_seen is not None:
         attributes["GridFabricSiteLastSeen"] = ldap_time(last_seen)
     return make_entry(site_dn(site), attributes)
+
+
+def _whole(one: Published, known: Entry) -> Published:
+    """A partial entry with what is known of it."""
+    attributes = {**known.attributes, **one.entry.attributes}
+    kept = {name: values for name, values in attributes.items() if values}
+    return replace(one, entry=Entry(one.entry.dn, kept), partial=False)
 
 
 def _unknown(entry: Entry) -> Entry:

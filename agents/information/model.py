@@ -59,6 +59,8 @@ class Producer:
     """As it published them, under their names in the tree."""
     unconfirmed: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
     """Entries from before a snapshot that the snapshot has not named so far."""
+    outdated: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
+    """Entries of which a later version was refused: a difference to that one says too little."""
     is_own: bool = False
 
 
@@ -70,6 +72,8 @@ class Published:
     producer: str = ""
     """Who made it, if not the sender: an agent below the sending site server."""
     produced_at: datetime | None = None
+    partial: bool = False
+    """The entry has only the attributes that differ; those that are gone are empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Outcome:
     rejected: tuple[Rejection, ...] = ()
     became: ProducerState | None = None
     """The producer's new state, if it changed."""
+    unknown: tuple[Dn, ...] = ()
+    """Partial entries (relative to the site) of which the rest is not known here."""
 
 
 class Provenance(Mapping[str, tuple[str, ...]]):

@@ -77,7 +77,9 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
                 continue  # not each sign of life is answered
             answered_at = now
             yield pb.PublishResponse(
-                acknowledged_sequence=outcome.acknowledged, resend_snapshot=outcome.resend_snapshot
+                acknowledged_sequence=outcome.acknowledged,
+                resend_snapshot=outcome.resend_snapshot,
+                resend_dns=map(str, outcome.unknown),
             )
 
     def _may_publish(self, peer: Peer) -> str:

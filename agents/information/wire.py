@@ -20,7 +20,7 @@ def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection
     for wire in request.changed:
         try:
             made_at = from_us(wire.produced_at_us) if wire.produced_at_us > 0 else None
-            changed.append(Published(entry_from_wire(wire), wire.producer, made_at))
+            changed.append(Published(entry_from_wire(wire), wire.producer, made_at, wire.partial))
         except (DnError, OverflowError) as error:
             rejected.append(Rejection(wire.dn[:200], str(error)))
     for text in request.removed_dns:

@@ -45,6 +45,7 @@ _ATTRIBUTE = re.compile(r"\A(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)+)\Z")
 _SPACES = re.compile(r" +")
 _SPECIAL = ',+"\\<>;='
 _MAY_NEED_ESCAPE = re.compile(r'[\x00-\x1f\x7f,+"\\<>;=#]|\A | \Z')
+_NEEDS_CARE = re.compile(r'[\\+"<>;#\x00]')
 _HEX = "0123456789abcdefABCDEF"
 
 
@@ -131,7 +132,7 @@ def parse_dn(text: str) -> Dn:
     return _remembered(text) if len(text) <= MAX_REMEMBERED_CHARACTERS else _parse(text)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _remembered(text: str) -> Dn:
     return _parse(text)
 
@@ -145,6 +146,11 @@ def _parse(text: str) -> Dn:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise DnError("a name is not UTF-8") from None
+    if not _NEEDS_CARE.search(text):
+        parts = text.split(",")
+        if len(parts) > MAX_RDNS:
+            raise DnError(f"a name of more than {MAX_RDNS} levels")
+        return Dn(tuple(map(_parse_plain, parts)))
     rdns: list[tuple[tuple[str, str], ...]] = []
     current: list[tuple[str, str]] = []
     position = 0
@@ -162,6 +168,12 @@ def _parse(text: str) -> Dn:
             raise DnError(f"a name of more than {MAX_RDNS} levels")
         if not separator:
             return Dn(tuple(rdns))
+
+
+def _parse_plain(text: str) -> tuple[tuple[str, str]]:
+    """One RDN without escapes, with one attribute."""
+    name, position = _parse_attribute(text, 0)
+    return ((name, text[position:].strip(" ")),)
 
 
 def _parse_attribute(text: str, position: int) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 from fabric.ldap.dn import Dn, canonical_attribute, parse_dn
@@ -40,7 +41,7 @@ class Entry:
     cache: EntryCache = field(init=False, compare=False, repr=False, default_factory=EntryCache)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", {canonical_attribute(name): name for name in self.attributes})
+        object.__setattr__(self, "names", _canonical_names(tuple(self.attributes)))
 
     def get(self, canonical_name: str) -> tuple[str, ...] | None:
         """The values of an attribute given by its canonical name, None if the entry has none."""
@@ -74,6 +75,12 @@ class Entry:
         if canonical_name in self.names:
             self.cache.normalised[canonical_name] = (attribute, keys)
         return keys
+
+
+@lru_cache(maxsize=256)
+def _canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
+    """Entries of one kind have the same attributes and share this."""
+    return MappingProxyType({canonical_attribute(name): name for name in names})
 
 
 def make_entry(

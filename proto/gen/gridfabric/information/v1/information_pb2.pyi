@@ -15,18 +15,20 @@ class Attribute(_message.Message):
     def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("dn", "attributes", "producer", "produced_at_us", "valid_until_us")
+    __slots__ = ("dn", "attributes", "producer", "produced_at_us", "valid_until_us", "partial")
     DN_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     PRODUCED_AT_US_FIELD_NUMBER: _ClassVar[int]
     VALID_UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
     dn: str
     attributes: _containers.RepeatedCompositeFieldContainer[Attribute]
     producer: str
     produced_at_us: int
     valid_until_us: int
-    def __init__(self, dn: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., producer: _Optional[str] = ..., produced_at_us: _Optional[int] = ..., valid_until_us: _Optional[int] = ...) -> None: ...
+    partial: bool
+    def __init__(self, dn: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., producer: _Optional[str] = ..., produced_at_us: _Optional[int] = ..., valid_until_us: _Optional[int] = ..., partial: _Optional[bool] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
     __slots__ = ("producer", "sequence", "snapshot", "changed", "removed_dns", "valid_for_ms", "withdraw")
@@ -47,12 +49,14 @@ class PublishRequest(_message.Message):
     def __init__(self, producer: _Optional[str] = ..., sequence: _Optional[int] = ..., snapshot: _Optional[bool] = ..., changed: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., removed_dns: _Optional[_Iterable[str]] = ..., valid_for_ms: _Optional[int] = ..., withdraw: _Optional[bool] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
-    __slots__ = ("acknowledged_sequence", "resend_snapshot")
+    __slots__ = ("acknowledged_sequence", "resend_snapshot", "resend_dns")
     ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     RESEND_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    RESEND_DNS_FIELD_NUMBER: _ClassVar[int]
     acknowledged_sequence: int
     resend_snapshot: bool
-    def __init__(self, acknowledged_sequence: _Optional[int] = ..., resend_snapshot: _Optional[bool] = ...) -> None: ...
+    resend_dns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, acknowledged_sequence: _Optional[int] = ..., resend_snapshot: _Optional[bool] = ..., resend_dns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("object_classes",)
