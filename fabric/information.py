@@ -198,7 +198,6 @@ class _PublisherLink:
         self._acknowledged = 0
         self._news = 0
         """The last message that was more than a sign of life."""
-        self._heard_at = 0.0
         self._snapshot_due = True
         self._stopping = False
         self._was_lost = False
@@ -232,14 +231,14 @@ class _PublisherLink:
             except GridError as error:
                 reason = error.sentence
             except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
                 reason = "the stream was given up"  # grpc says so when the call was cancelled, not this task
             except Exception as error:  # a plain grpc error, or a defect: this loop must go on either way
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self.is_open = False
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():  # also when the stream broke at the same moment
-                raise asyncio.CancelledError
             if self._stopping:
                 break
             if not self._was_lost:
@@ -255,34 +254,28 @@ class _PublisherLink:
         self._stream += 1
         self._sequence = self._acknowledged = self._news = 0
         self._snapshot_due = True
-        self._heard_at = self._owner.clock.monotonic()
         self.is_open = True
         call = self._call = stub.Publish(self._messages(self._stream))
+        answers = aiter(call)
         try:
-            async with asyncio.TaskGroup() as group:
-                watch = group.create_task(self._watch())
-                async for response in call:
-                    self._hear(response)
-                watch.cancel()
-        except* Exception as errors:
-            raise errors.exceptions[0] from None
+            while True:
+                try:
+                    # The network may drop packets without a word.
+                    async with asyncio.timeout(self._owner.valid_for_s):
+                        response = await anext(answers)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise Unavailable(
+                        "INFORMATION_SILENT",
+                        f"the information server {self._endpoint.address} did not acknowledge anything for "
+                        f"{self._owner.valid_for_s:g} s; a new stream is made",
+                    ) from None
+                self._hear(response)
         finally:
             call.cancel()
 
-    async def _watch(self) -> None:
-        """End a stream on which nothing is acknowledged any more: the network may drop packets without a word."""
-        while True:
-            silence_s = self._owner.clock.monotonic() - self._heard_at
-            await asyncio.sleep(max(0.0, self._owner.valid_for_s - silence_s) + 0.01)
-            if self._owner.clock.monotonic() - self._heard_at > self._owner.valid_for_s:
-                raise Unavailable(
-                    "INFORMATION_SILENT",
-                    f"the information server {self._endpoint.address} did not acknowledge anything for "
-                    f"{self._owner.valid_for_s:g} s; a new stream is made",
-                )
-
     def _hear(self, response: pb.PublishResponse) -> None:
-        self._heard_at = self._owner.clock.monotonic()
         self._acknowledged = max(self._acknowledged, response.acknowledged_sequence)
         self._heard.set()
         for text in response.resend_dns:
@@ -328,7 +321,8 @@ class _PublisherLink:
                 await self._heard_of_the_news()
 
     async def _heard_of_the_news(self) -> None:
-        """One batch is under way at a time, so that a busy server gets fewer and larger ones. See `_watch`."""
+        """One batch is under way at a time, so that a busy server gets fewer and larger ones. A stream on which nothing
+        is acknowledged ends."""
         while self._acknowledged < self._news and not self._stopping:
             self._heard.clear()
             await self._heard.wait()
