@@ -8,6 +8,7 @@ import hashlib
 import random
 import zlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agents.storage import client
 from agents.storage.model import Checksums
 from fabric.errors import from_details
 from fabric.rpc.delegation import delegate
+from fabric.tls_door import TlsClosed
 from security.credentials import Credential
 
 LARGE = random.Random(1).randbytes(20_000_003)
@@ -73,6 +75,13 @@ async def opened(lab: LabGrid) -> AsyncIterator[Callable[..., Any]]:
 
 def on_disk(lab: LabGrid) -> list[Path]:
     return [p for p in (lab.directory / "agents" / "storage.CERN" / "pool").rglob("*") if p.is_file()]
+
+
+def reason_of(headers: dict[str, str]) -> str:
+    """Of a refusal, as our own client reads it."""
+    error = from_details(base64.b64decode(headers["grid-error"]))
+    assert error is not None
+    return error.reason
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -144,9 +153,9 @@ async def test_refusals_leave_nothing_and_say_why(
     await start(lab, quota_bytes=1_000_000)
     found, headers, text = await (await opened()).ask(head, body)
     assert found == status, text
-    error = from_details(base64.b64decode(headers["grid-error"]))
-    assert error is not None and (error.reason, error.sentence) == (reason, text.decode().strip())
-    assert [line["reason"] for line in lab.audit("storage.CERN", "call.refused")] == [reason]
+    assert reason_of(headers) == reason, text
+    lines = lab.audit("storage.CERN", "call.refused")
+    assert [(line["reason"], line["sentence"]) for line in lines] == [(reason, text.decode().strip())]
     await until(lambda: on_disk(lab) == [])
 
 
@@ -156,8 +165,8 @@ async def test_who_is_not_let_in_reads_why(lab: LabGrid, opened: Any) -> None:
     revoked = lab.user("eve")
     lab.revoke(lab.user_certificate("eve"))
     for credential, reason in [(stranger, "NOT_MAPPED"), (lab.operator(), "OTHER_VO")]:
-        status, _, text = await (await opened(credential)).ask("GET /cms/a HTTP/1.1")
-        assert (status, lab.audit("storage.CERN", "call.refused")[-1]["reason"]) == (403, reason), text
+        status, headers, text = await (await opened(credential)).ask("GET /cms/a HTTP/1.1")
+        assert (status, reason_of(headers)) == (403, reason), text
     door = await Door.open(lab, None)
     status, _, text = await door.ask("GET /cms/a HTTP/1.1")
     door.stream.close()
@@ -194,6 +203,31 @@ async def test_a_client_that_sends_nothing_more_is_cut_and_leaves_nothing(lab: L
     assert status == 408 and b"no data arrived for 0.2 s" in text
     assert await door.hangs_up()
     await until(lambda: on_disk(lab) == [])
+
+
+async def test_a_client_that_reads_nothing_is_cut_and_sees_that_it_is_not_whole(lab: LabGrid, opened: Any) -> None:
+    channel = await start(lab)
+    (lab.directory / "large").write_bytes(LARGE * 2)
+    surl = (await client.put_file(channel, lab.directory / "large", "cms")).surl
+    element = lab.agents["storage.CERN"].agent.element
+    element.config = replace(element.config, stall_timeout_s=0.2)
+    door = await opened()
+    await door.say(f"GET /cms/{client.parse_surl(surl).file_id} HTTP/1.1")
+    await until(lambda: lab.audit("storage.CERN", "call.refused"))
+    assert [line["reason"] for line in lab.audit("storage.CERN", "call.refused")] == ["TRANSFER_STALLED"]
+    with pytest.raises((TlsClosed, ConnectionError)):
+        await door.answer()
+
+
+async def test_the_door_is_published(lab: LabGrid) -> None:
+    await start(lab)
+    port = str(lab.port("storage.CERN", "http"))
+    shown = [
+        (entry.first("GlueSEAccessProtocolType"), entry.first("GlueSEAccessProtocolPort"))
+        for entry in lab.agents["storage.CERN"].agent.entries()
+        if entry.first("GlueSEAccessProtocolType")
+    ]
+    assert shown == [("gridfabric", str(lab.port("storage.CERN"))), ("https", port)]
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(lab: LabGrid, opened: Any) -> None:
