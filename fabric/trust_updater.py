@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fabric import unfetched
 from fabric.agent import AgentContext
 from fabric.errors import GridError
 from fabric.http import http_get
@@ -76,6 +77,7 @@ class TrustUpdater:
         self._fetched: dict[str, tuple[str, _Stamp | None]] = {}
         """By address: the tag of what was fetched, and the file that was there then."""
         self._failures: dict[str, int] = {}
+        self._told = ""
 
     async def run(self) -> None:
         """Fetch for ever."""
@@ -94,6 +96,7 @@ class TrustUpdater:
                 finally:
                     os.pwrite(descriptor, b"\n", 0)  # its time tells the others when; a file without it is new
                     os.close(descriptor)
+            self.tell()
             pause_s = every_s if descriptor is not None else WATCH_TURNS * every_s
             await asyncio.sleep(pause_s * (1 + self._chance.uniform(-JITTER, JITTER) / 2))
 
@@ -149,14 +152,34 @@ class TrustUpdater:
     async def fetch(self, sources: Sequence[Source]) -> None:
         """Ask all of these at once, a few at a time. Never raises for one of them."""
         limit = asyncio.Semaphore(MAX_AT_ONCE)
+        failed: dict[str, str] = {}
 
         async def one(source: Source) -> None:
             async with limit:
-                await self._fetch(source)
+                if problem := await self._fetch(source):
+                    failed[source.url] = problem
 
         await asyncio.gather(*(one(source) for source in sources))
+        fetched = {source.url for source in sources} - failed.keys()
+        try:
+            await asyncio.to_thread(unfetched.note, self._directory, failed, fetched, self._context.clock.now())
+        except OSError as error:
+            self._context.log.error("crl.failure_not_noted", detail=os_error_text(error))
 
-    async def _fetch(self, source: Source) -> None:
+    def tell(self) -> None:
+        """Degrade this agent while lists cannot be fetched, whichever agent of this host tries."""
+        alarm = unfetched.alarm(self._directory, self._context.clock.now())
+        if not alarm:
+            self._context.solved("unfetched lists")
+            self._told = ""
+            return
+        self._context.problem("unfetched lists", alarm)
+        if self._told != alarm:
+            self._told = alarm
+            self._context.log.error("crl.unfetched", sentence=alarm)
+
+    async def _fetch(self, source: Source) -> str:
+        """Why the list could not be had; empty if it could, or if there is none."""
         try:
             fetched = await http_get(
                 source.host,
@@ -167,17 +190,19 @@ class TrustUpdater:
                 etag=self._tag(source),
             )
         except GridError as error:
-            if source.expected or error.reason != "HTTP_NOT_FOUND":
-                self._failed(source.url, error.sentence)
-            return
+            if not source.expected and error.reason == "HTTP_NOT_FOUND":
+                return ""
+            self._failed(source.url, error.sentence)
+            return error.sentence
         if fetched.body is not None:
             installed = await asyncio.to_thread(self._install, fetched.body, source.url)
             if not installed:
-                return
+                return "what comes from there is not accepted"
             if fetched.etag:
                 self._fetched[source.url] = fetched.etag, self._stamp(source)
         if self._failures.pop(source.url, 0):
             self._context.log.info("crl.fetched_again", url=source.url)
+        return ""
 
     def _tag(self, source: Source) -> str:
         """What need not be sent again: nothing, when somebody has put another file in the list's place."""

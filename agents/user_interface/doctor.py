@@ -21,6 +21,7 @@ from typing import Any
 
 from agents.user_interface import console, endpoints
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe
+from fabric import unfetched
 from fabric.errors import GridError
 from fabric.settings import PROTOCOLS
 from fabric.text import counted
@@ -408,6 +409,8 @@ def check_trust(services: endpoints.Endpoints, environ: Mapping[str, str]) -> li
         Finding("grid", "revocation lists", BAD, alarm.sentence, "see that the authority is up: it publishes a new one")
         for alarm in alarms
     ]  # fmt: skip
+    if unfetched_lists := unfetched.alarm(directory, now):
+        findings.append(Finding("grid", "revocation lists", NOTE, unfetched_lists, "grid ca ls"))
     authorities = store.snapshot().authorities
     if not authorities:
         findings.append(Finding("grid", "authorities", BAD, f"none in {directory}", 'eval "$(grid env)"'))

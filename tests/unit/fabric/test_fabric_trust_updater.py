@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from fabric import unfetched
 from fabric.http import Content, HttpServer, http_get
 from fabric.logs import null_logger
 from fabric.trust_updater import JITTER, LOCK_NAME, Source, TrustUpdater, published_urls
+from security.errors import utc_text
 from security.testing import NOW, TestGrid
 from security.trust import subject_hash
 
@@ -49,11 +52,13 @@ class Host:
             fabric=SimpleNamespace(crl_refresh_s=0.01),
             endpoints=lambda kind: self.endpoints,
         )
-        clock = SimpleNamespace(now=lambda: grid.now)
+        self.passed = timedelta(0)
+        clock = SimpleNamespace(now=lambda: grid.now + self.passed)
         self.problems: dict[str, str] = {}
         self.context: Any = SimpleNamespace(
-            settings=settings, clock=clock, log=self.log, trust=grid.trust_store, problem=self.problems.__setitem__
-        )
+            settings=settings, clock=clock, log=self.log, trust=grid.trust_store, problem=self.problems.__setitem__,
+            solved=lambda key: self.problems.pop(key, None),
+        )  # fmt: skip
         self.updater = TrustUpdater(self.context, chance=random.Random(1))
 
     def _route(self, path: str) -> Content | None:
@@ -162,6 +167,33 @@ async def test_a_failure_is_told_once_and_its_end_too(host: Host) -> None:
     host.lists["/later"] = host.grid.ca.build_crl(NOW, DAY)
     await host.updater.fetch([source])
     assert host.log.events("info") == ["crl.installed", "crl.fetched_again"]
+
+
+async def test_a_list_that_does_not_come_is_an_alarm_while_the_old_one_is_good(host: Host) -> None:
+    other = TrustUpdater(host.context)  # another agent of the host, which does not try itself
+    gone = host.source()
+    for minutes, known in ((0, False), (4, False), (6, True), (60, True)):
+        host.passed = timedelta(minutes=minutes)
+        await host.updater.fetch([gone])
+        other.tell()
+        assert ("unfetched lists" in host.problems) == known, minutes
+    sentence = host.problems["unfetched lists"]
+    assert gone.url in sentence and f"since {utc_text(NOW)}" in sentence and "cannot be" in sentence
+    assert host.log.events("error") == ["crl.unfetched"]
+    assert unfetched.alarm(host.grid.trust_directory, NOW + timedelta(hours=6)) == ""  # nobody asks there any more
+    host.serve(host.grid.ca.build_crl(NOW, DAY))
+    await host.updater.fetch([gone])
+    other.tell()
+    assert "unfetched lists" not in host.problems
+
+
+@pytest.mark.parametrize("since", ["soon", "2026-01-01T00:00:00", "", None])
+async def test_a_record_that_is_nonsense_is_no_alarm_and_is_replaced(host: Host, since: str | None) -> None:
+    record: Any = [] if since is None else {"http://x": {"since": since, "last": since, "sentence": ""}}
+    (host.grid.trust_directory / unfetched.RECORD_NAME).write_text(json.dumps(record))
+    assert unfetched.alarm(host.grid.trust_directory, NOW) == ""
+    unfetched.note(host.grid.trust_directory, {"http://y": "no"}, (), NOW)
+    assert list(unfetched.load(host.grid.trust_directory)) == ["http://y"]
 
 
 async def test_addresses_beside_the_authority_are_used(host: Host) -> None:
