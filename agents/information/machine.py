@@ -396,7 +396,8 @@ class InformationMachine:
         producer.outdated.discard(dn.key)
         if old is not None and old.attributes == one.entry.attributes:
             return  # nothing new: the shared provenance has moved already
-        provenance = Provenance(producer, one.producer or producer.name, one.produced_at or now)
+        made_at = min(one.produced_at or now, now)  # nobody's clock makes it newer than new
+        provenance = Provenance(producer, one.producer or producer.name, made_at)
         entry = Entry(dn, one.entry.attributes, provenance)
         producer.entries[dn.key] = entry
         self._owner[dn.key] = producer.name
