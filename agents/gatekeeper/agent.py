@@ -27,6 +27,7 @@ from agents.gatekeeper.servicer import (
     WORKER_PORT_RULES,
     GatekeeperServicer,
     Sandbox,
+    Software,
     WorkerPortServicer,
 )
 from agents.gatekeeper.workers import WorkerPool
@@ -121,6 +122,10 @@ class Gatekeeper(Agent):
         self._stopping = False
         self._leases = 0
         self._verified: dict[str, _Verified] = {}
+        self._software = Software(
+            area=lambda: next((facts["software_area"] for facts in self._facts() if "software_area" in facts), ""),
+            changed=self._publish_wanted.set,
+        )
         self.services: Sequence[RpcService] = (
             RpcService(
                 GatekeeperServicer(
@@ -130,6 +135,7 @@ class Gatekeeper(Agent):
                     store=self._store,
                     sandbox=self._sandbox,
                     accounts=self._accounts,
+                    software=self._software,
                 ),
                 gatekeeper_pb2_grpc.add_GatekeeperServicer_to_server,
                 GATEKEEPER_RULES,
@@ -158,6 +164,7 @@ class Gatekeeper(Agent):
         began = time.monotonic()
         await asyncio.to_thread(self._accounts.create, self.context.vos)
         live, attempts, sequence = await self._store.read(rows.load)
+        self._software.tags = await self._store.read(rows.load_tags)
         self.machine.closure = await self._store.read(rows.load_closure)
         self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))
         known = await self._store.read(rows.sandbox_all)
@@ -373,6 +380,7 @@ class Gatekeeper(Agent):
         return publish.Measured(
             total, 0 if closed else free, running, waiting, status, why, round(self._driver.mean_wall_s, 1),
             *access.published(self.options.access, self.context.vos.served),
+            tuple(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
         )  # fmt: skip
 
     def _status(self, full: bool) -> tuple[str, str]:
@@ -386,6 +394,9 @@ class Gatekeeper(Agent):
         if closure.holds(now_us):
             return glue_model.QUEUEING, closure.reason
         return glue_model.PRODUCTION, "; ".join(self._unfit())
+
+    def _facts(self) -> list[dict[str, str]]:
+        return [self._pool.facts[name] for name in sorted(self.machine.workers) if name in self._pool.facts]
 
     def _connected(self) -> list[Worker]:
         return [worker for worker in self.machine.workers.values() if worker.stream]
@@ -413,9 +424,7 @@ class Gatekeeper(Agent):
                         measured=measured,
                         limits=limits,
                         operating_system=self.options.operating_system,
-                        facts=[
-                            self._pool.facts[name] for name in sorted(self.machine.workers) if name in self._pool.facts
-                        ],
+                        facts=self._facts(),
                         started=self._started_text,
                     )
                 )

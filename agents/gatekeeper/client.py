@@ -17,7 +17,7 @@ PIECE_BYTES = 1024 * 1024
 
 __all__ = [
     "cancel", "close", "get_output", "hold", "output_files", "purge", "put_sandbox", "release", "status", "submit",
-    "watch",
+    "tags", "watch",
 ]  # fmt: skip
 
 
@@ -71,6 +71,12 @@ async def close(
     request = pb.CloseRequest(draining=draining, reason=reason, begins_at_us=begins_at_us, ends_at_us=ends_at_us)
     answer = await _stub(channel).Close(request)
     return answer.running, answer.waiting
+
+
+async def tags(channel: Any, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> tuple[list[str], str]:
+    """The software tags of the caller's VO after these changes, and its software area ("" while no worker is there)."""
+    answer = await _stub(channel).Tags(pb.TagsRequest(add=add, remove=remove))
+    return list(answer.tags), answer.software_area
 
 
 async def status(channel: Any, job_ids: Sequence[str]) -> list[pb.JobUpdate]:

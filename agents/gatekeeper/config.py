@@ -52,6 +52,8 @@ class GatekeeperOptions:
     said."""
     priorities: Mapping[str, int] = field(default_factory=dict)
     """FQAN to the priority of its holders' jobs among those of their VO; the highest that is shown counts, else 0."""
+    software_managers: tuple[str, ...] = ()
+    """FQANs whose holders may change their VO's software tags here. Empty: `/<vo>/Role=lcgadmin` of each VO."""
     max_kept: int = field(default=100_000, metadata={"minimum": 1})
     """Jobs in the store at once, ended ones included."""
     max_wall_s: int = field(default=24 * 3600, metadata={"minimum": 1})

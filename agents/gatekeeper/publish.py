@@ -28,6 +28,8 @@ class Measured:
     """Whose members are all let in."""
     fqans: tuple[str, ...] = ()
     """Groups and roles of other VOs that are let in."""
+    tags: tuple[str, ...] = ()
+    """Of software, as the VOs' managers say."""
 
 
 def entries(
@@ -62,7 +64,7 @@ def entries(
         processor_model=one.get("cpu_model", ""),
         processor_vendor=one.get("cpu_vendor", ""),
         clock_mhz=_number(one, "cpu_mhz"),
-        software=tuple(sorted({tag for fact in facts for tag in fact.get("software", "").split()})),
+        software=tuple(sorted({tag for fact in facts for tag in fact.get("software", "").split()} | {*measured.tags})),
     )
     waiting_s = _waiting_s(measured)
     element = glue_model.ComputingElement(
@@ -87,6 +89,7 @@ def entries(
         vos=measured.vos,
         fqans=measured.fqans,
         close_storage=close,
+        application_dir=one.get("software_area", ""),
     )
     service = glue_model.Service(
         unique_id=f"{ce.rpartition('/')[0]}/gatekeeper",

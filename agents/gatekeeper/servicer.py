@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
@@ -53,6 +54,7 @@ GATEKEEPER_RULES = {
     "Hold": rules.full_user,
     "Release": rules.full_user,
     "Close": rules.administrator,
+    "Tags": rules.full_user,
     "Watch": rules.user,
     "Status": rules.user,
     "GetOutput": rules.user,
@@ -115,6 +117,16 @@ class Sandbox:
                 os.close(descriptor)
 
 
+@dataclass
+class Software:
+    """What the VOs have installed here, as they say."""
+
+    area: Callable[[], str]
+    """The software area of the worker nodes; empty while none has told."""
+    changed: Callable[[], None]
+    tags: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
     """For users. Everything is about the caller's own jobs."""
 
@@ -127,7 +139,9 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         store: Any,
         sandbox: Sandbox,
         accounts: Accounts,
+        software: Software,
     ) -> None:
+        self.software = software
         self._context, self._options, self._driver = context, options, driver
         self._store, self._sandbox, self._accounts = store, sandbox, accounts
 
@@ -336,6 +350,23 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         )
         _, _, running, waiting = self._driver.machine.counts()
         return pb.CloseResponse(running=running, waiting=waiting)
+
+    async def Tags(self, request: pb.TagsRequest, context: Any) -> pb.TagsResponse:
+        """Changes, if any, then what there is."""
+        peer = current_peer(context)
+        if request.add or request.remove:
+            managers = self._options.software_managers or (f"/{peer.vo}/Role=lcgadmin",)
+            access.require(managers, peer, "changing software tags")
+            add = [wire.check_tag(tag, peer.vo) for tag in request.add]
+            remove = [wire.check_tag(tag, peer.vo) for tag in request.remove]
+            await self._store.write(lambda connection: rows.change_tags(connection, peer.vo, add, remove))
+            self._context.log.audit("software.tags", peer=peer.subject, vo=peer.vo, add=add, remove=remove)
+        self.software.tags = await self._store.read(rows.load_tags)
+        self.software.changed()
+        area = self.software.area()
+        return pb.TagsResponse(
+            tags=self.software.tags.get(peer.vo, ()), software_area=f"{area}/{peer.vo}" if area else ""
+        )
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
         """The newest update of each of the caller's jobs that was named and is here."""

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from agents.gatekeeper.model import Closure, Hold, Job, State, Update, Usage
+from fabric.errors import Exhausted
 
 metadata = sa.MetaData()
 
@@ -95,6 +96,13 @@ closures = sa.Table(
     sa.Column("begins_at_us", sa.Integer, nullable=False),
     sa.Column("ends_at_us", sa.Integer, nullable=False),
 )
+tags = sa.Table(
+    "tags",
+    metadata,
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("tag", sa.Text, nullable=False),
+    sa.PrimaryKeyConstraint("vo", "tag"),
+)
 counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Integer))
 
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
@@ -106,6 +114,8 @@ _INSERT = (
     f"VALUES ({', '.join('?' * (len(_JOB_COLUMNS) + 1))})"
 )
 _UPDATE = f"UPDATE jobs SET {', '.join(f'{name}=?' for name in _CHANGING)} WHERE job_id=?"
+MAX_TAGS = 200
+"""Of one VO."""
 _PART = 500
 """Bound variables of one IN list."""
 
@@ -192,6 +202,25 @@ def load_closure(connection: sa.Connection) -> Closure:
     """As it was last set."""
     row = connection.execute(closures.select()).first()
     return Closure(bool(row[0]), row[1], row[2], row[3]) if row is not None else Closure()
+
+
+def change_tags(connection: sa.Connection, vo: str, add: Sequence[str], remove: Sequence[str]) -> None:
+    """Software tags of a VO. Raises Exhausted TOO_MANY_TAGS, and then nothing has changed."""
+    for tag in remove:
+        connection.exec_driver_sql("DELETE FROM tags WHERE vo = ? AND tag = ?", (vo, tag))
+    for tag in add:
+        connection.exec_driver_sql("INSERT OR IGNORE INTO tags VALUES (?, ?)", (vo, tag))
+    count = connection.exec_driver_sql("SELECT count(*) FROM tags WHERE vo = ?", (vo,)).scalar_one()
+    if int(count) > MAX_TAGS:
+        raise Exhausted("TOO_MANY_TAGS", f"{vo} has at most {MAX_TAGS} software tags here; remove old ones first")
+
+
+def load_tags(connection: sa.Connection) -> dict[str, tuple[str, ...]]:
+    """All tags by VO, in order."""
+    found: dict[str, tuple[str, ...]] = {}
+    for vo, tag in connection.exec_driver_sql("SELECT vo, tag FROM tags ORDER BY vo, tag"):
+        found[vo] = (*found.get(vo, ()), tag)
+    return found
 
 
 def set_sequence(connection: sa.Connection, sequence: int) -> None:

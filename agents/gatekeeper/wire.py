@@ -31,6 +31,7 @@ MAX_SANDBOX_FILES = 200
 MAX_DATA_FILES = 1000
 MAX_NAME_BYTES = 200
 MAX_JOB_ID = 300
+_TAG = re.compile(r"VO-[A-Za-z0-9._+-]{1,160}\Z")
 MAX_REASON = 200
 """Characters of why a queue is shut."""
 RESERVED_PREFIX = ".gridfabric"
@@ -277,6 +278,16 @@ def events_to_wire(
 
 
 # ---- in
+
+
+def check_tag(tag: str, vo: str) -> str:
+    """A software tag of this VO. Raises InvalidRequest TAG_INVALID."""
+    if not tag.startswith(f"VO-{vo}-") or len(tag) == len(f"VO-{vo}-") or not _TAG.match(tag):
+        raise InvalidRequest(
+            "TAG_INVALID",
+            f"{tag[:80]!r} is no software tag of {vo}: VO-{vo}- and up to 100 letters, digits and . _ + -",
+        )
+    return tag
 
 
 def closure_from_wire(request: pb.CloseRequest) -> Closure:

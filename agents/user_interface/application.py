@@ -25,6 +25,7 @@ from agents.user_interface.commands import (
     judges,
     proxy,
     site,
+    software,
     vo,
 )
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
@@ -54,6 +55,8 @@ app.add_typer(vo.app, name="vo")
 app.command()(vo.mkgridmap)
 app.add_typer(fabric.user_app, name="user")
 app.add_typer(site.app, name="site")
+app.add_typer(software.app, name="votag")
+app.command()(software.swdir)
 app.add_typer(ban.app, name="ban")
 app.add_typer(audit.app, name="audit")
 app.add_typer(delegation.app, name="delegation")

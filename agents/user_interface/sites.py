@@ -8,11 +8,21 @@ from typing import Any
 
 from agents.gatekeeper import client
 from agents.user_interface import console
-from agents.user_interface.connection import as_operator
+from agents.user_interface.connection import Grid, as_operator
 from fabric.clock import to_us, utc_text
 from fabric.errors import NotFound
+from fabric.settings import Endpoint
 
 COLUMNS = ("gatekeeper", "queue", "running", "waiting")
+
+
+def gatekeepers_of(grid: Grid, where: str) -> list[Endpoint]:
+    """Those of a site, or the one of this name. Raises NotFound SITE_UNKNOWN."""
+    found = [endpoint for endpoint in grid.services.all("gatekeeper") if where in (endpoint.site, endpoint.name)]
+    if not found:
+        known = ", ".join(sorted({endpoint.site for endpoint in grid.services.all("gatekeeper")}))
+        raise NotFound("SITE_UNKNOWN", f"no gatekeeper belongs to {where[:80]!r}; sites with one: {known}")
+    return found
 
 
 async def drain(where: str, reason: str, state: Path | None, *, as_json: bool) -> None:
@@ -39,11 +49,7 @@ async def resume(where: str, state: Path | None, *, as_json: bool) -> None:
 async def _close(where: str, state: Path | None, text: str, *, as_json: bool, **closure: Any) -> None:
     rows = []
     async with as_operator(state) as grid:
-        found = [e for e in grid.services.all("gatekeeper") if where in (e.site, e.name)]
-        if not found:
-            known = ", ".join(sorted({endpoint.site for endpoint in grid.services.all("gatekeeper")}))
-            raise NotFound("SITE_UNKNOWN", f"no gatekeeper belongs to {where[:80]!r}; sites with one: {known}")
-        for endpoint in found:
+        for endpoint in gatekeepers_of(grid, where):
             running, waiting = await client.close(await grid.channel_to(endpoint.host, endpoint.rpc), **closure)
             rows.append({"gatekeeper": endpoint.name, "queue": text, "running": running, "waiting": waiting})
     if as_json:

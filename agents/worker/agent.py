@@ -83,6 +83,7 @@ def _facts(options: WorkerOptions) -> dict[str, str]:
         "memory_bytes": str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         "machine": platform.machine(),
         "software": " ".join(options.software),
+        "software_area": options.software_area,
     }
     try:
         release = platform.freedesktop_os_release()

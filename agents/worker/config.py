@@ -42,6 +42,8 @@ class WorkerOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set for every job by the site, for instance VO_CMS_SW_DIR."""
     path: str = "/usr/local/bin:/usr/bin:/bin"
+    software_area: str = "/opt/exp_soft"
+    """Where the VOs keep their software, a folder for each: VO_CMS_SW_DIR is `<software_area>/cms`."""
     software: tuple[str, ...] = ()
     """Published run time environment tags of this node."""
 

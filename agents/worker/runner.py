@@ -542,7 +542,7 @@ class Runner:
         environment = {
             "PATH": self.options.path,
             "LANG": "C.UTF-8",
-            f"VO_{vo}_SW_DIR": f"/opt/exp_soft/{description.vo}",
+            f"VO_{vo}_SW_DIR": f"{self.options.software_area}/{description.vo}",
             **self.options.environment,
             **description.environment,
             "HOME": path,

@@ -83,7 +83,7 @@ def test_the_commands_are_those_promised() -> None:
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
-        "site drain", "site maintenance", "site resume",
+        "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit search", "audit verify", "delegation ls", "delegation recall",
         "drill list", "drill run", "drill report",

@@ -195,6 +195,22 @@ class CloseResponse(_message.Message):
     waiting: int
     def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
 
+class TagsRequest(_message.Message):
+    __slots__ = ("add", "remove")
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    add: _containers.RepeatedScalarFieldContainer[str]
+    remove: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, add: _Optional[_Iterable[str]] = ..., remove: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TagsResponse(_message.Message):
+    __slots__ = ("tags", "software_area")
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_AREA_FIELD_NUMBER: _ClassVar[int]
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    software_area: str
+    def __init__(self, tags: _Optional[_Iterable[str]] = ..., software_area: _Optional[str] = ...) -> None: ...
+
 class Usage(_message.Message):
     __slots__ = ("wall_s", "user_s", "system_s", "max_rss_bytes")
     WALL_S_FIELD_NUMBER: _ClassVar[int]

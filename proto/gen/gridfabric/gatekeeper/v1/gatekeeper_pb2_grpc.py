@@ -70,6 +70,11 @@ class GatekeeperStub:
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.FromString,
                 _registered_method=True)
+        self.Tags = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.Gatekeeper/Tags',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsResponse.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/gridfabric.gatekeeper.v1.Gatekeeper/Watch',
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.WatchRequest.SerializeToString,
@@ -147,6 +152,15 @@ class GatekeeperServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tags(self, request, context):
+        """The software tags of the caller's VO here and where its software area is; adds and removes first, durably. Only its
+        software managers change tags. Errors: PERMISSION_DENIED (ACCESS_DENIED), INVALID_ARGUMENT (TAG_INVALID),
+        RESOURCE_EXHAUSTED (TOO_MANY_TAGS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """The newest state of each of the caller's jobs that changed after `after_sequence`, in order; then every change, live.
         `caught_up` marks the end of the first part. Errors: RESOURCE_EXHAUSTED (the reader is too slow: watch again).
@@ -212,6 +226,11 @@ def add_GatekeeperServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.FromString,
                     response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.SerializeToString,
+            ),
+            'Tags': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tags,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -424,6 +443,33 @@ class Gatekeeper:
             '/gridfabric.gatekeeper.v1.Gatekeeper/Close',
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseRequest.SerializeToString,
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.CloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.Gatekeeper/Tags',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.TagsResponse.FromString,
             options,
             channel_credentials,
             insecure,
