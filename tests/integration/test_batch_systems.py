@@ -129,8 +129,8 @@ async def test_a_held_job_waits_and_a_released_one_runs(site: Site) -> None:
         await client.hold(await site.lab.channel("gatekeeper", credential=site.lab.user("bob")), [held.job_id])
     await client.cancel(site.channel, [first.job_id])
     await site.ended(first, seconds=30)
-    after = job("-c", "exit 0")
-    assert (await site.run(after)).state == pb.JOB_STATE_DONE  # later, and before the held one
+    after = await site.run(job("-c", "exit 0"))  # came later, runs before the held one
+    assert after.state == pb.JOB_STATE_DONE, after
     (status,) = await client.status(site.channel, [held.job_id])
     assert (status.state, status.reason) == (pb.JOB_STATE_QUEUED, "HELD")
     await client.release(site.channel, [held.job_id])
