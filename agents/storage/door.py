@@ -364,9 +364,8 @@ class WebDavDoor:
 
     async def _keep(self, call: Call, target: Target, replaces: str) -> StoredFile:
         headers = call.request
-        length = headers.get(http.SIZE_HEADER)
-        size_bytes = call.body.length if call.body.length is not None else int(length) if length.isdecimal() else -1
-        if size_bytes < 0 or ("content-length" not in headers.headers and call.body.length is not None):
+        size_bytes = call.body.length if call.body.length is not None else http.announced_size(headers.headers)
+        if size_bytes is None or (call.body.length is not None and "content-length" not in headers.headers):
             raise InvalidRequest(
                 "LENGTH_REQUIRED",
                 "space is reserved before the first byte: send Content-Length, or chunks and X-Expected-Entity-Length",

@@ -34,7 +34,7 @@ class HttpStream:
         self._tls, self._threads = tls, threads
         self._held = b""
         self._buffers: list[bytearray] = []
-        self._turn = 0
+        self._turn = -1
 
     async def head(self) -> tuple[str, Headers] | None:
         """The first line and the headers of a message; None if the other end has no more to say. Raises

@@ -84,6 +84,12 @@ def body_length(headers: Headers) -> int | None:
     return int(length or 0)
 
 
+def announced_size(headers: Headers) -> int | None:
+    """Bytes of a chunked body, if its sender says so."""
+    length = headers.get(SIZE_HEADER, "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a URL's path names: a file by its id, as in its SURL, or a name below the directory of a VO."""

@@ -126,6 +126,8 @@ async def test_one_connection_carries_many_requests(lab: LabGrid, opened: Any) -
     [
         ("PUT /cms/a HTTP/1.1", b"", 411, "LENGTH_REQUIRED"),
         ("PUT /cms/a HTTP/1.1\nTransfer-Encoding: chunked", b"0\r\n\r\n", 411, "LENGTH_REQUIRED"),
+        ("POST /cms/ HTTP/1.1\nTransfer-Encoding: chunked\nX-Expected-Entity-Length: " + "9" * 5000, b"", 411,
+         "LENGTH_REQUIRED"),
         ("PUT /cms/no/a HTTP/1.1\nContent-Length: 5", b"hello", 409, "PARENT_MISSING"),
         ("PUT /atlas/a HTTP/1.1\nContent-Length: 5", b"hello", 403, "OTHER_VO"),
         ("PUT /cms/ HTTP/1.1\nContent-Length: 5", b"hello", 400, "NAME_RESERVED"),

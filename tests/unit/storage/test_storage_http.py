@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from agents.storage import http_wire as http
 from agents.storage.http_stream import MAX_HEADERS, HttpStream, chunk, last_chunk
 from agents.storage.model import PIECE_BYTES, Checksums
+from agents.storage.overlap import AHEAD_PIECES
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound
 from fabric.tls_door import TlsClosed
 
@@ -82,6 +83,14 @@ async def test_a_large_body_comes_in_whole_pieces() -> None:
     data = bytes(3 * PIECE_BYTES + 5)
     sizes = [len(piece) async for piece in arriving(data, 60_000).take(len(data))]
     assert sizes == [PIECE_BYTES] * 3 + [5]
+
+
+async def test_a_piece_is_overwritten_only_when_an_overlap_has_let_go_of_it() -> None:
+    data = b"".join(bytes([number]) * PIECE_BYTES for number in range(2 * AHEAD_PIECES + 5))
+    held: list[tuple[int, memoryview]] = []
+    async for piece in arriving(data).take(len(data)):
+        held = [*held, (piece[0], piece)][-2 * AHEAD_PIECES :]
+        assert all(first == view[0] == view[-1] for first, view in held)
 
 
 @pytest.mark.parametrize(
