@@ -21,9 +21,8 @@ from bench.measure import Bench, Table, show
 from fabric.ldap import Entry, LdapClient
 
 SITES = 192
-SWEEP = (5, 20, 192, 1000)
 CHANGES = 5000
-"""In a second: what the tree has to take while it is asked."""
+"""In a second: what the sites together try to change."""
 CONNECT_S = 600.0
 VALID_FOR_S = 60.0
 REFRESH_S = 5.0
@@ -57,6 +56,7 @@ def run(bench: Bench) -> None:
         helpers.conversation("bench.producers", _producers_order(trust, rpc)) as ask,
     ):
         entries = _load(bench, server, ask, sites)
+        _changes(bench, server, ask)
         if missing := slapd.missing():
             bench.say(f"  no slapd beside it: {missing}")
             _questions(bench, [server], sites)
@@ -108,6 +108,18 @@ def _load(bench: Bench, server: Server, ask: Ask, sites: int) -> list[Entry]:
               note=f"{used:.1f} s of processor time at the server")  # fmt: skip
     bench.add("memory_entry", "memory per entry", "kB", [(server.rss() - empty) / len(entries) / 1000])
     return entries
+
+
+def _changes(bench: Bench, server: Server, ask: Ask) -> None:
+    """As many as the server takes of those that are tried: who has to wait sends only the last state of each entry."""
+    seconds = bench.size(10, 3)
+    used = server.cpu_s()
+    found = ask({"do": "change", "rate": CHANGES, "seconds": seconds}, CONNECT_S)
+    used, entries = server.cpu_s() - used, max(1, found["entries"])
+    note = f"{found['offered']:.0f} tried"
+    bench.add("changes", "changed entries that travel to the top", "1/s", [entries / found["seconds"]], note=note)
+    bench.add("change_cpu", "processor time of the top for each of them", "ms", [1000 * used / entries])
+    bench.add("change_bytes", "bytes of each of them on the way, with its message", "B", [found["bytes"] / entries])
 
 
 async def _whole_tree(port: int) -> list[Entry]:
