@@ -163,7 +163,8 @@ async def add_command(
         unknown = await await_known(grid)
     facts = {"subject": user.subject, "vo": user.vo, "certificate": str(user.certificate), "key": str(user.key)}
     if unknown:
-        console.warn(f"not yet known to {', '.join(unknown)}; they read the member list every few seconds")
+        named = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        console.warn(f"not yet known to {named}; they read the member list every few seconds")
     if as_json:
         console.print_json(facts)
         return
