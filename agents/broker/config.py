@@ -17,6 +17,12 @@ class BrokerOptions:
     """Unfinished jobs of everybody."""
     max_jobs_per_owner: int = field(default=200_000, metadata={"minimum": 1})
     """Unfinished jobs of one user."""
+    max_jobs_per_vo: int = field(default=500_000, metadata={"minimum": 1})
+    """Unfinished jobs of one VO."""
+    submissions_per_s: float = field(default=50.0, metadata={"minimum": 0.01})
+    """Of one user in the long run; ten seconds' worth may come at once."""
+    max_kept_sandbox_bytes: int = field(default=20 * 1024**3, metadata={"minimum": 1})
+    """Input sandbox files kept of one user."""
     match_interval_s: float = field(default=0.02, metadata={"minimum": 0.001})
     """At least this between two matching passes; what comes meanwhile is matched together."""
     update_gather_s: float = field(default=0.03, metadata={"minimum": 0.0, "maximum": 5.0})

@@ -23,6 +23,7 @@ from agents.broker.matching import (
     CompiledCe,
     CompiledCluster,
     Room,
+    Shares,
     match_pass,
     room_of,
 )
@@ -295,7 +296,7 @@ class BrokerCore:
         waiting = {key: count for key, count in waiting.items() if key in found}
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
         fuzzy = {key: self._chance for key in waiting if self._clusters[key].cluster.fuzzy_rank}
-        outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy)
+        outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy, self._shares(waiting))
         self.reasons = outcome.reasons
         given = _bounded(outcome.given, MAX_ASSIGN)
         if given:
@@ -380,6 +381,12 @@ class BrokerCore:
             match()
         else:
             await asyncio.to_thread(match)
+
+    def _shares(self, waiting: Mapping[int, int]) -> Shares:
+        used: dict[str, int] = {}
+        for (owner, _), count in self.board.links.items():
+            used[owner] = used.get(owner, 0) + count
+        return Shares({key: self._clusters[key].cluster.owner for key in waiting}, used)
 
     def _rooms(self) -> dict[str, Room]:
         now_s, options = self.now_s, self.options

@@ -360,6 +360,14 @@ class Pass:
     """Per cluster id: why jobs of it stay where they are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who the clusters belong to, and how many jobs each owner has at CEs."""
+
+    owners: Mapping[int, str]
+    used: Mapping[str, int]
+
+
 def draw(found: Sequence[Candidate], chance: Random) -> list[Candidate]:
     """The candidates in an order drawn by lot, a better rank more often in front (FuzzyRank of the gLite WMS)."""
     known = [item.rank for item in found if item.rank > UNKNOWN_RANK]
@@ -392,34 +400,54 @@ def match_pass(
     own_rank: frozenset[int] | set[int],
     rooms: dict[str, Room],
     fuzzy: Mapping[int, Random] | None = None,
+    shares: Shares | None = None,
 ) -> Pass:
     """Share out the room of the CEs over the waiting jobs (cluster id: how many).
 
     ``found`` has each cluster's candidates, ``own_rank`` the clusters with a Rank of the user's own, ``fuzzy`` those
-    whose CEs are drawn, and with what. Clusters take
-    turns in two rounds, first each its fair part, then what is left, so that one user's ten thousand jobs do not hold
-    up another's one.
+    whose CEs are drawn, and with what. Owners take turns, who has least at CEs first: each gets its fair part of the
+    room, its clusters fair parts of that; what is left is shared out again, and in the last round as it comes. So
+    neither ten thousand jobs nor ten thousand kinds of jobs of one user hold up another's one.
     """
     outcome = Pass(rooms)
     left = {key: count for key, count in waiting.items() if count > 0}
     available = sum(room.free + room.queue for room in rooms.values())
-    fair = max(1, available // max(1, len(left)))
-    for limit in (fair, None):
-        for key in list(left):
-            if available <= 0:
-                break
-            wanted = left[key] if limit is None else min(left[key], limit)
-            given = _place(wanted, found[key], rooms, key in own_rank, fuzzy.get(key) if fuzzy else None)
-            for ce, count in given.items():
-                mine = outcome.given.setdefault(key, {})
-                mine[ce] = mine.get(ce, 0) + count
-                left[key] -= count
-                available -= count
-            if left[key] <= 0:
-                del left[key]
+    for last in (False, False, False, True):
+        groups = _groups(left, shares)
+        if not groups or available <= 0:
+            break
+        fair = available if last else max(1, available // len(groups))
+        for keys in groups:
+            budget = min(fair, available)
+            part = max(1, budget // len(keys))
+            for key, most in [*((key, part) for key in keys), *((key, budget) for key in keys)]:
+                if budget <= 0:
+                    break
+                if key not in left:
+                    continue
+                wanted = min(left[key], most, budget)
+                given = _place(wanted, found[key], rooms, key in own_rank, fuzzy.get(key) if fuzzy else None)
+                mine = outcome.given.setdefault(key, {}) if given else {}
+                for ce, count in given.items():
+                    mine[ce] = mine.get(ce, 0) + count
+                    left[key] -= count
+                    budget -= count
+                    available -= count
+                if left[key] <= 0:
+                    del left[key]
     for key in left:
         if not found[key]:
             outcome.reasons[key] = "no CE matches; ask list-match why"
         else:
             outcome.reasons[key] = f"the {len(found[key])} matching CEs are full or do not answer"
     return outcome
+
+
+def _groups(left: Mapping[int, int], shares: Shares | None) -> list[list[int]]:
+    """Clusters by owner, who has least at CEs first; without `shares` each cluster by itself."""
+    if shares is None:
+        return [[key] for key in left]
+    by_owner: dict[str, list[int]] = {}
+    for key in left:
+        by_owner.setdefault(shares.owners[key], []).append(key)
+    return [by_owner[owner] for owner in sorted(by_owner, key=lambda owner: shares.used.get(owner, 0))]

@@ -26,6 +26,7 @@ from agents.broker.model import (
     MatchOutcome,
     SandboxFile,
 )
+from agents.broker.quotas import SubmissionRate
 from agents.broker.sandbox import checked_hash, file_too_large
 from agents.broker.store import Change, JobRow
 from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, from_security
@@ -60,6 +61,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         self._prefix = job_id_prefix
         self._registered = registered
         self._uploads = asyncio.Semaphore(16)
+        self._rate = SubmissionRate(core.options.submissions_per_s)
 
     # -- sandbox -------------------------------------------------------------------------------------------------------
 
@@ -86,6 +88,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                 async for message in request_iterator:
                     if upload is None:
                         sha256, size_bytes = message.sha256, message.size_bytes
+                        await self._check_kept(owner, size_bytes)
                         upload = core.sandbox.begin(sha256, size_bytes)
                     if message.data:
                         await asyncio.to_thread(upload.write, message.data)
@@ -99,6 +102,17 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         await core.store.write(lambda connection: rows.add_file(connection, owner, sha256, size_bytes, core.now_us))
         return pb.PutSandboxResponse()
 
+    async def _check_kept(self, owner: str, size_bytes: int) -> None:
+        most = self._core.options.max_kept_sandbox_bytes
+        kept = await self._core.store.read(lambda connection: rows.kept_bytes(connection, owner))
+        if kept + size_bytes > most:
+            raise Exhausted(
+                "SANDBOX_LIMIT_OWNER",
+                f"{owner} has {kept} bytes of input sandbox files here, at most {most}; those of ended jobs go an hour "
+                "after their last use; put large files on a storage element",
+                retry_after_s=60,
+            )
+
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
@@ -108,6 +122,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             raise InvalidRequest("SUBMISSION_ID_MISSING", "give a random submission id of at most 128 characters")
         if len(request.input_sandbox) > MAX_FILES:
             raise InvalidRequest("TOO_MANY_FILES", f"at most {MAX_FILES} input sandbox files in one submission")
+        self._rate.take(peer.subject, core.now_s)
         core.credential(peer.subject)  # refuses who has delegated nothing
         template = await _parse(request.jdl, request.node_files)
         return await self._accept(peer, request.submission_id, request.jdl, template, wire.sandbox_files(request))
@@ -117,6 +132,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         core = self._core
         if not 0 < len(request.submission_id) <= 128:
             raise InvalidRequest("SUBMISSION_ID_MISSING", "give a random submission id of at most 128 characters")
+        self._rate.take(peer.subject, core.now_s)
         core.credential(peer.subject)  # refuses who has delegated nothing
         shown = request.job_id[:120]
         rest = await core.store.read(lambda connection: rows.rest_of(connection, peer.subject, request.job_id))
@@ -145,7 +161,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         template = replace(template, descriptions=tuple(replace(item, vo=vo) for item in template.descriptions))
         used = self._check_sandbox(template, files)
         await self._check_held(peer.subject, used)
-        self._check_limits(peer.subject, len(template))
+        await self._check_limits(peer.subject, vo, len(template))
         job_ids = tuple(self._prefix + unique_id() for _ in range(len(template)))
         parent = job_ids[0] if template.type is JobType.NORMAL else self._prefix + unique_id()
         done = await core.submit(
@@ -233,7 +249,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                     name=file.name,
                 )
 
-    def _check_limits(self, owner: str, count: int) -> None:
+    async def _check_limits(self, owner: str, vo: str, count: int) -> None:
         options = self._core.options
         owners = self._core.board.owners
         mine, everyone = owners.get(owner, 0), sum(owners.values())
@@ -249,6 +265,15 @@ class BrokerServicer(pb_grpc.BrokerServicer):
                 f"this broker holds {everyone} unfinished jobs and takes {options.max_jobs}; try again later",
                 retry_after_s=30,
             )
+        if everyone + count > options.max_jobs_per_vo:  # else no VO can have so many
+            theirs = await self._core.store.read(lambda connection: rows.count_of_vo(connection, vo))
+            if theirs + count > options.max_jobs_per_vo:
+                raise Exhausted(
+                    "JOB_LIMIT_VO",
+                    f"the VO {vo} has {theirs} unfinished jobs here, at most {options.max_jobs_per_vo}; wait for some "
+                    "to end",
+                    retry_after_s=30,
+                )
 
     async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:
         owner = current_peer().subject

@@ -45,6 +45,7 @@ submissions = sa.Table(
     sa.Column("open", sa.Integer, nullable=False),
     sa.UniqueConstraint("owner", "submission_id"),
     sa.Index("submissions_job", "job_id"),
+    sa.Index("submissions_open", "vo", "open", sqlite_where=sa.text("open > 0")),
 )
 descriptions = sa.Table(
     "descriptions",
@@ -143,7 +144,11 @@ def _with_dags(connection: sa.Connection) -> None:
     dependencies.create(connection)
 
 
-MIGRATIONS = (_with_dags,)
+def _with_open_by_vo(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("CREATE INDEX submissions_open ON submissions (vo, open) WHERE open > 0")
+
+
+MIGRATIONS = (_with_dags, _with_open_by_vo)
 
 _CHUNK = 500
 
@@ -830,6 +835,18 @@ def owners_unfinished(connection: sa.Connection) -> dict[str, int]:
     """Owners with unfinished jobs, and how many."""
     rows = connection.exec_driver_sql("SELECT owner, count(*) FROM jobs WHERE state < 5 GROUP BY owner")
     return {str(owner): int(count) for owner, count in rows}
+
+
+def count_of_vo(connection: sa.Connection, vo: str) -> int:
+    """Unfinished jobs of a VO."""
+    row = connection.exec_driver_sql("SELECT sum(open) FROM submissions WHERE open > 0 AND vo = ?", (vo,)).scalar_one()
+    return int(row or 0)
+
+
+def kept_bytes(connection: sa.Connection, owner: str) -> int:
+    """What the sandbox files kept of an owner have together."""
+    row = connection.exec_driver_sql("SELECT sum(size_bytes) FROM files WHERE owner = ?", (owner,)).scalar_one()
+    return int(row or 0)
 
 
 def unfinished_of(connection: sa.Connection, owner: str, limit: int) -> list[JobRow]:

@@ -95,8 +95,7 @@ class PlayedGatekeeper(Agent, gk_grpc.GatekeeperServicer):
     def __init__(self, context: Any, ce: PlayedCe) -> None:
         super().__init__(context)
         self.ce = ce
-        names = ("MissingSandbox", "PutSandbox", "Submit", "Cancel", "Watch", "Status", "GetOutput", "Purge")
-        rules = dict.fromkeys(names, full_user)
+        rules = dict.fromkeys(gk.DESCRIPTOR.services_by_name["Gatekeeper"].methods_by_name, full_user)
         self.services = [RpcService(self, gk_grpc.add_GatekeeperServicer_to_server, rules)]
         context.delegations  # noqa: B018
 
@@ -576,3 +575,19 @@ async def test_a_job_that_nobody_takes_is_given_up_when_it_expires(workload: Wor
     job_id = (await broker.submit(TRUE + f"ExpiryTime = {int(time.time()) + 2};")).job_id
     (job,) = await workload.ended([job_id])
     assert (state_name(job.state), job.reason) == ("ABORTED", "JOB_EXPIRED")
+
+
+async def test_limits_of_users_and_vos_are_said_and_others_go_on(workload: Workload, tmp_path: Path) -> None:
+    await workload.start(max_jobs_per_owner=3, max_jobs_per_vo=4, submissions_per_s=0.5, max_kept_sandbox_bytes=10)
+    alice, bob = await workload.broker(), await workload.broker("bob")
+    await alice.submit(TRUE + "Parameters = 3;")
+    error = await refusal(alice.submit(TRUE), Exhausted)
+    assert (error.reason, error.retry_after_s) == ("JOB_LIMIT_OWNER", 30)
+    await bob.submit(TRUE)
+    assert (await refusal(bob.submit(TRUE), Exhausted)).reason == "JOB_LIMIT_VO"
+    (tmp_path / "a").write_bytes(b"x" * 11)
+    assert (await refusal(alice.submit(TRUE + 'InputSandbox = "a";', tmp_path), Exhausted)).reason == (
+        "SANDBOX_LIMIT_OWNER"
+    )
+    reasons = {(await refusal(alice.submit(TRUE), Exhausted)).reason for _ in range(5)}
+    assert "SUBMISSION_RATE" in reasons

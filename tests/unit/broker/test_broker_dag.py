@@ -185,6 +185,7 @@ def test_the_rest_of_a_parametric_job_has_its_parameters(dag):
 
 def test_a_store_of_the_version_before_gets_its_tables(tmp_path):
     old = Store(tmp_path / "broker.db", rows.metadata)
+    old.write_sync(lambda c: c.exec_driver_sql("DROP INDEX submissions_open"))
     old.write_sync(lambda c: (rows.dependencies.drop(c), rows.nodes.drop(c)))
     old.close_sync()
     made = Dag(tmp_path / "broker.db")
