@@ -20,6 +20,7 @@ from agents.worker.config import WorkerOptions
 from agents.worker.slurm import SlurmClient
 from fabric.logs import null_logger
 
+pytestmark = pytest.mark.timeout(180)
 REAL = 'real() { PATH=/usr/bin:/bin sbatch "$@"; }\n'
 
 
@@ -64,7 +65,7 @@ class Desk:
             "uid": -1, "gid": -1, "wall_s": 600, "grace_s": 0.2, **more,
         }  # fmt: skip
 
-    async def told(self, event: str, count: int = 1, seconds: float = 40) -> list[Any]:
+    async def told(self, event: str, count: int = 1, seconds: float = 90) -> list[Any]:
         """The jobs or keys of messages of this kind, when there are so many."""
         await until(lambda: len(self._all(event)) >= count, seconds)
         found = self._all(event)
@@ -79,7 +80,7 @@ class Desk:
         return sorted(int(line) for line in self.log.read_text().split())
 
 
-async def until(condition: Callable[[], Any], seconds: float = 40) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 90) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
