@@ -449,7 +449,7 @@ class GatekeeperMachine:
             Update(
                 self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code,
                 job.reason,
-                job.sentence, job.usage, job.started, job.account,
+                job.sentence, job.usage, job.started, job.account, job.fqan,
             )
         )  # fmt: skip
 

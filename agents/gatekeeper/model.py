@@ -93,6 +93,8 @@ class Job:
     """Its limit. 0: not known."""
     held: bool = False
     """Its owner, or the site, wants it to wait until it is released."""
+    fqan: str = ""
+    """The primary one of its owner's attributes at submission, for accounting."""
 
     @property
     def ended(self) -> bool:
@@ -327,6 +329,7 @@ class Update:
     usage: Usage = NO_USAGE
     started: bool = False
     account: str = ""
+    fqan: str = ""
 
 
 Command = RunOnWorker | KillOnWorker | AcknowledgeWorker

@@ -265,7 +265,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 Submitted(
                     Job(
                         job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us,
-                        priority=priority, wall_s=wall_s,
+                        priority=priority, wall_s=wall_s, fqan=next(iter(peer.fqans), ""),
                     )
                 )
             )  # fmt: skip

@@ -53,6 +53,7 @@ jobs = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("limit_wall_s", sa.Integer, nullable=False, server_default="0"),
     sa.Column("held", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("fqan", sa.Text, nullable=False, server_default=""),
     sa.Index("jobs_owner_sequence", "owner", "sequence"),
     sa.Index("jobs_state", "state", "ended_at_us"),
 )
@@ -106,7 +107,7 @@ tags = sa.Table(
 counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Integer))
 
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
-_FIXED = {"job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s"}
+_FIXED = {"job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s", "fqan"}
 _CHANGING = [name for name in _JOB_COLUMNS if name not in _FIXED]
 _SELECT = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
 _INSERT = (
@@ -132,6 +133,7 @@ def _values(job: Job) -> dict[str, Any]:
         "sequence": job.sequence, "blocked_worker": hold.worker if hold else "",
         "blocked_attempt": hold.attempt if hold else 0, "blocked_run": hold.run if hold else 0,
         "priority": job.priority, "limit_wall_s": job.wall_s, "held": int(job.held),
+        "fqan": job.fqan,
     }  # fmt: skip
 
 
@@ -140,7 +142,7 @@ def _job(row: Any) -> Job:
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, state, run, worker, cancel_reason, returns,
         started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
-        sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held,
+        sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held, fqan,
     ) = row  # fmt: skip
     return Job(
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
@@ -148,7 +150,7 @@ def _job(row: Any) -> Job:
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
         Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None, priority, limit_wall_s,
-        bool(held),
+        bool(held), fqan,
     )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def update_of(job: Job) -> Update:
     return Update(
         job.sequence, job.job_id, job.attempt, job.owner, job.vo, job.state, job.changed_at_us, job.worker,
         job.exit_code,
-        job.reason, job.sentence, job.usage, job.started,
+        job.reason, job.sentence, job.usage, job.started, job.account, job.fqan,
     )  # fmt: skip
 
 
@@ -184,9 +186,10 @@ def update_jobs(connection: sa.Connection, changed: Iterable[Job]) -> None:
 
 
 def add_queue_columns(connection: sa.Connection) -> None:
-    """Migration 1 to 2: priorities, wall time limits and holds."""
+    """Migration 1 to 2: priorities, wall time limits, holds, and the primary FQAN."""
     for name in ("priority", "limit_wall_s", "held"):
         connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN fqan TEXT NOT NULL DEFAULT ''")
 
 
 MIGRATIONS = (add_queue_columns,)

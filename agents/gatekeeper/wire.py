@@ -254,6 +254,7 @@ def events_to_wire(
             fields |= {
                 "site": site,
                 "account": update.account,
+                **({"fqan": update.fqan} if update.fqan else {}),
                 "wall_s": f"{usage.wall_s:.3f}",
                 "cpu_s": f"{usage.user_s + usage.system_s:.3f}",
                 "user_s": f"{usage.user_s:.3f}",

@@ -114,6 +114,10 @@ def test_voms_proxy_init_gets_a_role_that_every_service_knows(lab: Lab) -> None:
         log = next((lab.state / "sites" / "LAB").glob(f"{service}*/audit.jsonl")).read_text()
         sessions = [line for line in map(json.loads, log.splitlines()) if line["event"] == "session.opened"]
         assert [role, "/cms"] in [line.get("fqans") for line in sessions], service
+    used = {row["fqan"]: row for row in theirs.json("accounting", "report", "--by", "fqan,account")}
+    assert used[role]["succeeded"] == 1 and used[role]["account"]
+    agreed = lab.json("accounting", "check")
+    assert agreed["runs"] == agreed["done_jobs"] >= 1 and not agreed["missing"] + agreed["doubled"]
 
 
 def test_a_limited_proxy_of_grid_proxy_init_is_refused_by_name(lab: Lab) -> None:
