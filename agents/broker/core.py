@@ -258,7 +258,8 @@ class BrokerCore:
     async def _match_loop(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._match_wanted.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._match_wanted.wait()
             except TimeoutError:
                 if not self.board.waiting:
                     continue
@@ -438,7 +439,8 @@ class BrokerCore:
     async def _proxy_loop(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._proxies_wanted.wait(), self.options.proxy_poll_s)
+                async with asyncio.timeout(self.options.proxy_poll_s):
+                    await self._proxies_wanted.wait()
             except TimeoutError:
                 pass
             self._proxies_wanted.clear()

@@ -120,7 +120,8 @@ class Link:
                 elif self.has_jobs:
                     pause_s = max(0.5, min(IDLE_S, self._reconcile_at - core.now_s))
                 try:
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
                 except TimeoutError:
                     if self.has_jobs or await self._owes_anything():
                         continue

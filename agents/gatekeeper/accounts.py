@@ -123,7 +123,8 @@ class Accounts:
         linger_s = self._options.lease_linger_s
         while True:
             try:
-                await asyncio.wait_for(self._soon.wait(), max(0.1, linger_s / 2) if self._idle_since else 30)
+                async with asyncio.timeout(max(0.1, linger_s / 2) if self._idle_since else 30):
+                    await self._soon.wait()
             except TimeoutError:
                 pass
             self._soon.clear()

@@ -108,7 +108,8 @@ class WorkerPool:
     async def serve(self, name: str, reports: AsyncIterator[pb.WorkerReport]) -> AsyncIterator[pb.WorkerOrder]:
         """The Work stream of the worker with this certificate."""
         try:
-            hello = await asyncio.wait_for(anext(reports), 4 * self._heartbeat_s + 5)
+            async with asyncio.timeout(4 * self._heartbeat_s + 5):
+                hello = await anext(reports)
         except (TimeoutError, StopAsyncIteration):
             raise InvalidRequest("HELLO_EXPECTED", f"{name} opened a stream and said nothing") from None
         if not hello.HasField("hello") or len(hello.hello.held) > MAX_HELD or not 0 <= hello.hello.slots <= 100_000:
@@ -149,7 +150,8 @@ class WorkerPool:
         drain_sent = False
         while not link.closed:
             try:
-                await asyncio.wait_for(link.wake.wait(), self._heartbeat_s / 2)
+                async with asyncio.timeout(self._heartbeat_s / 2):
+                    await link.wake.wait()
             except TimeoutError:
                 yield pb.WorkerOrder()  # heartbeat
                 continue
@@ -194,7 +196,8 @@ class WorkerPool:
     async def _read(self, link: _Link, reports: AsyncIterator[pb.WorkerReport]) -> None:
         try:
             while not link.closed:
-                report = await asyncio.wait_for(anext(reports), 4 * self._heartbeat_s)
+                async with asyncio.timeout(4 * self._heartbeat_s):
+                    report = await anext(reports)
                 await self._take(link, report)
         except StopAsyncIteration:
             link.closed = "the worker ended its stream"

@@ -46,7 +46,8 @@ class Subscription:
         if not self._pending:
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
             except TimeoutError:
                 return Change()
         values, self._pending = list(self._pending.values()), {}

@@ -140,7 +140,8 @@ class Link:
             self._refused.clear()
             await stream.write(pb.WorkerReport(hello=self._hello()))
             try:
-                welcome = await asyncio.wait_for(stream.read(), WELCOME_TIMEOUT_S)
+                async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                    welcome = await stream.read()
             except TimeoutError:
                 welcome = None
             if not isinstance(welcome, pb.WorkerOrder) or not welcome.HasField("welcome"):
@@ -166,7 +167,8 @@ class Link:
     async def _read(self, stream: Any, heartbeat_s: float) -> None:
         while True:
             try:
-                order = await asyncio.wait_for(stream.read(), 4 * heartbeat_s)
+                async with asyncio.timeout(4 * heartbeat_s):
+                    order = await stream.read()
             except TimeoutError:
                 raise Unavailable(
                     "GATEKEEPER_SILENT", f"{self._endpoint.name} was silent for {4 * heartbeat_s:g} s; connecting again"
@@ -184,7 +186,8 @@ class Link:
     async def _write(self, stream: Any, heartbeat_s: float) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._wake.wait(), heartbeat_s / 2)
+                async with asyncio.timeout(heartbeat_s / 2):
+                    await self._wake.wait()
                 await asyncio.sleep(GATHER_S)
             except TimeoutError:
                 self._told = None  # say something

@@ -49,7 +49,8 @@ class OwnerProxies:
         if len(waiting) == 1:
             self._request(owner)
         try:
-            return await asyncio.wait_for(future, WAIT_S)
+            async with asyncio.timeout(WAIT_S):
+                return await future
         except TimeoutError:
             still = self._credentials.get(owner)
             if still is not None and still.not_after > self._clock.now():

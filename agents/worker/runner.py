@@ -260,7 +260,8 @@ class Runner:
                 await asyncio.sleep(0.02)
             self.batch.shutdown()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.batch.lost.wait(), 5)
+                async with asyncio.timeout(5):
+                    await self.batch.lost.wait()
             # What was killed here has no output to keep; its exit record stays for the report of the next start.
             stopped = [job.key for job in self.machine.jobs.values() if job.kill_reason == "WORKER_STOPPED"]
             await asyncio.to_thread(self._remove_scratch, stopped)

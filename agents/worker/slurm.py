@@ -193,7 +193,8 @@ class SlurmClient:
             if not self._wake.is_set():
                 idle_s = self._options.batch_poll_s if self._known or self._refusal else None
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), idle_s)
+                    async with asyncio.timeout(idle_s):
+                        await self._wake.wait()
             self._wake.clear()
             try:
                 await self._turn()

@@ -14,7 +14,7 @@ import pytest
 from gridfabric.information.v1 import information_pb2, information_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
 from support.grid import LabGrid
-from support.toy_agent import ToyAgent
+from support.toy_agent import ToyAgent, methods
 
 from fabric.agent import AgentContext
 from fabric.errors import GridError, Refused
@@ -65,13 +65,16 @@ class GrumpyAgent(ToyAgent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         grumpy = Grumpy()
-        names = ("PrepareToPut", "Put", "Get", "Stat", "Remove", "List", "CopyFrom", "Space")
         self.services = [
-            RpcService(grumpy, storage_pb2_grpc.add_StorageServicer_to_server, dict.fromkeys(names, rules.user)),
+            RpcService(
+                grumpy,
+                storage_pb2_grpc.add_StorageServicer_to_server,
+                dict.fromkeys(methods(storage_pb2, "Storage"), rules.user),
+            ),
             RpcService(
                 grumpy,
                 information_pb2_grpc.add_InformationServicer_to_server,
-                {"Publish": rules.user, "Subscribe": rules.user},
+                dict.fromkeys(methods(information_pb2, "Information"), rules.user),
             ),
         ]
 

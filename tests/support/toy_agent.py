@@ -76,8 +76,13 @@ class ToyStorage(storage_pb2_grpc.StorageServicer):
         return storage_pb2.SpaceResponse()
 
 
+def methods(module: Any, service: str) -> list[str]:
+    """The names of a service's methods."""
+    return [method.name for method in module.DESCRIPTOR.services_by_name[service].methods]
+
+
 class ToyInformation(information_pb2_grpc.InformationServicer):
-    """Publish echoes; Subscribe is not implemented."""
+    """Publish echoes; the rest is not implemented."""
 
     async def Publish(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async for request in request_iterator:
@@ -106,7 +111,7 @@ class ToyAgent(Agent):
             RpcService(
                 ToyInformation(),
                 information_pb2_grpc.add_InformationServicer_to_server,
-                {"Publish": rules.user, "Subscribe": rules.user},
+                dict.fromkeys(methods(information_pb2, "Information"), rules.user),
             ),
         ]
         _ = context.delegations
