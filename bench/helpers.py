@@ -28,8 +28,9 @@ import grpc.aio
 from gridfabric.security.v1 import security_pb2, security_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
 
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState, running
+from fabric.agent import Agent, AgentHealth, AgentState, running
 from fabric.clock import SystemClock
+from fabric.context import AgentContext
 from fabric.ldap import protocol as ldap
 from fabric.ldap.ber import frame_length
 from fabric.ldap.filter_text import parse_filter

@@ -13,8 +13,8 @@ from typing import Any
 from gridfabric.authority.v1 import bans_pb2 as pb
 from gridfabric.authority.v1 import bans_pb2_grpc as pb_grpc
 
-from fabric.agent import AgentContext
 from fabric.bulletin import Follower
+from fabric.context import AgentContext
 from fabric.errors import DataCorrupted, Unavailable
 from security.bans import BanList
 from security.errors import SecurityError, os_error_text

@@ -1,22 +1,22 @@
 """What the grid's authority tells every agent: the whole of it at once, again after each change, and now and then.
 
-`Bulletin` is the side that tells, `Follower` the side that listens; a `Bell` wakes who waits for news.
+`Bulletin` is the side that tells, `Follower` the side that listens.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from fabric.bell import Bell
 from fabric.errors import GridError, Unauthenticated, Unavailable
 from security.certificates import issuer_of, subject_of
 
 if TYPE_CHECKING:
-    from fabric.agent import AgentContext
+    from fabric.context import AgentContext
     from fabric.rpc.channel import SecureChannel
 
 KEEP_ALIVE_S = 20.0
@@ -30,29 +30,6 @@ MAX_PAUSE_S = 5.0
 
 Message = TypeVar("Message")
 Value = TypeVar("Value")
-
-
-class Bell:
-    """Wakes everybody who waits, and who was about to: `heard = bell.rung`, look, `await bell.wait(limit_s, heard)`."""
-
-    def __init__(self) -> None:
-        self.rung = 0
-        """How often it was rung."""
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake them."""
-        self.rung += 1
-        event, self._event = self._event, asyncio.Event()
-        event.set()
-
-    async def wait(self, limit_s: float, heard: int) -> None:
-        """Until it was rung more than `heard` times, at most `limit_s`."""
-        if self.rung != heard:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await self._event.wait()
 
 
 class Bulletin(Generic[Message]):

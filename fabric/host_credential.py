@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gridfabric.authority.v1 import trust_pb2 as pb
 from gridfabric.authority.v1 import trust_pb2_grpc as pb_grpc
 
-from fabric.agent import AgentContext
-from fabric.bulletin import Bell
+from fabric.bell import Bell
+from fabric.context import AgentContext
 from fabric.errors import GridError, InvalidRequest, Unavailable, from_security
 from security.certificates import issuer_among, load_chain
 from security.credentials import Credential, generate_key

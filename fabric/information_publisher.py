@@ -19,7 +19,7 @@ from fabric.ldap import Entry
 from fabric.settings import Endpoint
 
 if TYPE_CHECKING:
-    from fabric.agent import AgentContext
+    from fabric.context import AgentContext
 
 POLL_S = 2.0
 """How often the entries are made anew when nobody pokes; unchanged ones cost nothing on the wire."""

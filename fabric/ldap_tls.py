@@ -19,7 +19,7 @@ from security.errors import SecurityError
 from security.validation import validate_client_chain
 
 if TYPE_CHECKING:
-    from fabric.agent import AgentContext
+    from fabric.context import AgentContext
 
 
 class _HostTls:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from fabric.agent import AgentContext, map_path
+from fabric.context import AgentContext, map_path
 from fabric.ldap.client import LdapClient, LdapError
 from fabric.ldap.filters import Equality
 from fabric.ldap.tree import Scope

@@ -13,8 +13,8 @@ import asyncio
 from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 
-from fabric.agent import AgentContext
 from fabric.clock import Clock, from_us
+from fabric.context import AgentContext
 from fabric.glue2_tree import GlueDirectory
 from fabric.glue13 import INDEXED_ATTRIBUTES
 from fabric.glue_schema import GLUE_SCHEMA

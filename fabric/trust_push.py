@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives import hashes
 from gridfabric.authority.v1 import trust_pb2 as pb
 from gridfabric.authority.v1 import trust_pb2_grpc as pb_grpc
 
-from fabric.agent import AgentContext
 from fabric.bulletin import Follower
+from fabric.context import AgentContext
 from fabric.errors import DataCorrupted, Unavailable, from_security
 from fabric.host_credential import HostCredential
 from fabric.trust_updater import FETCH_TIMEOUT_S, Source, TrustUpdater

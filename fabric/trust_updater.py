@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fabric import unfetched
-from fabric.agent import AgentContext
+from fabric.context import AgentContext
 from fabric.errors import GridError
 from fabric.http import http_get
 from security.errors import Reason, SecurityError, os_error_text

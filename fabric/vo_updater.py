@@ -14,8 +14,8 @@ from gridfabric.authority.v1 import vos_pb2 as pb
 from gridfabric.authority.v1 import vos_pb2_grpc as pb_grpc
 
 from fabric import voms_files
-from fabric.agent import AgentContext
 from fabric.bulletin import Follower
+from fabric.context import AgentContext
 from fabric.errors import DataCorrupted, Unavailable
 from security.certificates import issuer_of
 from security.errors import SecurityError, os_error_text

@@ -20,8 +20,9 @@ from agents.authority.trust import TrustServicer, trust_set
 from agents.authority.vos import RULES as VO_RULES
 from agents.authority.vos import VosServicer
 from fabric import trust_push
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import to_us
+from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
 from fabric.http import Content
 from fabric.rpc.server import RpcService

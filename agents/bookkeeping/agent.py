@@ -8,7 +8,8 @@ from agents.bookkeeping import tables
 from agents.bookkeeping.archive import Archive
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.servicer import RULES, BookkeepingServicer
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options

@@ -17,7 +17,8 @@ from agents.broker.core import BrokerCore
 from agents.broker.sandbox import SandboxStore
 from agents.broker.servicer import RULES, BrokerServicer
 from agents.broker.store import LogLine
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
 from fabric.information import Subscriber
 from fabric.information_publisher import connector

@@ -38,7 +38,7 @@ from fabric.store import Store
 from security.errors import Reason, SecurityError
 
 if TYPE_CHECKING:
-    from fabric.agent import AgentContext
+    from fabric.context import AgentContext
     from security.credentials import Credential
 
 T = TypeVar("T")

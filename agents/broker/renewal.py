@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from agents.broker.store import LogSink
-    from fabric.agent import AgentContext
+    from fabric.context import AgentContext
     from fabric.store import Store
     from security.credentials import Credential
 

@@ -11,8 +11,9 @@ from agents.catalog.config import parse_config
 from agents.catalog.servicer import RULES, CatalogueServicer
 from agents.catalog.store import CatalogStore, metadata
 from fabric import glue13, glue_model
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import utc_text
+from fabric.context import AgentContext
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap import Entry
 from fabric.rpc.server import RpcService

@@ -32,8 +32,9 @@ from agents.gatekeeper.servicer import (
 )
 from agents.gatekeeper.workers import WorkerPool
 from fabric import access, glue_model
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import to_us, utc_text
+from fabric.context import AgentContext
 from fabric.errors import GridError, from_security
 from fabric.outbox import Outbox
 from fabric.rpc.server import RpcService

@@ -16,8 +16,9 @@ from agents.information.model import ProducerState
 from agents.information.queries import HistoryQueries
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import utc_text
+from fabric.context import AgentContext
 from fabric.glue2_tree import GlueDirectory
 from fabric.glue13 import service_entries, site_entries
 from fabric.glue_model import Service, Site

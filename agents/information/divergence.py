@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from agents.information.service import InformationService
-from fabric.agent import AgentContext
+from fabric.context import AgentContext
 from fabric.information import Subscriber
 from fabric.information_publisher import connector
 from fabric.information_tree import LOCAL

@@ -19,8 +19,8 @@ from sqlalchemy import Column, Float, Integer, MetaData, Text
 
 from agents.information.model import Change
 from agents.information.service import InformationService
-from fabric.agent import AgentContext
 from fabric.clock import utc_text
+from fabric.context import AgentContext
 from fabric.errors import GridError
 from fabric.glue13 import site_of
 from fabric.ldap import Dn, Entry, Scope, parse_dn

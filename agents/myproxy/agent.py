@@ -9,7 +9,8 @@ from agents.myproxy.config import parse_config
 from agents.myproxy.door import MyProxyDoor
 from agents.myproxy.keeper import Keeper
 from agents.myproxy.vault import Vault, load_key
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.glue13 import service_entries
 from fabric.glue_model import Service
 from fabric.tls_door import TlsDoor

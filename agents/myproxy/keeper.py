@@ -23,8 +23,8 @@ from agents.myproxy.model import Stored
 from agents.myproxy.policy import Client, fits, permits
 from agents.myproxy.protocol import Listed, Proof, Request
 from agents.myproxy.vault import Vault, WrongPassphrase
-from fabric.agent import AgentContext
 from fabric.clock import to_us, utc_text
+from fabric.context import AgentContext
 from fabric.errors import (
     Conflict,
     Exhausted,

@@ -17,8 +17,9 @@ from agents.storage.space import SpaceReport
 from agents.storage.store import FileStore, metadata
 from agents.storage.third_party import ThirdParty
 from fabric import glue13, glue_model
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import utc_text
+from fabric.context import AgentContext
 from fabric.errors import GridError
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap import Entry

@@ -10,7 +10,8 @@ from gridfabric.vo.v1 import vo_pb2_grpc
 from agents.vo.config import parse_config
 from agents.vo.hosted import HostedVo
 from agents.vo.servicer import RULES, VoServicer
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.errors import GridError, Unavailable
 from fabric.glue13 import agent_entries
 from fabric.information_publisher import InformationPublisher

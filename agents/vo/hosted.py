@@ -12,7 +12,7 @@ from agents.vo.directory import MemberDirectory
 from agents.vo.door import VomsDoor
 from agents.vo.issuing import Issued, Issuer, Wanted
 from agents.vo.organisation import Organisation
-from fabric.agent import AgentContext
+from fabric.context import AgentContext
 from fabric.errors import Unavailable, from_security
 from fabric.ldap.tree import EntryTree
 from fabric.tls_door import TlsDoor

@@ -9,7 +9,8 @@ from agents.worker import scratch
 from agents.worker import store as rows
 from agents.worker.config import WorkerOptions
 from agents.worker.runner import Runner
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.errors import InvalidRequest
 from fabric.settings import Endpoint, parse_options
 

@@ -16,7 +16,7 @@ from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
 from support.grid import LabGrid
 from support.toy_agent import ToyAgent, methods
 
-from fabric.agent import AgentContext
+from fabric.context import AgentContext
 from fabric.errors import GridError, Refused
 from fabric.rpc import rules
 from fabric.rpc.channel import SecureChannel

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from gridfabric.information.v1 import information_pb2, information_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
 
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.errors import Conflict, Exhausted
 from fabric.rpc import rules
 from fabric.rpc.peer import Peer, current_peer

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from fabric.bulletin import Bell, Bulletin
+from fabric.bell import Bell
+from fabric.bulletin import Bulletin
 from fabric.errors import Unavailable
 
 PROMPT_S = 5.0

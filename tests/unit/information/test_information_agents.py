@@ -14,7 +14,8 @@ from support.grid import LabGrid
 
 from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
-from fabric.agent import Agent, AgentContext, AgentHealth, AgentState
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
 from fabric.errors import GridError, Unavailable
 from fabric.glue13 import ce_entries, cluster_entries, se_entries, site_entries
 from fabric.glue_model import ComputingElement, Site, StorageArea, StorageElement, SubCluster
