@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fabric.bell import Bell
-from fabric.errors import GridError, Unauthenticated, Unavailable
+from fabric.errors import Defect, GridError, Unauthenticated, Unavailable
 from security.certificates import issuer_of, subject_of
 
 if TYPE_CHECKING:
@@ -146,9 +146,8 @@ class Follower(Generic[Message, Value]):
             try:
                 async with board.listening:
                     await self._follow()
-            except GridError as error:
-                self._context.log.debug(f"{self._what}.not_followed", sentence=error.sentence)
-                board.failure = error
+            except Exception as error:  # whatever it is, nobody would follow any more
+                board.failure = self._told_of(error)
                 board.news.ring()
                 pause_s = min(2 * pause_s, MAX_PAUSE_S) if board.silent_s > SILENCE_S / 2 else FIRST_PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
@@ -206,5 +205,14 @@ class Follower(Generic[Message, Value]):
                 raise issue
             await self._take(cast("Value", issue))
             self._context.solved(self._what)
-        except GridError as error:
-            self._context.problem(self._what, error.sentence)
+        except Exception as error:
+            self._context.problem(self._what, self._told_of(error).sentence)
+
+    def _told_of(self, error: Exception) -> GridError:
+        if isinstance(error, GridError):
+            self._context.log.debug(f"{self._what}.not_followed", sentence=error.sentence)
+            return error
+        self._context.log.exception(f"{self._what}.defect", error)
+        return Defect(
+            "BULLETIN_DEFECT", f"following {self._what} failed ({type(error).__name__}: {error}); see the log"
+        )

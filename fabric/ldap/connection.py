@@ -452,9 +452,10 @@ class Connection(asyncio.Protocol):
 
     async def _start_tls(self, message_id: int, context: ssl.SSLContext) -> None:
         assert self._transport is not None
+        below = self._transport
         try:
             transport = await self._loop.start_tls(
-                self._transport, self, context, server_side=True, ssl_handshake_timeout=self._limits.handshake_s
+                below, self, context, server_side=True, ssl_handshake_timeout=self._limits.handshake_s
             )
         except (OSError, ssl.SSLError) as error:
             self._server.event("ldap.tls_failed", peer=self.peer, reason=str(error))
@@ -466,6 +467,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
         self.encrypted = True
+        below.resume_reading()  # a request that came with the end of the handshake has paused it
         self._reading_paused = False
         self._release(message_id)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,13 +39,19 @@ ORGANISATION = "/C=XX/O=TestGrid"
 VO = "cms"
 
 
+PORTS = iter(
+    random.sample(range(10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4, 32_000, 4), k=5_500)
+)
+"""Below the range from which the system takes ports of outgoing connections; those of one test process, each once."""
+
+
 def free_port() -> int:
-    """A port that was free a moment ago, below the range from which the system takes ports of outgoing connections."""
-    while True:
-        port = random.randrange(10_000, 32_000)
+    """A port that was free a moment ago, and that no test beside this one will take."""
+    for port in PORTS:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError("this test process has used all its ports")
 
 
 class LabGrid:
