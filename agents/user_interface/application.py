@@ -92,6 +92,8 @@ def _give_output_up() -> None:
 
 
 def _report(error: Exception) -> int:
+    while isinstance(error, ExceptionGroup):  # of work done side by side: what failed first stopped the rest
+        error = error.exceptions[0]
     usage = getattr(error, "format_message", None)
     if isinstance(error, UnicodeEncodeError):  # bytes of the command line arrive as lone surrogates
         error = UsageProblem("an argument, a variable or a file name is not UTF-8 text; write or rename it in UTF-8")
