@@ -43,10 +43,13 @@ TURN_S = 0.5
 """After this long a thread comes back in any case: who cancels a transfer waits no longer."""
 _RECORD_BYTES = 16 * 1024
 _WAKE_BYTES = 256 * 1024
+_SENT_BYTES = 1024 * 1024
+"""Handed to OpenSSL at once: it says how much is gone only when all is."""
 _ENABLE_PARTIAL_WRITE = 1
 """OpenSSL's SSL_MODE of that name, which pyOpenSSL sets and does not name."""
 ACCEPT_AGAIN_S = 1.0
 """Where there are no descriptors for a connection, the next is taken after this time."""
+_ENDED = -1
 _UNREAD_PIECES = 16
 _BACKLOG = 128
 
@@ -60,11 +63,17 @@ class _Connection(SSL.Connection):
     processor time of a transfer."""
 
     def fill(self, buffer: memoryview) -> int:
-        """One record, or what is left of it, at the beginning of the buffer. Raises SSL.Error."""
-        received = _openssl.lib.SSL_read(self._ssl, _openssl.ffi.from_buffer(buffer), len(buffer))
-        if received <= 0:
-            self._raise_ssl_error(self._ssl, received)
-        return int(received)
+        """What is there, record by record, as far as the buffer reaches; at least a byte. Raises SSL.Error."""
+        ssl, read = self._ssl, _openssl.lib.SSL_read
+        start, size_bytes, done = _openssl.ffi.from_buffer(buffer), len(buffer), 0
+        while done < size_bytes:
+            received = read(ssl, start + done, size_bytes - done)
+            if received <= 0:
+                if not done:
+                    self._raise_ssl_error(ssl, received)
+                break  # the next call says why
+            done += received
+        return int(done)
 
 
 _openssl: Any = Binding()
@@ -114,17 +123,18 @@ class TlsStream:
             sent = await self._patiently(lambda piece=piece: self._connection.send(piece), "the connection broke")
             view = view[sent:]
 
-    async def receive_into(self, buffer: memoryview, threads: Executor | None) -> int:
-        """Fill the buffer, with the help of a thread (None: one of the event loop's); returns how much came, less only
-        at the end of the stream. A wait for the peer has no end of its own. Raises TlsClosed."""
+    async def receive_into(self, buffer: memoryview, at_least: int, threads: Executor | None) -> int:
+        """Fill the buffer, with the help of a thread (None: one of the event loop's). Returns how much came: less than
+        the buffer holds where the peer keeps us waiting, less than `at_least` only at the end of the stream. A wait for
+        the peer has no end of its own. Raises TlsClosed."""
         try:
-            return await self._in_turns(buffer, threads, self._receive_turn, lambda received: not received)
+            return await self._in_turns(buffer, at_least, threads, self._receive_turn)
         finally:
             self._wake_for(0)
 
-    async def send(self, data: memoryview, threads: Executor | None) -> None:
-        """All of it, with the help of a thread. Raises TlsClosed."""
-        await self._in_turns(data, threads, self._send_turn, lambda sent: False)
+    async def send(self, data: memoryview, at_least: int, threads: Executor | None) -> int:
+        """With the help of a thread; returns how much the peer took, `at_least` or all. Raises TlsClosed."""
+        return await self._in_turns(data, min(at_least, len(data)), threads, self._send_turn)
 
     async def finish(self) -> None:
         """Say that there is no more: clients that read to the end need the close notice."""
@@ -177,14 +187,10 @@ class TlsStream:
                 loop.remove_writer(number)
 
     async def _in_turns(
-        self,
-        data: memoryview,
-        threads: Executor | None,
-        turn: Callable[[memoryview], tuple[int, int]],
-        ended: Callable[[int], bool],
+        self, data: memoryview, at_least: int, threads: Executor | None, turn: Callable[[memoryview], tuple[int, int]]
     ) -> int:
         done = 0
-        while done < len(data):
+        while done < at_least:
             self._busy = asyncio.get_running_loop().run_in_executor(threads, turn, data[done:])
             try:
                 moved, wanted = await asyncio.shield(self._busy)
@@ -192,10 +198,10 @@ class TlsStream:
                 await asyncio.wait([self._busy])  # the buffer is the thread's until then; TURN_S at most
                 raise
             done += moved
+            if done >= at_least or wanted == _ENDED:
+                break
             if wanted:
                 await self._ready(reading=wanted == select.POLLIN)
-            elif ended(moved):
-                break
         return done
 
     # -- in a thread -------------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ class TlsStream:
         return self._turn(len(buffer), step)
 
     def _send_turn(self, data: memoryview) -> tuple[int, int]:
-        return self._turn(len(data), lambda done: self._connection.send(data[done:]))
+        return self._turn(len(data), lambda done: self._connection.send(data[done : done + _SENT_BYTES]))
 
     def _wake_for(self, due_bytes: int) -> None:
         """Be woken for several records and not for each. Never for more than will come: of the record that has begun a
@@ -224,14 +230,16 @@ class TlsStream:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, at_least)
 
     def _turn(self, size_bytes: int, step: Callable[[int], int]) -> tuple[int, int]:
-        """(bytes moved, what to wait for: POLLIN, POLLOUT or 0)."""
+        """(bytes moved, what to wait for: POLLIN, POLLOUT, 0 for nothing, or _ENDED)."""
         done, wanted, until = 0, 0, time.monotonic() + TURN_S
         while done < size_bytes:
             try:
                 moved = step(done)
-                if not moved or time.monotonic() > until:
-                    return done + moved, 0
                 done += moved
+                if not moved:
+                    return done, _ENDED
+                if time.monotonic() > until:
+                    break
                 continue
             except SSL.WantReadError:
                 wanted = select.POLLIN

@@ -21,11 +21,11 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import https_client, wire
 from agents.storage.framing import Piece, get_call, put_data
-from agents.storage.http_stream import chunk
+from agents.storage.http_stream import chunk_head
 from agents.storage.memory import keep_buffers
 from agents.storage.model import LARGE_BYTES, PIECE_BYTES, Checksums, require_equal
 from agents.storage.overlap import AHEAD_PIECES, Overlap
-from agents.storage.pool import Hasher, PieceReader
+from agents.storage.pool import BatchReader, Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
 from fabric.tls_door import TlsClosed
@@ -212,7 +212,13 @@ async def _put_once(
     call = stub.Put()
     async with call:
         going = await call.send(pb.PutRequest(header=header))
-        async with aclosing(_local_messages(descriptor, name, size_bytes, hasher, put_data)) as messages:
+
+        def message(piece: memoryview) -> tuple[bytes, int]:
+            hasher.update(piece)
+            return put_data(piece), len(piece)
+
+        reader = PieceReader(descriptor, message)
+        async with aclosing(_read_ahead(reader.read, name, size_bytes)) as messages:
             async for message, piece_bytes in messages:
                 async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
                     going = going and await call.send(message)
@@ -239,11 +245,15 @@ async def _put_by_https(
         await https_client.ask(stream, "POST", path, host, headers)
         broken: TlsClosed | None = None
         try:
-            async with aclosing(_local_messages(descriptor, name, size_bytes, hasher, chunk)) as messages:
-                async for message, piece_bytes in messages:
-                    async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
-                        await stream.send(message)
-                    progress(piece_bytes)
+            await stream.write(chunk_head(size_bytes))
+            reader = BatchReader(descriptor, hasher.update)
+            async with aclosing(_read_ahead(reader.read, name, size_bytes)) as batches:
+                async for rest in batches:
+                    while rest:
+                        async with _deadline(STALL_S, f"the storage element took nothing of {name}"):
+                            sent = await stream.send(rest)
+                        progress(sent)
+                        rest = rest[sent:]
             await stream.write(https_client.end_of_put(hasher.checksums()))
         except TlsClosed as error:
             broken = error  # it may have refused, and said why
@@ -269,37 +279,28 @@ async def _deadline(limit_s: float, what: str) -> AsyncIterator[None]:
         ) from None
 
 
-async def _local_messages(
-    descriptor: int, name: str, size_bytes: int, hasher: Hasher, made: Callable[[memoryview], bytes]
-) -> AsyncIterator[tuple[bytes, int]]:
-    """The file as messages, each with the bytes of the file in it; read, hashed and made by a thread one batch ahead of
-    the sending."""
+async def _read_ahead(read: Callable[[int, int], list[T]], name: str, size_bytes: int) -> AsyncGenerator[T, None]:
+    """What `read` makes of the file, batch by batch; a thread is one batch ahead of what is sent."""
 
-    def message(piece: memoryview) -> tuple[bytes, int]:
-        hasher.update(piece)
-        return made(piece), len(piece)
-
-    reader = PieceReader(descriptor, message)
-
-    def batch(offset: int) -> list[tuple[bytes, int]]:
+    def batch(offset: int) -> list[T]:
         try:
-            return reader.read(offset, min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset))
+            return read(offset, min(AHEAD_PIECES * PIECE_BYTES, size_bytes - offset))
         except DataCorrupted as error:
             raise InvalidRequest(
                 "FILE_CHANGED",
                 f"{name} became shorter or unreadable while it was sent; send it again when it is complete",
             ) from error
 
-    ahead: asyncio.Task[list[tuple[bytes, int]]] | None = None
+    ahead: asyncio.Task[list[T]] | None = None
     offset = 0
     try:
         while ahead is not None or offset < size_bytes:
-            messages = await asyncio.shield(ahead) if ahead is not None else []
+            made = await asyncio.shield(ahead) if ahead is not None else []
             ahead = None
             if offset < size_bytes:
                 ahead = asyncio.create_task(asyncio.to_thread(batch, offset))
                 offset += AHEAD_PIECES * PIECE_BYTES
-            for each in messages:
+            for each in made:
                 yield each
     finally:
         if ahead is not None:

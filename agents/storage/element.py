@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from agents.storage.model import (
 )
 from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
-from agents.storage.pool import Incoming, PieceReader, Pool
+from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
@@ -300,11 +300,11 @@ class StorageElement:
         return file
 
     async def read(
-        self, file: StoredFile, offset: int, size_bytes: int, made: Callable[[memoryview], bytes] = bytes
-    ) -> AsyncGenerator[bytes, None]:
-        """The bytes of a valid range, in pieces, or what a thread has `made` of each. A removal meanwhile does not
-        disturb it. Close the iterator early if it is not used up. Raises DataCorrupted(FILE_LOST | FILE_DAMAGED),
-        Unavailable(POOL_UNUSABLE)."""
+        self, file: StoredFile, offset: int, size_bytes: int, made: Callable[[memoryview], bytes] | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        """The bytes of a valid range, in views that end with the next, or what a thread has `made` of each piece. A
+        removal meanwhile does not disturb it. Close the iterator early if it is not used up. Raises DataCorrupted(
+        FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
         pool = self._pools.get(file.pool)
         if pool is None:
             raise Unavailable(
@@ -317,16 +317,16 @@ class StorageElement:
         except asyncio.CancelledError:
             opening.add_done_callback(_close_result)
             raise
-        reader = PieceReader(descriptor, made)
+        read = PieceReader(descriptor, made).read if made is not None else BatchReader(descriptor).read
         end = offset + size_bytes
-        reading: asyncio.Future[list[bytes]] | None = None
+        reading: asyncio.Future[Sequence[Piece]] | None = None
         try:
             while offset < end or reading is not None:
                 pieces = await asyncio.shield(reading) if reading is not None else []
                 reading = None
                 if offset < end:
                     size = min(AHEAD_PIECES * PIECE_BYTES, end - offset)
-                    reading = self._io(reader.read, offset, size)
+                    reading = self._io(read, offset, size)
                     offset += size
                     self.bytes_out += size
                 for piece in pieces:

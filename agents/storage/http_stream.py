@@ -6,6 +6,7 @@ Bounded everywhere: what is not read yet waits in the socket. Chunks are read wi
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor
 from types import MappingProxyType
@@ -18,8 +19,9 @@ from fabric.tls_door import TlsClosed, TlsStream
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
 _MAX_LINE_BYTES = 1024
-_BUFFERS = 2 * AHEAD_PIECES + 1
-"""Pieces that an `Overlap` holds, and the one that arrives."""
+_BATCH_BYTES = AHEAD_PIECES * PIECE_BYTES
+"""What a thread receives at once, if it is there."""
+CHUNK_END = b"\r\n"
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 
 Headers = Mapping[str, str]
@@ -33,8 +35,9 @@ class HttpStream:
         """`threads` move the bodies; None: those of the event loop."""
         self._tls, self._threads = tls, threads
         self._held = b""
-        self._buffers: list[bytearray] = []
-        self._turn = -1
+        self._rooms: deque[tuple[bytearray, int]] = deque()
+        """Memory for pieces, each with the number of the last piece in it."""
+        self._given = 0
 
     async def head(self) -> tuple[str, Headers] | None:
         """The first line and the headers of a message; None if the other end has no more to say. Raises
@@ -66,16 +69,20 @@ class HttpStream:
         """The next bytes, in pieces. A piece is overwritten after `2 * AHEAD_PIECES` more. Raises TlsClosed if the
         connection ends before."""
         while size_bytes:
-            piece = self._buffer(min(size_bytes, PIECE_BYTES))
-            held, self._held = self._held[: len(piece)], self._held[len(piece) :]
-            piece[: len(held)] = held
+            room = self._room(min(size_bytes, _BATCH_BYTES))
+            at_least = min(len(room), PIECE_BYTES)
+            held, self._held = self._held[: len(room)], self._held[len(room) :]
+            room[: len(held)] = held
             came = len(held)
-            if came < len(piece):
-                came += await self._tls.receive_into(piece[came:], self._threads)
-            if came < len(piece):
+            if came < at_least:
+                came += await self._tls.receive_into(room[came:], at_least - came, self._threads)
+            if came < at_least:
                 raise TlsClosed("the connection ended in the middle of a body")
             size_bytes -= came
-            yield piece
+            for start in range(0, came, PIECE_BYTES):
+                self._given += 1
+                self._rooms[-1] = (room.obj, self._given)
+                yield room[start : min(start + PIECE_BYTES, came)]
 
     async def take_chunks(self) -> AsyncIterator[memoryview | Headers]:
         """A chunked body: its bytes in pieces, then its trailers. Raises InvalidRequest(HTTP_MALFORMED), TlsClosed."""
@@ -104,9 +111,9 @@ class HttpStream:
         """A head, or another small thing. Raises TlsClosed."""
         await self._tls.write(data)
 
-    async def send(self, data: memoryview | bytes) -> None:
-        """A piece of a body. Raises TlsClosed."""
-        await self._tls.send(memoryview(data), self._threads)
+    async def send(self, data: memoryview) -> int:
+        """A part of a body: a piece of it at least; returns how much. Raises TlsClosed."""
+        return await self._tls.send(data, PIECE_BYTES, self._threads)
 
     async def finish(self) -> None:
         """Say that there is no more."""
@@ -121,14 +128,16 @@ class HttpStream:
         self._held += data
         return bool(data)
 
-    def _buffer(self, size_bytes: int) -> memoryview:
-        if len(self._buffers) < _BUFFERS:
-            self._buffers.append(bytearray(size_bytes))
-            return memoryview(self._buffers[-1])
-        self._turn = (self._turn + 1) % _BUFFERS
-        if len(self._buffers[self._turn]) < size_bytes:
-            self._buffers[self._turn] = bytearray(size_bytes)
-        return memoryview(self._buffers[self._turn])[:size_bytes]
+    def _room(self, size_bytes: int) -> memoryview:
+        """Memory whose last piece is `2 * AHEAD_PIECES` pieces ago."""
+        if self._rooms and self._rooms[0][1] <= self._given - 2 * AHEAD_PIECES:
+            buffer, _ = self._rooms.popleft()
+            if len(buffer) < size_bytes:
+                buffer = bytearray(size_bytes)
+        else:
+            buffer = bytearray(size_bytes)
+        self._rooms.append((buffer, self._given))
+        return memoryview(buffer)[:size_bytes]
 
 
 def malformed(what: str) -> InvalidRequest:
@@ -136,9 +145,14 @@ def malformed(what: str) -> InvalidRequest:
     return InvalidRequest("HTTP_MALFORMED", f"this is not HTTP as RFC 9112 has it: {what}")
 
 
-def chunk(piece: memoryview | bytes) -> bytes:
+def chunk(data: bytes) -> bytes:
     """One chunk of a chunked body."""
-    return b"".join((b"%x\r\n" % len(piece), piece, b"\r\n"))
+    return chunk_head(len(data)) + data + CHUNK_END
+
+
+def chunk_head(size_bytes: int) -> bytes:
+    """What goes before the bytes of a chunk; `CHUNK_END` after them."""
+    return b"%x\r\n" % size_bytes
 
 
 def last_chunk(trailers: Headers = MappingProxyType({})) -> bytes:

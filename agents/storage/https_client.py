@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agents.storage import http_wire as http
-from agents.storage.http_stream import Headers, HttpStream, last_chunk
+from agents.storage.http_stream import CHUNK_END, Headers, HttpStream, last_chunk
 from agents.storage.model import Checksums
 from fabric.errors import DataCorrupted, Unavailable
 from fabric.tls_door import TlsClosed
@@ -82,8 +82,8 @@ def put_headers(size_bytes: int, put_id: str, name_hint: str) -> dict[str, str]:
 
 
 def end_of_put(checksums: Checksums) -> bytes:
-    """The last chunk, with the checksums."""
-    return last_chunk({"Digest": http.digest_text(http.BOTH_DIGESTS, checksums)})
+    """What follows the bytes: the last chunk, with the checksums."""
+    return CHUNK_END + last_chunk({"Digest": http.digest_text(http.BOTH_DIGESTS, checksums)})
 
 
 async def put_answer(stream: HttpStream, turl: str) -> tuple[str, Checksums]:

@@ -111,23 +111,25 @@ class StorageManager:
         file: StoredFile,
         offset: int,
         size_bytes: int,
-        take: Callable[[Piece], Awaitable[object]],
-        made: Callable[[memoryview], bytes] = bytes,
+        take: Callable[[Piece], Awaitable[int]],
+        made: Callable[[memoryview], bytes] | None = None,
         *,
         begin: Callable[[], Awaitable[object]],
         door: str,
         target: str | None = None,
     ) -> None:
-        """Give a valid range of a file, piece by piece, to `take`, after `begin`, which may wait. Raises
+        """Give a valid range of a file, piece by piece, to `take`, which says how much of it it took, after `begin`,
+        which may wait. Raises
         Exhausted(TOO_MANY_TRANSFERS) before `begin`; DeadlineExceeded(TRANSFER_STALLED); as `StorageElement.read`."""
         stall_s = self.element.config.stall_timeout_s
         with self.element.admission.transfer(peer.subject):
             messages = self.element.read(file, offset, size_bytes, made)
             try:
                 await begin()
-                async for message in messages:
-                    async with asyncio.timeout(stall_s):
-                        await take(message)
+                async for rest in messages:
+                    while rest:
+                        async with asyncio.timeout(stall_s):
+                            rest = rest[await take(rest) :]
             except TimeoutError:
                 raise DeadlineExceeded(
                     "TRANSFER_STALLED",

@@ -138,20 +138,49 @@ class PieceReader(Generic[T]):
         if not self._buffer:
             self._buffer = bytearray(min(PIECE_BYTES, size_bytes))
         made: list[T] = []
-        end = offset + size_bytes
-        with memoryview(self._buffer) as view:
-            while offset < end:
-                try:
-                    done = os.preadv(self._descriptor, [view[: end - offset]], offset)
-                except OSError as error:
-                    raise DataCorrupted(
-                        "FILE_DAMAGED", f"a disk failed while reading ({error.strerror}); read another replica"
-                    ) from error
-                if not done:
-                    raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset} already; read another replica")
-                made.append(self._made(view[:done]))
-                offset += done
+        done = 0
+        while done < size_bytes:
+            piece = memoryview(self._buffer)[: size_bytes - done]
+            _read_into(self._descriptor, piece, offset + done)
+            made.append(self._made(piece))
+            done += len(piece)
         return made
+
+
+class BatchReader:
+    """Reads an open file without a copy, in batches of pieces: each piece is `seen` as it comes, the batch is one view.
+    One call at a time; a batch is overwritten by the next but one."""
+
+    def __init__(self, descriptor: int, seen: Callable[[memoryview], object] = len) -> None:
+        self._descriptor = descriptor
+        self._seen = seen
+        self._buffers = [bytearray(), bytearray()]
+
+    def read(self, offset: int, size_bytes: int) -> list[memoryview]:
+        """The one view of a range. Raises DataCorrupted(FILE_DAMAGED)."""
+        self._buffers.reverse()
+        if len(self._buffers[0]) < size_bytes:
+            self._buffers[0] = bytearray(size_bytes)
+        batch = memoryview(self._buffers[0])[:size_bytes]
+        for start in range(0, size_bytes, PIECE_BYTES):
+            piece = batch[start : start + PIECE_BYTES]
+            _read_into(self._descriptor, piece, offset + start)
+            self._seen(piece)
+        return [batch]
+
+
+def _read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(buffer):
+        try:
+            came = os.preadv(descriptor, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise DataCorrupted(
+                "FILE_DAMAGED", f"a disk failed while reading ({error.strerror}); read another replica"
+            ) from error
+        if not came:
+            raise DataCorrupted("FILE_DAMAGED", f"the file ends at byte {offset + done} already; read another replica")
+        done += came
 
 
 class Hasher:

@@ -12,7 +12,7 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 from agents.storage import wire
 from agents.storage.client import open_file
 from agents.storage.element import Pieces
-from agents.storage.framing import get_data
+from agents.storage.framing import Piece, get_data
 from agents.storage.manager import StorageManager
 from agents.storage.model import Announced, byte_range
 from agents.storage.surl import is_file_id, parse_surl
@@ -84,8 +84,13 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             header.turl = turl
             await context.write(header)
             return
+
+        async def write(message: Piece) -> int:
+            await context.write(message)
+            return len(message)
+
         await self._manager.send(
-            peer, file, offset, size_bytes, context.write, get_data, begin=lambda: context.write(header), door=DOOR
+            peer, file, offset, size_bytes, write, get_data, begin=lambda: context.write(header), door=DOOR
         )
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:

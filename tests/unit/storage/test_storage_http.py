@@ -32,9 +32,9 @@ class Wire:
     async def read(self) -> bytes:
         return self._pieces.pop(0) if self._pieces else b""
 
-    async def receive_into(self, buffer: memoryview, threads: Any) -> int:
+    async def receive_into(self, buffer: memoryview, at_least: int, threads: Any) -> int:
         came = 0
-        while came < len(buffer) and self._pieces:
+        while came < at_least and self._pieces:
             piece = self._pieces.pop(0)
             taken = piece[: len(buffer) - came]
             buffer[came : came + len(taken)] = taken
@@ -79,18 +79,18 @@ async def test_chunks_come_back_with_their_trailers(parts: list[bytes], step: in
     assert await chunked(stream) == (b"".join(parts), {"digest": "adler32=1"})
 
 
-async def test_a_large_body_comes_in_whole_pieces() -> None:
-    data = bytes(3 * PIECE_BYTES + 5)
-    sizes = [len(piece) async for piece in arriving(data, 60_000).take(len(data))]
-    assert sizes == [PIECE_BYTES] * 3 + [5]
-
-
-async def test_a_piece_is_overwritten_only_when_an_overlap_has_let_go_of_it() -> None:
-    data = b"".join(bytes([number]) * PIECE_BYTES for number in range(2 * AHEAD_PIECES + 5))
-    held: list[tuple[int, memoryview]] = []
-    async for piece in arriving(data).take(len(data)):
-        held = [*held, (piece[0], piece)][-2 * AHEAD_PIECES :]
-        assert all(first == view[0] == view[-1] for first, view in held)
+@pytest.mark.parametrize("step", [60_000, PIECE_BYTES, 3 * PIECE_BYTES + 7])
+async def test_a_piece_is_overwritten_only_when_an_overlap_has_let_go_of_it(step: int) -> None:
+    size = (2 * AHEAD_PIECES + 5) * PIECE_BYTES + 5
+    data = bytes(range(251)) * (size // 251 + 1)
+    held: list[tuple[bytes, memoryview]] = []
+    taken = bytearray()
+    async for piece in arriving(data, step).take(size):
+        assert 0 < len(piece) <= PIECE_BYTES
+        taken += piece
+        held = [*held, (bytes(piece[:9]), piece)][-2 * AHEAD_PIECES :]
+        assert all(first == view[:9] for first, view in held)
+    assert taken == data[:size]
 
 
 @pytest.mark.parametrize(
