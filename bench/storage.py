@@ -77,6 +77,8 @@ def _files(folder: Path, count: int, size: int) -> list[Path]:
         with path.open("wb") as file:
             for _ in range(size // len(piece)):
                 file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())  # else the disk would write it while we measure
     return paths
 
 
