@@ -10,13 +10,12 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
 from gridfabric.broker.v1 import broker_pb2_grpc
 
-from agents.broker import store as rows
-from agents.broker import wire
+from agents.broker import tables, wire
 from agents.broker.config import BrokerOptions
 from agents.broker.core import BrokerCore
 from agents.broker.sandbox import SandboxStore
 from agents.broker.servicer import RULES, BrokerServicer
-from agents.broker.store import LogLine
+from agents.broker.tables import LogLine
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
@@ -37,7 +36,7 @@ class BrokerAgent(Agent):
         super().__init__(context)
         settings = context.settings
         self.options = parse_options(BrokerOptions, settings.options)
-        self.store = context.store("broker", rows.metadata, rows.MIGRATIONS)
+        self.store = context.store("broker", tables.metadata, tables.MIGRATIONS)
         self.outbox = Outbox(self.store, settings.name, log=context.log)
         self._delivered_sequence = 0
         self._delivered = asyncio.Condition()

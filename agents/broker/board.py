@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from agents.broker.matching import CeLoad
 from agents.broker.model import ENDED, ComputingElement, JobState
-from agents.broker.store import Change, Counts
+from agents.broker.store import Counts
+from agents.broker.tables import Change
 
 _PENDING = frozenset({JobState.READY, JobState.SCHEDULED})
 RATE_TIME_S = 2.0

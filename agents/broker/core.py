@@ -30,7 +30,7 @@ from agents.broker.matching import (
 from agents.broker.model import ComputingElement, JobDescription, JobState
 from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
-from agents.broker.store import Change, LogSink
+from agents.broker.tables import Change, JobRow, LogSink
 from fabric.clock import to_us
 from fabric.errors import GridError
 from fabric.glue13 import CeView
@@ -505,7 +505,7 @@ class BrokerCore:
         ended.add(vo)  # no more can come
 
     async def _abort_all(
-        self, find: Callable[[sa.Connection], list[rows.JobRow]], reason: str, sentence: str, **whose: str
+        self, find: Callable[[sa.Connection], list[JobRow]], reason: str, sentence: str, **whose: str
     ) -> None:
         """Until nothing more is found."""
         total = 0

@@ -22,7 +22,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as pb_grpc
 from agents.broker import machine, wire
 from agents.broker import store as rows
 from agents.broker.model import JobDescription, JobState, SandboxFile
-from agents.broker.store import Change, JobRow
+from agents.broker.tables import Change, JobRow
 from fabric.errors import (
     Conflict,
     Exhausted,

@@ -29,7 +29,7 @@ from security.voms import VomsAttributes, attribute_certificates, proxy_extensio
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from agents.broker.store import LogSink
+    from agents.broker.tables import LogSink
     from fabric.context import AgentContext
     from fabric.store import Store
     from security.credentials import Credential

@@ -28,7 +28,7 @@ from agents.broker.model import (
 )
 from agents.broker.quotas import SubmissionRate
 from agents.broker.sandbox import checked_hash, file_too_large
-from agents.broker.store import Change, JobRow
+from agents.broker.tables import Change, JobRow
 from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, from_security
 from fabric.ids import unique_id
 from fabric.rpc.peer import Peer, current_peer

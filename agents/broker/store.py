@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import sqlalchemy as sa
 
-from agents.broker import machine
+from agents.broker import dag, machine
 from agents.broker.model import (
     ENDED,
     Cluster,
@@ -28,190 +27,7 @@ from agents.broker.model import (
     OutputData,
     SandboxFile,
 )
-
-metadata = sa.MetaData()
-
-submissions = sa.Table(
-    "submissions",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("submission_id", sa.Text, nullable=False),
-    sa.Column("job_id", sa.Text, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("vo", sa.Text, nullable=False),
-    sa.Column("jdl", sa.Text, nullable=False),
-    sa.Column("at_us", sa.Integer, nullable=False),
-    sa.Column("open", sa.Integer, nullable=False),
-    sa.UniqueConstraint("owner", "submission_id"),
-    sa.Index("submissions_job", "job_id"),
-    sa.Index("submissions_open", "vo", "open", sqlite_where=sa.text("open > 0")),
-)
-descriptions = sa.Table(
-    "descriptions",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("submission", sa.Integer, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-)
-clusters = sa.Table(
-    "clusters",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("key", sa.Text, nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("job_id", sa.Text, nullable=False, unique=True),
-    sa.Column("submission", sa.Integer, nullable=False),
-    sa.Column("description", sa.Integer, nullable=False),
-    sa.Column("parameter", sa.Text, nullable=False),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("cluster", sa.Integer, nullable=False),
-    sa.Column("state", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("ce", sa.Text, nullable=False),
-    sa.Column("gatekeeper", sa.Text, nullable=False),
-    sa.Column("sent", sa.Integer, nullable=False),
-    sa.Column("cancelling", sa.Integer, nullable=False),
-    sa.Column("purge", sa.Integer, nullable=False),
-    sa.Column("shallow_left", sa.Integer, nullable=False),
-    sa.Column("deep_left", sa.Integer, nullable=False),
-    sa.Column("excluded", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("changed_at_us", sa.Integer, nullable=False),
-    # Each index holds only the rows that someone looks for; a job that has ended is in none of the first five.
-    sa.Index("jobs_waiting", "cluster", "id", sqlite_where=sa.text("state = 1")),
-    sa.Index("jobs_ready", "owner", "gatekeeper", "id", sqlite_where=sa.text("state = 2")),
-    sa.Index("jobs_cancelling", "owner", "gatekeeper", sqlite_where=sa.text("cancelling = 1")),
-    sa.Index("jobs_at_ce", "owner", "gatekeeper", sqlite_where=sa.text("state IN (3, 4)")),
-    sa.Index("jobs_unfinished", "owner", sqlite_where=sa.text("state < 5")),
-    sa.Index("jobs_purge", "owner", "gatekeeper", sqlite_where=sa.text("state = 8 AND purge = 1")),
-    sa.Index("jobs_submission", "submission"),
-)
-submission_files = sa.Table(
-    "submission_files",
-    metadata,
-    sa.Column("submission", sa.Integer, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("sha256", sa.Text, nullable=False),
-    sa.Column("size_bytes", sa.Integer, nullable=False),
-    sa.Column("executable", sa.Integer, nullable=False),
-    sa.Index("submission_files_sha256", "sha256"),
-    sqlite_with_rowid=False,
-)
-files = sa.Table(
-    "files",
-    metadata,
-    # Per owner: who knows a checksum does not thereby get another user's file into a job.
-    sa.Column("owner", sa.Text, primary_key=True),
-    sa.Column("sha256", sa.Text, primary_key=True),
-    sa.Column("size_bytes", sa.Integer, nullable=False),
-    sa.Column("used_at_us", sa.Integer, nullable=False),
-    sqlite_with_rowid=False,
-)
-nodes = sa.Table(
-    "nodes",
-    metadata,
-    sa.Column("job", sa.Integer, primary_key=True),
-    sa.Column("submission", sa.Integer, nullable=False),
-    sa.Column("failure", sa.Text, nullable=False),
-    sa.Index("nodes_submission", "submission"),
-)
-dependencies = sa.Table(
-    "dependencies",
-    metadata,
-    sa.Column("parent", sa.Integer, primary_key=True),
-    sa.Column("child", sa.Integer, primary_key=True),
-    sa.Index("dependencies_child", "child"),
-    sqlite_with_rowid=False,
-)
-watches = sa.Table(
-    "watches",
-    metadata,
-    sa.Column("owner", sa.Text, primary_key=True),
-    sa.Column("gatekeeper", sa.Text, primary_key=True),
-    sa.Column("sequence", sa.Integer, nullable=False),
-    sqlite_with_rowid=False,
-)
-
-
-def _with_dags(connection: sa.Connection) -> None:
-    nodes.create(connection)
-    dependencies.create(connection)
-
-
-def _with_open_by_vo(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("CREATE INDEX submissions_open ON submissions (vo, open) WHERE open > 0")
-
-
-MIGRATIONS = (_with_dags, _with_open_by_vo)
-
-_CHUNK = 500
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """An event for bookkeeping, of one job."""
-
-    job_id: str
-    at_us: int
-    event: LogEvent
-
-
-LogSink = Callable[[sa.Connection, Sequence[LogLine]], None]
-"""Puts lines into the outbox, inside the caller's transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """A job with what its row says beside the machine's state."""
-
-    id: int
-    job_id: str
-    submission: int
-    description: int
-    parameter: str
-    owner: str
-    cluster: int
-    job: machine.Job
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A job before and after; ``before`` is None for a new one."""
-
-    owner: str
-    job_id: str
-    before: machine.Job | None
-    before_cluster: int
-    after: machine.Job
-    after_cluster: int
-    refused: bool = False
-
-
-_COLUMNS = (
-    "id, job_id, submission, description, parameter, owner, cluster, state, attempt, ce, gatekeeper, sent, cancelling, "
-    "purge, shallow_left, deep_left, excluded, reason"
-)
-
-
-_STATES = {int(state): state for state in JobState}
-
-
-def _job_row(row: Sequence[Any]) -> JobRow:
-    values = tuple(row)
-    return JobRow(
-        *values[:7],
-        machine.Job(
-            _STATES[values[7]], values[8], values[9], values[10], bool(values[11]), bool(values[12]), bool(values[13]),
-            values[14], values[15], tuple(values[16].split("\n")) if values[16] else (), values[17],
-        ),
-    )  # fmt: skip
-
+from agents.broker.tables import COLUMNS, Change, JobRow, LogLine, LogSink, chunks, job_row, marks
 
 # -- descriptions ------------------------------------------------------------------------------------------------------
 
@@ -250,8 +66,8 @@ def cluster_id(connection: sa.Connection, cluster: Cluster) -> int:
 def load_clusters(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Cluster]:
     """Clusters by id."""
     found: dict[int, Cluster] = {}
-    for chunk in _chunks(list(ids)):
-        rows = connection.exec_driver_sql(f"SELECT id, body FROM clusters WHERE id IN ({_marks(chunk)})", chunk)
+    for chunk in chunks(list(ids)):
+        rows = connection.exec_driver_sql(f"SELECT id, body FROM clusters WHERE id IN ({marks(chunk)})", chunk)
         for key, text in rows:
             body = json.loads(text)
             found[int(key)] = Cluster(
@@ -260,15 +76,6 @@ def load_clusters(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Cl
                 tuple(body.get("fqans", ())), body.get("fuzzy_rank", False), body.get("expires_at_s", 0),
             )  # fmt: skip
     return found
-
-
-def _chunks(keys: Sequence) -> Iterable[tuple]:
-    for start in range(0, len(keys), _CHUNK):
-        yield tuple(keys[start : start + _CHUNK])
-
-
-def _marks(chunk: Sequence) -> str:
-    return ",".join("?" * len(chunk))
 
 
 # -- submission --------------------------------------------------------------------------------------------------------
@@ -367,24 +174,9 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
         rows,
     )
     if template.type is JobType.DAG:
-        _store_graph(connection, key, template)
+        dag.store_graph(connection, key, template)
     sink(connection, lines)
     return Submitted(new.parent_id, () if is_single else new.job_ids, tuple(changes))
-
-
-def _store_graph(connection: sa.Connection, key: int, template: JobTemplate) -> None:
-    ids = [
-        int(row[0]) for row in connection.exec_driver_sql("SELECT id FROM jobs WHERE submission=? ORDER BY id", (key,))
-    ]
-    connection.exec_driver_sql(
-        "INSERT INTO nodes (job, submission, failure) VALUES (?,?,?)",
-        [(job, key, item.node_failure.value) for job, item in zip(ids, template.descriptions, strict=True)],
-    )
-    if template.edges:
-        connection.exec_driver_sql(
-            "INSERT INTO dependencies (parent, child) VALUES (?,?)",
-            [(ids[parent], ids[child]) for parent, child in template.edges],
-        )
 
 
 _ENQUEUED = LogEvent("ENQUEUED", 1)
@@ -437,19 +229,19 @@ def _store_files(connection: sa.Connection, key: int, new: Submission) -> None:
 def load_jobs(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, JobRow]:
     """Jobs by their ids; unknown ids are left out."""
     found: dict[str, JobRow] = {}
-    for chunk in _chunks(job_ids):
-        for row in connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM jobs WHERE job_id IN ({_marks(chunk)})", chunk):
-            found[str(row[1])] = _job_row(row)
+    for chunk in chunks(job_ids):
+        for row in connection.exec_driver_sql(f"SELECT {COLUMNS} FROM jobs WHERE job_id IN ({marks(chunk)})", chunk):
+            found[str(row[1])] = job_row(row)
     return found
 
 
 def expand(connection: sa.Connection, job_ids: Sequence[str]) -> list[str]:
     """Job ids with parents replaced by their children, in order; unknown ids stay."""
     parents: dict[str, list[str]] = {}
-    for chunk in _chunks(job_ids):
+    for chunk in chunks(job_ids):
         rows = connection.exec_driver_sql(
             "SELECT s.job_id, j.job_id FROM submissions s JOIN jobs j ON j.submission = s.id "
-            f"WHERE s.type != 'normal' AND s.job_id IN ({_marks(chunk)}) ORDER BY j.id",
+            f"WHERE s.type != 'normal' AND s.job_id IN ({marks(chunk)}) ORDER BY j.id",
             chunk,
         )
         for parent, child in rows:
@@ -468,7 +260,7 @@ def step_rows(connection: sa.Connection, rows: Steps, now_us: int, sink: LogSink
     """
     changes: list[Change] = []
     while ended := _step_rows(connection, rows, now_us, sink, changes):
-        rows = _dag_steps(connection, ended)
+        rows = dag.steps(connection, ended)
     return changes
 
 
@@ -521,76 +313,6 @@ def _step_rows(
     return ended
 
 
-def _dag_steps(
-    connection: sa.Connection, ended: dict[int, machine.Job]
-) -> list[tuple[JobRow, Sequence[machine.Event]]]:
-    """What follows for other nodes from the end of these jobs; nothing for jobs that are in no DAG."""
-    found: list[tuple[int, int, NodeFailure]] = []
-    for chunk in _chunks(list(ended)):
-        rows = connection.exec_driver_sql(
-            f"SELECT job, submission, failure FROM nodes WHERE job IN ({_marks(chunk)})", chunk
-        )
-        found.extend((int(job), int(submission), NodeFailure(failure)) for job, submission, failure in rows)
-    steps: dict[int, tuple[JobRow, machine.Event]] = {}
-    for key, submission, failure in found:
-        job = ended[key]
-        if job.reason == PARENT_FAILED:
-            continue  # said of everything below it already
-        if job.ended_well or failure is NodeFailure.IGNORE:
-            for row in _released(connection, key):
-                steps.setdefault(row.id, (row, machine.Released()))
-        elif failure is NodeFailure.ABORT:
-            for row in _unfinished_in(connection, submission):
-                sentence = f"node {_job_id(connection, key)} has failed, and the DAG is aborted then"
-                given_up = machine.GivenUp("DAG_ABORTED", sentence) if row.job.nowhere else machine.CancelAsked()
-                steps[row.id] = (row, given_up)
-        else:
-            cancelled = job.state is JobState.CANCELLED
-            sentence = f"node {_job_id(connection, key)}, on which this one depends, is {job.state.name} {job.reason}"
-            for row in _below(connection, key):
-                event = machine.CancelAsked() if cancelled else machine.GivenUp(PARENT_FAILED, sentence.rstrip())
-                steps[row.id] = (row, event)
-    return [(row, (event,)) for row, event in steps.values()]
-
-
-PARENT_FAILED = "PARENT_FAILED"
-"""Reason of a node that could never run."""
-
-
-def _job_id(connection: sa.Connection, key: int) -> str:
-    return str(connection.exec_driver_sql("SELECT job_id FROM jobs WHERE id = ?", (key,)).scalar_one())
-
-
-def _released(connection: sa.Connection, parent: int) -> list[JobRow]:
-    """Blocked children all of whose parents have ended well, or as if."""
-    rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 0 AND id IN (SELECT child FROM dependencies WHERE parent = ?) "
-        "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs p ON p.id = d.parent JOIN nodes n ON n.job = p.id "
-        "WHERE d.child = jobs.id AND NOT (p.state IN (5, 8) AND p.reason = '') "
-        "AND NOT (n.failure = 'ignore' AND p.state >= 5 AND p.reason != ?))",
-        (parent, PARENT_FAILED),
-    )
-    return [_job_row(row) for row in rows]
-
-
-def _below(connection: sa.Connection, parent: int) -> list[JobRow]:
-    """Everything blocked that depends on a node, at any distance."""
-    rows = connection.exec_driver_sql(
-        "WITH RECURSIVE below(id) AS (SELECT child FROM dependencies WHERE parent = ? UNION "
-        "SELECT d.child FROM dependencies d JOIN below b ON d.parent = b.id) "
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 0 AND id IN (SELECT id FROM below)",
-        (parent,),
-    )
-    return [_job_row(row) for row in rows]
-
-
-def _unfinished_in(connection: sa.Connection, submission: int) -> list[JobRow]:
-    rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE submission = ? AND state < 5 AND cancelling = 0", (submission,)
-    )
-    return [_job_row(row) for row in rows]
-
-
 @dataclass(frozen=True, slots=True)
 class Rest:
     """What of a submission has not ended well."""
@@ -611,20 +333,16 @@ def rest_of(connection: sa.Connection, owner: str, job_id: str) -> Rest | None:
     if row is None:
         return None
     key, kind = int(row[0]), JobType(row[1])
-    rows = connection.exec_driver_sql(f"SELECT {_COLUMNS} FROM jobs WHERE submission = ? ORDER BY id", (key,))
-    jobs = [_job_row(item) for item in rows]
+    rows = connection.exec_driver_sql(f"SELECT {COLUMNS} FROM jobs WHERE submission = ? ORDER BY id", (key,))
+    jobs = [job_row(item) for item in rows]
     left = [item for item in jobs if not item.job.ended_well]
     unfinished = sum(item.job.state not in ENDED for item in jobs)
     loaded = load_descriptions(connection, {item.description for item in left})
     if kind is JobType.PARAMETRIC:
         template = JobTemplate(kind, tuple(loaded.values()), tuple(item.parameter for item in left))
     else:
-        numbers = {item.id: number for number, item in enumerate(left)}
-        pairs = connection.exec_driver_sql(
-            "SELECT parent, child FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", (key,)
-        )
-        edges = [(numbers[p], numbers[c]) for p, c in pairs if p in numbers and c in numbers]
-        template = JobTemplate(kind, tuple(loaded[item.description] for item in left), edges=tuple(edges))
+        edges = dag.edges_among(connection, key, left)
+        template = JobTemplate(kind, tuple(loaded[item.description] for item in left), edges=edges)
     return Rest(template, str(row[2]), str(row[3]), load_files(connection, [key])[key], unfinished)
 
 
@@ -684,11 +402,11 @@ def assign(
     chosen: list[tuple[JobRow, Sequence[machine.Event]]] = []
     for cluster, shares in given.items():
         rows = connection.exec_driver_sql(
-            f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? ORDER BY id LIMIT ?",
+            f"SELECT {COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? ORDER BY id LIMIT ?",
             (cluster, sum(shares.values())),
         )
         places = (machine.Matched(ce, gatekeepers[ce]) for ce, count in shares.items() for _ in range(count))
-        chosen.extend((_job_row(row), (place,)) for row, place in zip(rows, places, strict=False))
+        chosen.extend((job_row(row), (place,)) for row, place in zip(rows, places, strict=False))
     return step_rows(connection, chosen, now_us, sink)
 
 
@@ -698,18 +416,18 @@ def assign(
 def ready(connection: sa.Connection, owner: str, gatekeeper: str, limit: int) -> list[JobRow]:
     """Jobs to deliver, those that may have been sent before first."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? ORDER BY sent DESC, id LIMIT ?",
+        f"SELECT {COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? ORDER BY sent DESC, id LIMIT ?",
         (owner, gatekeeper, limit),
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def mark_sent(connection: sa.Connection, ids: Sequence[int]) -> list[int]:
     """Remember that a Submit may reach the CE. Ids of jobs that are still to be sent."""
     still: list[int] = []
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         rows = connection.exec_driver_sql(
-            f"UPDATE jobs SET sent = 1 WHERE state = 2 AND id IN ({_marks(chunk)}) RETURNING id", chunk
+            f"UPDATE jobs SET sent = 1 WHERE state = 2 AND id IN ({marks(chunk)}) RETURNING id", chunk
         )
         still.extend(int(row[0]) for row in rows)
     return still
@@ -718,30 +436,29 @@ def mark_sent(connection: sa.Connection, ids: Sequence[int]) -> list[int]:
 def unsent(connection: sa.Connection, owner: str, gatekeeper: str) -> list[JobRow]:
     """READY jobs that surely never left."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? AND sent = 0",
+        f"SELECT {COLUMNS} FROM jobs WHERE state = 2 AND owner = ? AND gatekeeper = ? AND sent = 0",
         (owner, gatekeeper),
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def cancelling(connection: sa.Connection, owner: str, gatekeeper: str, limit: int) -> list[JobRow]:
     """Jobs to cancel at a CE that has acknowledged them."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs "
-        "WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) LIMIT ?",
+        f"SELECT {COLUMNS} FROM jobs WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) LIMIT ?",
         (owner, gatekeeper, limit),
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def silent(connection: sa.Connection, owner: str, gatekeeper: str, before_us: int, limit: int) -> list[JobRow]:
     """Jobs at a CE that have not changed since a time."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs "
+        f"SELECT {COLUMNS} FROM jobs "
         "WHERE state IN (3, 4) AND owner = ? AND gatekeeper = ? AND changed_at_us < ? LIMIT ?",
         (owner, gatekeeper, before_us, limit),
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def purgeable(connection: sa.Connection, owner: str, gatekeeper: str, limit: int) -> list[str]:
@@ -761,8 +478,8 @@ def purged(connection: sa.Connection, job_ids: Sequence[str]) -> None:
 def load_descriptions(connection: sa.Connection, ids: Iterable[int]) -> dict[int, JobDescription]:
     """Descriptions by id."""
     found: dict[int, JobDescription] = {}
-    for chunk in _chunks(list(ids)):
-        rows = connection.exec_driver_sql(f"SELECT id, body FROM descriptions WHERE id IN ({_marks(chunk)})", chunk)
+    for chunk in chunks(list(ids)):
+        rows = connection.exec_driver_sql(f"SELECT id, body FROM descriptions WHERE id IN ({marks(chunk)})", chunk)
         found.update({int(key): decode_description(text) for key, text in rows})
     return found
 
@@ -770,12 +487,12 @@ def load_descriptions(connection: sa.Connection, ids: Iterable[int]) -> dict[int
 def load_files(connection: sa.Connection, submission_keys: Iterable[int]) -> dict[int, dict[str, SandboxFile]]:
     """Sandbox files of submissions, by name."""
     found: dict[int, dict[str, SandboxFile]] = {}
-    for chunk in _chunks(list(submission_keys)):
+    for chunk in chunks(list(submission_keys)):
         for key in chunk:
             found[int(key)] = {}
         rows = connection.exec_driver_sql(
             "SELECT submission, name, sha256, size_bytes, executable FROM submission_files "
-            f"WHERE submission IN ({_marks(chunk)})",
+            f"WHERE submission IN ({marks(chunk)})",
             chunk,
         )
         for key, name, sha256, size_bytes, executable in rows:
@@ -852,19 +569,19 @@ def kept_bytes(connection: sa.Connection, owner: str) -> int:
 def unfinished_of(connection: sa.Connection, owner: str, limit: int) -> list[JobRow]:
     """Unfinished jobs of an owner."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state < 5 AND owner = ? LIMIT ?", (owner, limit)
+        f"SELECT {COLUMNS} FROM jobs WHERE state < 5 AND owner = ? LIMIT ?", (owner, limit)
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def unfinished_of_vo(connection: sa.Connection, vo: str, limit: int) -> list[JobRow]:
     """Unfinished jobs of a VO."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state < 5 AND submission IN (SELECT id FROM submissions WHERE vo = ?) "
+        f"SELECT {COLUMNS} FROM jobs WHERE state < 5 AND submission IN (SELECT id FROM submissions WHERE vo = ?) "
         "LIMIT ?",
         (vo, limit),
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def clusters_unfinished(connection: sa.Connection, owner: str) -> list[int]:
@@ -876,25 +593,25 @@ def clusters_unfinished(connection: sa.Connection, owner: str) -> list[int]:
 def waiting_since(connection: sa.Connection, before_us: int, limit: int) -> list[JobRow]:
     """Jobs that have waited for a match since before a time."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND changed_at_us < ? LIMIT ?", (before_us, limit)
+        f"SELECT {COLUMNS} FROM jobs WHERE state = 1 AND changed_at_us < ? LIMIT ?", (before_us, limit)
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def waiting_of(connection: sa.Connection, cluster: int, limit: int) -> list[JobRow]:
     """Jobs of a cluster that wait for a match."""
     rows = connection.exec_driver_sql(
-        f"SELECT {_COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? LIMIT ?", (cluster, limit)
+        f"SELECT {COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? LIMIT ?", (cluster, limit)
     )
-    return [_job_row(row) for row in rows]
+    return [job_row(row) for row in rows]
 
 
 def held_files(connection: sa.Connection, owner: str, hashes: Sequence[str], now_us: int) -> set[str]:
     """Which of these files the broker has of this owner; they are kept for a while from now."""
     held: set[str] = set()
-    for chunk in _chunks(hashes):
+    for chunk in chunks(hashes):
         rows = connection.exec_driver_sql(
-            f"UPDATE files SET used_at_us = ? WHERE owner = ? AND sha256 IN ({_marks(chunk)}) RETURNING sha256",
+            f"UPDATE files SET used_at_us = ? WHERE owner = ? AND sha256 IN ({marks(chunk)}) RETURNING sha256",
             (now_us, owner, *chunk),
         )
         held.update(str(row[0]) for row in rows)
@@ -923,8 +640,8 @@ def drop_unused_files(connection: sa.Connection, before_us: int, limit: int = 10
         return []
     connection.exec_driver_sql("DELETE FROM files WHERE owner = ? AND sha256 = ?", unused)
     still: set[str] = set()
-    for chunk in _chunks([sha256 for _, sha256 in unused]):
-        found = connection.exec_driver_sql(f"SELECT sha256 FROM files WHERE sha256 IN ({_marks(chunk)})", chunk)
+    for chunk in chunks([sha256 for _, sha256 in unused]):
+        found = connection.exec_driver_sql(f"SELECT sha256 FROM files WHERE sha256 IN ({marks(chunk)})", chunk)
         still.update(str(row[0]) for row in found)
     return sorted({sha256 for _, sha256 in unused} - still)
 

@@ -11,7 +11,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
 from agents.broker import machine
 from agents.broker.jdl import local_name
 from agents.broker.model import ComputingElement, JobDescription, JobState, MatchOutcome, SandboxFile
-from agents.broker.store import JobRow, LogLine
+from agents.broker.tables import JobRow, LogLine
 from fabric.errors import InvalidRequest
 from fabric.glue13 import CeView
 

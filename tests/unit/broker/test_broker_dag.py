@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agents.broker import machine as m
 from agents.broker import store as rows
+from agents.broker import tables
 from agents.broker.board import Board
 from agents.broker.jdl import normalise
 from agents.broker.model import ENDED, JobState, JobType
@@ -24,9 +25,9 @@ class Dag:
     """A broker's rows and counts, and DAGs that are played by hand."""
 
     def __init__(self, path: Path) -> None:
-        self.store = Store(path, rows.metadata, rows.MIGRATIONS)
+        self.store = Store(path, tables.metadata, tables.MIGRATIONS)
         self.board = Board()
-        self.log: list[rows.LogLine] = []
+        self.log: list[tables.LogLine] = []
         self.numbers = itertools.count()
 
     def sink(self, connection, lines) -> None:
@@ -184,9 +185,9 @@ def test_the_rest_of_a_parametric_job_has_its_parameters(dag):
 
 
 def test_a_store_of_the_version_before_gets_its_tables(tmp_path):
-    old = Store(tmp_path / "broker.db", rows.metadata)
+    old = Store(tmp_path / "broker.db", tables.metadata)
     old.write_sync(lambda c: c.exec_driver_sql("DROP INDEX submissions_open"))
-    old.write_sync(lambda c: (rows.dependencies.drop(c), rows.nodes.drop(c)))
+    old.write_sync(lambda c: (tables.dependencies.drop(c), tables.nodes.drop(c)))
     old.close_sync()
     made = Dag(tmp_path / "broker.db")
     assert dag_of_two(made) == "WAITING BLOCKED"

@@ -28,7 +28,7 @@ from agents.broker.matching import (
     room_of,
 )
 from agents.broker.model import Cluster, ComputingElement, JobState
-from agents.broker.store import Change
+from agents.broker.tables import Change
 
 
 def ce(name="ce1", *, free=4, running=0, waiting=0, vos=("cms",), alive=True, close=(), **attributes):

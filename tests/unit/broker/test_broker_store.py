@@ -14,6 +14,7 @@ import pytest
 
 from agents.broker import machine as m
 from agents.broker import store as rows
+from agents.broker import tables
 from agents.broker.jdl import normalise
 from agents.broker.model import JobState, SandboxFile
 from agents.broker.sandbox import SandboxStore
@@ -25,8 +26,8 @@ ALICE = "/CN=alice"
 
 class Opened:
     def __init__(self, path: Path) -> None:
-        self.store = Store(path, rows.metadata)
-        self.log: list[rows.LogLine] = []
+        self.store = Store(path, tables.metadata)
+        self.log: list[tables.LogLine] = []
 
     def sink(self, connection, lines) -> None:
         self.log.extend(lines)
