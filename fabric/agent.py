@@ -31,6 +31,8 @@ from security.errors import os_error_text
 if TYPE_CHECKING:
     from fabric.host_credential import HostCredential
     from fabric.rpc.server import RpcServer, RpcService
+    from security.credentials import Credential
+    from security.names import DistinguishedName
 
 JUDGE_ALL_S = 30.0
 """Sessions are judged again this often even if nothing changed: revocation lists and certificates end by themselves."""
@@ -211,6 +213,8 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
         shell = RunningAgent(context, agent, server, started_at)
         context.spawn(_look(context, credential), "look at the disk")
         context.spawn(_judge(context, server), "judge sessions")
+        if context.has_delegations:
+            context.spawn(_recall(context), "delegations of nobody any more")
     except BaseException:
         await context.shut()
         raise
@@ -348,7 +352,6 @@ async def _look(context: AgentContext, credential: HostCredential) -> None:
     """Once a second, or when the news are rung: trust, credential, map, bans and VOs as they are on disk."""
     from security.errors import SecurityError
 
-    vos_seen = -1
     while True:
         heard = context.news.rung
         await context.judge.look()
@@ -366,9 +369,6 @@ async def _look(context: AgentContext, credential: HostCredential) -> None:
         credential.refresh()
         context.voms.refresh()
         context.changed.ring()
-        if context.has_delegations and context.vos.generation != vos_seen:
-            vos_seen = context.vos.generation
-            await asyncio.to_thread(_recall_of_dissolved_vos, context)
         await context.news.wait(context.settings.fabric.trust_poll_s, heard)
 
 
@@ -395,22 +395,46 @@ async def _judge(context: AgentContext, server: RpcServer) -> None:
         await context.changed.wait(SWEEP_S, heard)
 
 
-def _recall_of_dissolved_vos(context: AgentContext) -> None:
-    """Erase what people delegated who are here by a VO that was dissolved. Blocking: chains are verified."""
-    from security.errors import Reason, SecurityError
+async def _recall(context: AgentContext) -> None:
+    """Erase what was delegated by people whom nobody will believe again: who are here by a VO that was dissolved, or by
+    an authority that was removed. Authorities that were gone before this agent started are not looked for: its
+    directory may not be complete yet."""
+    from security.certificates import issuer_of
+    from security.errors import Reason
+
+    known: frozenset[DistinguishedName] = frozenset()
+    vos_seen = -1
+    while True:
+        heard = context.judged.rung
+        there = frozenset(authority.subject for authority in context.trust.snapshot().authorities)
+        if issuer_of(context.credential.certificate) in there:  # without our own the directory is damaged
+            removed, known = known - there, there
+            if removed or context.vos.generation != vos_seen:
+                vos_seen = context.vos.generation
+                reasons = {Reason.VO_DISSOLVED.value, *([Reason.UNKNOWN_CA.value] if removed else [])}
+                for owner, name, proxy, refusal in await asyncio.to_thread(_refused_delegations, context):
+                    if refusal.reason in reasons:
+                        await context.delegations.erase(owner, name, proxy, refusal)
+        await context.judged.wait(JUDGE_ALL_S, heard)
+
+
+def _refused_delegations(context: AgentContext) -> list[tuple[str, str, Credential, GridError]]:
+    """Blocking: chains are verified."""
+    from security.errors import SecurityError
     from security.validation import validate_client_chain
 
     trust, now = context.trust.snapshot(), context.clock.now()
+    found: list[tuple[str, str, Credential, GridError]] = []
     for owner, name, proxy in context.delegations.all():
         try:
             identity = validate_client_chain(proxy.certificates, trust, context.policy, now)
             attributes = context.voms.attributes_of(identity, trust, context.policy, now)
             context.judge.judge(identity, unmapped=False, attributes=attributes)
-        except (SecurityError, GridError) as error:
-            if str(error.reason) == Reason.VO_DISSOLVED.value:
-                context.delegations.destroy(owner, name)
-                serial = f"{proxy.certificate.serial_number:X}"
-                context.log.audit("delegation.recalled", owner=owner, serials=[serial], sentence=error.sentence)
+        except SecurityError as error:
+            found.append((owner, name, proxy, from_security(error)))
+        except GridError as error:
+            found.append((owner, name, proxy, error))
+    return found
 
 
 def _look_at_the_trail(context: AgentContext) -> None:

@@ -290,7 +290,7 @@ def service_entries(service: Service) -> list[Entry]:
         "GlueServiceStatusInfo": service.status_info,
         "GlueServiceStartTime": service.started,
         "GlueServiceOwner": service.vos,
-        "GlueServiceAccessControlBaseRule": _rules(service.vos),
+        "GlueServiceAccessControlBaseRule": _rules(service.vos, service.fqans),
         "GlueServiceAccessControlRule": service.vos,
         "GlueForeignKey": f"GlueSiteUniqueID={service.site}",
     }

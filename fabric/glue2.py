@@ -141,8 +141,20 @@ def domain_entries(dn: Dn, site: Site | None, state: str, stamp: Stamp) -> Itera
             yield _entry(dn.child("GLUE2ContactID", identity), "GLUE2Contact", stamp, who)
 
 
-def _rules(vos: tuple[str, ...], fqans: tuple[str, ...] = ()) -> tuple[str, ...]:
-    return (*(f"VO:{vo}" for vo in vos), *(f"VOMS:{fqan}" for fqan in fqans)) or ("ALL",)
+def _policy(of: Dn, key: str, vos: tuple[str, ...], fqans: tuple[str, ...], stamp: Stamp) -> Entry:
+    """Who may use what `of` names: VOs, and groups and roles of others. `key`: which kind of policy for what."""
+    owner = of.rdns[0][0][1]
+    domains = (*vos, *(fqan.strip("/").partition("/")[0] for fqan in fqans))
+    rules = (*(f"VO:{vo}" for vo in vos), *(f"VOMS:{fqan}" for fqan in fqans))
+    attributes: dict[str, Value] = {
+        "PolicyID": f"{owner}_Policy",
+        "PolicyScheme": "org.glite.standard",
+        "PolicyRule": rules or ("ALL",),
+        "PolicyUserDomainForeignKey": tuple(dict.fromkeys(filter(None, domains))),
+        f"{key}ForeignKey": owner,
+    }
+    kind = "GLUE2AccessPolicy" if key.startswith("Access") else "GLUE2MappingPolicy"
+    return _entry(of.child("GLUE2PolicyID", f"{owner}_Policy"), f"GLUE2Policy {kind}", stamp, attributes)
 
 
 def _endpoint(
@@ -170,28 +182,7 @@ def _endpoint(
         **more,
     }
     yield _entry(dn, f"GLUE2Endpoint GLUE2{kind}Endpoint" if kind else "GLUE2Endpoint", stamp, attributes)
-    policy: dict[str, Value] = {
-        "PolicyID": f"{identity}_Policy",
-        "PolicyScheme": "org.glite.standard",
-        "PolicyRule": _rules(service.vos),
-        "PolicyUserDomainForeignKey": service.vos,
-        "AccessPolicyEndpointForeignKey": identity,
-    }
-    yield _entry(dn.child("GLUE2PolicyID", f"{identity}_Policy"), "GLUE2Policy GLUE2AccessPolicy", stamp, policy)
-
-
-def _mapping_policy(share: Dn, vos: tuple[str, ...], stamp: Stamp, fqans: tuple[str, ...] = ()) -> Entry:
-    identity = share.rdns[0][0][1]
-    attributes: dict[str, Value] = {
-        "PolicyID": f"{identity}_Policy",
-        "PolicyScheme": "org.glite.standard",
-        "PolicyRule": _rules(vos, fqans),
-        "PolicyUserDomainForeignKey": vos,
-        "MappingPolicyShareForeignKey": identity,
-    }
-    return _entry(
-        share.child("GLUE2PolicyID", f"{identity}_Policy"), "GLUE2Policy GLUE2MappingPolicy", stamp, attributes
-    )
+    yield _policy(dn, "AccessPolicyEndpoint", service.vos, service.fqans, stamp)
 
 
 def _service_entry(
@@ -404,7 +395,7 @@ def _computing_share(
         "EntityOtherInfo": (f"GlueCEUniqueID={ce.unique_id}",),
     }
     yield _entry(dn, "GLUE2Share GLUE2ComputingShare", stamp, attributes)
-    yield _mapping_policy(dn, ce.vos, stamp, ce.fqans)
+    yield _policy(dn, "MappingPolicyShare", ce.vos, ce.fqans, stamp)
 
 
 # -- storage
@@ -490,7 +481,7 @@ def _storage_share(
         "StorageShareStorageServiceForeignKey": owner,
     }
     yield _entry(dn, "GLUE2Share GLUE2StorageShare", stamp, attributes)
-    yield _mapping_policy(dn, area.vos, stamp)
+    yield _policy(dn, "MappingPolicyShare", area.vos, (), stamp)
     yield _capacity(dn, "StorageShareCapacity", identity, "StorageShare", area.total_bytes, area.used_bytes, stamp)
 
 

@@ -169,5 +169,8 @@ class Service:
     status: str = "OK"
     status_info: str = ""
     vos: tuple[str, ...] = ()
+    """Whose members are all let in."""
+    fqans: tuple[str, ...] = ()
+    """Groups and roles of other VOs that are let in."""
     started: str = ""
     """ISO 8601."""

@@ -139,7 +139,7 @@ def _real(entry: Entry, name: str) -> float | None:
     return value if isinstance(value, float) else None
 
 
-def _vos(entry: Entry, name: str, kind: str = "VO:") -> tuple[str, ...]:
+def _rules(entry: Entry, name: str, kind: str = "VO:") -> tuple[str, ...]:
     return tuple(rule.removeprefix(kind) for rule in entry.attributes.get(name, ()) if rule.startswith(kind))
 
 
@@ -208,8 +208,8 @@ def _computing_element(entry: Entry, close: dict[str, tuple[str, ...]]) -> Compu
         max_waiting_jobs=_number(entry, "GlueCEPolicyMaxWaitingJobs"),
         assigned_slots=_number(entry, "GlueCEPolicyAssignedJobSlots"),
         priority=_number(entry, "GlueCEPolicyPriority"),
-        vos=_vos(entry, "GlueCEAccessControlBaseRule"),
-        fqans=_vos(entry, "GlueCEAccessControlBaseRule", "VOMS:"),
+        vos=_rules(entry, "GlueCEAccessControlBaseRule"),
+        fqans=_rules(entry, "GlueCEAccessControlBaseRule", "VOMS:"),
         default_storage=entry.first("GlueCEInfoDefaultSE"),
         close_storage=close.get(unique_id, ()),
         application_dir=entry.first("GlueCEInfoApplicationDir"),
@@ -240,7 +240,7 @@ def _area(entry: Entry) -> StorageArea:
     return StorageArea(
         local_id=entry.first("GlueSALocalID"),
         path=entry.first("GlueSAPath"),
-        vos=_vos(entry, "GlueSAAccessControlBaseRule"),
+        vos=_rules(entry, "GlueSAAccessControlBaseRule"),
         total_bytes=_number(entry, "GlueSATotalOnlineSize") * 10**9,
         used_bytes=_number(entry, "GlueSAUsedOnlineSize") * 10**9,
         retention=entry.first("GlueSARetentionPolicy"),
@@ -267,6 +267,7 @@ def _service(entry: Entry) -> Service:
         version=entry.first("GlueServiceVersion"),
         status=entry.first("GlueServiceStatus"),
         status_info=entry.first("GlueServiceStatusInfo"),
-        vos=_vos(entry, "GlueServiceAccessControlBaseRule"),
+        vos=_rules(entry, "GlueServiceAccessControlBaseRule"),
+        fqans=_rules(entry, "GlueServiceAccessControlBaseRule", "VOMS:"),
         started=entry.first("GlueServiceStartTime"),
     )

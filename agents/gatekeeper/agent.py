@@ -110,12 +110,7 @@ class Gatekeeper(Agent):
         self._pool.driver = self._driver
         context.delegations.on_change(lambda _subject, _id: self._renew.set())
         context.delegations.jobs_of = self._jobs_of
-        context.delegations.stop_jobs = lambda owner: self._stop_jobs(
-            lambda job: job.owner == owner,
-            "DELEGATION_RECALLED",
-            f"the proxy that {owner} delegated was recalled",
-            owner=owner,
-        )
+        context.delegations.stop_jobs = self._stop_jobs_of
         self._renew = asyncio.Event()
         self._publish_wanted = asyncio.Event()
         self._published: Any = None
@@ -294,9 +289,8 @@ class Gatekeeper(Agent):
             refusal = from_security(error)
         except GridError as error:
             refusal = error
-        if refusal.reason not in KILL_REASONS:
-            return  # an expired or missing delegation is no reason: the jobs go on with what they have
-        await self._stop_jobs(lambda job: job.owner == owner, refusal.reason, refusal.sentence, owner=owner)
+        if refusal.reason in KILL_REASONS:  # an expired or missing delegation is no reason: the jobs have their own
+            await self._stop_jobs_of(owner, refusal.reason, refusal.sentence)
 
     async def _identity_of(self, owner: str) -> Identity:
         """By the delegated proxy, whose chain is verified again when trust has changed, and now and then."""
@@ -317,6 +311,10 @@ class Gatekeeper(Agent):
 
     def _jobs_of(self, owner: str) -> list[str]:
         return self._under_way(lambda job: job.owner == owner)
+
+    async def _stop_jobs_of(self, owner: str, reason: str, sentence: str) -> None:
+        if self.options.revoked_jobs == "kill" or reason not in KILL_REASONS:
+            await self._stop_jobs(lambda job: job.owner == owner, reason, sentence, owner=owner)
 
     async def _stop_jobs(self, which: Callable[[Job], bool], reason: str, sentence: str, **whose: str) -> None:
         jobs = self._under_way(which)

@@ -100,6 +100,7 @@ def entries(
         status="OK" if measured.status == glue_model.PRODUCTION else "Warning",
         status_info=f"{measured.status}: {measured.why}" if measured.why else measured.status,
         vos=measured.vos,
+        fqans=measured.fqans,
         started=started,
     )
     return [*glue13.cluster_entries(subcluster), *glue13.ce_entries(element), *glue13.service_entries(service)]

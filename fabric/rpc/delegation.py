@@ -88,8 +88,10 @@ class DelegationStore:
         self._listeners: list[Callable[[str, str], None]] = []
         self.jobs_of: Callable[[str], Sequence[str]] = lambda subject: ()
         """Ids of the jobs under way here that depend on what this subject delegated; the agent sets it."""
-        self.stop_jobs: Callable[[str], Awaitable[object]] | None = None
-        """Stops them, when the delegation is recalled; the agent sets it."""
+        self.stop_jobs: Callable[[str, str, str], Awaitable[object]] | None = None
+        """Stops this subject's jobs for this reason, with this sentence; the agent sets it."""
+        self._erased: dict[tuple[str, str], str] = {}
+        """Why what was here is not any more."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             directory.chmod(0o700)
@@ -118,9 +120,12 @@ class DelegationStore:
         """The delegated credential. Raises NotFound DELEGATION_MISSING, Unauthenticated DELEGATION_EXPIRED."""
         credential = self._credentials.get((subject, delegation_id))
         if credential is None:
+            why = self._erased.get((subject, delegation_id))
             raise NotFound(
                 "DELEGATION_MISSING",
-                f"{subject} has delegated nothing as {delegation_id!r} to this service; delegate a proxy and try again",
+                f"{subject} has delegated nothing as {delegation_id!r} to this service; delegate a proxy and try again"
+                if why is None
+                else f"what {subject} delegated as {delegation_id!r} to this service was erased: {why}",
                 subject=subject,
                 delegation_id=delegation_id,
             )
@@ -230,6 +235,7 @@ class DelegationStore:
                 f"the delegated credential cannot be stored ({os_error_text(error)}); try again later",
             ) from error
         self._credentials[key], self._since_us[key] = credential, since_us
+        self._erased.pop(key, None)
         self._tell(key)
 
     def _make_room(self, subject: str) -> None:
@@ -261,6 +267,21 @@ class DelegationStore:
         stem.with_suffix(".pem").unlink(missing_ok=True)
         stem.with_suffix(".json").unlink(missing_ok=True)
         self._tell(key)
+
+    async def erase(self, subject: str, delegation_id: str, credential: Credential, refusal: GridError) -> None:
+        """Nobody will believe this credential again: stop the jobs that depend on it, then erase it. Idempotent."""
+        key = (subject, delegation_id)
+        if self._credentials.get(key) is not credential:
+            return  # there is another by now
+        if self.stop_jobs is not None:
+            await self.stop_jobs(subject, refusal.reason, refusal.sentence)
+        if self._credentials.get(key) is credential:
+            self.destroy(subject, delegation_id)
+            while len(self._erased) >= MAX_CREDENTIALS:
+                del self._erased[next(iter(self._erased))]
+            self._erased[key] = refusal.sentence
+            serial = f"{credential.certificate.serial_number:X}"
+            self._log.audit("delegation.recalled", owner=subject, serials=[serial], sentence=refusal.sentence)
 
     def _tell(self, key: tuple[str, str]) -> None:
         for listener in self._listeners:
@@ -338,7 +359,8 @@ class Delegation(security_pb2_grpc.DelegationServicer):
         for entry in recalled:
             self._store.destroy(subject, entry.delegation_id)
         if self._store.stop_jobs is not None:
-            await self._store.stop_jobs(subject)
+            sentence = f"the proxy that {subject} delegated was recalled"
+            await self._store.stop_jobs(subject, "DELEGATION_RECALLED", sentence)
         self._log.audit(
             "delegation.recalled", peer=peer.subject, owner=subject, serials=[entry.serial for entry in recalled]
         )

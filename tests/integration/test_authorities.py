@@ -24,6 +24,7 @@ from fabric import trust_push
 from fabric.agent import running
 from fabric.bulletin import Follower
 from fabric.errors import Conflict, GridError, NotFound, Refused, Unauthenticated
+from fabric.rpc.delegation import delegate
 from fabric.settings import Settings
 from security.authority import CertificateAuthority
 from security.certificates import issuer_among, subject_hash
@@ -168,11 +169,25 @@ async def test_a_foreign_authority_comes_and_goes_with_everything_that_it_carrie
     )
     assert added.name == "Their CA" and added.is_foreign
     await accepted(lab, eve)
+    for one in (eve, lab.user("bob")):
+        await delegate(await lab.channel("storage", credential=one), one)
     assert await authority.remove_authority("Their CA", dry_run=True) == []
     await space(lab, eve)
+    held = lab.agents["storage.CERN"].context.delegations
+    assert len(held.all()) == 2
     await authority.remove_authority(added.hash)
     assert (await refusal(lab, eve)).reason == "UNKNOWN_CA"
     await space(lab, lab.user("bob"))
+    async with asyncio.timeout(PROMPT_S):
+        while len(held.all()) > 1:  # noqa: ASYNC110  another task's doing
+            await asyncio.sleep(0.01)
+    kept = {one.name for one in (lab.directory / "agents/storage.CERN/delegations").iterdir()}
+    assert len(kept) == 2 and held.all()[0][0].endswith("/CN=bob")
+    with pytest.raises(NotFound) as caught:
+        held.get(str(eve.identity))
+    assert caught.value.reason == "DELEGATION_MISSING" and "Their CA" in caught.value.sentence
+    (erased,) = lab.audit("storage.CERN", "delegation.recalled")
+    assert erased["owner"] == str(eve.identity) and "Their CA" in erased["sentence"]
     assert [one.name for one in await authority.authorities()] == ["grid"]
     events = [line["event"] for line in lab.audit("authority.CERN") if line["event"].startswith("authority.")]
     assert events == ["authority.added", "authority.removed"]

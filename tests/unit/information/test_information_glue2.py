@@ -108,6 +108,19 @@ def test_foreign_keys_lead_to_entities(level: Level) -> None:
                 assert set(values) <= names, f"{entry.dn}: {name}"
 
 
+def test_what_is_kept_for_groups_and_roles_is_not_for_all() -> None:
+    level, fqans = Level(), ("/cms/Role=pilot", "/atlas/prod", "VOMS:", "//")
+    element = ComputingElement(CE_ID, "ce.cern.ch", "ce.cern.ch", 2119, fqans=fqans)
+    service = Service("gk", "org.gridfabric.gatekeeper", "grpcs://ce.cern.ch:2119", "CERN", fqans=fqans)
+    level.publish([*cluster_entries(SubCluster("ce.cern.ch", "CERN", (CE_ID,))), *ce_entries(element)])
+    level.publish([*service_entries(service)], snapshot=False)
+    for kind in ("GLUE2MappingPolicy", "GLUE2AccessPolicy"):
+        policy = level.one(f"(objectClass={kind})")
+        assert policy.attributes["GLUE2PolicyRule"] == tuple(f"VOMS:{fqan}" for fqan in fqans)
+        assert policy.attributes["GLUE2PolicyUserDomainForeignKey"][:2] == ("cms", "atlas")
+        assert GLUE_SCHEMA.violation(policy.attributes) is None
+
+
 def test_a_computing_service_says_what_the_ce_says(level: Level) -> None:
     share = level.one("(objectClass=GLUE2ComputingShare)")
     assert share.first("GLUE2ComputingShareFreeSlots") == "10"
