@@ -207,7 +207,7 @@ async def _admitted(grid: Grid, endpoint: Endpoint) -> Any:
             await channel.ready()
             return channel
         except GridError as error:
-            if error.reason != "NOT_MAPPED":
+            if error.reason not in ("NOT_MAPPED", "MEMBERS_UNKNOWN"):
                 raise
         await asyncio.sleep(0.5)
 

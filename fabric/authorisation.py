@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from fabric.clock import Clock, SystemClock
-from fabric.errors import Exhausted, GridError, Refused, from_security
+from fabric.errors import Exhausted, GridError, Refused, Unavailable, from_security
 from fabric.logs import Logger
 from fabric.rpc.peer import Standing
 from fabric.rpc.rules import not_mapped
 from fabric.vos import Vos
 from security.authorization import accounts_by_groups
 from security.bans import BanList
-from security.errors import MappingError, SecurityError
+from security.errors import MappingError, Reason, SecurityError
 from security.gridmapdir import GridMapDir
 from security.mapfile import GridMapFile, GroupMapFile
 from security.names import DistinguishedName
@@ -37,6 +37,9 @@ RESERVED_UNITS = frozenset({USERS, OPERATORS})
 
 MAP_AT_ONCE_BYTES = 64 * 1024
 """A larger map file takes more than some milliseconds to read."""
+
+MEMBERS_PAUSE_S = 2
+"""Who came before the first member list tries again after this."""
 
 _Stamp = tuple[int, int, int]
 
@@ -63,10 +66,10 @@ class Judge:
         central_bans: Path | None = None,
         site: str = "",
         clock: Clock | None = None,
-        update_now: Callable[[], Awaitable[bool]] | None = None,
+        update_now: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> None:
         """`authority` gives agents and operators their certificates. `update_now` is asked once for news before
-        somebody is refused as not mapped; it limits its own rate.
+        somebody is refused as not mapped; it limits its own rate, and names the VOs whose members were never read.
         `group_map` is the file of rules of the mode `vo-groups`; without it the mode is `coarse`. `central_bans` is the
         copy of the grid's list: bans of other sites in it mean nothing at `site`, and a copy that is missing was not
         fetched yet."""
@@ -189,15 +192,21 @@ class Judge:
         self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
     ) -> Standing:
         """The standing for a new session. Raises Refused NOT_MAPPED, BANNED, BAN_LIST_UNREADABLE, VO_DISSOLVED,
-        VO_NOT_ACCEPTED, VO_LIST_UNREADABLE, Exhausted POOL_EXHAUSTED."""
+        VO_NOT_ACCEPTED, VO_LIST_UNREADABLE, Exhausted POOL_EXHAUSTED, Unavailable MEMBERS_UNKNOWN."""
         standing = self.judge(identity, unmapped=True, attributes=attributes, address=address)
         if standing != Standing():
             return standing
+        unread: Sequence[str] = ()
         if self._group_path is None:
             if self.update_now is not None:
-                await self.update_now()
+                unread = await self.update_now()
             await self.look()
-        return self.judge(identity, unmapped=unmapped, attributes=attributes, address=address)
+        try:
+            return self.judge(identity, unmapped=unmapped, attributes=attributes, address=address)
+        except Refused as error:
+            if unread and error.reason == Reason.NOT_MAPPED:
+                raise _members_unknown(identity, unread) from None
+            raise
 
     def judge(
         self, identity: Identity, *, unmapped: bool, attributes: tuple[VomsAttributes, ...] = (), address: str = ""
@@ -285,6 +294,17 @@ class Judge:
             raise next(refusal for refusal in refusals.values() if refusal is not None)
         wanted = [f".{found.vo}" for found in attributes]
         return tuple(sorted(accounts, key=lambda account: account not in wanted))
+
+
+def _members_unknown(identity: Identity, vos: Sequence[str]) -> Unavailable:
+    """Nobody can say yet that this is no member."""
+    return Unavailable(
+        "MEMBERS_UNKNOWN",
+        f"{identity.subject} is in no member list read so far, and those of {', '.join(vos)} were not read here yet; "
+        f"try again in a moment",
+        subject=identity.subject,
+        retry_after_s=MEMBERS_PAUSE_S,
+    )
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -127,8 +127,9 @@ async def await_known(grid: Grid, within_s: float = KNOWN_WITHIN_S) -> list[str]
                     return True  # known, and not let in
                 if error.reason != "NOT_MAPPED" or loop.time() > deadline:
                     return False
-            except GridError:
-                return False
+            except GridError as error:
+                if error.reason != "MEMBERS_UNKNOWN" or loop.time() > deadline:
+                    return False
             await asyncio.sleep(KNOWN_POLL_S)
 
     wanted = [endpoint for kind in USER_SERVICES for endpoint in grid.services.all(kind) if endpoint.rpc]

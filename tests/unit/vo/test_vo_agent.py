@@ -1,12 +1,11 @@
 import asyncio
-import os
 
 import pytest
 from support.grid import ORGANISATION, LabGrid
 
 from agents.vo.client import VoClient
 from agents.vo.model import checked_member
-from fabric.errors import Exhausted, InvalidRequest, Refused
+from fabric.errors import Exhausted, InvalidRequest, Refused, Unavailable
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filter_text import parse_filter
 from fabric.ldap.server import LdapServer
@@ -165,35 +164,52 @@ async def test_map_files_follow_the_list_and_ask_for_it_only_when_it_changed(lab
     await becomes(f'"{ADA} Augusta" .cms\n')
 
 
-async def test_agents_of_one_host_do_not_all_ask(lab):
+async def test_agents_of_one_process_ask_once(lab):
     await lab.start("vo")
     vo = await manager(lab)
     await vo.add_member(ADA)
     fabric = {"map_updater": True, "map_file": "", "map_refresh_s": 3600}
-    agents = [await lab.start("storage", name=f"storage{n}.CERN", fabric=fabric) for n in range(2)]
+    agents = [await lab.start("storage", name=f"storage{n}.CERN", fabric=fabric) for n in range(3)]
     paths = [agent.context.state_dir / "grid-mapfile" for agent in agents]
-    one, other = (agent.context.judge.update_now.__self__ for agent in agents)
-    for updater in (one, other):
-        await updater._update_shared()
-    assert [path.read_text("utf-8") for path in paths] == [f'"{ADA}" .cms\n'] * 2
-    assert one._is_known_to_be_good() and other._is_known_to_be_good()
+    updaters = [agent.context.judge.update_now.__self__ for agent in agents]
+    server = next(c for c in lab.agents["vo.CERN"].context._closables if isinstance(c, LdapServer))
 
-    paths[1].write_text("", "utf-8")
-    assert not other._is_known_to_be_good(), "somebody changed its file"
-    await other._update_shared()
-    assert other._is_known_to_be_good()
+    async def look(max_age_s: float) -> list[str]:
+        await asyncio.gather(*(updater._update_shared(max_age_s) for updater in updaters))
+        return [path.read_text("utf-8") for path in paths]
 
+    assert await look(0) == [f'"{ADA}" .cms\n'] * 3
+    searches, connections = server.stats.searches, server.stats.connections
+    assert await look(3600) == [f'"{ADA}" .cms\n'] * 3 and server.stats.searches == searches
     await vo.remove_member(ADA)
-    assert one._is_known_to_be_good(), "nobody has looked since"
-    await one._update_shared()
-    assert one._is_known_to_be_good() and not other._is_known_to_be_good(), "one has seen another version"
-    await other._update_shared()
-    assert [path.read_text("utf-8") for path in paths] == ["", ""]
+    assert await look(0) == [""] * 3
+    assert server.stats.searches == searches + 2, "the version, and the list that it is of, once for all"
+    await lab.stop("storage0.CERN")
+    await vo.add_member(ADA)
+    await asyncio.gather(*(updater._update_shared(0) for updater in updaters[1:]))
+    assert [path.read_text("utf-8") for path in paths] == ["", *[f'"{ADA}" .cms\n'] * 2]
+    assert server.stats.connections == connections, "who stops takes nothing from the others"
 
-    hint = lab.certificates / ".gridfabric-members-cms"
-    os.utime(hint, (0, 0))
-    assert not one._is_known_to_be_good(), "that was long ago"
-    hint.write_bytes(b"\xff garbage")
-    assert not one._is_known_to_be_good()
-    hint.unlink()
-    assert not one._is_known_to_be_good()
+
+async def test_before_the_first_member_list_nobody_is_a_stranger(lab):
+    lab.plan("vo")
+    agent = await lab.start("storage", fabric={"map_updater": True, "map_file": "", "map_refresh_s": 0.05})
+    ada = lab.user("ada", vo=None)
+    with pytest.raises(Unavailable) as caught:
+        await (await lab.channel("storage", credential=ada)).ready()
+    assert caught.value.reason == "MEMBERS_UNKNOWN" and caught.value.retry_after_s == 2
+    assert "those of cms were not read here yet" in caught.value.sentence
+    assert agent.health().state.value == "degraded" and "the members of cms are not known" in agent.health().detail
+    await (await lab.channel("storage", credential=lab.operator())).ready()
+
+    await lab.start("vo")
+    await until(lambda: agent.health().state.value == "green")
+    with pytest.raises(Refused) as refused:
+        await (await lab.channel("storage", credential=lab.user("bob", vo=None))).ready()
+    assert refused.value.reason == "NOT_MAPPED"
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - a look at an agent, as an operator does
+            await asyncio.sleep(0.02)
