@@ -12,9 +12,10 @@ from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
+from agents.storage.scrubber import MAX_DAMAGED, Scrubber
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
-from agents.storage.store import FileStore, metadata
+from agents.storage.store import MIGRATIONS, FileStore, metadata
 from agents.storage.third_party import ThirdParty
 from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentHealth, AgentState
@@ -41,7 +42,7 @@ class StorageAgent(Agent):
         super().__init__(context)
         settings = context.settings
         self._config = parse_config(settings.options, settings.state_dir)
-        files = FileStore(context.store("storage", metadata))
+        files = FileStore(context.store("storage", metadata, MIGRATIONS))
         self.element = StorageElement(
             self._config,
             files,
@@ -50,6 +51,7 @@ class StorageAgent(Agent):
             failpoints=Failpoints(os.environ.get(FAILPOINT_VARIABLE, "")),
         )
         context.close_at_end(self.element)
+        self.scrubber = Scrubber(self.element, files, log=context.log, clock=context.clock)
         keep_buffers()
         self.manager = StorageManager(
             self.element, host=settings.advertise, port=settings.rpc_port, log=context.log, vos=context.vos
@@ -59,6 +61,7 @@ class StorageAgent(Agent):
         )
         self.services = [RpcService(servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())
+        self._damaged = 0
         self._started_at = ""
         self._publisher: InformationPublisher | None = None
 
@@ -68,6 +71,8 @@ class StorageAgent(Agent):
         await self._measure()
         self.context.spawn(self._keep_measuring(), "measure space")
         self.context.spawn(self.element.keep_collecting(), "collect garbage")
+        if self._config.scrub_mb_per_s:
+            self.context.spawn(self.scrubber.run(), "scrub")
 
     async def started(self) -> None:
         """Publish."""
@@ -112,6 +117,8 @@ class StorageAgent(Agent):
             "files": float(sum(use.files for use, _ in self._space.vos)),
             "used_bytes": float(sum(use.used_bytes for use, _ in self._space.vos)),
             "free_bytes": float(self._space.free_bytes),
+            "damaged_files": float(self._damaged),
+            "scrubbed_bytes": float(self.scrubber.read_bytes),
         }
         return AgentHealth(AgentState.GREEN, numbers=numbers)
 
@@ -145,6 +152,7 @@ class StorageAgent(Agent):
                 protocols=tuple(protocols),
             )
         )
+        alarms = self._alarms()
         yield from glue13.service_entries(
             glue_model.Service(
                 unique_id=f"{GLUE_TYPE}:{unique_id}",
@@ -154,6 +162,8 @@ class StorageAgent(Agent):
                 name=settings.name,
                 vos=served,
                 started=self._started_at,
+                status="Warning" if alarms else "OK",
+                status_info="; ".join(alarms),
             )
         )
 
@@ -174,6 +184,23 @@ class StorageAgent(Agent):
             self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")
         else:
             self.context.solved("pools")
+        self._damaged = await self.scrubber.damaged()
+        if self._damaged:
+            more = "; the scrubber waits, look at the disks" if self._damaged >= MAX_DAMAGED else ""
+            self.context.problem(
+                "damage", f"{self._damaged} files are damaged or lost; repair them with: grid data repair{more}"
+            )
+        else:
+            self.context.solved("damage")
+
+    def _alarms(self) -> list[str]:
+        """What everybody may know; the names of disks are not part of it."""
+        alarms = []
+        if missing := len(self.element.missing_pools()):
+            alarms.append(f"pools that do not answer: {missing}")
+        if self._damaged:
+            alarms.append(f"files damaged or lost: {self._damaged}")
+        return alarms
 
 
 def build(context: AgentContext) -> StorageAgent:

@@ -35,6 +35,12 @@ class StorageConfig:
     """A transfer in which the other end does nothing for this long is ended and its space freed."""
     write_access: tuple[str, ...] = ()
     """FQANs whose holders may write and remove files (fabric/access.py); their VOs read. Empty: everybody of a VO."""
+    scrub_mb_per_s: float = field(default=20.0, metadata={"minimum": 0})
+    """How fast files at rest are read to find damage, at most (MB = 10^6 bytes). 0: never."""
+    scrub_share: float = field(default=0.1, metadata={"minimum": 0.001, "maximum": 1})
+    """Of the time, how much that reading may take."""
+    scrub_every_s: float = 7 * 86400.0
+    """From the beginning of one round over all files to the next."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
 

@@ -30,6 +30,7 @@ from agents.storage.model import (
     StoredFile,
     check_announcement,
     require_equal,
+    require_intact,
 )
 from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
@@ -37,7 +38,7 @@ from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
-from fabric.errors import Conflict, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from fabric.logs import Logger
 
 T = TypeVar("T")
@@ -124,10 +125,10 @@ class StorageElement:
     async def collect_garbage(self) -> int:
         """Delete bytes whose rows are gone. Returns how many files went."""
         went: list[str] = []
-        for file_id, pool_name in await self._files.garbage():
+        for disk_id, pool_name in await self._files.garbage():
             pool = self._pools.get(pool_name)
-            if pool is not None and await self._io(_try_remove, pool, file_id):
-                went.append(file_id)
+            if pool is not None and await self._io(_try_remove, pool, disk_id):
+                went.append(disk_id)
         await self._files.collected(went)
         return len(went)
 
@@ -253,6 +254,7 @@ class StorageElement:
             name_hint=announced.name_hint[:MAX_NAME_HINT_LENGTH],
             pool=incoming.pool.name,
             created_at_us=to_us(self._clock.now()),
+            disk_id=incoming.file_id,
         )
         try:
             await self._io(incoming.finish, self._failpoints.reached)
@@ -303,20 +305,10 @@ class StorageElement:
         self, file: StoredFile, offset: int, size_bytes: int, made: Callable[[memoryview], bytes] | None = None
     ) -> AsyncGenerator[Piece, None]:
         """The bytes of a valid range, in views that end with the next, or what a thread has `made` of each piece. A
-        removal meanwhile does not disturb it. Close the iterator early if it is not used up. Raises DataCorrupted(
-        FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
-        pool = self._pools.get(file.pool)
-        if pool is None:
-            raise Unavailable(
-                "POOL_UNUSABLE",
-                f"file {file.file_id} lies in pool {file.pool}, which cannot be used now; read another replica",
-            )
-        opening = self._io(pool.open, file.file_id, file.size_bytes)
-        try:
-            descriptor = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_result)
-            raise
+        removal or a move meanwhile does not disturb it. Close the iterator early if it is not used up. Raises
+        DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
+        require_intact(file)
+        descriptor = await self._open(file)
         read = PieceReader(descriptor, made).read if made is not None else BatchReader(descriptor).read
         end = offset + size_bytes
         reading: asyncio.Future[Sequence[Piece]] | None = None
@@ -331,6 +323,9 @@ class StorageElement:
                     self.bytes_out += size
                 for piece in pieces:
                     yield piece
+        except DataCorrupted as error:
+            await self.mark(file, error.reason)
+            raise
         finally:
             if reading is None or reading.done():
                 os.close(descriptor)
@@ -338,6 +333,68 @@ class StorageElement:
                     reading.exception()
             else:  # a thread still reads from it
                 reading.add_done_callback(lambda done: (done.cancelled() or done.exception(), os.close(descriptor)))
+
+    async def _open(self, file: StoredFile) -> int:
+        """A descriptor for reading. Whoever looked the file up before it was moved finds it where it is now."""
+        while True:
+            try:
+                return await self._open_here(file)
+            except (DataCorrupted, Unavailable) as error:
+                current = await self._files.get(file.file_id)
+                if current is None or current.disk_id == file.disk_id:
+                    if isinstance(error, DataCorrupted):
+                        await self.mark(file, error.reason)
+                    raise
+                require_intact(current)
+                file = current
+
+    async def _open_here(self, file: StoredFile) -> int:
+        pool = self._pools.get(file.pool)
+        if pool is None:
+            raise Unavailable(
+                "POOL_UNUSABLE",
+                f"file {file.file_id} lies in pool {file.pool}, which cannot be used now; read another replica",
+            )
+        opening = self._io(pool.open, file.disk_id, file.size_bytes)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_result)
+            raise
+
+    async def at_rest(self, file: StoredFile, seen: Callable[[memoryview], object] = len) -> AsyncGenerator[memoryview]:
+        """The bytes that are on the disk now, not what the kernel remembers of them, whatever is known of the file; in
+        batches that end with the next, each piece `seen` by a thread. Raises as `read`, and marks nothing."""
+        descriptor = await self._open_here(file)
+        reading: asyncio.Future[list[memoryview]] | None = None
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            read = BatchReader(descriptor, seen).read
+            for offset in range(0, file.size_bytes, AHEAD_PIECES * PIECE_BYTES):
+                reading = self._io(read, offset, min(AHEAD_PIECES * PIECE_BYTES, file.size_bytes - offset))
+                for batch in await asyncio.shield(reading):
+                    yield batch
+        finally:
+            if reading is not None and not reading.done():
+                await asyncio.wait([reading])
+                reading.exception()
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+    # -- damage ------------------------------------------------------------------------------------------------------
+
+    async def mark(self, file: StoredFile, damage: str) -> None:
+        """Note that a file is damaged or lost, or (empty) that it is not. Nothing is noted while its disk does not
+        answer: what is not mounted is not lost."""
+        pool = self._pools.get(file.pool)
+        if pool is None or await self._io(pool.measure) is None:
+            return
+        if await self._files.mark(file, damage, to_us(self._clock.now())):
+            self._log.audit(
+                "storage.damage_found" if damage else "storage.damage_gone",
+                file=file.file_id, vo=file.vo, name=file.name_hint, pool=file.pool, reason=damage or None,
+            )  # fmt: skip
+            self._changed.set()
 
     async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
         """Files of the VO in order of id, above `after`."""
@@ -365,8 +422,8 @@ class StorageElement:
         self._ledger.removed(file.vo, file.size_bytes)
         self._changed.set()
         pool = self._pools.get(file.pool)
-        if pool is not None and await self._io(_try_remove, pool, file.file_id):
-            await self._files.collected([file.file_id])
+        if pool is not None and await self._io(_try_remove, pool, file.disk_id):
+            await self._files.collected([file.disk_id])
 
     # -- names -------------------------------------------------------------------------------------------------------
 

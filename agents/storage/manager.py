@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from agents.storage.element import Pieces, StorageElement
 from agents.storage.framing import Piece
 from agents.storage.http_wire import Target, href
-from agents.storage.model import LARGE_BYTES, Announced, Entry, StoredFile
+from agents.storage.model import LARGE_BYTES, Announced, Entry, StoredFile, require_intact
 from agents.storage.namespace import parent_missing
 from agents.storage.surl import Surl, is_vo_name
 from fabric import access
@@ -119,8 +119,9 @@ class StorageManager:
         target: str | None = None,
     ) -> None:
         """Give a valid range of a file, piece by piece, to `take`, which says how much of it it took, after `begin`,
-        which may wait. Raises
+        which may wait. Raises DataCorrupted(FILE_DAMAGED | FILE_LOST) and
         Exhausted(TOO_MANY_TRANSFERS) before `begin`; DeadlineExceeded(TRANSFER_STALLED); as `StorageElement.read`."""
+        require_intact(file)
         stall_s = self.element.config.stall_timeout_s
         with self.element.admission.transfer(peer.subject):
             messages = self.element.read(file, offset, size_bytes, made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fabric.clock import from_us, utc_text
 from fabric.errors import DataCorrupted, InvalidRequest
 
 _ADLER32 = re.compile(r"[0-9a-f]{8}\Z")
@@ -59,6 +60,11 @@ class StoredFile:
     name_hint: str
     pool: str
     created_at_us: int
+    disk_id: str
+    """Names its bytes in the pool: its own id at first, another one after they were moved or repaired."""
+    damage: str = ""
+    """FILE_DAMAGED or FILE_LOST if the scrubber found it so; such a file is not read."""
+    damaged_at_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,18 @@ def require_equal(what: str, size_bytes: int, found: Checksums, expected: Checks
         expected_adler32=expected.adler32,
         found_sha256=found.sha256,
         expected_sha256=expected.sha256,
+    )
+
+
+def require_intact(file: StoredFile) -> None:
+    """Raises DataCorrupted(FILE_DAMAGED | FILE_LOST) for a file that is known not to be what was put."""
+    if not file.damage:
+        return
+    what = "is gone from its disk" if file.damage == "FILE_LOST" else "is damaged on its disk"
+    raise DataCorrupted(
+        file.damage,
+        f"file {file.file_id} of VO {file.vo} {what} (found {utc_text(from_us(file.damaged_at_us))}); read another "
+        "replica, and repair this one from it with: grid data repair",
     )
 
 

@@ -14,7 +14,7 @@ from agents.storage.client import open_file
 from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
 from agents.storage.manager import StorageManager
-from agents.storage.model import Announced, byte_range
+from agents.storage.model import Announced, byte_range, require_intact
 from agents.storage.surl import is_file_id, parse_surl
 from agents.storage.third_party import Delegations
 from fabric.errors import DataCorrupted, InvalidRequest
@@ -78,6 +78,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         peer = current_peer(context)
         surl = self._manager.mine(peer, parse_surl(request.surl))
         file = await self._element.get(surl.file_id, surl.vo)
+        require_intact(file)
         offset, size_bytes = byte_range(file.size_bytes, request.offset, request.length)
         header = pb.GetResponse(size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums))
         if request.accept_turl and (turl := self._manager.turl(surl.vo, size_bytes, surl.file_id)):

@@ -1,13 +1,15 @@
 """The storage element's rows: which files are there, and which bytes still have to be deleted.
 
-A row in `files` is the commit point of a put; its disappearance is the commit point of a removal. `garbage` holds
-removals whose bytes may still be on disk: it is written in the transaction that drops the row, and emptied after the
-unlink. A file's name (`namespace`) comes and goes in the same transactions.
+A row in `files` is the commit point of a put; its disappearance is the commit point of a removal, and another
+`disk_id` in it that of a move or a repair. `garbage` holds bytes that no row means any more and that may still be on
+disk: it is written in the transaction that makes them so, and emptied after the unlink. A `disk_id` is never used
+again. A file's name (`namespace`) comes and goes in the same transactions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
@@ -17,7 +19,7 @@ from agents.storage.namespace import Path, metadata
 from fabric.errors import Conflict
 from fabric.store import Store
 
-__all__ = ["FileStore", "metadata"]
+__all__ = ["MIGRATIONS", "FileStore", "ScrubState", "metadata"]
 
 files = sa.Table(
     "files",
@@ -32,8 +34,13 @@ files = sa.Table(
     sa.Column("name_hint", sa.Text, nullable=False),
     sa.Column("pool", sa.Text, nullable=False),
     sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sa.Column("disk_id", sa.Text, nullable=False),
+    sa.Column("damage", sa.Text, nullable=False, server_default=""),
+    sa.Column("damaged_at_us", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("owner", "put_id", name="uq_files_put"),
     sa.Index("ix_files_vo", "vo", "id"),
+    sa.Index("ix_files_moved", "disk_id", sqlite_where=sa.text("disk_id <> id")),
+    sa.Index("ix_files_damaged", "id", sqlite_where=sa.text("damage <> ''")),
     sqlite_with_rowid=False,
 )
 garbage = sa.Table(
@@ -44,8 +51,48 @@ garbage = sa.Table(
     sqlite_with_rowid=False,
 )
 
-_COLUMNS = "id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us"
+scrub = sa.Table(
+    "scrub",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("position", sa.Text, nullable=False),
+    sa.Column("began_at_us", sa.BigInteger, nullable=False),
+    sa.Column("ended_at_us", sa.BigInteger, nullable=False),
+    sa.Column("files", sa.BigInteger, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+)
+
+_COLUMNS = (
+    "id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us, disk_id, damage, damaged_at_us"
+)
+_MARKS = ",".join("?" * len(_COLUMNS.split(",")))
 _COLUMNS_OF_FILE = ", ".join(f"f.{column}" for column in _COLUMNS.split(", "))
+
+
+def _give_bytes_a_name(connection: sa.Connection) -> None:
+    """Migration 1 to 2: bytes that move, and damage."""
+    for column in ("disk_id TEXT NOT NULL DEFAULT ''", "damage TEXT NOT NULL DEFAULT ''",
+                   "damaged_at_us BIGINT NOT NULL DEFAULT 0"):  # fmt: skip
+        connection.exec_driver_sql(f"ALTER TABLE files ADD COLUMN {column}")
+    connection.exec_driver_sql("UPDATE files SET disk_id = id")
+    connection.exec_driver_sql("CREATE INDEX ix_files_moved ON files (disk_id) WHERE disk_id <> id")
+    connection.exec_driver_sql("CREATE INDEX ix_files_damaged ON files (id) WHERE damage <> ''")
+
+
+MIGRATIONS = (_give_bytes_a_name,)
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubState:
+    """How far the scrubber is: durable, so that a restart goes on there."""
+
+    position: str = ""
+    """Id of the last file that was looked at in this round."""
+    began_at_us: int = 0
+    ended_at_us: int = 0
+    """Of this round; 0 while it goes on, or if there was none."""
+    files: int = 0
+    size_bytes: int = 0
 
 
 class FileStore:
@@ -70,7 +117,7 @@ class FileStore:
 
         def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
             done = connection.exec_driver_sql(
-                f"INSERT INTO files ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (owner, put_id) DO NOTHING",
+                f"INSERT INTO files ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (owner, put_id) DO NOTHING",
                 _values(file),
             )
             if done.rowcount:
@@ -157,16 +204,20 @@ class FileStore:
 
     # -- after a crash -----------------------------------------------------------------------------------------------
 
-    async def known(self, file_ids: Collection[str]) -> set[str]:
-        """Those of `file_ids` that have a row."""
-        wanted = sorted(file_ids)
+    async def known(self, disk_ids: Collection[str]) -> set[str]:
+        """Those of `disk_ids` that a row means."""
+        wanted = sorted(disk_ids)
 
         def read(connection: sa.Connection) -> set[str]:
             found: set[str] = set()
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
                 marks = ",".join("?" * len(part))
-                rows = connection.exec_driver_sql(f"SELECT id FROM files WHERE id IN ({marks})", tuple(part))
+                rows = connection.exec_driver_sql(
+                    f"SELECT disk_id FROM files WHERE id IN ({marks}) AND disk_id = id UNION "
+                    f"SELECT disk_id FROM files WHERE disk_id IN ({marks}) AND disk_id <> id",
+                    (*part, *part),
+                )
                 found.update(row[0] for row in rows)
             return found
 
@@ -181,7 +232,7 @@ class FileStore:
         return await self._store.read(read)
 
     async def garbage(self, limit: int = 1000) -> list[tuple[str, str]]:
-        """(file id, pool) of bytes to delete."""
+        """(disk id, pool) of bytes to delete."""
 
         def read(connection: sa.Connection) -> list[tuple[str, str]]:
             rows = connection.exec_driver_sql("SELECT id, pool FROM garbage ORDER BY id LIMIT ?", (limit,))
@@ -189,12 +240,97 @@ class FileStore:
 
         return await self._store.read(read)
 
-    async def collected(self, file_ids: Sequence[str]) -> None:
-        """The bytes of these are gone."""
+    async def collected(self, disk_ids: Sequence[str]) -> None:
+        """These bytes are gone."""
 
         def write(connection: sa.Connection) -> None:
-            if file_ids:
-                connection.exec_driver_sql("DELETE FROM garbage WHERE id = ?", [(file_id,) for file_id in file_ids])
+            if disk_ids:
+                connection.exec_driver_sql("DELETE FROM garbage WHERE id = ?", [(disk_id,) for disk_id in disk_ids])
+
+        await self._store.write(write)
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    async def all_files(self, after: str, limit: int) -> list[StoredFile]:
+        """Files with ids above `after`, in order of id."""
+
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            rows = connection.exec_driver_sql(
+                f"SELECT {_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
+            )
+            return [_file(row) for row in rows]
+
+        return await self._store.read(read)
+
+    async def damaged(self, after: str, limit: int) -> list[StoredFile]:
+        """Damaged files with ids above `after`, in order of id."""
+
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            rows = connection.exec_driver_sql(
+                f"SELECT {_COLUMNS} FROM files WHERE damage <> '' AND id > ? ORDER BY id LIMIT ?", (after, limit)
+            )
+            return [_file(row) for row in rows]
+
+        return await self._store.read(read)
+
+    async def count_damaged(self) -> int:
+        """How many files are marked as damaged."""
+
+        def read(connection: sa.Connection) -> int:
+            return int(connection.exec_driver_sql("SELECT COUNT(*) FROM files WHERE damage <> ''").scalar_one())
+
+        return await self._store.read(read)
+
+    async def mark(self, file: StoredFile, damage: str, now_us: int) -> bool:
+        """Note what was found of the bytes that `file` means (empty: they are intact after all). False if that was
+        known, or if the file was removed, moved or repaired meanwhile."""
+
+        def write(connection: sa.Connection) -> bool:
+            done = connection.exec_driver_sql(
+                "UPDATE files SET damage = ?, damaged_at_us = ? WHERE id = ? AND disk_id = ? AND damage <> ?",
+                (damage, now_us if damage else 0, file.file_id, file.disk_id, damage),
+            )
+            return bool(done.rowcount)
+
+        return await self._store.write(write)
+
+    async def relocate(self, file: StoredFile, pool: str, disk_id: str) -> StoredFile | None:
+        """The file's bytes are now these, intact; those that it had are garbage. None if the file was removed or got
+        other bytes meanwhile: then nothing changes."""
+
+        def write(connection: sa.Connection) -> StoredFile | None:
+            row = connection.exec_driver_sql(
+                "UPDATE files SET pool = ?, disk_id = ?, damage = '', damaged_at_us = 0 WHERE id = ? AND disk_id = ? "
+                f"RETURNING {_COLUMNS}",
+                (pool, disk_id, file.file_id, file.disk_id),
+            ).first()
+            if row is None:
+                return None
+            connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+            return _file(row)
+
+        return await self._store.write(write)
+
+    async def scrub_state(self) -> ScrubState:
+        """Where the scrubber is."""
+
+        def read(connection: sa.Connection) -> ScrubState:
+            row = connection.exec_driver_sql(
+                "SELECT position, began_at_us, ended_at_us, files, size_bytes FROM scrub"
+            ).first()
+            return ScrubState(*row) if row else ScrubState()
+
+        return await self._store.read(read)
+
+    async def save_scrub_state(self, state: ScrubState) -> None:
+        """The scrubber came this far."""
+
+        def write(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(
+                "INSERT OR REPLACE INTO scrub (id, position, began_at_us, ended_at_us, files, size_bytes) "
+                "VALUES (1,?,?,?,?,?)",
+                (state.position, state.began_at_us, state.ended_at_us, state.files, state.size_bytes),
+            )
 
         await self._store.write(write)
 
@@ -210,7 +346,7 @@ def _remove(connection: sa.Connection, file_id: str) -> StoredFile | None:
         return None
     file = _file(row)
     namespace.unbind(connection, file_id)
-    connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.file_id, file.pool))
+    connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
     return file
 
 
@@ -224,12 +360,15 @@ def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | 
 def _values(file: StoredFile) -> tuple[object, ...]:
     return (
         file.file_id, file.vo, file.size_bytes, file.checksums.adler32, file.checksums.sha256, file.owner, file.put_id,
-        file.name_hint, file.pool, file.created_at_us,
+        file.name_hint, file.pool, file.created_at_us, file.disk_id, file.damage, file.damaged_at_us,
     )  # fmt: skip
 
 
 def _file(row: Sequence[object]) -> StoredFile:
-    file_id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us = tuple(row)
+    (
+        file_id, vo, size_bytes, adler32, sha256, owner, put_id, name_hint, pool, created_at_us, disk_id, damage,
+        damaged_at_us,
+    ) = tuple(row)  # fmt: skip
     return StoredFile(
         file_id=str(file_id),
         vo=str(vo),
@@ -240,4 +379,7 @@ def _file(row: Sequence[object]) -> StoredFile:
         name_hint=str(name_hint),
         pool=str(pool),
         created_at_us=int(created_at_us),  # type: ignore[call-overload]
+        disk_id=str(disk_id),
+        damage=str(damage),
+        damaged_at_us=int(damaged_at_us),  # type: ignore[call-overload]
     )

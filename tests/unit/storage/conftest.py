@@ -13,8 +13,8 @@ import pytest
 
 from agents.storage.config import parse_config
 from agents.storage.element import StorageElement
-from agents.storage.model import Announced, Checksums
-from agents.storage.store import FileStore, metadata
+from agents.storage.model import Announced, Checksums, StoredFile
+from agents.storage.store import MIGRATIONS, FileStore, metadata
 from fabric.clock import ManualClock
 from fabric.logs import null_logger
 from fabric.store import Store
@@ -40,11 +40,12 @@ class Bench:
 
     async def start(self, **options: Any) -> StorageElement:
         """A started element."""
-        store = Store(self.root / "files.db", metadata)
+        store = Store(self.root / "files.db", metadata, MIGRATIONS)
         options.setdefault("reserve_bytes", 0)
+        self.files = FileStore(store)
         element = StorageElement(
             parse_config(options, self.root),
-            FileStore(store),
+            self.files,
             log=null_logger(),
             clock=ManualClock(datetime(2026, 1, 1, tzinfo=UTC)),
         )
@@ -59,6 +60,10 @@ class Bench:
             await element.stop()
             await element.close()
             await store.close()
+
+    def bytes_of(self, file: StoredFile) -> Path:
+        """Where a file's bytes are."""
+        return Path(file.pool) / "data" / file.disk_id[:2] / file.disk_id[2:4] / file.disk_id
 
     def on_disk(self, pool: str = "pool") -> list[str]:
         """Every regular file of a pool, relative."""
