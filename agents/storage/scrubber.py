@@ -25,6 +25,8 @@ SAVE_BYTES = 1 << 30
 """Or so many bytes, whichever comes first; a larger file begins again after a restart."""
 MAX_DAMAGED = 10_000
 """Marked files. More is a lost disk and nothing that repairing one by one would cure: the scrubber waits."""
+BEGIN_AFTER_S = 60.0
+"""An element that starts has other work than the rest of a round."""
 LOOK_AGAIN_S = 60.0
 """How long a scrubber waits that cannot go on."""
 SHORTEST_PAUSE_S = 0.05
@@ -78,7 +80,7 @@ class Scrubber:
     async def _due_s(self) -> float:
         state = await self.state()
         if not state.ended_at_us:
-            return 0.0
+            return BEGIN_AFTER_S
         return self._config.scrub_every_s - (to_us(self._clock.now()) - state.began_at_us) / 1e6
 
     async def _wait(self, timeout_s: float) -> None:
