@@ -230,8 +230,8 @@ def _description(record: Record) -> JobDescription:
         raise record.missing("Executable", 'Executable is missing; name a program, for instance "/bin/hostname"')
     inputs = _input_sandbox(record)
     description = JobDescription(
-        executable=_executable(record, inputs),
-        arguments=_arguments(record),
+        executable=_executable(record, "executable", inputs),
+        arguments=_arguments(record, "arguments"),
         std_input=_std_input(record),
         std_output=record.string("stdoutput"),
         std_error=record.string("stderror"),
@@ -240,6 +240,11 @@ def _description(record: Record) -> JobDescription:
         output_sandbox=record.strings("outputsandbox"),
         input_data=_input_data(record),
         output_data=_output_data(record),
+        data_access_protocols=_protocols(record),
+        prologue=_script(record, "prologue", inputs),
+        prologue_arguments=_arguments(record, "prologuearguments"),
+        epilogue=_script(record, "epilogue", inputs),
+        epilogue_arguments=_arguments(record, "epiloguearguments"),
         requirements=_requirements(record),
         rank=record.expression("rank", "an expression with a number as its value", (int, float)),
         fuzzy_rank=record.boolean("fuzzyrank"),
@@ -296,10 +301,20 @@ def _node_failure(record: Record) -> NodeFailure:
     return _NODE_FAILURES[text.lower()]
 
 
-def _executable(record: Record, inputs: Sequence[str]) -> str:
-    text = record.string("executable")
+def _script(record: Record, key: str, inputs: Sequence[str]) -> str:
+    """Prologue or Epilogue, named as Executable is; empty if there is none."""
+    if key in record:
+        return _executable(record, key, inputs)
+    arguments = f"{key}arguments"
+    if arguments in record:
+        raise record.error("JDL_VALUE", f"there is no {key.capitalize()} that takes them; name one", arguments)
+    return ""
+
+
+def _executable(record: Record, key: str, inputs: Sequence[str]) -> str:
+    text = record.string(key)
     if not text:
-        raise record.error("JDL_VALUE", "Executable is empty; name a program", "executable")
+        raise record.error("JDL_VALUE", f"{record.written[key].text} is empty; name a program", key)
     if text.startswith("/"):
         return text
     plain = text.removeprefix("./")
@@ -311,28 +326,28 @@ def _executable(record: Record, inputs: Sequence[str]) -> str:
         raise record.error(
             "JDL_PATH_ESCAPE",
             f"{text!r} is neither an absolute path nor a plain name; give the name and put the file into InputSandbox",
-            "executable",
+            key,
         )
     raise record.error(
         "JDL_VALUE",
         f"{text!r} is not in InputSandbox; add it there, or give the absolute path that it has on the worker nodes",
-        "executable",
+        key,
     )
 
 
-def _arguments(record: Record) -> tuple[str, ...]:
-    if "arguments" not in record:
+def _arguments(record: Record, key: str) -> tuple[str, ...]:
+    if key not in record:
         return ()
-    value = record.value("arguments")
+    value = record.value(key)
     if isinstance(value, list):
-        return record.strings("arguments")
-    text = record.string("arguments")
+        return record.strings(key)
+    text = record.string(key)
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
         cause = str(error).lower()
         raise record.error(
-            "JDL_VALUE", f"the arguments cannot be split as a shell does ({cause}); close the quote", "arguments"
+            "JDL_VALUE", f"the arguments cannot be split as a shell does ({cause}); close the quote", key
         ) from None
 
 
@@ -389,6 +404,17 @@ def _input_data(record: Record) -> tuple[str, ...]:
             inner = Record(item)
             found.update(dict.fromkeys(_logical_name(inner, "inputdata", text) for text in inner.strings("inputdata")))
     return tuple(found)
+
+
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}\Z")
+
+
+def _protocols(record: Record) -> tuple[str, ...]:
+    found = record.strings("dataaccessprotocol")
+    for text in found:
+        if not _PROTOCOL.match(text):
+            raise record.error("JDL_VALUE", f'{text!r} is no protocol; write "https" or "gsiftp"', "dataaccessprotocol")
+    return found
 
 
 def _logical_name(record: Record, key: str, text: str) -> str:

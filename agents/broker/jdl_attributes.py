@@ -14,7 +14,8 @@ USED = frozenset(
         "OutputSandbox", "Environment", "Requirements", "Rank", "FuzzyRank", "InputData", "DataRequirements",
         "OutputData", "OutputSE", "SubmitTo", "ExpiryTime", "RetryCount", "ShallowRetryCount",
         "DefaultNodeRetryCount", "DefaultNodeShallowRetryCount", "MyProxyServer", "VirtualOrganisation", "Parameters",
-        "ParameterStart", "ParameterStep", "Nodes", "Dependencies", "NodeName", "UserTags",
+        "ParameterStart", "ParameterStep", "Nodes", "Dependencies", "NodeName", "UserTags", "DataAccessProtocol",
+        "Prologue", "PrologueArguments", "Epilogue", "EpilogueArguments",
         "JobName", "MaxWallTime", "MaxCpuTime", "MaxMemory", "MaxDisk", "NodeFailure",
     }
 )  # fmt: skip
@@ -57,11 +58,6 @@ REFUSED: Mapping[str, tuple[str, object]] = {
     "JobState": (_CHECKPOINTS, None),
     "PerusalFileEnable": ("files of running jobs cannot be looked at yet; leave it out", False),
     "PerusalTimeInterval": ("files of running jobs cannot be looked at yet; leave it out", None),
-    "Prologue": ("call it from the Executable", None),
-    "PrologueArguments": ("call it from the Executable", None),
-    "Epilogue": ("call it from the Executable", None),
-    "EpilogueArguments": ("call it from the Executable", None),
-    "DataAccessProtocol": ("input data are copied into the job's directory; leave it out", None),
 }
 """Attributes that would change what a job does and cannot be honoured: the sentence, and the value that asks for
 nothing."""

@@ -36,6 +36,11 @@ def attributes_of(job: JobDescription) -> dict[str, Any]:
             _given({"OutputFile": item.file, "LogicalFileName": item.lfn, "StorageElement": item.storage_element})
             for item in job.output_data
         ],
+        "DataAccessProtocol": list(job.data_access_protocols),
+        "Prologue": job.prologue,
+        "PrologueArguments": list(job.prologue_arguments),
+        "Epilogue": job.epilogue,
+        "EpilogueArguments": list(job.epilogue_arguments),
         "MaxWallTime": f"{limits.wall_s} s" if limits.wall_s else "",
         "MaxCpuTime": f"{limits.cpu_s} s" if limits.cpu_s else "",
         "MaxMemory": f"{limits.memory_bytes} B" if limits.memory_bytes else "",

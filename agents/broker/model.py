@@ -100,6 +100,12 @@ class JobDescription:
     output_sandbox: tuple[str, ...] = ()
     input_data: tuple[str, ...] = ()
     output_data: tuple[OutputData, ...] = ()
+    data_access_protocols: tuple[str, ...] = ()
+    prologue: str = ""
+    """Run before the executable, in its place and limits; empty: none."""
+    prologue_arguments: tuple[str, ...] = ()
+    epilogue: str = ""
+    epilogue_arguments: tuple[str, ...] = ()
     requirements: str = ""
     """ClassAd text, empty for the default."""
     rank: str = ""

@@ -32,6 +32,12 @@ from agents.broker.tables import COLUMNS, Change, JobRow, LogLine, LogSink, chun
 # -- descriptions ------------------------------------------------------------------------------------------------------
 
 
+_LISTS = (
+    "arguments", "input_sandbox", "output_sandbox", "input_data", "data_access_protocols", "prologue_arguments",
+    "epilogue_arguments",
+)  # fmt: skip
+
+
 def encode_description(description: JobDescription) -> str:
     body = asdict(description)
     body["node_failure"] = description.node_failure.value
@@ -45,8 +51,8 @@ def decode_description(text: str) -> JobDescription:
     body["output_data"] = tuple(OutputData(**item) for item in body["output_data"])
     for name in ("environment", "extra"):
         body[name] = tuple((key, value) for key, value in body[name])
-    for name in ("arguments", "input_sandbox", "output_sandbox", "input_data"):
-        body[name] = tuple(body[name])
+    for name in _LISTS:
+        body[name] = tuple(body.get(name, ()))
     return JobDescription(**body)
 
 

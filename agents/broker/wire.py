@@ -17,6 +17,8 @@ from fabric.glue13 import CeView
 
 MAX_FIELD_LENGTH = 500
 """Characters of a field in an event."""
+PAYLOAD_NOT_STARTED = frozenset({"PROLOGUE_FAILED", "EXEC_FAILED"})
+"""Failures of a job that had a process, and its executable had none: a retry is a shallow one."""
 
 
 def computing_element(view: CeView) -> ComputingElement:
@@ -92,12 +94,20 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
             name=name,
             sha256=file.sha256,
             size_bytes=file.size_bytes,
-            executable=file.executable or name == description.executable,
+            executable=file.executable or name in (description.executable, description.prologue, description.epilogue),
         )
     wire.output_sandbox.extend(description.output_sandbox)
     wire.input_data.extend(description.input_data)
     for item in description.output_data:
         wire.output_data.add(file=item.file, lfn=item.lfn, storage_element=item.storage_element)
+    for script, program, arguments in (
+        (wire.prologue, description.prologue, description.prologue_arguments),
+        (wire.epilogue, description.epilogue, description.epilogue_arguments),
+    ):
+        if program:
+            script.executable = program
+            script.arguments.extend(arguments)
+    wire.data_access_protocols.extend(description.data_access_protocols)
     limits = description.limits
     wire.limits.wall_s, wire.limits.cpu_s = limits.wall_s, limits.cpu_s
     wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
@@ -115,7 +125,8 @@ def update_event(update: gk_pb.JobUpdate) -> machine.Event | None:
     if state == gk_pb.JOB_STATE_DONE:
         return machine.Ended(update.attempt, update.exit_code, update.reason)
     if state == gk_pb.JOB_STATE_FAILED:
-        return machine.Failed(update.attempt, update.reason or "FAILED", update.sentence, update.started)
+        started = update.started and update.reason not in PAYLOAD_NOT_STARTED
+        return machine.Failed(update.attempt, update.reason or "FAILED", update.sentence, started)
     if state == gk_pb.JOB_STATE_CANCELLED:
         return machine.CancelledAtCe(update.attempt, update.reason)
     return None

@@ -29,6 +29,7 @@ MAX_ARGUMENT_BYTES = 32 * 1024
 MAX_ENVIRONMENT = 200
 MAX_SANDBOX_FILES = 200
 MAX_DATA_FILES = 1000
+MAX_PROTOCOLS = 20
 MAX_NAME_BYTES = 200
 MAX_JOB_ID = 300
 _TAG = re.compile(r"VO-[A-Za-z0-9._+-]{1,160}\Z")
@@ -65,7 +66,12 @@ def check_job(job: pb.Job, options: GatekeeperOptions, vos: Sequence[str], user_
     if user_vo and user_vo != description.vo:
         raise DescriptionInvalidError("vo", f"is {description.vo!r}, but the owner is mapped here for {user_vo}")
     _check_input(description, options)
-    _check_executable(description)
+    _check_program("executable", description.executable, description.arguments, description)
+    for field, script in (("prologue", description.prologue), ("epilogue", description.epilogue)):
+        if script.executable or script.arguments:
+            _check_program(field, script.executable, script.arguments, description)
+    _check_environment(description)
+    _check_protocols(description.data_access_protocols)
     _check_streams(description)
     _check_output(description)
     _check_limits(description.limits, options)
@@ -98,22 +104,29 @@ def _check_input(description: pb.JobDescription, options: GatekeeperOptions) -> 
         _check_text(name, "input data", 1024)
 
 
-def _check_executable(description: pb.JobDescription) -> None:
-    executable = description.executable
-    _check_text(executable, "executable", 1024)
+def _check_program(field: str, executable: str, arguments: Sequence[str], description: pb.JobDescription) -> None:
+    _check_text(executable, field, 1024)
     if not executable.startswith("/"):
-        check_name(executable.removeprefix("./"), "executable", plain=True)
+        check_name(executable.removeprefix("./"), field, plain=True)
         if executable.removeprefix("./") not in {file.name for file in description.input_sandbox}:
-            raise DescriptionInvalidError(
-                "executable", f"{executable!r} is neither an absolute path nor in the input sandbox"
-            )
+            raise DescriptionInvalidError(field, f"{executable!r} is neither an absolute path nor in the input sandbox")
     elif ".." in executable.split("/"):
-        raise DescriptionInvalidError("executable", f"{executable!r} escapes with '..'")
-    if len(description.arguments) > MAX_ARGUMENTS or sum(map(len, description.arguments)) > MAX_ARGUMENT_BYTES:
-        raise DescriptionInvalidError("arguments", f"are more than {MAX_ARGUMENTS} or {MAX_ARGUMENT_BYTES} characters")
-    for argument in description.arguments:
-        if "\0" in argument:
-            raise DescriptionInvalidError("arguments", "hold a NUL character")
+        raise DescriptionInvalidError(field, f"{executable!r} escapes with '..'")
+    named = "arguments" if field == "executable" else f"{field}'s arguments"
+    if len(arguments) > MAX_ARGUMENTS or sum(map(len, arguments)) > MAX_ARGUMENT_BYTES:
+        raise DescriptionInvalidError(named, f"are more than {MAX_ARGUMENTS} or {MAX_ARGUMENT_BYTES} characters")
+    if any("\0" in argument for argument in arguments):
+        raise DescriptionInvalidError(named, "hold a NUL character")
+
+
+def _check_protocols(protocols: Sequence[str]) -> None:
+    if len(protocols) > MAX_PROTOCOLS:
+        raise DescriptionInvalidError("data access protocols", f"are more than {MAX_PROTOCOLS}")
+    for protocol in protocols:
+        _check_text(protocol, "data access protocol", 32)
+
+
+def _check_environment(description: pb.JobDescription) -> None:
     if len(description.environment) > MAX_ENVIRONMENT:
         raise DescriptionInvalidError("environment", f"has more than {MAX_ENVIRONMENT} variables")
     for name, value in description.environment.items():
@@ -263,6 +276,8 @@ def events_to_wire(
             }
         if update.state is State.DONE:
             fields["exit_code"] = str(update.exit_code)
+            if update.sentence:
+                fields["text"] = update.sentence[:500]
         if update.state is State.FAILED:
             fields["text"] = f"failed at {ce}: {update.reason} {update.sentence}"[:500]
         events.append(

@@ -47,6 +47,8 @@ class WorkerOptions:
     software: tuple[str, ...] = ()
     """Published run time environment tags of this node."""
 
+    script_s: float = field(default=300.0, metadata={"minimum": 1.0})
+    """A prologue, and an epilogue, that takes longer is stopped."""
     term_grace_s: float = field(default=5.0, metadata={"minimum": 0.0})
     """Between SIGTERM and SIGKILL."""
     open_files: int = field(default=4096, metadata={"minimum": 64})

@@ -15,13 +15,14 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from agents.worker import payloads, scratch
+from agents.worker import payloads, scratch, wrapper
 from agents.worker import store as rows
 from agents.worker.batch import BatchSystem, Listing, read_exit
 from agents.worker.config import WorkerOptions
@@ -461,7 +462,15 @@ class Runner:
         problem = self._account_problem(order.uid)
         if problem:
             return PrepareFailed(job.key, "ACCOUNT_UNUSABLE", problem)
-        executable = order.description.executable.removeprefix("./")
+        description = order.description
+        programs = {
+            program.removeprefix("./")
+            for program in (
+                description.executable,
+                description.prologue.executable,
+                description.epilogue.executable,
+            )
+        }
         inputs = []
         for file in order.description.input_sandbox:
             path = self._cache.cached(file.sha256)
@@ -469,7 +478,7 @@ class Runner:
                 return PrepareFailed(
                     job.key, "SANDBOX_EVICTED", f"{file.name} left this node's cache too early; try again"
                 )
-            inputs.append(scratch.Input(file.name, path, file.executable or file.name == executable))
+            inputs.append(scratch.Input(file.name, path, file.executable or file.name in programs))
         files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: self._broker_info(job)}
         try:
             scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
@@ -512,15 +521,21 @@ class Runner:
     def _start_order(self, job: Job) -> dict[str, Any]:
         order, description = job.order, job.order.description
         path = str(self.root / job.key)
-        executable = description.executable
-        if not executable.startswith("/"):
-            executable = f"{path}/{executable.removeprefix('./')}"
+        command = _command(path, description)
+        if _is_wrapped(description):
+            command = wrapper.wrapped(
+                command,
+                _command(path, description.prologue),
+                _command(path, description.epilogue),
+                time_s=self.options.script_s,
+                grace_s=self.options.term_grace_s,
+            )
         limits = description.limits
         return {
             "key": job.key,
             "cwd": path,
-            "executable": executable,
-            "argv": [executable, *description.arguments],
+            "executable": command[0],
+            "argv": command,
             "env": self._environment(job, path),
             "stdin": description.std_input or None,
             "stdout": description.std_output or None,
@@ -560,6 +575,7 @@ class Runner:
             "GLITE_WMS_JOBID": job.name.job_id,
             "EDG_WL_JOBID": job.name.job_id,
             "GLITE_WMS_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
+            "EDG_WL_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
             payloads.MARKER: job.key,
         }
         for catalogue in settings.endpoints("catalog")[:1]:
@@ -617,9 +633,9 @@ class Runner:
 
     def _gather(self, job: Job) -> Result | None:
         """The result with its output inline; None if it does not fit."""
-        record = job.exit_record or {}
-        result = _result_of(record, job)
-        if result.failed or (job.kill_reason and job.kill_reason not in _LIMITS):
+        result = self._result(job)
+        explained = not result.failed or result.reason == "PROLOGUE_FAILED"  # by the job's own output, then
+        if not explained or (job.kill_reason and job.kill_reason not in _LIMITS):
             return result
         outputs: list[OutputFile] = []
         missing: list[str] = []
@@ -634,9 +650,28 @@ class Runner:
                 outputs.append(_inline(name, os.read(descriptor, MAX_INLINE_BYTES + 1)))
         return _with_outputs(result, outputs, missing)
 
+    def _result(self, job: Job) -> Result:
+        """From the exit record, and from what the wrapper wrote."""
+        result = _result_of(job.exit_record or {}, job)
+        if result.failed or result.reason:
+            return result
+        return _with_stages(result, self._stages(job), job.order.description, self.options.script_s)
+
+    def _stages(self, job: Job) -> dict[str, str]:
+        if not _is_wrapped(job.order.description):
+            return {}
+        try:
+            descriptor = scratch.open_output(self.root, job.key, wrapper.STAGES_NAME, job.order.uid)
+        except (OSError, scratch.OutputError):
+            return {}
+        try:
+            return wrapper.read_stages(os.read(descriptor, wrapper.MAX_STAGES_BYTES))
+        finally:
+            os.close(descriptor)
+
     async def _collect_slowly(self, job: Job) -> None:
         record = job.exit_record or {}
-        result = _result_of(record, job)
+        result = self._result(job)
         try:
             async with self._staging:
                 if _wants_data(job, record):
@@ -887,6 +922,41 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)
     sentence = f"the job was stopped: {_LIMITS[reason]}" if reason in _LIMITS else ""
     return Result(**common, exit_code=int(record["exit_code"]), reason=reason, sentence=sentence, started=True)
+
+
+def _command(path: str, program: Any) -> list[str]:
+    """Of a JobDescription or Script: its program, in the job's directory unless it says where, and arguments."""
+    executable = program.executable
+    if not executable:
+        return []
+    if not executable.startswith("/"):
+        executable = f"{path}/{executable.removeprefix('./')}"
+    return [executable, *program.arguments]
+
+
+def _is_wrapped(description: Any) -> bool:
+    return bool(description.prologue.executable or description.epilogue.executable)
+
+
+def _with_stages(result: Result, stages: dict[str, str], description: Any, time_s: float) -> Result:
+    """What prologue and epilogue mean for a job that was not stopped."""
+
+    def ended(stage: str, program: str) -> str:
+        code = stages[stage]
+        return (
+            f"the {stage} {program} was stopped after {time_s:g} s"
+            if code in wrapper.TIMED_OUT
+            else f"the {stage} {program} ended with {code}"
+        )
+
+    if stages.get("prologue", "0") != "0":
+        sentence = ended("prologue", description.prologue.executable)
+        return _failed(result, "PROLOGUE_FAILED", f"{sentence}; the job was not started")
+    if stages.get("payload") == wrapper.NOT_EXECUTABLE:
+        return _failed(result, "EXEC_FAILED", f"{description.executable} is not there or not executable on this node")
+    if stages.get("epilogue", "0") != "0":
+        return replace(result, sentence=ended("epilogue", description.epilogue.executable))
+    return result
 
 
 def _failed(result: Result, reason: str, sentence: str) -> Result:

@@ -51,6 +51,37 @@ async def test_exit_code_output_and_account(site: Site) -> None:
     assert files["err"].decode().strip().endswith("/.x509_proxy")
 
 
+async def test_prologue_and_epilogue_run_around_the_program(site: Site) -> None:
+    await site.start()
+
+    def scripts(before: str, after: str) -> dict[str, pb.Script]:
+        return {
+            "prologue": pb.Script(executable="/bin/sh", arguments=["-c", before]),
+            "epilogue": pb.Script(executable="/bin/sh", arguments=["-c", after]),
+        }
+
+    good = job(
+        "-c", "echo program $(cat made); id -u; exit 3", **scripts("id -u; echo it > made", "echo after; exit 4")
+    )
+    bad = job("-c", "echo program", **scripts("echo not here; exit 5", "echo after"))
+    gone = job(executable="/nonexistent", **scripts("true", "echo after"))
+    await site.submit(good, bad, gone)
+    ends = await site.ended(good, bad, gone, seconds=60)
+    assert [(end.state, end.exit_code, end.reason, end.started) for end in ends] == [
+        (pb.JOB_STATE_DONE, 3, "", True),
+        (pb.JOB_STATE_FAILED, 5, "PROLOGUE_FAILED", True),
+        (pb.JOB_STATE_FAILED, 127, "EXEC_FAILED", True),
+    ], ends
+    assert [end.sentence for end in ends[:2]] == [
+        "the epilogue /bin/sh ended with 4",
+        "the prologue /bin/sh ended with 5; the job was not started",
+    ]
+    out = [(await client.output_files(site.channel, one.job_id))["out"].decode() for one in (good, bad)]
+    uid = str(61001 if os.geteuid() == 0 else os.geteuid())
+    assert out[0].split("\n") == [uid, "program it", uid, "after", ""]
+    assert out[1] == "not here\n"
+
+
 async def test_what_is_published_names_the_batch_system(site: Site) -> None:
     await site.start()
     batch = site.gatekeeper_options["batch"]

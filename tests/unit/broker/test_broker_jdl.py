@@ -39,6 +39,8 @@ def test_everything_a_job_can_say():
           Arguments = "-n 3 'two words' \\"quoted\\"";
           StdInput = "in"; StdOutput = "out"; StdError = "err";
           InputSandbox = {"/home/a/run.sh", "file:///tmp/in"};
+          Prologue = "./run.sh"; PrologueArguments = "a 'b c'"; Epilogue = "/bin/true"; EpilogueArguments = {"d e"};
+          DataAccessProtocol = {"https", "gsiftp"};
           OutputSandbox = {"out", "err"};
           Environment = {"A=1", "B=x=y"};
           Requirements = other.GlueCEPolicyMaxWallClockTime > 60 && RegExp("cern", other.GlueCEUniqueID);
@@ -56,6 +58,9 @@ def test_everything_a_job_can_say():
     assert job.arguments == ("-n", "3", "two words", "quoted")
     assert (job.std_input, job.std_output, job.std_error) == ("in", "out", "err")
     assert job.input_sandbox == ("/home/a/run.sh", "file:///tmp/in")
+    assert (job.prologue, job.prologue_arguments) == ("run.sh", ("a", "b c"))
+    assert (job.epilogue, job.epilogue_arguments) == ("/bin/true", ("d e",))
+    assert job.data_access_protocols == ("https", "gsiftp")
     assert job.environment == (("A", "1"), ("B", "x=y"))
     assert job.input_data == ("lfn:/grid/cms/a", "lfn:b")
     assert job.output_data == (OutputData("o", "lfn:/grid/cms/o", "se"), OutputData("p"))
@@ -111,6 +116,11 @@ def test_names_have_no_case():
         ("Rank = 1;", "JDL_VALUE", 1, 1, "Executable is missing"),
         ('Executable = "a.sh";', "JDL_VALUE", 1, 14, "InputSandbox"),
         ('Executable = "d/a.sh";', "JDL_PATH_ESCAPE", 1, 14, "absolute"),
+        (TRUE + 'Prologue = "p.sh";', "JDL_VALUE", 1, 37, "InputSandbox"),
+        (TRUE + 'Epilogue = "";', "JDL_VALUE", 1, 37, "Epilogue is empty"),
+        (TRUE + 'EpilogueArguments = "x";', "JDL_VALUE", 1, 46, "no Epilogue"),
+        (TRUE + 'Prologue = "/a"; PrologueArguments = "\'x";', "JDL_VALUE", 1, 63, "close the quote"),
+        (TRUE + 'DataAccessProtocol = {"https", "a b"};', "JDL_VALUE", 1, 47, "no protocol"),
         (TRUE + 'Arguments = "a \'b";', "JDL_VALUE", 1, 38, "quote"),
         (TRUE + 'Environment = "A";', "JDL_VALUE", 1, 40, "NAME=value"),
         (TRUE + 'OutputSandbox = "../../etc/passwd";', "JDL_PATH_ESCAPE", 1, 42, "leave the job's directory"),

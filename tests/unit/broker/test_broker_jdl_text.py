@@ -20,6 +20,7 @@ FULL = """[ Executable = "run.sh"; Arguments = "-n 3 'two words' \\"q\\""; Input
   InputData = "lfn:/grid/a"; OutputData = {[OutputFile = "o"; LogicalFileName = "lfn:/grid/o"], [OutputFile = "p"]};
   MaxWallTime = 1.5; MaxMemory = "2 GB"; MaxDisk = "100 B"; ExpiryTime = 4000000000; RetryCount = 0; SubmitTo = "ce";
   OutputSE = "se"; DataRequirements = {[InputData = {"guid:1"}; DataCatalogType = "DLI"]}; Requirements = other.X > 1;
+  Prologue = "in"; PrologueArguments = "'a b'"; Epilogue = "/e"; DataAccessProtocol = "https";
   MyProxyServer = "px"; UserTags = [a = "b"]; VirtualOrganisation = "cms"; Own = {1, 2}; ]"""
 
 

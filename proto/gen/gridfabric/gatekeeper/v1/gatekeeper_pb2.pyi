@@ -59,7 +59,7 @@ class Limits(_message.Message):
     def __init__(self, wall_s: _Optional[int] = ..., cpu_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo")
+    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "data_access_protocols")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,9 @@ class JobDescription(_message.Message):
     OUTPUT_DATA_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
+    PROLOGUE_FIELD_NUMBER: _ClassVar[int]
+    EPILOGUE_FIELD_NUMBER: _ClassVar[int]
+    DATA_ACCESS_PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
     executable: str
     arguments: _containers.RepeatedScalarFieldContainer[str]
     std_input: str
@@ -91,7 +94,18 @@ class JobDescription(_message.Message):
     output_data: _containers.RepeatedCompositeFieldContainer[DataOutput]
     limits: Limits
     vo: str
-    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ...) -> None: ...
+    prologue: Script
+    epilogue: Script
+    data_access_protocols: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Script(_message.Message):
+    __slots__ = ("executable", "arguments")
+    EXECUTABLE_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    executable: str
+    arguments: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("job_id", "attempt", "description")
