@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fabric.bell import Bell
 from fabric.errors import Defect, GridError, Unauthenticated, Unavailable
+from fabric.rpc.calls import each_within
 from security.certificates import issuer_of, subject_of
 
 if TYPE_CHECKING:
@@ -156,23 +157,15 @@ class Follower(Generic[Message, Value]):
         endpoint = self._context.settings.endpoints("authority")[0]
         channel = await self._context.channels.get(endpoint.host, endpoint.rpc)
         async with self._watch(channel) as stream:
-            messages = aiter(stream)
-            while True:
-                try:
-                    async with asyncio.timeout(SILENCE_S):
-                        message: Message | None = await anext(messages, None)
-                except TimeoutError:
-                    raise Unavailable(
-                        "AUTHORITY_SILENT", f"{endpoint.name} said nothing of {self._what} for {SILENCE_S:g} s"
-                    ) from None
-                if message is None:
-                    raise Unavailable("STREAM_ENDED", f"{endpoint.name} ended the stream of {self._what}")
+            silent = f"{endpoint.name} said nothing of {self._what} for {SILENCE_S:g} s"
+            async for message in each_within(stream, SILENCE_S, "AUTHORITY_SILENT", silent):
                 self._require_authority(channel)
                 try:
                     self._board.post(await self._understand(message))
                     self._board.heard_at = asyncio.get_running_loop().time()
                 except GridError as error:
                     self._board.post(error)
+            raise Unavailable("STREAM_ENDED", f"{endpoint.name} ended the stream of {self._what}")
 
     def _require_authority(self, channel: SecureChannel) -> None:
         """A certificate for that host is not enough: other agents of it have one too."""

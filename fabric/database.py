@@ -7,6 +7,8 @@ from typing import Any, Protocol, cast
 
 import sqlalchemy
 
+from fabric.errors import DataCorrupted
+
 Migration = Callable[[sqlalchemy.Connection], None]
 
 
@@ -64,3 +66,13 @@ class Database(Protocol):
 def driver_of(connection: sqlalchemy.Connection) -> Driver:
     """The connection of the database's own library under one of SQLAlchemy."""
     return cast("Driver", connection.connection.driver_connection)
+
+
+def require_known(name: str, found: int, newest: int) -> None:
+    """The store `name` has tables of version `found`. Raises DataCorrupted STORE_NEWER."""
+    if found > newest:
+        raise DataCorrupted(
+            "STORE_NEWER",
+            f"the store {name} has version {found} and this software knows {newest}; install the newer software",
+            store=name,
+        )

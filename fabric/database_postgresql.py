@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
+from fabric.database import require_known
 from fabric.errors import DataCorrupted, Exhausted, GridError, InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
@@ -101,12 +102,7 @@ class PostgresqlDatabase:
             connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
             connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS store_version (version INTEGER NOT NULL)")
             found = connection.exec_driver_sql("SELECT max(version) FROM store_version").scalar_one() or 0
-            if found > newest:
-                raise DataCorrupted(
-                    "STORE_NEWER",
-                    f"the store {self.name} has version {found} and this software knows {newest}; install the newer "
-                    "software",
-                )
+            require_known(self.name, found, newest)
             for migrate in migrations[found - 1 :] if found else ():
                 migrate(connection)
             metadata.create_all(connection)

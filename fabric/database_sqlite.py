@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from fabric.database import driver_of
+from fabric.database import driver_of, require_known
 from fabric.errors import DataCorrupted, Exhausted, GridError, Unavailable
 from security.errors import os_error_text
 
@@ -59,13 +59,7 @@ class SqliteDatabase:
     ) -> None:
         newest = 1 + len(migrations)
         found = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-        if found > newest:
-            raise DataCorrupted(
-                "STORE_NEWER",
-                f"the store {self.path} has version {found} and this software knows {newest}; install the newer "
-                f"software",
-                path=self.path,
-            )
+        require_known(self.name, found, newest)
         connection.exec_driver_sql(self.begin_write)
         try:
             for migrate in migrations[found - 1 :] if found else ():

@@ -22,6 +22,7 @@ from fabric.glue13 import CeView, bound_storage, ce_views, site_of, storage_spac
 from fabric.ldap import Dn, Entry, parse_dn
 from fabric.ldap.entry import NO_ATTRIBUTES
 from fabric.logs import Logger
+from fabric.rpc.calls import each_within
 from fabric.settings import Endpoint
 
 REFRESH_S = 2.0
@@ -256,21 +257,13 @@ class _PublisherLink:
         self._snapshot_due = True
         self.is_open = True
         call = self._call = stub.Publish(self._messages(self._stream))
-        answers = aiter(call)
+        silence_s = self._owner.valid_for_s
+        silent = (
+            f"the information server {self._endpoint.address} did not acknowledge anything for {silence_s:g} s; "
+            "a new stream is made"
+        )
         try:
-            while True:
-                try:
-                    # The network may drop packets without a word.
-                    async with asyncio.timeout(self._owner.valid_for_s):
-                        response = await anext(answers)
-                except StopAsyncIteration:
-                    return
-                except TimeoutError:
-                    raise Unavailable(
-                        "INFORMATION_SILENT",
-                        f"the information server {self._endpoint.address} did not acknowledge anything for "
-                        f"{self._owner.valid_for_s:g} s; a new stream is made",
-                    ) from None
+            async for response in each_within(call, silence_s, "INFORMATION_SILENT", silent):
                 self._hear(response)
         finally:
             call.cancel()
@@ -543,18 +536,9 @@ class Subscriber:
 
     async def _follow(self, stub: Any) -> None:
         call = stub.Subscribe(pb.SubscribeRequest(object_classes=self._classes))
-        messages = aiter(call)
+        silent = f"the information server was silent for {SILENCE_S:g} s; asking again"
         try:
-            while True:
-                try:
-                    async with asyncio.timeout(SILENCE_S):
-                        message = await anext(messages)
-                except StopAsyncIteration:
-                    return
-                except TimeoutError:
-                    raise Unavailable(
-                        "INFORMATION_SILENT", f"the information server was silent for {SILENCE_S:g} s; asking again"
-                    ) from None
+            async for message in each_within(call, SILENCE_S, "INFORMATION_SILENT", silent):
                 self.heard_at = self._clock.monotonic()
                 if self._was_lost:
                     self._was_lost = False

@@ -25,10 +25,10 @@ from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from fabric.errors import Unavailable
+from fabric.errors import Unauthenticated, Unavailable
 from fabric.logs import Logger
 from security.credentials import Credential
-from security.errors import os_error_text
+from security.errors import one_line, os_error_text
 
 T = TypeVar("T")
 
@@ -91,12 +91,26 @@ class TlsStream:
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
-        """What the client showed, leaf first, in its order; empty if nothing. The leaf's key is proved, no more."""
-        leaf = self._connection.get_peer_certificate(as_cryptography=True)
-        if leaf is None:
-            return ()
-        rest = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        """What the other end showed, leaf first, in its order; empty if nothing. The leaf's key is proved, no more.
+        Raises Unauthenticated(CHAIN_MALFORMED)."""
+        try:
+            leaf = self._connection.get_peer_certificate(as_cryptography=True)
+            if leaf is None:
+                return ()
+            rest = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        except ValueError as error:  # OpenSSL reads some certificates that break the rules of X.509
+            raise Unauthenticated(
+                "CHAIN_MALFORMED", f"the certificate of {self.peer} cannot be read ({one_line(str(error), 100)})"
+            ) from error
         return (leaf, *(certificate for certificate in rest if certificate != leaf))
+
+    def require_chain(self, missing: str) -> tuple[x509.Certificate, ...]:
+        """As `chain`; where it is empty, `missing` says whose it should be. Raises also
+        Unauthenticated(CERTIFICATE_MISSING)."""
+        chain = self.chain
+        if not chain:
+            raise Unauthenticated("CERTIFICATE_MISSING", missing)
+        return chain
 
     async def handshake(self) -> None:
         """Before anything else. Raises TlsClosed."""

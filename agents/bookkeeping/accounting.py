@@ -10,12 +10,13 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from agents.bookkeeping.machine import number
 from agents.bookkeeping.model import Event, EventType, JobState, Reader
+from fabric.clock import from_us
 from fabric.errors import InvalidRequest
 from fabric.store import run
 
@@ -82,22 +83,14 @@ def keep(connection: sa.Connection, source_ids: Mapping[str, int], batch: Iterab
 
 def _row(event: Event) -> tuple[object, ...]:
     said = event.fields
-    wall_s, user_s, system_s = (_number(said.get(name)) for name in ("wall_s", "user_s", "system_s"))
+    wall_s, user_s, system_s = (number(said.get(name)) for name in ("wall_s", "user_s", "system_s"))
     return (
         event.job_id, event.attempt, said.get("owner", ""), said.get("vo", ""), said.get("fqan", ""),
         said.get("site", ""), said.get("ce", ""), said.get("worker", ""), said.get("account", ""),
         said.get("local_id", ""), _OUTCOMES[event.type], said.get("exit_code", ""), event.at_us - int(wall_s * 1e6),
-        event.at_us, wall_s, user_s, system_s, int(_number(said.get("memory_bytes"))),
-        max(1, int(_number(said.get("processors")))),
+        event.at_us, wall_s, user_s, system_s, int(number(said.get("memory_bytes"))),
+        max(1, int(number(said.get("processors")))),
     )  # fmt: skip
-
-
-def _number(text: str | None) -> float:
-    try:
-        value = float(text or 0.0)
-    except ValueError:
-        return 0.0
-    return value if 0.0 <= value < 1e15 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +115,17 @@ class UsageSum:
     """Wall time times processors."""
 
 
-def _visible(wanted: UsageQuery, reader: Reader) -> tuple[str, tuple[Any, ...]]:
-    """Everybody sees his own runs and those of his VOs."""
-    condition, values = "ended_at_us >= ? AND ended_at_us < ?", (wanted.since_us, wanted.until_us)
+def visible_to(reader: Reader) -> tuple[str, tuple[str, ...]]:
+    """The condition for rows that a reader may see: everybody his own and those of his VOs."""
     if reader.is_service:
-        return condition, values
+        return "1 = 1", ()
     vos = f" OR vo IN ({','.join('?' * len(reader.vos))})" if reader.vos else ""
-    return f"{condition} AND owner != '' AND (owner = ?{vos})", (*values, reader.identity, *reader.vos)
+    return f"owner != '' AND (owner = ?{vos})", (reader.identity, *reader.vos)
+
+
+def _visible(wanted: UsageQuery, reader: Reader) -> tuple[str, tuple[Any, ...]]:
+    mine, who = visible_to(reader)
+    return f"ended_at_us >= ? AND ended_at_us < ? AND {mine}", (wanted.since_us, wanted.until_us, *who)
 
 
 def sums(connection: sa.Connection, wanted: UsageQuery, reader: Reader) -> list[UsageSum]:
@@ -167,7 +164,7 @@ def _added(one: UsageSum, other: UsageSum) -> UsageSum:
 
 def _month(day: int) -> str:
     try:
-        return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m")
+        return from_us(day * _DAY_US).strftime("%Y-%m")
     except (ValueError, OverflowError, OSError):
         return "no date"
 

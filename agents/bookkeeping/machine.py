@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from agents.bookkeeping.model import ENDED, Event, EventType, JobRecord, JobState
 
 _PHASES = 16
+_MOST = 1e15
+"""Of anything that a run can use."""
 _VERDICT = 1 << 40
 """Above every attempt."""
 
@@ -99,7 +101,7 @@ def _register(record: JobRecord, event: Event) -> bool:
 
 
 def _exit(record: JobRecord, rank: int, fields: Mapping[str, str]) -> bool:
-    found = (rank, fields.get("exit_code", ""), _number(fields.get("wall_s")), _number(fields.get("cpu_s")))
+    found = (rank, fields.get("exit_code", ""), number(fields.get("wall_s")), number(fields.get("cpu_s")))
     if found <= (record.exit_rank, record.exit_code, record.wall_s, record.cpu_s):
         return False
     record.exit_rank, record.exit_code, record.wall_s, record.cpu_s = found
@@ -113,12 +115,13 @@ def _reason(record: JobRecord, rank: int, reason: str) -> bool:
     return True
 
 
-def _number(text: str | None) -> float:
+def number(text: str | None) -> float:
+    """What an event says of an amount (seconds, bytes); 0 where that is no amount."""
     try:
         value = float(text or 0.0)
     except ValueError:
         return 0.0
-    return value if 0.0 <= value < 1e12 else 0.0
+    return value if 0.0 <= value < _MOST else 0.0
 
 
 def parent_state(children: Mapping[int, int]) -> JobState:

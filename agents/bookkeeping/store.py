@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,7 +31,10 @@ from fabric.store import run
 _COLUMNS = tuple(item.name for item in fields(JobRecord))
 _values = operator.attrgetter(*_COLUMNS)
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, id FROM jobs"
-_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_UPSERT = (
+    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT (job_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[1:])}"
+)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CHUNK = 500
 """Values in one IN list."""
@@ -62,8 +65,10 @@ def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
             found = records[event.job_id] = changed[event.job_id] = JobRecord(event.job_id)
         if machine.apply(found, event):
             changed[event.job_id] = found
+    if changed:
+        run(connection, _UPSERT, list(map(_values, changed.values())))
     ids = {key: int(row[-1]) for key, row in known.items()}
-    _keep(connection, known, ids, changed)
+    ids.update(_ids(connection, changed.keys() - known.keys()))
     rows = [
         (
             source_ids[event.source], event.sequence, ids[event.job_id], event.at_us, int(event.type), event.attempt,
@@ -81,32 +86,6 @@ def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
     accounting.keep(connection, source_ids, batch)
     _count_children(connection, {key: (row[4], row[6]) for key, row in known.items()}, changed.values())
     return Recorded(new, len(batch) - new, tuple(changed.values()))
-
-
-def _keep(
-    connection: sa.Connection,
-    known: Mapping[str, Sequence[Any]],
-    ids: dict[str, int],
-    changed: Mapping[str, JobRecord],
-) -> None:
-    """Write what is new and what is different (so that no index is touched without need); `ids` gets the new ones."""
-    new = [_values(found) for key, found in changed.items() if key not in known]
-    if new:
-        run(connection, _INSERT, new)
-        ids.update(_ids(connection, [str(row[0]) for row in new]))
-    updates: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
-    for key, found in changed.items():
-        if before := known.get(key):
-            different = [
-                (name, after)
-                for name, was, after in zip(_COLUMNS, before, _values(found), strict=False)
-                if was != after
-            ]
-            if different:
-                names, values = zip(*different, strict=True)
-                updates.setdefault(names, []).append((*values, before[-1]))
-    for names, values in updates.items():
-        run(connection, f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in names)} WHERE id = ?", values)
 
 
 def _source_ids(connection: sa.Connection, names: Collection[str]) -> dict[str, int]:
@@ -324,7 +303,7 @@ def _condition(wanted: JobQuery, reader: Reader) -> tuple[list[str], list[object
     if not wanted.include_parents:
         condition.append("is_parent = 0")
     if not reader.is_service:
-        vos = f" OR vo IN ({','.join('?' * len(reader.vos))})" if reader.vos else ""
-        condition.append(f"owner != '' AND (owner = ?{vos})")
-        values.extend((reader.identity, *reader.vos))
+        mine, who = accounting.visible_to(reader)
+        condition.append(mine)
+        values.extend(who)
     return condition, values

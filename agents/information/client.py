@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from gridfabric.information.v1 import information_pb2 as pb
 from gridfabric.information.v1 import information_pb2_grpc
 
 from fabric.errors import Unavailable
+from fabric.rpc.calls import each_within
 
 ANSWER_S = 60.0
 """For a whole answer; the server gives up sooner."""
@@ -56,20 +56,14 @@ async def follow(channel: Any, sql: str) -> AsyncIterator[Answer]:
     """
     stub = information_pb2_grpc.InformationStub(channel)
     call = stub.Query(pb.QueryRequest(sql=sql, continuous=True))
-    messages = aiter(call)
     columns: tuple[str, ...] = ()
+    silent = f"the server was silent for {SILENCE_S:g} s; ask again"
     try:
-        while True:
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    message = await anext(messages)
-            except StopAsyncIteration:
-                raise Unavailable("QUERY_LOST", "the server ended the continuous query; ask again") from None
-            except TimeoutError:
-                raise Unavailable("QUERY_LOST", f"the server was silent for {SILENCE_S:g} s; ask again") from None
+        async for message in each_within(call, SILENCE_S, "QUERY_LOST", silent):
             is_first, columns = not columns, columns or tuple(message.columns)
             if is_first or message.rows or message.truncated:
                 yield Answer(columns, tuple(map(_row, message.rows)), message.truncated)
+        raise Unavailable("QUERY_LOST", "the server ended the continuous query; ask again")
     finally:
         call.cancel()
 

@@ -37,7 +37,7 @@ from fabric.rpc.peer import Peer
 from fabric.rpc.rules import administrator, any_of, user
 from fabric.rpc.sessions import Session, SessionTable, streaming
 from fabric.tls_door import TlsClosed, TlsStream
-from security.errors import SecurityError, one_line
+from security.errors import SecurityError
 from security.validation import ChainInput
 
 DOOR = "https"
@@ -202,16 +202,7 @@ class WebDavDoor:
                 self._sessions.close(session, Unauthenticated("SESSION_EXPIRED", "its connection was closed"))
 
     async def _session_of(self, tls: TlsStream) -> Session:
-        try:
-            chain = tls.chain
-        except ValueError as error:  # OpenSSL reads some certificates that break the rules of X.509
-            raise Unauthenticated(
-                "CHAIN_MALFORMED", f"the client's certificate cannot be read ({one_line(str(error), 100)})"
-            ) from error
-        if not chain:
-            raise Unauthenticated(
-                "CERTIFICATE_MISSING", "this storage element was asked without a certificate; use a grid proxy"
-            )
+        chain = tls.require_chain("this storage element was asked without a certificate; use a grid proxy")
         return await self._open_session(chain, tls.peer.rpartition(":")[0])
 
     async def _one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from agents.storage import http_wire as http
 from agents.storage.http_stream import CHUNK_END, Headers, HttpStream, last_chunk
 from agents.storage.model import Checksums
 from fabric.errors import DataCorrupted, Unavailable
-from fabric.tls_door import TlsClosed
+from fabric.tls_door import TlsClosed, TlsStream
 
 _TURL = re.compile(
     r"https://(?P<address>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})(?P<path>/[a-z0-9._/-]*)\Z"
@@ -19,17 +19,24 @@ _TURL = re.compile(
 
 
 @asynccontextmanager
-async def connected(channel: Any, turl: str) -> AsyncIterator[tuple[HttpStream, str, str]]:
+async def connected(channel: Any, turl: str) -> AsyncGenerator[tuple[HttpStream, str, str]]:
     """A connection to the door that the storage element behind `channel` has named: (stream, Host, path). Raises
     Unavailable where the connection cannot be made, or breaks inside the block."""
     match = _TURL.match(turl)
     if match is None:
         raise DataCorrupted("TURL_INVALID", f"{turl[:200]!r} is not a TURL; the storage element has a defect")
-    stream = HttpStream(await channel.tls(int(match["port"])))
-    try:
+    async with talking(await channel.tls(int(match["port"])), turl) as stream:
         yield stream, f"{match['address']}:{match['port']}", match["path"]
+
+
+@asynccontextmanager
+async def talking(tls: TlsStream, url: str) -> AsyncGenerator[HttpStream]:
+    """HTTP over a connection, closed after the block. Raises Unavailable where it breaks inside the block."""
+    stream = HttpStream(tls)
+    try:
+        yield stream
     except TlsClosed as error:
-        raise Unavailable("SERVER_UNREACHABLE", f"{turl} hung up ({error}); try again") from error
+        raise Unavailable("SERVER_UNREACHABLE", f"{url} hung up ({error}); try again") from error
     finally:
         stream.close()
 

@@ -17,7 +17,6 @@ from agents.storage import https_client
 from agents.storage.http_stream import HttpStream
 from agents.storage.model import StoredFile
 from fabric.errors import InvalidRequest, Unavailable
-from fabric.tls_door import TlsClosed
 
 _PATH = re.compile(r"/[!-~]{0,4096}\Z")
 
@@ -84,13 +83,9 @@ class ThirdParty:
     @asynccontextmanager
     async def _connected(self, subject: str, url: str) -> AsyncGenerator[tuple[HttpStream, str, str]]:
         host, port, path = _parts(url)
-        stream = HttpStream(await self._connections.tls(host, port, self._delegations.get(subject)))
-        try:
+        tls = await self._connections.tls(host, port, self._delegations.get(subject))
+        async with https_client.talking(tls, url) as stream:
             yield stream, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", path
-        except TlsClosed as error:
-            raise Unavailable("SERVER_UNREACHABLE", f"{url} hung up ({error}); try again") from error
-        finally:
-            stream.close()
 
 
 def _parts(url: str) -> tuple[str, int, str]:

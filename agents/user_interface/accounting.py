@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,12 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from agents.user_interface import console
 from agents.user_interface.connection import as_operator, open_for_user
 from agents.user_interface.exits import Ended, ExitCode
-from agents.user_interface.jobs import bookkeeping
+from agents.user_interface.jobs import bookkeeping, window_us
 
 APEL_HEADER = "APEL-individual-job-message: v0.3"
 MAX_APEL_RECORDS = 1_000
 """Records in one message, as APEL's own client writes them."""
 BAR_WIDTH = 30
-
-
-def window(since_s: int, until_s: int = 0) -> tuple[int, int]:
-    """The microseconds from so many seconds ago until so many seconds ago."""
-    now = time.time()
-    return int((now - since_s) * 1e6), int((now - until_s) * 1e6)
 
 
 async def report_command(
@@ -37,7 +30,7 @@ async def report_command(
 ) -> None:
     """`grid accounting report`: sums of wall and processor time, by group; a chart as PNG or SVG."""
     async with open_for_user(environ) as grid:
-        sums = await (await bookkeeping(grid)).usage(*window(since_s), by)
+        sums = await (await bookkeeping(grid)).usage(*window_us(since_s), by)
     rows = [
         {
             **{name: one.group[name] for name in by},
@@ -106,7 +99,7 @@ async def export_command(
 
     async with open_for_user(environ) as grid:
         batch: list[lb.UsageRecord] = []
-        records: AsyncIterator[lb.UsageRecord] = (await bookkeeping(grid)).usage_records(*window(since_s, until_s))
+        records: AsyncIterator[lb.UsageRecord] = (await bookkeeping(grid)).usage_records(*window_us(since_s, until_s))
         async for record in records:
             batch.append(record)
             if len(batch) == MAX_APEL_RECORDS:
@@ -168,7 +161,7 @@ async def check_command(
 ) -> None:
     """`grid accounting check`: usage records held against the jobs of bookkeeping; exit 1 where they disagree."""
     async with as_operator(state, environ) as grid:
-        found = await (await bookkeeping(grid)).reconcile(*window(since_s))
+        found = await (await bookkeeping(grid)).reconcile(*window_us(since_s))
     problems = {"missing": found.missing, "doubled": found.doubled, "unregistered": found.unregistered}
     if as_json:
         counted = {name: list(ids) for name, ids in problems.items()}

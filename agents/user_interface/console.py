@@ -185,6 +185,11 @@ def parse_duration(text: str) -> int:
     return seconds
 
 
+def words_of(text: str) -> list[str]:
+    """The words of an option that takes several, with commas, in lower case."""
+    return [word.strip().lower() for word in text.split(",") if word.strip()]
+
+
 def duration_option(text: str) -> str:
     """Typer callback: check the form while parsing, so that it is a usage error."""
     if text is not None:

@@ -272,7 +272,7 @@ async def status_command(
             found = [job for job in found if (not wanted or job.state == wanted) and (not ce or job.ce == ce)]
         else:
             client = await bookkeeping(grid)
-            since_us = int((time.time() - since_s) * 1e6) if since_s else 0
+            since_us = window_us(since_s)[0] if since_s else 0
             found = await client.query(owner=grid.identity, state=wanted, ce=ce or "", since_us=since_us, limit=limit)
     print_jobs(found[:limit], as_json=as_json)
 
@@ -320,9 +320,8 @@ async def watch_command(
     known: dict[str, tuple[int, int]] = {}
 
     def show(states: Mapping[str, lb.JobSummary]) -> None:
-        for job in sorted(states.values(), key=lambda job: job.changed_at_us):
-            if known.get(job.job_id) == (job.state, job.attempt):
-                continue
+        news = [job for job in states.values() if known.get(job.job_id) != (job.state, job.attempt)]
+        for job in sorted(news, key=lambda job: job.changed_at_us):
             known[job.job_id] = (job.state, job.attempt)
             if as_json:
                 print(json.dumps(as_data(job), ensure_ascii=False), flush=True)
@@ -333,8 +332,7 @@ async def watch_command(
     async with open_for_user(environ) as grid:
         wanted = list(job_ids)
         if not wanted:
-            mine = await (await bookkeeping(grid)).query(owner=grid.identity, limit=MAX_WATCHED)
-            wanted = [job.job_id for job in mine if job.state not in ENDED_STATES]
+            wanted = [job["job_id"] for job in await jobs_under_way(grid, owner=grid.identity, limit=MAX_WATCHED)]
         if not wanted:
             if not as_json:
                 print("no job of yours is under way")
@@ -345,14 +343,18 @@ async def watch_command(
             raise TimeoutError(f"not all jobs have ended after {timeout_s:g} s; they go on") from None
 
 
+def window_us(since_s: int, until_s: int = 0) -> tuple[int, int]:
+    """The time from so many seconds ago until so many seconds ago."""
+    now = time.time()
+    return int((now - since_s) * 1e6), int((now - until_s) * 1e6)
+
+
 async def stats_command(
     since_s: int, by: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid job stats`: how the jobs of a time fared."""
-    until = time.time()
     async with open_for_user(environ) as grid:
-        client = await bookkeeping(grid)
-        groups = await client.statistics(int((until - since_s) * 1e6), int(until * 1e6), by)
+        groups = await (await bookkeeping(grid)).statistics(*window_us(since_s), by)
     rows = [
         {
             **{name: one.group[name] for name in by},
@@ -571,10 +573,9 @@ async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str,
 
 async def jobs_under_way(grid: Grid, **wanted: Any) -> list[dict[str, str]]:
     """Jobs that have not ended, `wanted` as for `BookkeepingClient.query`."""
-    bookkeeping = BookkeepingClient(await grid.channel("bookkeeping"))
     return [
         {"job_id": job.job_id, "owner": job.owner, "state": state_name(job.state), "ce": job.ce}
-        for job in await bookkeeping.query(**wanted)
+        for job in await (await bookkeeping(grid)).query(**wanted)
         if job.state not in ENDED_STATES
     ]
 

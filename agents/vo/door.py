@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from agents.vo import voms_wire
 from agents.vo.issuing import Issued, Wanted
-from fabric.errors import Defect, GridError, InvalidRequest, Unauthenticated, from_security
+from fabric.errors import Defect, GridError, InvalidRequest, from_security
 from fabric.logs import Logger
 from fabric.tls_door import TlsClosed, TlsStream
 from security.errors import SecurityError, one_line
@@ -65,17 +65,9 @@ class VomsDoor:
             await stream.write(answer)
 
     def _identify(self, stream: TlsStream) -> Identity:
-        try:
-            chain = stream.chain
-        except ValueError as error:  # OpenSSL reads some certificates that break the rules of X.509
-            raise Unauthenticated(
-                "CHAIN_MALFORMED", f"the client's certificate cannot be read ({one_line(str(error), 100)})"
-            ) from error
-        if not chain:
-            raise Unauthenticated(
-                "CERTIFICATE_MISSING",
-                f"the VO server of {self._vo} was asked without a certificate; use your grid certificate or a proxy",
-            )
+        chain = stream.require_chain(
+            f"the VO server of {self._vo} was asked without a certificate; use your grid certificate or a proxy"
+        )
         try:
             return self._validate(chain)
         except SecurityError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -16,6 +16,7 @@ from grpc._cython import cygrpc as _cygrpc
 from fabric.clock import Clock
 from fabric.errors import DeadlineExceeded, GridError, Unavailable, from_rpc_error
 
+T = TypeVar("T")
 cygrpc: Any = _cygrpc  # has no types
 
 DEFAULT_DEADLINE_S = 30.0
@@ -401,6 +402,21 @@ class StreamCall:
         if await raw.code() is grpc.StatusCode.OK:
             return Unavailable("STREAM_ENDED", f"{self._caller.peer} ended the stream; open it again")
         return self._as_error(await _failure_of(raw))
+
+
+async def each_within(stream: AsyncIterable[T], silence_s: float, reason: str, sentence: str) -> AsyncGenerator[T]:
+    """The messages of a stream until it ends. Raises Unavailable(`reason`) after a silence: the network may drop
+    packets without a word."""
+    messages = aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(silence_s):
+                message = await anext(messages)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Unavailable(reason, sentence) from None
+        yield message
 
 
 async def ready_within(caller: Caller, limit_s: float) -> tuple[Opened, Metadata]:

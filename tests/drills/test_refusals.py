@@ -12,6 +12,7 @@ import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
 from gridfabric.gatekeeper.v1.gatekeeper_pb2_grpc import GatekeeperStub
 from support.grid import VO, LabGrid
+from support.waiting import until
 
 from fabric.errors import GridError
 from fabric.rpc.delegation import delegate
@@ -181,12 +182,3 @@ async def test_a_delegation_that_is_not_the_callers_is_refused(lab: LabGrid) -> 
     with pytest.raises(GridError) as caught:
         await delegate(channel, lab.user("bob"))
     assert caught.value.reason
-
-
-async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
-    """Wait for an event that has no other notice, with a deadline."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + deadline_s
-    while not condition():
-        assert loop.time() < end, "not within the deadline"
-        await asyncio.sleep(0.01)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Container, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support.grid import LabGrid
 from support.site import ENDED, Site, job
+from support.waiting import until
 
 from agents.gatekeeper import client
 from agents.worker import payloads
@@ -47,12 +48,6 @@ def of_jobs(site: Site) -> set[str]:
     here = runner._strange()
     starter = int((runner.state_dir / "starter.pid").read_text())
     return here | {str(pid) for pid in payloads.descendants(starter) if not payloads._is_zombie(pid)}
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - processes and directories of somebody else
-            await asyncio.sleep(0.02)
 
 
 async def submitted_by(site: Site, name: str, one: pb.Job) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 from support.grid import LabGrid
 from support.site import FAST, Site, job
+from support.waiting import until
 
 from agents.gatekeeper import client
 from fabric.errors import GridError
@@ -301,12 +302,6 @@ def count_processes(command: str) -> int:
             words = line.strip().removeprefix("/bin/")
             found += words == command
     return found
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def reason_of(call: Any) -> str:

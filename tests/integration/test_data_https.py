@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 from support.webdav import Door
 
 from agents.storage import client
@@ -55,6 +56,7 @@ async def test_a_large_file_goes_by_the_https_door_and_back(lab: LabGrid, tmp_pa
         assert await client.get_file(channel, stored.surl, target, expected=sums(LARGE)) == stored
         assert await client.read_range(channel, stored.surl, 3, 17 << 20) == LARGE[3 : 3 + (17 << 20)]
     assert target.read_bytes() == LARGE
+    await until(lambda: len(lab.audit("storage.CERN", "storage.get")) == 2)  # said after the last byte
     lines = [line for event in ("storage.put", "storage.get") for line in lab.audit("storage.CERN", event)]
     assert [line["door"] for line in lines] == ["https"] * 3
     assert {line["peer"] for line in lines} == {"/C=XX/O=TestGrid/OU=Users/CN=alice"}
@@ -82,15 +84,6 @@ def reason_of(headers: dict[str, str]) -> str:
     error = from_details(base64.b64decode(headers["grid-error"]))
     assert error is not None
     return error.reason
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait for something that this process is about to do."""
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen")
 
 
 async def test_one_connection_carries_many_requests(lab: LabGrid, opened: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.storage import client
 from agents.storage.model import Checksums
@@ -84,15 +85,6 @@ def header(size: int, put_id: str = "p1", vo: str = "cms", **more: Any) -> pb.Pu
 
 def trailer(data: bytes) -> pb.PutRequest:
     return pb.PutRequest(trailer=pb.PutTrailer(checksums=wire_sums(data)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that this process is about to do."""
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it did not happen")
 
 
 async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.information.agent import build as build_information
 from fabric.agent import AgentState
@@ -41,19 +41,6 @@ async def ldapsearch(lab: LabGrid, agent: str, *arguments: str) -> tuple[int, li
         out, _ = await process.communicate()
     text = out.decode()
     return process.returncode or 0, [line[4:] for line in text.splitlines() if line.startswith("dn: ")], text
-
-
-async def until(check: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Ask until the answer is true."""
-    try:
-        async with asyncio.timeout(20):
-            while True:
-                found = await check()
-                if found:
-                    return found
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what}") from None
 
 
 async def names(lab: LabGrid, agent: str, *arguments: str) -> list[str]:

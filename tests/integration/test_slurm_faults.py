@@ -3,24 +3,24 @@ only the command that misbehaves is a script of the test, which calls the real o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import slurm as private_slurm
+from support.waiting import until
 
 from agents.worker import slurm
 from agents.worker.config import WorkerOptions
 from agents.worker.slurm import SlurmClient
 from fabric.logs import null_logger
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 REAL = 'real() { PATH=/usr/bin:/bin sbatch "$@"; }\n'
 
 
@@ -67,7 +67,7 @@ class Desk:
 
     async def told(self, event: str, count: int = 1, seconds: float = 90) -> list[Any]:
         """The jobs or keys of messages of this kind, when there are so many."""
-        await until(lambda: len(self._all(event)) >= count, seconds)
+        await until(lambda: len(self._all(event)) >= count, f"{count} times {event}", deadline_s=seconds)
         found = self._all(event)
         assert len(found) == count, found
         return found
@@ -78,12 +78,6 @@ class Desk:
     def runs(self) -> list[int]:
         """Which payloads started, once for each start."""
         return sorted(int(line) for line in self.log.read_text().split())
-
-
-async def until(condition: Callable[[], Any], seconds: float = 90) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -212,7 +206,7 @@ async def test_a_controller_that_forgets_what_it_accepted(desk: Desk) -> None:
     await until(lambda: len(desk.cluster.output("squeue", "-h", "-o", "%j").split()) >= 6)
     desk.cluster.kill("slurmctld")
     desk.cluster.start_controller()
-    records = await desk.told("ended", 8, seconds=120)
+    records = await desk.told("ended", 8, seconds=200)
     assert {record["exit_code"] for record in records} == {0}
     assert desk.runs() == list(range(1, 9))
 

@@ -37,7 +37,7 @@ def report(
     from agents.user_interface import accounting
 
     names = {"user": "owner", "dn": "owner"}
-    groups = [names.get(word, word) for text in by.split(",") if (word := text.strip().lower())]
+    groups = [names.get(word, word) for word in console.words_of(by)]
     seconds = max(1, console.parse_duration(since))
     console.run_async(accounting.report_command(seconds, groups, chart, as_json=as_json))
 

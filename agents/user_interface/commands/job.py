@@ -18,6 +18,9 @@ Jobs = Annotated[
 IdFile = Annotated[
     Path | None, typer.Option("--input", "-i", help="Read job ids from this file, one a line.", dir_okay=False)
 ]
+Timeout = Annotated[
+    str | None, typer.Option(help="Give up after this time (exit code 5).", callback=console.duration_option)
+]
 
 
 @app.command()
@@ -69,9 +72,7 @@ def status(
 def wait(
     job: Jobs = None,
     input: IdFile = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Give up after this time (exit code 5).", callback=console.duration_option)
-    ] = None,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
     """Wait until jobs have ended. Exit 0 if all succeeded, 6 if one did not, 5 after the time-out.
@@ -91,9 +92,7 @@ def wait(
 def watch(
     job: Jobs = None,
     input: IdFile = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Give up after this time (exit code 5).", callback=console.duration_option)
-    ] = None,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> None:
     """Print each change of state as it comes, until the jobs have ended; without ids, of all yours under way.
@@ -130,8 +129,8 @@ def stats(
     """
     from agents.user_interface import jobs
 
-    groups = [word.strip().lower() for word in by.split(",") if word.strip()]
-    console.run_async(jobs.stats_command(max(1, console.parse_duration(since)), groups, as_json=as_json))
+    seconds = max(1, console.parse_duration(since))
+    console.run_async(jobs.stats_command(seconds, console.words_of(by), as_json=as_json))
 
 
 @app.command()

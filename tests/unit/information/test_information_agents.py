@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from gridfabric.information.v1 import information_pb2 as pb
 from gridfabric.information.v1 import information_pb2_grpc
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
@@ -97,19 +97,6 @@ async def ldap(lab: LabGrid, server: str, text: str, *attributes: str, base: str
 
 async def unreachable(_endpoint: Endpoint) -> Any:
     raise Unavailable("CUT", "the cable is cut")
-
-
-async def until(check: Callable[[], Any], what: str) -> Any:
-    """Wait until an asynchronous check gives something true."""
-    try:
-        async with asyncio.timeout(10):
-            while True:
-                value = await check()
-                if value:
-                    return value
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what}") from None
 
 
 async def test_from_publisher_to_site_to_top_to_broker(lab: LabGrid) -> None:

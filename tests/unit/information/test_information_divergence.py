@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
@@ -83,18 +83,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[LabGrid]:
             lab.plan("top", name=name, site=site)
         lab.plan("information", site="RAL")
         yield lab
-
-
-async def until(check: Callable[[], Any], what: str) -> Any:
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                value = await check()
-                if value:
-                    return value
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what}") from None
 
 
 async def meter_at(lab: LabGrid, top: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from gridfabric.information.v1 import information_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.waiting import until
 
 from agents.information import wire
 from agents.information.feed import Feed
@@ -121,15 +122,6 @@ class Call:
         self._is_cancelled = True
         if self._waiting is not None:
             self._waiting.cancel()
-
-
-async def until(check: Callable[[], bool], what: Callable[[], str]) -> None:
-    try:
-        async with asyncio.timeout(30):
-            while not check():  # noqa: ASYNC110 - the tree rings no bell
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what()}") from None
 
 
 def publisher_of(line: Line) -> Publisher:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.information import client, history, query_process
 from agents.information.agent import InformationAgent
@@ -273,18 +274,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[LabGrid]:
         lab.plan("information", site="RAL")
         await lab.start("top", options={"level": "top"}, builder=build_information)
         yield lab
-
-
-async def until(check: Callable[[], Any], what: str) -> Any:
-    try:
-        async with asyncio.timeout(30):
-            while True:
-                value = await check()
-                if value:
-                    return value
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"never happened: {what}") from None
 
 
 async def test_a_user_asks_and_follows(lab: LabGrid) -> None:
