@@ -653,6 +653,9 @@ class Connection(asyncio.Protocol):
         paged: bool = False,
         cookie: bytes = b"",
     ) -> None:
+        if code is ResultCode.SUCCESS and not paged:
+            self._write(p.frame(message_id, p.SEARCH_DONE))
+            return
         controls = (Control(p.OID_PAGED_RESULTS, False, p.encode_paged(0, cookie)),) if paged else ()
         self._answer(message_id, p.Result(p.TAG_SEARCH_DONE, code, text, matched), controls)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fabric.ldap import ber
 from fabric.ldap.ber import BerError, BerTooDeepError, Reader
@@ -30,6 +31,9 @@ MAX_FILTER_ITEMS = 1024
 
 MAX_ATTRIBUTES = 1024
 """Attribute names in one search request."""
+
+MAX_KNOWN_NAMES_BYTES = 1024
+"""Longer lists of attribute names are read each time."""
 
 MAX_CONTROLS = 32
 """Controls on one request."""
@@ -322,14 +326,24 @@ def _read_search(body: Reader, tag: int) -> SearchRequest:
     if size_limit < 0 or time_limit < 0:
         raise BerError("a limit below zero")
     node = _FilterReader().read(reader, MAX_FILTER_DEPTH)
+    listing = reader.octets(ber.SEQUENCE)
+    names = _known_names(listing) if len(listing) <= MAX_KNOWN_NAMES_BYTES else _read_names(listing)
+    reader.end()
+    return SearchRequest(base, scope, node, names, types_only, size_limit, time_limit, dereference)
+
+
+def _read_names(listing: bytes) -> tuple[str, ...]:
     names: list[str] = []
-    listing = reader.enter(ber.SEQUENCE)
-    while not listing.at_end():
+    reader = Reader(listing)
+    while not reader.at_end():
         if len(names) >= MAX_ATTRIBUTES:
             raise TooComplexError(f"more than {MAX_ATTRIBUTES} attribute names")
-        names.append(listing.text())
-    reader.end()
-    return SearchRequest(base, scope, node, tuple(names), types_only, size_limit, time_limit, dereference)
+        names.append(reader.text())
+    return tuple(names)
+
+
+_known_names = lru_cache(maxsize=256)(_read_names)
+"""Clients of one kind ask for the same attributes again and again."""
 
 
 class _FilterReader:
@@ -580,6 +594,10 @@ def _encode_result(result: Result) -> bytes:
         if result.value is not None:
             parts.append(ber.encode_octets(result.value, 0x8B))
     return ber.encode_sequence(*parts, tag=result.tag)
+
+
+SEARCH_DONE = _encode_result(Result(TAG_SEARCH_DONE))
+"""The end of nearly every answer, encoded."""
 
 
 def _encode_control(control: Control) -> bytes:
