@@ -75,8 +75,11 @@ class DataMover:
 
     # ---- input
 
-    async def bring(self, names: Sequence[str], folder: Path, credential: Credential, uid: int, gid: int) -> None:
-        """Put these files (LFN or SURL) into the job's directory under their last name. Raises GridError."""
+    async def bring(
+        self, names: Sequence[str], folder: Path, credential: Credential, uid: int, gid: int
+    ) -> dict[str, list[str]]:
+        """Put these files (LFN or SURL) into the job's directory under their last name; returns where each has
+        replicas, the nearest first. Raises GridError."""
         surls = [name for name in names if name.startswith("srm://")]
         lfns = [name.removeprefix("lfn:") for name in names if not name.startswith("srm://")]
         files: list[tuple[str, list[str], storage.Checksums | None]] = [(surl, [surl], None) for surl in surls]
@@ -96,6 +99,8 @@ class DataMover:
             if target in ("", ".", "..") or target.startswith("."):
                 raise InvalidRequest("INPUT_DATA_NAME", f"{name} has no usable last name")
             await self._bring_one(name, replicas, expected, folder / target, credential, owner)
+        where = {name: replicas for name, replicas, _ in files}
+        return {name: where[name.removeprefix("lfn:")] for name in names}
 
     def _distance(self, surl: str) -> int:
         """0 for a replica at this site's storage element, then 1."""

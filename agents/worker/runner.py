@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 from agents.worker import payloads, scratch, wrapper
 from agents.worker import store as rows
 from agents.worker.batch import BatchSystem, Listing, read_exit
+from agents.worker.broker_info import broker_info
 from agents.worker.config import WorkerOptions
 from agents.worker.data import DataMover
 from agents.worker.health import BlackHole
@@ -112,6 +112,7 @@ class Runner:
             pause_s=options.black_hole_pause_s,
         )
         self._disk_problem = self._clock_problem = ""
+        self._computing_element = ""
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
@@ -395,6 +396,7 @@ class Runner:
         too_much = welcome.now_us and skew_s > self.options.max_clock_skew_s
         self._clock_problem = f"CLOCK: this clock is {skew_s:.0f} s away from the gatekeeper's" if too_much else ""
         self._judge_fitness()
+        self._computing_element = welcome.computing_element
         self.proxies.reconnected({job.owner for job in self.machine.jobs.values()})
         self.feed([LinkOpened()])
 
@@ -430,9 +432,13 @@ class Runner:
                 if isinstance(event, Prepared) and description.input_data:
                     if job.phase is not Phase.PREPARING:
                         raise GridError("CANCELLED", "killed while its input was staged")
-                    await self._data.bring(
+                    replicas = await self._data.bring(
                         description.input_data, self.root / job.key, credential, job.order.uid, job.order.gid
                     )
+                    await asyncio.to_thread(
+                        scratch.replace_file, self.root, job.key, scratch.BROKER_INFO_NAME,
+                        self._broker_info(job, replicas), uid=job.order.uid, gid=job.order.gid,
+                    )  # fmt: skip
         except GridError as error:
             reason = error.reason
             if description.input_data and reason not in ("CANCELLED", "SANDBOX_FILE_UNKNOWN"):
@@ -479,7 +485,7 @@ class Runner:
                     job.key, "SANDBOX_EVICTED", f"{file.name} left this node's cache too early; try again"
                 )
             inputs.append(scratch.Input(file.name, path, file.executable or file.name in programs))
-        files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: self._broker_info(job)}
+        files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: self._broker_info(job, {})}
         try:
             scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
@@ -582,17 +588,16 @@ class Runner:
             environment["GRIDFABRIC_CATALOG"] = catalogue.address
         return environment
 
-    def _broker_info(self, job: Job) -> bytes:
-        close = self._data.close_storage
-        lines = [
-            "[",
-            f"  ComputingElement = [ CEId = {json.dumps(self.context.settings.site)} ];",
-            f"  CloseStorageElements = {{ {json.dumps(close.address) if close else ''} }};",
-            f"  InputData = {{ {', '.join(json.dumps(name) for name in job.order.description.input_data)} }};",
-            f"  VirtualOrganisation = {json.dumps(job.order.description.vo)};",
-            "]\n",
-        ]
-        return "\n".join(lines).encode()
+    def _broker_info(self, job: Job, replicas: Mapping[str, Sequence[str]]) -> bytes:
+        description, settings = job.order.description, self.context.settings
+        return broker_info(
+            ce=self._computing_element,
+            close_storage=settings.endpoints("storage", site=settings.site),
+            storage=settings.endpoints("storage"),
+            replicas=replicas,
+            protocols=description.data_access_protocols,
+            vo=description.vo,
+        )
 
     def _from_batch(self, message: dict[str, Any]) -> None:
         kind = message["event"]

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import classad2
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.information.v1 import information_pb2, information_pb2_grpc
@@ -73,9 +74,21 @@ async def test_output_data_is_kept_registered_and_read_by_the_next_job(site: Sit
     channel = await site.lab.channel("catalog", credential=site.alice)
     (entry,), _ = await catalogue.lookup(channel, [lfn])
     assert entry.replicas[0].storage_element == f"localhost:{site.lab.port('storage.CERN')}"
-    job_id, update = await site.run("wc -l < events.txt; ls", input_data=[f"lfn:{lfn}"])
+    job_id, update = await site.run(
+        'wc -l < events.txt; ls; cat "$GLITE_WMS_RB_BROKERINFO"',
+        input_data=[f"lfn:{lfn}"],
+        data_access_protocols=["https"],
+    )
     assert update.state == pb.JOB_STATE_DONE, update
-    assert (await client.output_files(site.channel, job_id))["out"].split() == [b"1000", b"events.txt", b"out"]
+    listing, bracket, information = (await client.output_files(site.channel, job_id))["out"].partition(b"[")
+    assert listing.split() == [b"1000", b"events.txt", b"out"]
+    told = classad2.parseOne((bracket + information).decode())
+    assert told["ComputingElement"]["name"].endswith("/jobmanager-fabric-long")
+    assert [one["name"] for one in told["ComputingElement"]["CloseStorageElements"]] == [
+        entry.replicas[0].storage_element
+    ]
+    assert {one["name"]: list(one["SFNs"]) for one in told["InputFNs"]} == {f"lfn:{lfn}": [entry.replicas[0].surl]}
+    assert [list(told["DataAccessProtocol"]), told["VirtualOrganisation"]] == [["https"], "cms"]
 
 
 async def test_input_data_comes_from_the_far_replica_when_the_close_one_is_gone(site: Site) -> None:
