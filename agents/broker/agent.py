@@ -11,6 +11,7 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
 from gridfabric.broker.v1 import broker_pb2_grpc
 
 from agents.broker import tables, wire
+from agents.broker.blacklist import EVERYBODY
 from agents.broker.config import BrokerOptions
 from agents.broker.core import BrokerCore
 from agents.broker.sandbox import SandboxStore
@@ -110,6 +111,7 @@ class BrokerAgent(Agent):
     def health(self) -> AgentHealth:
         core = self.core
         board = core.board
+        listed = [item for item in core.blacklist.listings(core.now_s) if item.owner == EVERYBODY]
         numbers = {
             "waiting": float(sum(board.waiting.values())),
             "pending": float(sum(load.pending for load in board.loads.values())),
@@ -122,6 +124,7 @@ class BrokerAgent(Agent):
             "renewals_failed": float(core.renewals.failed),
             "ces": float(len(core.ces)),
             "ces_usable": float(sum(ce.alive for ce in core.ces.values())),
+            "ces_listed": float(len(listed)),
             "events_waiting": float(self.outbox.waiting),
         }
         problems: list[str] = []
@@ -131,6 +134,8 @@ class BrokerAgent(Agent):
         if troubles:
             gatekeeper, why = next(iter(troubles.items()))
             problems.append(f"{len(troubles)} gatekeeper(s) do not take jobs, for instance {gatekeeper}: {why}")
+        if listed:
+            problems.append(f"{len(listed)} CE(s) failed jobs: {listed[0].ce} {listed[0].sentence}")
         if self.outbox.last_error is not None:
             problems.append(f"{self.outbox.waiting} events wait for bookkeeping: {self.outbox.last_error.sentence}")
         state = AgentState.DEGRADED if problems else AgentState.GREEN

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -16,16 +17,19 @@ from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 
 from agents.broker import machine, wire
 from agents.broker import store as rows
+from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
 from agents.broker.link import Link
 from agents.broker.matching import (
+    Candidate,
     CompiledCe,
     CompiledCluster,
     Room,
     Shares,
     match_pass,
     room_of,
+    why_chosen,
 )
 from agents.broker.model import ComputingElement, JobDescription, JobState
 from agents.broker.renewal import Renewals
@@ -56,6 +60,7 @@ PROXY_MISSING_GRACE_S = 60.0
 PROXY_BATCH = 2000
 VOS_S = 60.0
 """VOs are looked at after every change, and this often besides."""
+NO_CE: frozenset[str] = frozenset()
 REPLICAS_VALID_S = 30.0
 """Answers of the catalogue are believed this long."""
 
@@ -94,6 +99,7 @@ class BrokerCore:
         """By CE id, also of CEs that are gone: the version that changed it last."""
         self._links: dict[tuple[str, str], Link] = {}
         self._blocked: dict[str, tuple[float, str]] = {}
+        self.blacklist = Blacklist()
         self.suspects: set[str] = set()
         """Gatekeepers that did not answer lately: they get one job at a time until they do."""
         self._match_wanted = asyncio.Event()
@@ -189,6 +195,11 @@ class BrokerCore:
             after = change.after
             if change.refused:
                 self.log.error("job.illegal_event", job_id=change.job_id, state=after.state.name)
+            before = change.before
+            if before is not None and change.cause:
+                self._failed_at(before.ce, change)
+            elif before is not None and after.state is JobState.DONE and before.state is not JobState.DONE:
+                self.blacklist.ended(before.ce, change.owner, self.now_s)
             if after.gatekeeper and (
                 (after.state is JobState.READY and not after.sent) or after.cancelling
                 or (after.state is JobState.CLEARED and after.purge)
@@ -196,6 +207,14 @@ class BrokerCore:
                 touched.add((change.owner, after.gatekeeper))
         for owner, gatekeeper in touched:
             self.link(owner, gatekeeper).wake()
+
+    def _failed_at(self, ce: str, change: Change) -> None:
+        listing = self.blacklist.failed(ce, change.owner, change.cause, self.now_s)
+        if listing is not None:
+            self.log.warning(
+                "ce.listed", ce=ce, owner=listing.owner, cause=listing.cause, failures=listing.failures,
+                for_s=round(listing.left_s), job_id=change.job_id,
+            )  # fmt: skip
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
@@ -293,18 +312,51 @@ class BrokerCore:
         if not self.ces:
             self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
             return
-        found = {key: self._clusters[key].candidates() for key in waiting if key in self._clusters}
+        paused = self._paused(waiting)
+        shunned = {owner: self.blacklist.shunned(owner, self.now_s) for owner in self.board.owners}
+        found = {
+            key: compiled.candidates(shunned.get(compiled.cluster.owner, NO_CE))
+            for key in waiting
+            if key not in paused and (compiled := self._clusters.get(key)) is not None
+        }
         waiting = {key: count for key, count in waiting.items() if key in found}
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
         fuzzy = {key: self._chance for key in waiting if self._clusters[key].cluster.fuzzy_rank}
         outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy, self._shares(waiting))
-        self.reasons = outcome.reasons
+        self.reasons = outcome.reasons | paused | self._all_shunned(found)
         given = _bounded(outcome.given, MAX_ASSIGN)
         if given:
-            gatekeepers = {key: ce.gatekeeper for key, ce in self.ces.items()}
-            await self.commit(lambda connection: rows.assign(connection, given, gatekeepers, self.now_us, self.sink))
+            choices = {
+                key: [
+                    (machine.Matched(ce, self.ces[ce].gatekeeper, why_chosen(found[key], ce)), count)
+                    for ce, count in shares.items()
+                ]
+                for key, shares in given.items()
+            }
+            await self.commit(lambda connection: rows.assign(connection, choices, self.now_us, self.sink))
             if given != outcome.given:
                 self._match_wanted.set()
+
+    def _paused(self, waiting: Mapping[int, int]) -> dict[int, str]:
+        """Clusters whose pause after a failure is not over, and until when it lasts."""
+        now_s = self.now_us / 1e6
+        known = ((key, self._clusters[key].cluster.not_before_s) for key in waiting if key in self._clusters)
+        return {
+            key: f"waits after a failure until {datetime.fromtimestamp(at_s, UTC):%H:%M:%S} UTC"
+            for key, at_s in known
+            if at_s > now_s
+        }
+
+    def _all_shunned(self, found: Mapping[int, Sequence[Candidate]]) -> dict[int, str]:
+        """Clusters that match CEs of which none gets jobs now, and why."""
+        told: dict[int, str] = {}
+        for key in [key for key, candidates in found.items() if not candidates]:
+            compiled = self._clusters[key]
+            listed = self.blacklist.for_owner(compiled.cluster.owner, self.now_s)
+            ce = next((ce for ce in compiled.ranks if ce in listed), None)
+            if ce is not None:
+                told[key] = f"none of the {len(compiled.ranks)} matching CEs gets jobs now: {ce} {listed[ce].sentence}"
+        return told
 
     async def _give_up_expired(self, waiting: dict[int, int]) -> None:
         """Jobs whose ExpiryTime has passed are not matched any more."""
@@ -393,14 +445,16 @@ class BrokerCore:
         now_s, options = self.now_s, self.options
         self._blocked = {key: value for key, value in self._blocked.items() if value[0] > now_s}
         rooms: dict[str, Room] = {}
+        probed = self.blacklist.probed(now_s)
         for key, ce in self.ces.items():
             if ce.alive and ce.port and ce.gatekeeper not in self._blocked:
                 load = self.board.load(key)
                 load.ended_per_s, kept = self.board.rate(key, now_s), load.ended_per_s
                 rooms[key] = room_of(ce, load, options.queue_ahead_s, options.queue_factor, options.queue_least)
                 load.ended_per_s = kept
-                if ce.gatekeeper in self.suspects:
-                    probe = 0 if load.pending else min(1, rooms[key].free + rooms[key].queue)
+                if ce.gatekeeper in self.suspects or key in probed:
+                    busy = load.pending or (key in probed and load.running)
+                    probe = 0 if busy else min(1, rooms[key].free + rooms[key].queue)
                     rooms[key] = Room(probe, 0, rooms[key].slots)
         return rooms
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as pb_grpc
 
-from agents.broker import machine, wire
+from agents.broker import machine, policy, wire
 from agents.broker import store as rows
 from agents.broker.model import JobDescription, JobState, SandboxFile
 from agents.broker.tables import Change, JobRow
@@ -51,8 +51,6 @@ MAX_PENDING_UPDATES = 5000
 
 _DEFINITE = (InvalidRequest, Refused, Unauthenticated, Exhausted, Conflict, NotFound)
 """Errors with which a gatekeeper says that it took nothing of this call."""
-_LATER = frozenset({"QUEUE_FULL", "DRAINING", "STORE_FULL", "DISK_FULL", "TOO_MANY_KEPT", "TOO_MANY_JOBS"})
-"""Outcomes that say *not now*: the job goes back without spending a retry."""
 
 
 class _Unreachable(Exception):
@@ -365,10 +363,9 @@ class Link:
                 events.append((outcome.job_id, machine.Accepted(attempt)))
             elif outcome.reason == "SANDBOX_MISSING":
                 lost_files += 1
-            elif outcome.reason in _LATER:
-                events.append((outcome.job_id, machine.TakenBack(f"{outcome.reason}: {outcome.sentence}")))
-                core.block(self.gatekeeper, CE_FULL_PAUSE_S, outcome.sentence or outcome.reason)
             else:
+                if policy.rule_for(outcome.reason).action is policy.Action.LATER:
+                    core.block(self.gatekeeper, CE_FULL_PAUSE_S, outcome.sentence or outcome.reason)
                 events.append(
                     (outcome.job_id, machine.Rejected(attempt, outcome.reason or "REFUSED", outcome.sentence))
                 )

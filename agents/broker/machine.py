@@ -10,11 +10,15 @@ CLEARED.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agents.broker import policy
 from agents.broker.model import AT_CE, ENDED, JobState, LogEvent
+
+MAX_EXCLUDED = 8
+"""CEs remembered where a job failed."""
 
 
 class Job(NamedTuple):
@@ -58,6 +62,8 @@ class Matched:
 
     ce: str
     gatekeeper: str
+    why: Mapping[str, str] = field(default_factory=dict)
+    """What bookkeeping is told of the choice: its rank, the runner-up and its rank, how many suited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +165,16 @@ Event = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What an event makes of a job. ``refused``: the event does not belong to this state, which is worth an alarm."""
 
     job: Job
     log: tuple[LogEvent, ...] = ()
     refused: bool = False
+    cause: str = ""
+    """Why its attempt failed, if it did."""
+    pause_s: float = 0.0
+    """WAITING: not matched before this has passed."""
 
 
 def step(job: Job, event: Event) -> Step:
@@ -185,7 +194,7 @@ def _matched(job: Job, event: Matched) -> Step:
         return Step(job, refused=True)
     # WAITING -> READY when a pass has chosen a CE.
     after = job._replace(state=JobState.READY, ce=event.ce, gatekeeper=event.gatekeeper, sent=False, reason="")
-    return Step(after, (LogEvent("MATCHED", job.attempt, {"ce": event.ce}),))
+    return Step(after, (LogEvent("MATCHED", job.attempt, {"ce": event.ce, **event.why}),))
 
 
 def _sending(job: Job, event: Sending) -> Step:
@@ -200,13 +209,19 @@ def _taken_back(job: Job, event: TakenBack) -> Step:
         return Step(job)
     if job.cancelling:
         return _cancelled(job)
+    return _returned(job, event.reason)
+
+
+def _returned(job: Job, reason: str) -> Step:
+    if job.attempt >= policy.MAX_ATTEMPTS:
+        why = f"{reason}; given back for the {job.attempt}th time without having run"
+        return _aborted(job, "TOO_MANY_ATTEMPTS", why)
     # READY -> WAITING when the CE surely does not have it. A new attempt number, as bookkeeping orders by it, but no
     # retry is spent.
-    after = job._replace(
-        state=JobState.WAITING, attempt=job.attempt + 1, ce="", gatekeeper="", sent=False, reason=event.reason
-    )
-    fields = {"reason": event.reason, "failed_ce": job.ce, "retry": "none"}
-    return Step(after, (LogEvent("RESUBMISSION", after.attempt, fields),))
+    pause_s = policy.pause_of_returned_s(job.attempt)
+    after = _again(job, reason)
+    event = _resubmission(after, job, reason, "", "none", policy.Action.LATER, pause_s)
+    return Step(after, (event,), pause_s=pause_s)
 
 
 def _accepted(job: Job, event: Accepted) -> Step:
@@ -219,6 +234,8 @@ def _accepted(job: Job, event: Accepted) -> Step:
 def _rejected(job: Job, event: Rejected) -> Step:
     if job.state is not JobState.READY or event.attempt != job.attempt:
         return Step(job)
+    if policy.rule_for(event.reason).action is policy.Action.LATER and not job.cancelling:
+        return _returned(job, f"{event.reason}: {event.sentence}" if event.sentence else event.reason)
     return _retry(job, event.reason, event.sentence, started=False)
 
 
@@ -306,32 +323,45 @@ def _purged(job: Job, event: Purged) -> Step:
 def _retry(job: Job, reason: str, sentence: str, started: bool) -> Step:
     if job.cancelling:
         return _cancelled(job, reason)
+    rule = policy.rule_for(reason)
     left = job.deep_left if started else job.shallow_left
+    if rule.action is policy.Action.GIVE_UP:
+        return _aborted(job, reason, sentence or reason)._replace(cause=reason)
     if left <= 0:
         count = "RetryCount" if started else "ShallowRetryCount"
-        why = f"{sentence or reason}; no retry is left ({count})"
-        return _aborted(job, reason, why)
+        return _aborted(job, reason, f"{sentence or reason}; no retry is left ({count})")._replace(cause=reason)
     # READY, SCHEDULED, RUNNING -> WAITING with the next attempt when it failed by no fault of its own.
-    after = job._replace(
-        state=JobState.WAITING,
-        attempt=job.attempt + 1,
-        ce="",
-        gatekeeper="",
-        sent=False,
-        shallow_left=job.shallow_left - (0 if started else 1),
-        deep_left=job.deep_left - (1 if started else 0),
-        excluded=(job.ce, *(ce for ce in job.excluded if ce != job.ce))[:8],
-        reason=reason,
+    after = _again(job, reason)._replace(
+        shallow_left=job.shallow_left - (0 if started else 1), deep_left=job.deep_left - (1 if started else 0)
     )
-    kind = "deep" if started else "shallow"
+    if rule.action is policy.Action.ELSEWHERE:
+        after = after._replace(excluded=(job.ce, *(ce for ce in job.excluded if ce != job.ce))[:MAX_EXCLUDED])
+    pause_s = policy.pause_s(rule, job.attempt)
+    spent = "deep" if started else "shallow"
+    event = _resubmission(after, job, reason, sentence, spent, rule.action, pause_s)
+    return Step(after, (event,), cause=reason, pause_s=pause_s)
+
+
+def _again(job: Job, reason: str) -> Job:
+    return job._replace(
+        state=JobState.WAITING, attempt=job.attempt + 1, ce="", gatekeeper="", sent=False, reason=reason
+    )
+
+
+def _resubmission(
+    after: Job, before: Job, reason: str, sentence: str, spent: str, action: policy.Action, pause_s: float
+) -> LogEvent:
     fields = {
         "reason": reason,
         "text": sentence,
-        "failed_ce": job.ce,
-        "retry": kind,
-        "failed_attempt": str(job.attempt),
+        "failed_ce": before.ce,
+        "failed_attempt": str(before.attempt),
+        "retry": spent,
+        "left": f"{after.shallow_left} shallow, {after.deep_left} deep",
+        "action": action.value,
+        "pause_s": f"{pause_s:g}" if pause_s else "",
     }
-    return Step(after, (LogEvent("RESUBMISSION", after.attempt, {k: v for k, v in fields.items() if v}),))
+    return LogEvent("RESUBMISSION", after.attempt, {name: value for name, value in fields.items() if value})
 
 
 _HANDLERS: dict[type, Callable[[Job, object], Step]] = {

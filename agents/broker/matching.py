@@ -80,6 +80,7 @@ class CompiledCluster:
         self.matched_at = -math.inf
         """Monotonic: when the replicas of its input data were looked up for it."""
         self._ordered: list[Candidate] | None = None
+        self._shunned: frozenset[str] = frozenset()
         self.ad = classad2.ClassAd()
         self.ad["VirtualOrganisation"] = cluster.vo
         self.ad["Owner"] = cluster.owner
@@ -124,14 +125,19 @@ class CompiledCluster:
                 self.ranks.pop(key, None)
         self._ordered = None
 
-    def candidates(self) -> list[Candidate]:
-        """Matching CEs, best rank first. CEs where these jobs failed come in only if there are no others."""
-        if self._ordered is None:
+    def candidates(self, shunned: frozenset[str] = frozenset()) -> list[Candidate]:
+        """Matching CEs that are not shunned, best rank first.
+
+        CEs where these jobs failed come in only if there are no others, and the one where they failed last only if it
+        is the last one left.
+        """
+        if self._ordered is None or shunned != self._shunned:
             excluded = self.cluster.excluded
-            found = [Candidate(key, rank) for key, rank in self.ranks.items() if key not in excluded]
-            found = found or [Candidate(key, rank) for key, rank in self.ranks.items()]
+            left = [Candidate(key, rank) for key, rank in self.ranks.items() if key not in shunned]
+            found = [item for item in left if item.ce not in excluded]
+            found = found or [item for item in left if item.ce != excluded[0]] or left
             found.sort(key=lambda item: (-item.rank, item.ce))
-            self._ordered = found
+            self._ordered, self._shunned = found, shunned
         return self._ordered
 
 
@@ -188,6 +194,25 @@ class Candidate:
 
     ce: str
     rank: float
+
+
+def why_chosen(found: Sequence[Candidate], ce: str) -> dict[str, str]:
+    """What bookkeeping is told of the choice of a CE among the candidates, best first: ranks, and the runner-up.
+
+    The runner-up is the best of the others; it may have the better rank where the best was full.
+    """
+    best = next((item for item in found if item.ce == ce), None)
+    if best is None:
+        return {}
+    told = {"rank": _rank_text(best.rank), "suited": str(len(found))}
+    second = next((item for item in found[:2] if item.ce != ce), None)
+    if second is not None:
+        told |= {"runner_up": second.ce, "runner_up_rank": _rank_text(second.rank)}
+    return told
+
+
+def _rank_text(rank: float) -> str:
+    return f"{rank:.10g}" if rank > UNKNOWN_RANK else "undefined"
 
 
 def candidates(

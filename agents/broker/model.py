@@ -252,6 +252,8 @@ class Cluster:
     fuzzy_rank: bool = False
     expires_at_s: int = 0
     """Seconds since 1970: given up from then on, if they still wait; 0: the broker's own limit."""
+    not_before_s: int = 0
+    """Seconds since 1970: not matched before; 0: at once."""
 
     @staticmethod
     def of(job: JobDescription, vo: str, owner: str, fqans: tuple[str, ...]) -> Cluster:

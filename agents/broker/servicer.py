@@ -366,6 +366,13 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             return [(explain(compiled, ce, close_files(compiled.cluster, ce.ce, replicas)), ce.ce) for ce in ces]
 
         outcomes = await asyncio.to_thread(explain_all)
+        listed = self._core.blacklist.for_owner(peer.subject, self._core.now_s)
+        outcomes = [
+            (replace(outcome, explanation=listed[ce.id].sentence), ce)
+            if outcome.matches and ce.id in listed
+            else (outcome, ce)
+            for outcome, ce in outcomes
+        ]
         outcomes.sort(key=lambda item: (not item[0].matches, -item[0].rank, item[0].ce))
         return pb.ListMatchResponse(matches=[wire.match_to_wire(outcome, ce) for outcome, ce in outcomes])
 

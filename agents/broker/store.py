@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import sqlalchemy as sa
@@ -80,6 +81,7 @@ def load_clusters(connection: sa.Connection, ids: Iterable[int]) -> dict[int, Cl
                 int(key), body["requirements"], body["rank"], body["vo"], body["owner"], tuple(body["input_data"]),
                 tuple((name, value) for name, value in body["extra"]), tuple(body["excluded"]),
                 tuple(body.get("fqans", ())), body.get("fuzzy_rank", False), body.get("expires_at_s", 0),
+                body.get("not_before_s", 0),
             )  # fmt: skip
     return found
 
@@ -278,13 +280,14 @@ def _step_rows(
     lines: list[LogLine] = []
     updates: list[tuple[object, ...]] = []
     closed: dict[int, int] = {}
-    memo: dict[tuple[int, tuple[str, ...]], int] = {}
+    memo: dict[tuple[int, tuple[str, ...], int], int] = {}
     for row, events in rows:
         job = row.job
-        refused = False
+        refused, cause, pause_s = False, "", 0.0
         for event in events:
             step = machine.step(job, event)
             refused |= step.refused
+            cause, pause_s = step.cause or cause, step.pause_s
             job = step.job
             lines.extend(LogLine(row.job_id, now_us, item) for item in step.log)
         if job == row.job:
@@ -292,8 +295,8 @@ def _step_rows(
                 changes.append(Change(row.owner, row.job_id, row.job, row.cluster, job, row.cluster, True))
             continue
         cluster = row.cluster
-        if job.excluded != row.job.excluded:
-            cluster = _excluding(connection, cluster, job.excluded, memo)
+        if job.excluded != row.job.excluded or pause_s:
+            cluster = _like(connection, cluster, job.excluded, _not_before_s(now_us, pause_s), memo)
         if job.state in ENDED and row.job.state not in ENDED:
             closed[row.submission] = closed.get(row.submission, 0) + 1
             ended[row.id] = job
@@ -303,7 +306,7 @@ def _step_rows(
                 job.shallow_left, job.deep_left, "\n".join(job.excluded), job.reason, now_us, cluster, row.id,
             )
         )  # fmt: skip
-        changes.append(Change(row.owner, row.job_id, row.job, row.cluster, job, cluster, refused))
+        changes.append(Change(row.owner, row.job_id, row.job, row.cluster, job, cluster, refused, cause))
     if updates:
         connection.exec_driver_sql(
             "UPDATE jobs SET state=?, attempt=?, ce=?, gatekeeper=?, sent=?, cancelling=?, purge=?, shallow_left=?, "
@@ -352,14 +355,27 @@ def rest_of(connection: sa.Connection, owner: str, job_id: str) -> Rest | None:
     return Rest(template, str(row[2]), str(row[3]), load_files(connection, [key])[key], unfinished)
 
 
-def _excluding(
-    connection: sa.Connection, key: int, excluded: tuple[str, ...], memo: dict[tuple[int, tuple[str, ...]], int]
+PAUSE_STEP_S = 5
+"""Pauses end together, at multiples of this, as those who wait until the same moment are one cluster."""
+
+
+def _not_before_s(now_us: int, pause_s: float) -> int:
+    return math.ceil((now_us / 1e6 + pause_s) / PAUSE_STEP_S) * PAUSE_STEP_S if pause_s else 0
+
+
+def _like(
+    connection: sa.Connection,
+    key: int,
+    excluded: tuple[str, ...],
+    not_before_s: int,
+    memo: dict[tuple[int, tuple[str, ...], int], int],
 ) -> int:
-    """The cluster like this one whose jobs avoid these CEs."""
-    found = memo.get((key, excluded))
+    """The cluster like this one whose jobs avoid these CEs and are not matched before a time."""
+    found = memo.get((key, excluded, not_before_s))
     if found is None:
         cluster = load_clusters(connection, [key])[key]
-        found = memo[key, excluded] = cluster_id(connection, replace(cluster, excluded=excluded))
+        like = replace(cluster, excluded=excluded, not_before_s=not_before_s)
+        found = memo[key, excluded, not_before_s] = cluster_id(connection, like)
     return found
 
 
@@ -399,19 +415,18 @@ def step_ids(
 
 def assign(
     connection: sa.Connection,
-    given: dict[int, dict[str, int]],
-    gatekeepers: dict[str, str],
+    given: Mapping[int, Sequence[tuple[machine.Matched, int]]],
     now_us: int,
     sink: LogSink,
 ) -> list[Change]:
-    """Give waiting jobs of each cluster to CEs, oldest first (cluster: CE: how many)."""
+    """Give waiting jobs of each cluster to CEs, oldest first (cluster: choices, and for how many jobs each)."""
     chosen: list[tuple[JobRow, Sequence[machine.Event]]] = []
     for cluster, shares in given.items():
         rows = connection.exec_driver_sql(
             f"SELECT {COLUMNS} FROM jobs WHERE state = 1 AND cluster = ? ORDER BY id LIMIT ?",
-            (cluster, sum(shares.values())),
+            (cluster, sum(count for _, count in shares)),
         )
-        places = (machine.Matched(ce, gatekeepers[ce]) for ce, count in shares.items() for _ in range(count))
+        places = (choice for choice, count in shares for _ in range(count))
         chosen.extend((job_row(row), (place,)) for row, place in zip(rows, places, strict=False))
     return step_rows(connection, chosen, now_us, sink)
 

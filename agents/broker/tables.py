@@ -173,6 +173,8 @@ class Change:
     after: machine.Job
     after_cluster: int
     refused: bool = False
+    cause: str = ""
+    """Why its attempt at ``before.ce`` failed, if it did."""
 
 
 COLUMNS = (

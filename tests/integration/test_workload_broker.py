@@ -351,6 +351,37 @@ async def test_failure_goes_elsewhere_and_says_why(workload: Workload) -> None:
     assert (again.fields["reason"], again.fields["retry"], again.attempt) == ("WORKER_LOST", "shallow", 2)
 
 
+async def test_a_ce_that_fails_jobs_fast_gets_no_more(workload: Workload) -> None:
+    await workload.start("bad", "good")
+    broker = await workload.broker()
+    agent = workload.lab.agents["broker.CERN"].agent
+    await workload.until(lambda: len(agent.core.ces) == 2)
+    bad = workload.ces["bad"]
+    bad.fails = lambda job: gk.JobUpdate(reason="SCRATCH_FAILED", sentence="no scratch directory")
+    answer = await broker.submit(TRUE + "Parameters = 16;")
+    jobs = await workload.ended(list(answer.children))
+    assert {state_name(job.state) for job in jobs} == {"DONE"}
+    failed = set(bad.jobs)
+    history = await (await workload.bookkeeping()).history(min(failed))
+    first, second = [event.fields for event in history.events if event_name(event.type) == "MATCHED"]
+    assert ("jobmanager-bad" in first["ce"], "jobmanager-good" in first["runner_up"]) == (True, True)
+    assert (first["rank"], first["runner_up_rank"], first["suited"]) == ("0", "0", "2")
+    assert ("jobmanager-good" in second["ce"], second["suited"]) == (True, "1")
+    more = await broker.submit(TRUE + "Parameters = 8;")
+    assert {job.attempt for job in await workload.ended(list(more.children))} == {1}
+    assert set(bad.jobs) == failed
+    told = {match.ce.rpartition("-")[2]: match.explanation for match in await broker.list_match(TRUE)}
+    assert "gets no jobs from this broker for" in told["bad"]
+    assert "last by SCRATCH_FAILED" in told["bad"]
+    assert told["good"] == ""
+    assert agent.health().numbers["ces_listed"] == 1
+    workload.ces["good"].fails = lambda job: gk.JobUpdate(reason="INPUT_DATA_UNAVAILABLE", sentence="it is away")
+    waiting = (await broker.submit(TRUE)).job_id
+    await workload.until(lambda: any("waits after a failure until" in why for why in agent.core.reasons.values()))
+    found = await workload.located(broker, waiting, "WAITING")
+    assert (found.attempt, found.waiting_for.startswith("waits after a failure until")) == (2, True)
+
+
 async def test_retries_end(workload: Workload) -> None:
     await workload.start("ce1")
     workload.ces["ce1"].fails = lambda job: gk.JobUpdate(reason="WORKER_LOST", sentence="gone", started=True)

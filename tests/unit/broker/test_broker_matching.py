@@ -26,6 +26,7 @@ from agents.broker.matching import (
     explain,
     match_pass,
     room_of,
+    why_chosen,
 )
 from agents.broker.model import Cluster, ComputingElement, JobState
 from agents.broker.tables import Change
@@ -139,7 +140,25 @@ def test_input_data_draws_jobs_to_close_storage():
 def test_where_it_failed_comes_in_only_if_nothing_else_matches():
     elements = [CompiledCe(ce("a")), CompiledCe(ce("b"))]
     assert [item.ce for item in candidates(compiled(excluded=("a",)), elements)] == ["b"]
-    assert [item.ce for item in candidates(compiled(excluded=("a", "b")), elements)] == ["a", "b"]
+    assert [item.ce for item in candidates(compiled(excluded=("a", "b")), elements)] == ["b"]
+    assert [item.ce for item in candidates(compiled(excluded=("a",)), elements[:1])] == ["a"]
+
+
+def test_shunned_ces_get_nothing_even_if_the_only_others_failed():
+    cluster = compiled(excluded=("a",))
+    assert [item.ce for item in candidates(cluster, [CompiledCe(ce("a")), CompiledCe(ce("b"))])] == ["b"]
+    assert [item.ce for item in cluster.candidates(frozenset({"b"}))] == ["a"]
+    assert cluster.candidates(frozenset({"a", "b"})) == []
+    assert [item.ce for item in cluster.candidates()] == ["b"]
+
+
+def test_a_choice_is_told_with_the_runner_up():
+    found = [Candidate("a", 3.0), Candidate("b", 2.5), Candidate("c", UNKNOWN_RANK)]
+    best = {"rank": "3", "suited": "3", "runner_up": "b", "runner_up_rank": "2.5"}
+    assert why_chosen(found, "a") == best
+    assert why_chosen(found, "c") == {"rank": "undefined", "suited": "3", "runner_up": "a", "runner_up_rank": "3"}
+    assert why_chosen(found[:1], "a") == {"rank": "3", "suited": "1"}
+    assert why_chosen(found, "gone") == {}
 
 
 def rooms(**free):

@@ -45,7 +45,12 @@ class Opened:
         )
 
     def assign(self, given):
-        return self.store.write_sync(lambda c: rows.assign(c, given, {"a": "h:1", "b": "h:2"}, 2000, self.sink))
+        gatekeepers = {"a": "h:1", "b": "h:2"}
+        choices = {
+            key: [(m.Matched(ce, gatekeepers[ce]), count) for ce, count in shares.items()]
+            for key, shares in given.items()
+        }
+        return self.store.write_sync(lambda c: rows.assign(c, choices, 2000, self.sink))
 
     def read(self, function, *arguments):
         return self.store.read_sync(lambda c: function(c, *arguments))
@@ -97,6 +102,21 @@ def test_parameters_in_requirements_make_clusters(opened):
     assert {cluster.requirements for cluster in clusters.values()} == {
         'other.GlueCEUniqueID == "x"', 'other.GlueCEUniqueID == "y"',
     }  # fmt: skip
+
+
+def test_a_job_that_pauses_moves_to_a_cluster_that_waits(opened):
+    done = opened.submit('Executable = "/bin/true";')
+    (key,) = opened.read(rows.counts).waiting
+    opened.assign({key: {"a": 1}})
+    failed = m.Failed(1, "INPUT_DATA_UNAVAILABLE", "it is away")
+    changes = opened.step((done.job_id, m.Sending()), (done.job_id, failed), now_us=100_000_001)
+    assert [change.cause for change in changes] == ["INPUT_DATA_UNAVAILABLE"]
+    (paused,) = opened.read(rows.load_clusters, opened.read(rows.counts).waiting).values()
+    assert (paused.not_before_s, paused.excluded) == (120, ())
+    opened.assign({paused.id: {"a": 1}})
+    opened.step((done.job_id, m.Sending()), (done.job_id, m.Failed(2, "DISK_FULL")), now_us=130_000_000)
+    (again,) = opened.read(rows.load_clusters, opened.read(rows.counts).waiting).values()
+    assert (again.not_before_s, again.excluded) == (0, ("a",))
 
 
 def test_a_failed_job_moves_to_a_cluster_that_avoids_its_ce(opened):
