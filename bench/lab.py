@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -88,6 +88,11 @@ def run_pids(state: Path) -> list[int]:
     """Every process of the grid, Ray's too."""
     run = inventory.read_run(StatePaths(state))
     return [identity.pid for identity in processes.of_run(run.run)] if run else []
+
+
+def processor_s(pids: Iterable[int]) -> float:
+    """CPU seconds so far of these processes together."""
+    return sum(map(_cpu, pids))
 
 
 def uss(pid: int) -> int:

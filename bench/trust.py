@@ -29,7 +29,7 @@ from agents.user_interface import endpoints, users
 from agents.user_interface.connection import Grid, open_grid
 from agents.user_interface.endpoints import Endpoints
 from bench import helpers
-from bench.lab import ADMINISTRATION_S, VO, run_pids, state_folder, uss
+from bench.lab import ADMINISTRATION_S, VO, processor_s, run_pids, state_folder, uss
 from bench.measure import Bench, Table, show
 from clusters import deploy, load
 from fabric.errors import GridError
@@ -63,6 +63,8 @@ READY_S = 600.0
 EFFECT_S = 60.0
 """What has not ended by then did not."""
 SETTLE_S = 5.0
+AFTER_S = 1.0
+"""For what a change leaves to be done: copies on disk, audit lines."""
 STEP_MS = 100
 BAR = 40
 
@@ -104,6 +106,8 @@ class Effect:
     answered_ms: float
     streams_ms: list[float]
     processes_ms: list[float]
+    processor_ms: float
+    """Processor time of the whole grid until a while after the last effect, less what it uses at rest."""
 
     @property
     def last_ms(self) -> float:
@@ -153,7 +157,7 @@ async def _measure(bench: Bench, state: Path, sites: int) -> None:
             for _ in range(trials):
                 member = await anext(people)
                 await _everywhere(member)
-                effects.append(await _effect(member, change, sites))
+                effects.append(await _effect(member, change, sites, run_pids(state)))
                 if honest.ended_at or set(honest.processes(sites)) != kept:
                     raise RuntimeError(f"the {name} of {member.subject} hit an honest user")
             _report(bench, name, sites, effects)
@@ -229,8 +233,14 @@ async def _follow(member: Member, channel: Any, running: asyncio.Future[None]) -
             running.set_exception(error)
 
 
-async def _effect(member: Member, change: Callable[[Member], Awaitable[None]], sites: int) -> Effect:
+async def _effect(
+    member: Member, change: Callable[[Member], Awaitable[None]], sites: int, grid: Sequence[int]
+) -> Effect:
     order = {"pids": member.processes(sites), "deadline_s": EFFECT_S}
+    rest, rested_at = processor_s(grid), time.monotonic()
+    await asyncio.sleep(SETTLE_S)
+    used, began_at = processor_s(grid), time.monotonic()
+    rest = (used - rest) / (began_at - rested_at)
     with helpers.beside("exits", order) as exits:
         began = time.monotonic()
         await change(member)
@@ -241,10 +251,13 @@ async def _effect(member: Member, change: Callable[[Member], Awaitable[None]], s
         raise RuntimeError(
             f"after {EFFECT_S:g} s {len(late)} streams and {sites - len(gone['at'])} processes were left"
         )
+    await asyncio.sleep(AFTER_S)
+    used = processor_s(grid) - used - rest * (time.monotonic() - began_at)
     return Effect(
         1000 * (answered - began),
         [1000 * (at - began) for at in member.ended_at],
         [1000 * (at - began) for at in gone["at"]],
+        1000 * used,
     )
 
 
@@ -269,6 +282,8 @@ def _report(bench: Bench, change: str, sites: int, effects: Sequence[Effect]) ->
     title = f"{change} to its last effect, {sites} site{'s' if sites > 1 else ''}"
     note = f"{sites} sessions with streams, {sites} processes"
     bench.add(f"trust_{change}_{sites}", title, "ms", [effect.last_ms for effect in effects], note=note)
+    each = [effect.processor_ms / sites for effect in effects]
+    bench.add(f"trust_{change}_processor_{sites}", f"processor time of the grid for a {change}, a site", "ms", each)
     streams = [at for effect in effects for at in effect.streams_ms]
     processes = [at for effect in effects for at in effect.processes_ms]
     rows = [

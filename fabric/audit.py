@@ -39,6 +39,10 @@ CLOSE_S = 10.0
 FIRST_PREVIOUS = "0" * 64
 MAX_PROBLEMS = 100
 MAX_ENTRY_BYTES = 1024 * 1024
+LOOK_EVERY = 1024
+"""Entries between two looks at whether somebody still waits: some milliseconds."""
+SEARCHED_AT_ONCE = 200_000
+"""Entries, about a second."""
 TORN = "audit.torn"
 """The event of an entry after `lost` ones that a crash or a full disk left incomplete or unwritten."""
 EXPIRED = "audit.expired"
@@ -192,6 +196,17 @@ class AuditFile(LogFile):
 
 
 @dataclass
+class Look:
+    """One look at a whole log, which may take minutes: read by whoever waits, on another thread."""
+
+    total_bytes: int = 0
+    read_bytes: int = 0
+    """As they are on disk: closed files are compressed."""
+    is_wanted: bool = True
+    """Set to False to have it given up."""
+
+
+@dataclass
 class Verdict:
     """What a look at a whole log found. `problems` are sentences; none: it is whole."""
 
@@ -217,14 +232,20 @@ def _numbered(path: Path) -> list[tuple[int, Path]]:
     return sorted((_last_of(file), file) for file in files)
 
 
-def verify(descriptors: Sequence[int], head: Head | None = None) -> Verdict:
-    """Follow the chain through files, oldest first. `head`: what the last entry should be, if that is known."""
-    verdict = Verdict()
+def verify(descriptors: Sequence[int], head: Head | None = None, look: Look | None = None) -> Verdict:
+    """Follow the chain through files, oldest first. `head`: what the last entry should be, if that is known. A look
+    that is given up ends with what was found until then."""
+    verdict, look = Verdict(), look or Look()
+    look.total_bytes = sum(os.fstat(descriptor).st_size for descriptor in descriptors)
     last: Head | None = None
     torn = ""
     through = 0
     seen_head = head is None or head.sequence == 0
     for number, line in enumerate(_lines(descriptors, verdict), 1):
+        if number % LOOK_EVERY == 0:
+            look.read_bytes = sum(os.lseek(descriptor, 0, os.SEEK_CUR) for descriptor in descriptors)
+            if not look.is_wanted:
+                return verdict
         link = _LINK.search(line)
         if link is None:
             torn = f"line {number} after entry {verdict.last} is not an entry of this log"
@@ -265,11 +286,13 @@ def search(
     descriptors: Sequence[int], about: Sequence[str], *, since: str = "", until: str = "", limit: int = 10_000
 ) -> Iterator[str]:
     """Lines of entries in which a value is one of `about` (none: all entries), or begins with it and `/` or `:` (a
-    proxy of a person, a port of an address). `since` and `until` are times as they stand in the entries. Raises
-    DataCorrupted AUDIT_UNREADABLE."""
+    proxy of a person, a port of an address). `since` and `until` are times as they stand in the entries. Now and then
+    an empty line, so that a long search can be given up. Raises DataCorrupted AUDIT_UNREADABLE."""
     needles = [json.dumps(value, ensure_ascii=False)[1:-1].encode() for value in about if value]
     found = 0
-    for line in _lines(descriptors):
+    for number, line in enumerate(_lines(descriptors), 1):
+        if number % SEARCHED_AT_ONCE == 0:
+            yield ""
         if needles and not any(needle in line for needle in needles):
             continue
         entry = _entry(line)

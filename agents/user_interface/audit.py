@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,15 @@ from gridfabric.security.v1 import audit_pb2_grpc
 from agents.user_interface import console
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
-from fabric.errors import GridError
+from fabric.errors import GridError, Unavailable
 from fabric.settings import Endpoint
 
 T = TypeVar("T")
-DEADLINE_S = 60.0
-"""For one agent to search or check its log."""
+SILENCE_S = 60.0
+"""For an agent to say something while it searches or checks its log; it does so every second or two."""
+DEADLINE_S = 3600.0
+"""For it to come to an end: twenty times what a full log takes."""
+TELL_S = 5.0
 AT_ONCE = 32
 """Agents asked at one moment."""
 _HIDDEN = frozenset({"at", "level", "event", "grid", "site", "agent", "trace", "seq", "prev", "session_id"})
@@ -37,10 +41,10 @@ async def search(
     *,
     as_json: bool,
 ) -> None:
-    """`grid audit search`."""
+    """`grid audit --job ...`."""
     about = [*dns, *jobs, *hosts, *(file.removeprefix("lfn:") for file in files)]
     if not about and not since:
-        raise UsageProblem("name what to look for: --dn, --job, --file, --host, --since; see grid audit search --help")
+        raise UsageProblem("name what to look for: --dn, --job, --file, --host, --since; see grid audit --help")
     since_us = int((time.time() - console.parse_duration(since)) * 1e6) if since else 0
     async with as_operator(state) as grid:
         request = pb.SearchAuditRequest(about=about, since_us=since_us, limit=limit)
@@ -63,7 +67,7 @@ async def search(
 
 async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
     async def ask(stub: Any) -> list[dict[str, Any]]:
-        return [json.loads(entry.json) async for entry in stub.Search(request)]
+        return [json.loads(entry.json) async for entry in _each(stub.Search(request)) if entry.json]
 
     answers, missing = await _ask_all(grid, ask)
     return [entry for entries in answers.values() for entry in entries], missing
@@ -72,7 +76,8 @@ async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[
 async def verify(state: Path | None, *, as_json: bool) -> None:
     """`grid audit verify`."""
     async with as_operator(state) as grid:
-        answers, missing = await _ask_all(grid, lambda stub: stub.Verify(pb.VerifyAuditRequest(), timeout=DEADLINE_S))
+        progress = _Progress()
+        answers, missing = await _ask_all(grid, progress.verdict)
     rows = [
         {
             "agent": name,
@@ -99,6 +104,40 @@ async def verify(state: Path | None, *, as_json: bool) -> None:
     console.end_with_missing(missing)
 
 
+class _Progress:
+    """How far the checks of all logs are, for a person who waits."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, tuple[int, int]] = {}
+        self._told_at = time.monotonic()
+
+    async def verdict(self, stub: Any) -> pb.VerifyAuditResponse:
+        """What one agent says in the end."""
+        async for answer in _each(stub.Verify(pb.VerifyAuditRequest())):
+            if answer.is_verdict:
+                return answer
+            self._read[id(stub)] = answer.read_bytes, answer.total_bytes
+            self._tell()
+        raise Unavailable("STREAM_ENDED", "it ended before its verdict; ask again")
+
+    def _tell(self) -> None:
+        if sys.stderr.isatty() and time.monotonic() - self._told_at >= TELL_S:
+            self._told_at = time.monotonic()
+            read, total = (sum(one) >> 20 for one in zip(*self._read.values(), strict=True))
+            console.warn(f"{read} of {total} MiB checked")
+
+
+async def _each(stream: Any) -> AsyncIterator[Any]:
+    """Its messages. Raises TimeoutError after too long a silence."""
+    messages = aiter(stream)
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            message = await anext(messages, None)
+        if message is None:
+            return
+        yield message
+
+
 async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
     """The answers of all agents, workers too, by their names; and the sentences of those that gave none, of a site of
     which nobody answered one."""
@@ -114,7 +153,7 @@ async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict
         except GridError as error:
             missing[endpoint.name] = error.sentence
         except TimeoutError:
-            missing[endpoint.name] = f"no answer within {DEADLINE_S:g} s"
+            missing[endpoint.name] = f"nothing was heard for {SILENCE_S:g} s, or no end after {DEADLINE_S:g} s"
 
     agents = [endpoint for endpoints in grid.services.services.values() for endpoint in endpoints if endpoint.rpc]
     await asyncio.gather(*(one(endpoint) for endpoint in agents))

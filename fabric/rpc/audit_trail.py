@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +21,8 @@ MAX_ENTRIES = 10_000
 """Of one answer, if the caller gave no smaller limit."""
 BATCH = 200
 """Entries that a thread looks up at once."""
+TELL_S = 1.0
+"""How far it is, this often."""
 READERS = 2
 """Looks at a log at one moment; each may read hundreds of MB."""
 
@@ -53,18 +54,36 @@ class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
                 lines = audit.search(descriptors, about, since=since, until=until, limit=limit)
 
                 def some() -> list[str]:
-                    return list(itertools.islice(lines, BATCH))
+                    found: list[str] = []
+                    for line in lines:
+                        found.append(line)
+                        if not line or len(found) == BATCH:
+                            break
+                    return found
 
                 while found := await asyncio.to_thread(some):
                     for line in found:
                         yield pb.AuditEntry(json=line)
 
-    async def Verify(self, request: pb.VerifyAuditRequest, context: Any) -> pb.VerifyAuditResponse:
+    async def Verify(self, request: pb.VerifyAuditRequest, context: Any) -> AsyncIterator[pb.VerifyAuditResponse]:
         """See the proto."""
-        async with self._gate:
+        look = audit.Look()
+
+        def verify() -> audit.Verdict:
             with self._file.reading() as (head, descriptors):
-                found = await asyncio.to_thread(audit.verify, descriptors, head)
-        return pb.VerifyAuditResponse(
+                return audit.verify(descriptors, head, look)
+
+        async with self._gate:
+            verifying = asyncio.ensure_future(asyncio.to_thread(verify))
+            try:
+                while not verifying.done():
+                    await asyncio.wait([verifying], timeout=TELL_S)
+                    yield pb.VerifyAuditResponse(read_bytes=look.read_bytes, total_bytes=look.total_bytes)
+            finally:
+                look.is_wanted = False  # the thread closes its files
+        found = verifying.result()
+        yield pb.VerifyAuditResponse(
+            is_verdict=True,
             first=found.first,
             last=found.last,
             entries=found.entries,

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gridfabric.security.v1 import audit_pb2, audit_pb2_grpc
 from support.grid import ORGANISATION, LabGrid, free_port
 from support.site import Site, job
 
 from agents.user_interface import application
 from agents.user_interface.exits import ExitCode
+from fabric import audit
 from fabric.audit import AuditFile
+from fabric.rpc import audit_trail
 
 ALICE = f"{ORGANISATION}/OU=Users/CN=alice"
 
@@ -61,7 +65,7 @@ async def test_a_job_is_followed_to_its_worker_and_a_silent_site_is_named(desk: 
     one = job("-c", "exit 3")
     await site.run(one)
     desk.knows("gatekeeper.CERN", "worker.CERN", silent=("gatekeeper.RAL", "worker.RAL", "storage.CERN"))
-    found = await desk("search", "--job", one.job_id, code=ExitCode.UNREACHABLE)
+    found = await desk("--job", one.job_id, code=ExitCode.UNREACHABLE)
     assert set(found["missing"]) == {"site RAL", "storage.CERN"}
     assert found["missing"]["site RAL"].startswith("none of its 2 agents; the first: localhost:")
     lines = {line["event"]: line for line in found["entries"]}
@@ -71,12 +75,12 @@ async def test_a_job_is_followed_to_its_worker_and_a_silent_site_is_named(desk: 
     assert start["pid"] > 1 and (start["account"], start["uid"]) == (submit["account"], submit["uid"])
     assert (end["exit_code"], end["job_id"]) == (3, one.job_id) and end["wall_s"] >= 0
 
-    by_host = await desk("search", "--host", "127.0.0.1", code=ExitCode.UNREACHABLE)
+    by_host = await desk("--host", "127.0.0.1", code=ExitCode.UNREACHABLE)
     assert {"session.opened", "job.submit"} <= {line["event"] for line in by_host["entries"]}
     desk.knows("gatekeeper.CERN", "worker.CERN")
-    everything = await desk("search", "--since", "10m")
+    everything = await desk("--since", "10m")
     assert everything["missing"] == {} and len(everything["entries"]) > len(found["entries"])
-    assert "name what to look for" in (await desk("search", code=ExitCode.USAGE))["error"]["sentence"]
+    assert "name what to look for" in (await desk(code=ExitCode.USAGE))["error"]["sentence"]
 
 
 async def test_who_is_no_operator_reads_no_log(desk: Desk) -> None:
@@ -84,7 +88,7 @@ async def test_who_is_no_operator_reads_no_log(desk: Desk) -> None:
     desk.knows("storage.CERN")
     for credential in (desk.lab.user("alice"), desk.lab.service("broker"), desk.lab.grid.unknown_ca_user("root")):
         credential.save(desk.folder / "admin.pem")
-        for command in (("search", "--since", "1h"), ("verify",)):
+        for command in (("--since", "1h"), ("verify",)):
             found = await desk(*command, code=ExitCode.UNREACHABLE)
             assert list(found["missing"]) == ["storage.CERN"] and not found.get("entries") and not found.get("logs")
 
@@ -107,8 +111,40 @@ async def test_a_closed_file_that_was_removed_is_missed_by_the_running_agent(des
     closed[0].write_bytes(closed[0].read_bytes()[:-30])
     (log,) = (await desk("verify", code=ExitCode.FAILED))["logs"]
     assert "a closed file is damaged" in log["problems"][0]
-    assert "damaged" in (await desk("search", "--dn", "/CN=1", code=ExitCode.UNREACHABLE))["missing"]["storage.CERN"]
+    assert "damaged" in (await desk("--dn", "/CN=1", code=ExitCode.UNREACHABLE))["missing"]["storage.CERN"]
     assert agent.health().state == "green"
+
+
+async def test_a_long_check_tells_how_far_it_is_and_is_given_up_with_the_call(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "LOOK_EVERY", 1)
+    monkeypatch.setattr(audit, "SEARCHED_AT_ONCE", 1)
+    monkeypatch.setattr(audit_trail, "TELL_S", 0.001)
+    going, looks = threading.Event(), list[audit.Look]()
+    check = audit.verify
+
+    def slowly(descriptors: list[int], head: audit.Head, look: audit.Look) -> audit.Verdict:
+        looks.append(look)
+        assert going.wait(30)
+        return check(descriptors, head, look)
+
+    monkeypatch.setattr(audit, "verify", slowly)
+    await desk.lab.start("storage")
+    desk.knows("storage.CERN")
+    stub: Any = audit_pb2_grpc.AuditTrailStub(await desk.lab.channel("storage", credential=desk.lab.operator()))
+    async with stub.Verify(audit_pb2.VerifyAuditRequest()) as stream:
+        async for answer in stream:
+            assert not answer.is_verdict
+            break
+    async with asyncio.timeout(30):
+        while looks[0].is_wanted:  # noqa: ASYNC110  the other end hears of it
+            await asyncio.sleep(0.01)
+    going.set()
+    (log,) = (await desk("verify"))["logs"]
+    assert log["problems"] == [] and looks[1].total_bytes >= looks[1].read_bytes > 0
+    operator = str(desk.lab.operator().identity)
+    assert (await desk("--dn", operator))["entries"]  # what only says that a search goes on is no entry
 
 
 async def test_an_agent_without_room_for_ninety_days_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

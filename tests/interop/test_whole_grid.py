@@ -158,12 +158,12 @@ def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
     (lab.folder / "data.bin").write_bytes(b"some data")
     lab.grid("data", "put", "data.bin", "lfn:/grid/cms/alice/data.bin")
     lab.grid("data", "get", "lfn:/grid/cms/alice/data.bin", "back.bin")
-    found = lab.json("audit", "search", "--file", "lfn:/grid/cms/alice/data.bin", "--since", "1h")
+    found = lab.json("audit", "--file", "lfn:/grid/cms/alice/data.bin", "--since", "1h")
     assert found["missing"] == {}
     assert [entry["event"] for entry in found["entries"]] == ["storage.put", "catalog.registered", "storage.get"]
     assert {entry["peer"] for entry in found["entries"]} == {"/O=Lab/OU=Users/CN=alice"}
     job = lab.json("job", "status")[-1]["job_id"]
-    events = [entry["event"] for entry in lab.json("audit", "search", "--job", job)["entries"]]
+    events = [entry["event"] for entry in lab.json("audit", "--job", job)["entries"]]
     assert {"jobs.submitted", "job.submit", "job.started", "job.ended"} <= set(events)
 
     held = lab.json("delegation", "ls")["delegations"]

@@ -10,11 +10,12 @@ from agents.user_interface import console
 from agents.user_interface.commands.fabric import State
 from agents.user_interface.console import Json
 
-app = typer.Typer(help="Who did what where.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(invoke_without_command=True, no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("search")
+@app.callback()
 def search(
+    context: typer.Context,
     dn: Annotated[list[str] | None, typer.Option(help="A person's, host's or agent's DN.")] = None,
     job: Annotated[list[str] | None, typer.Option(help="A job id.")] = None,
     file: Annotated[list[str] | None, typer.Option(help="An LFN or SURL; its replicas are followed.")] = None,
@@ -26,18 +27,23 @@ def search(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Search the audit logs of all agents; an agent or site that does not answer is named, and the exit code is 4.
+    """Who did what where, by the audit logs of all agents.
+
+    An agent or site that does not answer is named, and the exit code is 4.
 
     \b
     Examples:
-      grid audit search --dn '/O=EDG/OU=Users/CN=Ada' --since 2h
-      grid audit search --job https://localhost:9000/ONxXNC0adPDKx7HZGOhoaQ --json
-      grid audit search --file lfn:/grid/cms/ada/data.bin
-      grid audit search --since 10m
+      grid audit --dn '/O=EDG/OU=Users/CN=Ada' --since 2h
+      grid audit --job https://localhost:9000/ONxXNC0adPDKx7HZGOhoaQ --json
+      grid audit --file lfn:/grid/cms/ada/data.bin
+      grid audit --since 10m
     """
     from agents.user_interface import audit
 
-    console.run_async(audit.search(dn or [], job or [], file or [], host or [], since, limit, state, as_json=as_json))
+    if context.invoked_subcommand is None:
+        console.run_async(
+            audit.search(dn or [], job or [], file or [], host or [], since, limit, state, as_json=as_json)
+        )
 
 
 @app.command("verify")

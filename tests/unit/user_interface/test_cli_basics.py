@@ -85,7 +85,7 @@ def test_the_commands_are_those_promised() -> None:
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
         "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
-        "audit search", "audit verify", "delegation ls", "delegation recall",
+        "audit verify", "delegation ls", "delegation recall",
         "drill list", "drill run", "drill report",
         "vo ls", "vo create", "vo accept", "vo refuse", "vo dissolve",
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",

@@ -39,7 +39,7 @@ async def proxy_stolen(ground: Ground) -> None:
     ground.attack(f"uses the stolen proxy from {first}")
     await ground.serves(thief)
     ground.defend("asks the trail who came with this name, and from where")
-    trail = await ground.command("audit", "search", "--dn", alice.subject)
+    trail = await ground.command("audit", "--dn", alice.subject)
     addresses = {entry.get("address") for entry in trail["entries"]} - {None}
     ground.expect(first in addresses, f"the trail names {', '.join(sorted(addresses)) or 'no address'}, not {first}")
     ground.defend(f"bans the network {first}/32")

@@ -39,7 +39,7 @@ async def incident(ground: Ground) -> None:
             ground.mark("defender", what)
 
         ground.defend(f"is told one name: {mallory.subject}")
-        trail = await ground.command("audit", "search", "--dn", mallory.subject)
+        trail = await ground.command("audit", "--dn", mallory.subject)
         _require_found(ground, trail["entries"], [*(job.job_id for job in jobs), *files, address], computing)
         took("hosts, jobs, files and addresses identified")
         await (await ground.vo()).suspend(mallory.subject, "incident")

@@ -57,7 +57,7 @@ async def credential_store_stolen(ground: Ground) -> None:
     thief = await ground.bearer(proxy_of(lost, HOUR), f"thief of {alice.name}'s stored proxy")
     await ground.serves(thief)
     ground.defend("asks the trail whose credentials were stored, and revokes those without a passphrase")
-    trail = await ground.command("audit", "search", "--dn", alice.subject)
+    trail = await ground.command("audit", "--dn", alice.subject)
     ground.expect(
         any(entry["event"] == "credential.stored" for entry in trail["entries"]),
         "the trail does not name what was stored",

@@ -29,15 +29,21 @@ class VerifyAuditRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class VerifyAuditResponse(_message.Message):
-    __slots__ = ("first", "last", "entries", "problems", "oldest_at")
+    __slots__ = ("first", "last", "entries", "problems", "oldest_at", "read_bytes", "total_bytes", "is_verdict")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_AT_FIELD_NUMBER: _ClassVar[int]
+    READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_VERDICT_FIELD_NUMBER: _ClassVar[int]
     first: int
     last: int
     entries: int
     problems: _containers.RepeatedScalarFieldContainer[str]
     oldest_at: str
-    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., entries: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., oldest_at: _Optional[str] = ...) -> None: ...
+    read_bytes: int
+    total_bytes: int
+    is_verdict: bool
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., entries: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., oldest_at: _Optional[str] = ..., read_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., is_verdict: _Optional[bool] = ...) -> None: ...

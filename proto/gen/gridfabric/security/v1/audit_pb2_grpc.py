@@ -40,7 +40,7 @@ class AuditTrailStub:
                 request_serializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.SearchAuditRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.AuditEntry.FromString,
                 _registered_method=True)
-        self.Verify = channel.unary_unary(
+        self.Verify = channel.unary_stream(
                 '/gridfabric.security.v1.AuditTrail/Verify',
                 request_serializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.VerifyAuditRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.VerifyAuditResponse.FromString,
@@ -60,7 +60,8 @@ class AuditTrailServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Reads the whole log and says what was removed, changed or inserted.
+        """Reads the whole log, tells now and then how far it is, and in the end what was removed, changed or inserted. What is
+        read is given up with the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,7 +75,7 @@ def add_AuditTrailServicer_to_server(servicer, server):
                     request_deserializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.SearchAuditRequest.FromString,
                     response_serializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.AuditEntry.SerializeToString,
             ),
-            'Verify': grpc.unary_unary_rpc_method_handler(
+            'Verify': grpc.unary_stream_rpc_method_handler(
                     servicer.Verify,
                     request_deserializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.VerifyAuditRequest.FromString,
                     response_serializer=gridfabric_dot_security_dot_v1_dot_audit__pb2.VerifyAuditResponse.SerializeToString,
@@ -129,7 +130,7 @@ class AuditTrail:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/gridfabric.security.v1.AuditTrail/Verify',
