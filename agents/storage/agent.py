@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from agents.storage.config import parse_config
 from agents.storage.door import WebDavDoor
+from agents.storage.drain import PoolKeeper
 from agents.storage.element import StorageElement
 from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
@@ -51,6 +52,7 @@ class StorageAgent(Agent):
             failpoints=Failpoints(os.environ.get(FAILPOINT_VARIABLE, "")),
         )
         context.close_at_end(self.element)
+        self.keeper = PoolKeeper(self.element, files, log=context.log)
         self.scrubber = Scrubber(self.element, files, log=context.log, clock=context.clock)
         keep_buffers()
         self.manager = StorageManager(
@@ -71,6 +73,7 @@ class StorageAgent(Agent):
         await self._measure()
         self.context.spawn(self._keep_measuring(), "measure space")
         self.context.spawn(self.element.keep_collecting(), "collect garbage")
+        self.context.spawn(self.keeper.run(), "drain pools")
         if self._config.scrub_mb_per_s:
             self.context.spawn(self.scrubber.run(), "scrub")
 
@@ -179,7 +182,7 @@ class StorageAgent(Agent):
 
     async def _measure(self) -> None:
         self._space = await self.element.space(self.context.vos.served)
-        missing = self.element.missing_pools()
+        missing = self.element.pools.missing
         if missing:
             self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")
         else:
@@ -196,7 +199,7 @@ class StorageAgent(Agent):
     def _alarms(self) -> list[str]:
         """What everybody may know; the names of disks are not part of it."""
         alarms = []
-        if missing := len(self.element.missing_pools()):
+        if missing := len(self.element.pools.missing):
             alarms.append(f"pools that do not answer: {missing}")
         if self._damaged:
             alarms.append(f"files damaged or lost: {self._damaged}")

@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from agents.storage.admission import Admission
@@ -35,6 +34,7 @@ from agents.storage.model import (
 from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool
+from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
@@ -75,39 +75,20 @@ class StorageElement:
         self._failpoints = failpoints or Failpoints()
         self._new_id = new_id
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
-        self._pools: dict[str, Pool] = {}
+        self.pools = Pools(config.pools, files, self._io, log)
         self._ledger = Ledger(config.quota_of, config.reserve_bytes)
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
-        self._commits: set[asyncio.Task[StoredFile]] = set()
+        self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._stopping = False
-        self._missing: list[str] = []
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the pools and bring disk and database to one state again. A pool that cannot be used is left out and
-        tried again later. Raises Unavailable(POOL_UNUSABLE) if there is none."""
-        failure: Unavailable | None = None
-        for root in self.config.pools:
-            try:
-                await self._open_pool(root)
-            except Unavailable as error:
-                self._log.error("storage.pool_lost", pool=str(root), reason=error.reason, sentence=error.sentence)
-                failure = error
-        if not self._pools and failure is not None:
-            raise failure
+        """Open the pools and bring disk and database to one state again. Raises as `Pools.start`."""
+        await self.pools.start()
         self._ledger = Ledger(self.config.quota_of, self.config.reserve_bytes, await self._files.use_by_vo())
         await self.collect_garbage()
-
-    async def _open_pool(self, root: Path) -> None:
-        expects_files = await self._files.in_pool(str(root))
-        pool = await self._io(Pool, root, expects_files)
-        in_doubt = await self._io(pool.in_doubt)
-        gone = await self._io(pool.settle, in_doubt, await self._files.known(in_doubt))
-        self._pools[pool.name] = pool
-        if in_doubt:
-            self._log.info("storage.recovered", pool=pool.name, kept=len(in_doubt) - len(gone), removed=len(gone))
 
     async def stop(self) -> None:
         """Take no more uploads, end those that are not complete, wait for those that are. Reading goes on until
@@ -126,7 +107,7 @@ class StorageElement:
         """Delete bytes whose rows are gone. Returns how many files went."""
         went: list[str] = []
         for disk_id, pool_name in await self._files.garbage():
-            pool = self._pools.get(pool_name)
+            pool = self.pools.get(pool_name)
             if pool is not None and await self._io(_try_remove, pool, disk_id):
                 went.append(disk_id)
         await self._files.collected(went)
@@ -136,10 +117,7 @@ class StorageElement:
         """Background task: pools that could not be opened and bytes that could not be deleted are tried again."""
         while True:
             await asyncio.sleep(COLLECT_EVERY_S)
-            for root in self.config.pools:
-                if str(root) not in self._pools:
-                    with contextlib.suppress(Unavailable):
-                        await self._open_pool(root)
+            await self.pools.open_missing()
             await self.collect_garbage()
 
     # -- files in ----------------------------------------------------------------------------------------------------
@@ -183,8 +161,8 @@ class StorageElement:
         if existing is not None:
             return await self._repeat(existing, announced, pieces)
         with self.admission.transfer(announced.owner):
-            reservation = self._ledger.reserve(announced.vo, announced.size_bytes, await self.measure())
-            incoming = Incoming(self._pools[reservation.pool], self._new_id(), announced.size_bytes)
+            reservation = self._ledger.reserve(announced.vo, announced.size_bytes, await self.pools.writable())
+            incoming = self._incoming(reservation, announced.size_bytes)
             try:
                 self._failpoints.reached("storage.put.reserved")
                 await self._io(incoming.begin)
@@ -201,10 +179,20 @@ class StorageElement:
             except BaseException:
                 await self._drop(incoming, reservation)
                 raise
-            commit = asyncio.create_task(self._commit(announced, incoming, reservation, found))
-            self._commits.add(commit)
-            commit.add_done_callback(self._commits.discard)
-            return await asyncio.shield(commit)
+            return await self._to_the_end(self._commit(announced, incoming, reservation, found))
+
+    def _incoming(self, reservation: Reservation, size_bytes: int) -> Incoming:
+        pool = self.pools.get(reservation.pool)
+        if pool is None:
+            raise Unavailable("POOL_UNUSABLE", f"pool {reservation.pool} went away just now; send the file again")
+        return Incoming(pool, self._new_id(), size_bytes)
+
+    async def _to_the_end(self, commit: Coroutine[Any, Any, T]) -> T:
+        """Whoever waits for it may go away."""
+        task = asyncio.create_task(commit)
+        self._commits.add(task)
+        task.add_done_callback(self._commits.discard)
+        return await asyncio.shield(task)
 
     async def _take(self, pieces: Pieces, incoming: Incoming, reservation: Reservation) -> Checksums | None:
         """Write what arrives while more arrives; at most 2 * AHEAD_PIECES are in memory. Returns the sender's
@@ -257,7 +245,7 @@ class StorageElement:
             disk_id=incoming.file_id,
         )
         try:
-            await self._io(incoming.finish, self._failpoints.reached)
+            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.put.{step}"))
             kept, replaced = await self._files.add(file, announced.path, announced.replaces)
         except BaseException:
             await self._drop(incoming, reservation)
@@ -349,7 +337,7 @@ class StorageElement:
                 file = current
 
     async def _open_here(self, file: StoredFile) -> int:
-        pool = self._pools.get(file.pool)
+        pool = self.pools.get(file.pool)
         if pool is None:
             raise Unavailable(
                 "POOL_UNUSABLE",
@@ -386,7 +374,7 @@ class StorageElement:
     async def mark(self, file: StoredFile, damage: str) -> None:
         """Note that a file is damaged or lost, or (empty) that it is not. Nothing is noted while its disk does not
         answer: what is not mounted is not lost."""
-        pool = self._pools.get(file.pool)
+        pool = self.pools.get(file.pool)
         if pool is None or await self._io(pool.measure) is None:
             return
         if await self._files.mark(file, damage, to_us(self._clock.now())):
@@ -421,9 +409,82 @@ class StorageElement:
         """Its row is gone: give back the space, and the bytes to the disk."""
         self._ledger.removed(file.vo, file.size_bytes)
         self._changed.set()
-        pool = self._pools.get(file.pool)
+        await self._erase(file)
+
+    async def _erase(self, file: StoredFile) -> None:
+        """Bytes that no row means any more. What fails is done by `collect_garbage`."""
+        pool = self.pools.get(file.pool)
         if pool is not None and await self._io(_try_remove, pool, file.disk_id):
             await self._files.collected([file.disk_id])
+
+    # -- other bytes for a file --------------------------------------------------------------------------------------
+
+    async def move(self, file: StoredFile) -> bool:
+        """Put a file's bytes into another pool, verified. Readers do not notice. False if it was removed, moved or
+        repaired meanwhile. Raises DataCorrupted if its bytes are not what was put, Exhausted(DISK_FULL),
+        Unavailable."""
+
+        async def fill(incoming: Incoming, reservation: Reservation) -> None:
+            async with contextlib.aclosing(self.at_rest(file)) as batches:
+                async for batch in batches:
+                    self._ledger.written(reservation, await self._io(incoming.write, [batch]))
+
+        others = [pool for pool in await self.pools.writable() if pool.pool != file.pool]
+        try:
+            return await self._renew(file, others, fill)
+        except DataCorrupted as error:
+            current = await self._files.get(file.file_id)
+            if current is None or current.disk_id != file.disk_id:
+                return False
+            await self.mark(file, "FILE_LOST" if error.reason == "FILE_LOST" else "FILE_DAMAGED")
+            raise
+
+    async def repair(self, file: StoredFile, pieces: Pieces) -> bool:
+        """Give a file bytes that come from elsewhere, if they are what was put, and take its mark away. False as
+        `move`. Raises DataCorrupted(CHECKSUM_MISMATCH), InvalidRequest(SIZE_MISMATCH), Exhausted(DISK_FULL),
+        Unavailable."""
+
+        async def fill(incoming: Incoming, reservation: Reservation) -> None:
+            await self._take(pieces, incoming, reservation)
+
+        return await self._renew(file, await self.pools.writable(), fill)
+
+    async def _renew(
+        self,
+        file: StoredFile,
+        pools: Sequence[PoolFree],
+        fill: Callable[[Incoming, Reservation], Awaitable[None]],
+    ) -> bool:
+        if self._stopping:
+            raise _stopping()
+        reservation = self._ledger.place(file.vo, file.size_bytes, pools)
+        incoming = self._incoming(reservation, file.size_bytes)
+        try:
+            await self._io(incoming.begin)
+            await fill(incoming, reservation)
+            incoming.verify_size()
+            require_equal(f"file {file.file_id}", file.size_bytes, incoming.hasher.checksums(), file.checksums)
+        except BaseException:
+            await self._drop(incoming, reservation)
+            raise
+        return await self._to_the_end(self._commit_renewal(file, incoming, reservation))
+
+    async def _commit_renewal(self, file: StoredFile, incoming: Incoming, reservation: Reservation) -> bool:
+        try:
+            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.renew.{step}"))
+            renewed = await self._files.relocate(file, incoming.pool.name, incoming.file_id)
+        except BaseException:
+            await self._drop(incoming, reservation)
+            raise
+        self._failpoints.reached("storage.renew.committed")
+        if renewed is None:
+            await self._drop(incoming, reservation)
+            return False
+        self._ledger.release(reservation)
+        self._io(incoming.settle)
+        self._changed.set()
+        await self._erase(file)
+        return True
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -459,24 +520,21 @@ class StorageElement:
 
     # -- space -------------------------------------------------------------------------------------------------------
 
-    async def measure(self) -> list[PoolFree]:
-        """The disks now; a disk that is gone is left out."""
+    def uploads_to(self, pool: str) -> int:
+        """How many files are on their way to this pool."""
+        return self._ledger.uploads_to(pool)
 
-        pools = list(self._pools.values())  # a lost one may come back while the thread looks
-
-        def measure_all() -> list[PoolFree]:
-            return [found for pool in pools if (found := pool.measure()) is not None]
-
-        measured = await self._io(measure_all)
-        self._missing = sorted({str(root) for root in self.config.pools} - {pool.pool for pool in measured})
-        return measured
+    def room_bytes(self, pools: Sequence[PoolFree]) -> int:
+        """What could be written to these pools in all."""
+        return self._ledger.room_bytes(pools)
 
     async def space(self, vos: tuple[str, ...] = ()) -> SpaceReport:
         """Disks and VOs: those with files and `vos`."""
-        pools = await self.measure()
+        pools = await self.pools.measure()
+        writable = [pool for pool in pools if self.pools.state_of(pool.pool) is PoolState.OPEN]
         by_device = {pool.device: pool for pool in pools}
         shares = tuple(
-            (self._ledger.use_of(vo), self._ledger.available_bytes(vo, pools))
+            (self._ledger.use_of(vo), self._ledger.available_bytes(vo, writable))
             for vo in sorted(set(vos) | set(self._ledger.vos()))
         )
         return SpaceReport(
@@ -484,10 +542,6 @@ class StorageElement:
             free_bytes=sum(pool.free_bytes for pool in by_device.values()),
             vos=shares,
         )
-
-    def missing_pools(self) -> list[str]:
-        """Pools that did not answer when last asked."""
-        return self._missing
 
     async def wait_for_change(self, timeout_s: float, settle_s: float) -> None:
         """Until a file came or went, and `settle_s` more; at most `timeout_s` and `settle_s`."""

@@ -280,7 +280,7 @@ class Incoming:
         with self._lock:
             if self._descriptor < 0:
                 raise Unavailable("PUT_ENDED", "the upload was ended before it was complete; send it again")
-            reached("storage.put.written")
+            reached("written")
             try:
                 os.fsync(self._descriptor)
                 os.close(self._descriptor)
@@ -288,7 +288,7 @@ class Incoming:
                 self._link()
             except OSError as error:
                 raise _write_error(error, self.pool) from error
-            reached("storage.put.linked")
+            reached("linked")
 
     def _link(self) -> None:
         target = self._target

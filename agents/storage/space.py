@@ -36,6 +36,8 @@ class Reservation:
     pool: str
     device: int
     unwritten_bytes: int
+    counted: bool = True
+    """Whether it counts against the quota: not what is moved or repaired, which is used space already."""
     open: bool = True
 
 
@@ -77,6 +79,7 @@ class Ledger:
         self._files: defaultdict[str, int] = defaultdict(int)
         self._reserved: defaultdict[str, int] = defaultdict(int)
         self._unwritten: defaultdict[int, int] = defaultdict(int)
+        self._uploads: defaultdict[str, int] = defaultdict(int)
         for vo, (size_bytes, files) in (used or {}).items():
             self._used[vo] = size_bytes
             self._files[vo] = files
@@ -99,6 +102,17 @@ class Ledger:
                 reserved_bytes=reserved,
                 retry_after_s=RETRY_AFTER_S,
             )
+        reservation = self._book(vo, size_bytes, pools)
+        self._reserved[vo] += size_bytes
+        return reservation
+
+    def place(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
+        """Book room for other bytes of a file that is there. Raises as `reserve`, but for the quota."""
+        reservation = self._book(vo, size_bytes, pools)
+        reservation.counted = False
+        return reservation
+
+    def _book(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
         best: tuple[int, str, PoolFree] | None = None
         for pool in pools:
             room = pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes
@@ -122,8 +136,8 @@ class Ledger:
                 reserve_bytes=self._reserve_bytes,
                 retry_after_s=RETRY_AFTER_S,
             )
-        self._reserved[vo] += size_bytes
         self._unwritten[chosen.device] += size_bytes
+        self._uploads[chosen.pool] += 1
         return Reservation(vo, size_bytes, chosen.pool, chosen.device, size_bytes)
 
     def written(self, reservation: Reservation, size_bytes: int) -> None:
@@ -144,7 +158,9 @@ class Ledger:
         """Nothing came of it. May be called again."""
         if reservation.open:
             self.written(reservation, reservation.unwritten_bytes)
-            self._reserved[reservation.vo] -= reservation.size_bytes
+            if reservation.counted:
+                self._reserved[reservation.vo] -= reservation.size_bytes
+            self._uploads[reservation.pool] -= 1
             reservation.open = False
 
     def removed(self, vo: str, size_bytes: int) -> None:
@@ -160,13 +176,21 @@ class Ledger:
         """VOs that have or had something here, in order."""
         return sorted(set(self._used) | set(self._reserved))
 
+    def uploads_to(self, pool: str) -> int:
+        """Bookings in this pool that are neither files yet nor given up."""
+        return self._uploads[pool]
+
+    def room_bytes(self, pools: Iterable[PoolFree]) -> int:
+        """What could be written to these pools in all."""
+        rooms = {
+            pool.device: max(pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes, 0) for pool in pools
+        }
+        return sum(rooms.values())
+
     def available_bytes(self, vo: str, pools: Iterable[PoolFree]) -> int:
         """What `vo` could write now in all: limited by its quota and by all disks together, each device counted
         once."""
-        rooms: dict[int, int] = {}
-        for pool in pools:
-            rooms[pool.device] = max(pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes, 0)
-        room = sum(rooms.values())
+        room = self.room_bytes(pools)
         quota = self._quota_of(vo)
         if quota is None:
             return room

@@ -51,6 +51,13 @@ garbage = sa.Table(
     sqlite_with_rowid=False,
 )
 
+pools = sa.Table(
+    "pools",
+    metadata,
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 scrub = sa.Table(
     "scrub",
     metadata,
@@ -222,6 +229,42 @@ class FileStore:
             return found
 
         return await self._store.read(read)
+
+    async def in_one_pool(self, pool: str, after: str, limit: int) -> list[StoredFile]:
+        """Files of a pool with ids above `after`, in order of id. All pages together cost one walk over all files."""
+
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            rows = connection.exec_driver_sql(
+                f"SELECT {_COLUMNS} FROM files WHERE pool = ? AND id > ? ORDER BY id LIMIT ?", (pool, after, limit)
+            )
+            return [_file(row) for row in rows]
+
+        return await self._store.read(read)
+
+    async def use_by_pool(self) -> dict[str, tuple[int, int]]:
+        """Pool -> (bytes, files). A walk over all files."""
+
+        def read(connection: sa.Connection) -> dict[str, tuple[int, int]]:
+            rows = connection.exec_driver_sql("SELECT pool, SUM(size_bytes), COUNT(*) FROM files GROUP BY pool")
+            return {pool: (int(size), int(count)) for pool, size, count in rows}
+
+        return await self._store.read(read)
+
+    async def pool_states(self) -> dict[str, str]:
+        """Path -> state, of pools that an operator did something with."""
+
+        def read(connection: sa.Connection) -> dict[str, str]:
+            return {path: state for path, state in connection.exec_driver_sql("SELECT path, state FROM pools")}
+
+        return await self._store.read(read)
+
+    async def set_pool_state(self, path: str, state: str) -> None:
+        """What an operator decided."""
+
+        def write(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("INSERT OR REPLACE INTO pools (path, state) VALUES (?, ?)", (path, state))
+
+        await self._store.write(write)
 
     async def in_pool(self, pool: str) -> bool:
         """True if a file should be there."""

@@ -270,7 +270,7 @@ async def test_a_reader_that_leaves_early_holds_no_descriptor(bench: Bench, uplo
     reader = element.read(file, 0, file.size_bytes)
     await anext(reader)
     await reader.aclose()
-    await element.measure()
+    await element.pools.measure()
     await element.stop()
     await element.close()
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -324,12 +324,12 @@ async def test_bytes_of_a_removal_cut_short_are_collected(bench: Bench, upload: 
 
 async def test_pools_fill_by_free_space_and_a_lost_one_is_left_out(bench: Bench, upload: Any, monkeypatch: Any) -> None:
     element = await bench.start(pools=["disk1", "disk2"])
-    first, second = (element._pools[str(bench.root / name)] for name in ("disk1", "disk2"))
+    first, second = (element.pools._open[str(bench.root / name)] for name in ("disk1", "disk2"))
     measured = second.measure()
     monkeypatch.setattr(first, "measure", lambda: None)
     assert (await upload(element, DATA)).pool == second.name
-    await element.measure()
-    assert element.missing_pools() == [first.name]
+    await element.pools.measure()
+    assert element.pools.missing == [first.name]
     monkeypatch.setattr(second, "measure", lambda: None)
     with pytest.raises(Unavailable):
         await upload(element, DATA, "p2")
@@ -403,8 +403,8 @@ async def test_a_disk_that_is_not_mounted_is_left_out_until_it_is_back(
     away = lost.with_name("away")
     lost.rename(away)
     element = await bench.start(pools=pools)
-    await element.measure()
-    assert element.missing_pools() == [str(lost)]
+    await element.pools.measure()
+    assert element.pools.missing == [str(lost)]
     with pytest.raises(Unavailable) as caught:
         await read_all(element, files[0])
     assert caught.value.reason == "POOL_UNUSABLE"
@@ -415,8 +415,8 @@ async def test_a_disk_that_is_not_mounted_is_left_out_until_it_is_back(
     away.rename(lost)
     monkeypatch.setattr(element_module, "COLLECT_EVERY_S", 0.001)
     collecting = asyncio.create_task(element.keep_collecting())
-    while element.missing_pools():
-        await element.measure()
+    while element.pools.missing:
+        await element.pools.measure()
     collecting.cancel()
     assert await read_all(element, files[0]) == DATA
 
