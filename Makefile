@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint proto bench fuzz wheel clean
+.PHONY: demo test lint proto bench soak fuzz wheel clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/grid demo
@@ -21,6 +21,11 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+# Whether anything grows with the number of jobs: make soak JOBS=1000000
+JOBS ?= 20000
+soak: $(VENV)/.dev
+	$(BIN)/python -m bench soak --jobs $(JOBS)
 
 # Guided by coverage where atheris has a wheel for this Python: make fuzz FUZZ="--atheris --target crl --seconds 600"
 FUZZ ?= --seconds 30

@@ -29,6 +29,7 @@ from bench import (  # noqa: E402
     security,
     sessions,
     sight,
+    soak,
     startup,
     storage,
     trust,
@@ -54,13 +55,17 @@ ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
 SECTIONS = (
     "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "trust", "information",
 )  # fmt: skip
+SOAK = "soak"
+"""Only when it is asked for: it takes as long as its jobs."""
 SLOTS = 8
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the grid beside its machine.")
-    parser.add_argument("sections", nargs="*", metavar="section", help=f"some of: {' '.join(SECTIONS)} (default: all)")
+    parser.add_argument(
+        "sections", nargs="*", metavar="section", help=f"some of: {' '.join(SECTIONS)} (default), {SOAK}"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer trials: a minute or two, rough figures")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/out", help="folder of report.json")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table between the markers of this file")
@@ -68,11 +73,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sites", type=_sizes, metavar="N,N", default=(), help="sizes of the grids of section trust, such as 1,20,192"
     )
+    parser.add_argument("--jobs", type=_jobs, metavar="N", default=20_000, help="how many in section soak")
     found = parser.parse_args(argv)
-    unknown = [name for name in found.sections if name not in SECTIONS]
+    unknown = [name for name in found.sections if name not in (*SECTIONS, SOAK)]
     if unknown:
-        parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)}")
+        parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)} {SOAK}")
     return found
+
+
+def _jobs(text: str) -> int:
+    count = int(text)
+    if count < soak.MIN_JOBS:
+        raise ValueError(text)
+    return count
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -95,6 +108,8 @@ def main() -> int:
     bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
     try:
         _measure(bench, wanted, options.sites)
+        if SOAK in options.sections:
+            _section(bench, SOAK, lambda: _soak(bench, options.jobs))
     except KeyboardInterrupt:
         bench.problems["the rest"] = "interrupted"
     finally:
@@ -130,6 +145,11 @@ def _on_lab(bench: Bench, wanted: Sequence[str]) -> None:
     with lab.started(bench, SLOTS) as grid:
         for name in wanted:
             _section(bench, name, lambda name=name: ON_LAB[name](bench, grid))
+
+
+def _soak(bench: Bench, jobs: int) -> None:
+    with lab.started(bench, SLOTS) as grid:
+        soak.run(bench, grid, jobs)
 
 
 def _section(bench: Bench, name: str, work: Callable[[], None]) -> None:

@@ -29,13 +29,13 @@ def run(bench: Bench, lab: Lab) -> None:
 
 async def _run(bench: Bench, lab: Lab) -> None:
     async with lab.open() as grid:
-        await _until_done(grid, ONE)  # sessions, proxies and accounts are there
+        await until_done(grid, ONE)  # sessions, proxies and accounts are there
         await _many(bench, lab, grid, bench.size(2000, 300))
-        latencies = [(await _until_done(grid, ONE))[1] * 1000 for _ in range(bench.size(20, 5))]
+        latencies = [(await until_done(grid, ONE))[1] * 1000 for _ in range(bench.size(20, 5))]
         bench.add("latency", "one job, submit to DONE", "ms", latencies)
 
 
-async def _until_done(grid: Grid, jdl: str) -> tuple[float, float]:
+async def until_done(grid: Grid, jdl: str) -> tuple[float, float]:
     """Seconds from the call of submit to its answer, and to every job DONE in bookkeeping. Raises RuntimeError."""
     began = time.perf_counter()
     async with asyncio.timeout(TRIAL_S):
@@ -53,7 +53,7 @@ async def _many(bench: Bench, lab: Lab, grid: Grid, count: int) -> None:
     accept, done, costs = [], [], []
     for _ in range(bench.trials):
         before = lab.cpu()
-        accepted, seconds = await _until_done(grid, MANY.format(count=count))
+        accepted, seconds = await until_done(grid, MANY.format(count=count))
         await asyncio.sleep(SETTLE_S)
         costs.append({name: cpu / count * 1000 for name, cpu in since(before, lab.cpu()).items()})
         accept.append(count / accepted)
