@@ -14,6 +14,7 @@ from agents.user_interface.commands import (
     accounting,
     audit,
     ban,
+    bench,
     ca,
     data,
     delegation,
@@ -61,6 +62,7 @@ app.add_typer(ban.app, name="ban")
 app.add_typer(audit.app, name="audit")
 app.add_typer(delegation.app, name="delegation")
 app.add_typer(drill.app, name="drill")
+app.add_typer(bench.app, name="bench")
 app.add_typer(fabric.host_app, name="host")
 
 

@@ -48,19 +48,19 @@ POLLED = {"map_refresh_s": 2.0, "crl_refresh_s": 2.0, "trust_poll_s": 1.0}
 """Times of `FabricOptions` that `--speed` divides."""
 
 
-def description(folder: Path, speed: float) -> GridDescription:
+def description(folder: Path, speed: float, text: str = DESCRIPTION) -> GridDescription:
     """With the clocks of `--speed`."""
 
     def quickened(agent: AgentDescription) -> AgentDescription:
         return replace(agent, fabric={**agent.fabric, **{name: usual / speed for name, usual in POLLED.items()}})
 
-    found = load.loads(DESCRIPTION, folder / "drill.toml")
+    found = load.loads(text, folder / "drill.toml")
     sites = tuple(replace(site, agents=tuple(map(quickened, site.agents))) for site in found.sites)
     return replace(found, sites=sites)
 
 
 @contextmanager
-def running(state: Path | None, speed: float) -> Generator[Path]:
+def running(state: Path | None, speed: float = 1.0, text: str = DESCRIPTION) -> Generator[Path]:
     """The state folder of this grid, or of one started now, which is stopped and removed however this ends."""
     if state is not None:
         yield state
@@ -68,7 +68,7 @@ def running(state: Path | None, speed: float) -> Generator[Path]:
     own = make_state_folder()
     try:
         console.say("starting a grid of two sites")
-        deploy.up(description(own, speed), own)
+        deploy.up(description(own, speed, text), own)
         yield own
     finally:
         with undisturbed():

@@ -86,7 +86,7 @@ def test_the_commands_are_those_promised() -> None:
         "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit verify", "delegation ls", "delegation recall",
-        "drill list", "drill run", "drill report",
+        "drill list", "drill run", "drill report", "bench replay",
         "vo ls", "vo create", "vo accept", "vo refuse", "vo dissolve",
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",
         "vo member restore", "vo member renew", "vo member remove", "vo member grant", "vo member withdraw",

@@ -1,0 +1,1 @@
+"""`grid bench replay`: the jobs of a real log through a real grid."""
