@@ -277,9 +277,9 @@ def test_the_history_answers_a_select_and_refuses_all_else(lab: Lab) -> None:
 
 def test_a_log_is_replayed_and_no_job_is_lost(lab: Lab) -> None:
     out = lab.folder / "replay"
-    options = ("--limit", "12", "--speed", "4000", "--state", str(lab.state), "--out", str(out))
+    options = ("--limit", "8", "--speed", "8000", "--state", str(lab.state), "--out", str(out))
     found = lab.json("bench", "replay", *options)
     figures = ("jobs", "succeeded", "lost", "run_twice", "slots")
-    assert {name: found[name] for name in figures} == dict(zip(figures, (12, 12, 0, 0, 2), strict=True))
+    assert {name: found[name] for name in figures} == dict(zip(figures, (8, 8, 0, 0, 2), strict=True))
     assert found == json.loads((out / "replay.json").read_text())
     assert "<svg" in (out / "replay.svg").read_text()
