@@ -213,5 +213,8 @@ def group_map_path(settings: Settings) -> Path:
 
 
 def central_bans_path(settings: Settings) -> Path:
-    """Where this agent's copy of the grid's ban list is."""
-    return settings.state_dir / "central-bans"
+    """Where the copy of the grid's ban list is: agents of one host share it, as they share the authorities. The
+    authority has its own, as nobody would tell it another one if that were damaged."""
+    if settings.kind == "authority":
+        return settings.state_dir / "central-bans"
+    return settings.certificates / ".gridfabric-bans"

@@ -224,10 +224,12 @@ class BanList:
         write_atomic(Path(path), self.emit().encode(), 0o644)
 
     def __add__(self, other: BanList) -> BanList:
-        return BanList(self.bans + other.bans)
+        return BanList(self.bans + other.bans) if self.bans and other.bans else self if self.bans else other
 
     def at(self, site: str) -> BanList:
         """The bans that hold at a site."""
+        if not any(ban.sites for ban in self.bans):
+            return self
         return BanList(tuple(ban for ban in self.bans if not ban.sites or site in ban.sites))
 
     def check(

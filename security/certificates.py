@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 
@@ -166,8 +166,8 @@ def facts_of(certificate: x509.Certificate, check: str, now: datetime | None = N
     """Facts for an error about this certificate."""
     facts = {
         "check": check,
-        "subject": _safe_name(certificate.subject),
-        "issuer": _safe_name(certificate.issuer),
+        "subject": _shown(certificate, subject_of),
+        "issuer": _shown(certificate, issuer_of),
         "serial": serial_text(certificate.serial_number),
     }
     if now is not None:
@@ -178,14 +178,14 @@ def facts_of(certificate: x509.Certificate, check: str, now: datetime | None = N
 def describe(certificate: x509.Certificate) -> str:
     """The certificate for a sentence: subject, issuer and serial number."""
     return (
-        f"{_safe_name(certificate.subject)[:300]} "
-        f"(serial {serial_text(certificate.serial_number)}, issued by {_safe_name(certificate.issuer)[:200]})"
+        f"{_shown(certificate, subject_of)[:300]} "
+        f"(serial {serial_text(certificate.serial_number)}, issued by {_shown(certificate, issuer_of)[:200]})"
     )
 
 
-def _safe_name(name: x509.Name) -> str:
+def _shown(certificate: x509.Certificate, name: Callable[[x509.Certificate], DistinguishedName]) -> str:
     try:
-        return str(DistinguishedName.from_x509(name))
+        return str(name(certificate))
     except Exception:  # only for showing: a name beyond the bounds is refused where it matters
         return "(unreadable name)"
 

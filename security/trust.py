@@ -172,6 +172,11 @@ class TrustSnapshot:
         """Whether the list of this fingerprint is signed by this key: asked once."""
         return {}
 
+    @cached_property
+    def verdicts(self) -> dict[tuple[object, ...], tuple[datetime, object]]:
+        """What `security.validation` found about a chain by this snapshot a moment ago."""
+        return {}
+
     def documents_named(self, issuer: x509.Name) -> tuple[CrlDocument, ...]:
         """The lists of that name, whoever signed them."""
         return tuple(self._documents_by_name.get(canonical_name(issuer), ()))

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import cast
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -53,6 +54,11 @@ ChainInput = bytes | Sequence[x509.Certificate]
 Passed = Callable[[str, tuple[x509.Certificate, ...]], None]
 """Told of each step that a chain passed (`parse`, `path`, `proxy rules`, `revocation lists`, `namespaces`, `purpose`)
 with the chain, from the second step on the path to the root. For explaining a verdict: see `security.explanation`."""
+
+
+VERDICT_HOLDS = timedelta(seconds=1)
+"""How long a chain is not looked at again by the same snapshot: what expires is noticed that much later."""
+MAX_VERDICTS = 1024
 
 
 def _nobody(_step: str, _path: tuple[x509.Certificate, ...]) -> None:
@@ -155,9 +161,32 @@ def validate_chain(
 def _validate(
     chain: ChainInput, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime, passed: Passed
 ) -> tuple[_Path, tuple[str, ...]]:
-    """Steps 1 to 6, in this order."""
+    """Steps 1 to 6, once for each chain within a moment: a process of many agents asks about the same people and hosts
+    when trust has changed."""
     # 1. parse and bounds
     offered = certificates.load_chain(chain)
+    if passed is not _nobody:
+        return _judge(offered, trust, policy, now, passed)
+    key = (policy, *map(certificates.der, offered))
+    found_at, found = trust.verdicts.get(key, (None, None))
+    if found_at is None or not timedelta(0) <= now - found_at <= VERDICT_HOLDS:
+        try:
+            found = _judge(offered, trust, policy, now, passed)
+        except ValidationError as error:
+            found = error
+        if len(trust.verdicts) >= MAX_VERDICTS:
+            trust.verdicts.clear()
+        trust.verdicts[key] = now, found
+    if isinstance(found, ValidationError):
+        kind, facts = found.__reduce__()
+        raise kind(*facts)
+    return cast("tuple[_Path, tuple[str, ...]]", found)
+
+
+def _judge(
+    offered: tuple[x509.Certificate, ...], trust: TrustSnapshot, policy: ValidationPolicy, now: datetime, passed: Passed
+) -> tuple[_Path, tuple[str, ...]]:
+    """Steps 1 to 6, in this order."""
     if len(offered) > policy.max_chain:
         raise ValidationError(
             Reason.CHAIN_TOO_LONG,

@@ -131,7 +131,7 @@ async def test_bans_outlive_restarts_and_the_absence_of_the_authority(lab: LabGr
     assert (await refused(lab, "alice")).reason == "BANNED"
     await space(lab, "bob")
     await lab.stop("storage.CERN")
-    copy = lab.directory / "agents" / "storage.CERN" / "central-bans"
+    copy = lab.certificates / ".gridfabric-bans"
     copy.write_text("what is this\n")
     await lab.start("storage")
     assert (await refused(lab, "bob")).reason == "BAN_LIST_UNREADABLE"

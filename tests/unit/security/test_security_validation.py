@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from security import certificates
+from security import certificates, validation
 from security.credentials import Credential
 from security.errors import Reason, ValidationError
 from security.names import DistinguishedName
@@ -473,3 +474,43 @@ def test_snapshots_are_shared_between_threads(shared_grid: TestGrid) -> None:
 def test_policy_modes_are_checked() -> None:
     with pytest.raises(ValueError, match="require, warn or ignore"):
         ValidationPolicy(missing_crl="maybe")  # type: ignore[arg-type]
+
+
+def test_one_chain_is_judged_once_in_a_moment_and_anew_after_every_change(
+    grid: TestGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of many agents asks about the same people when trust has changed."""
+    alice, bob = grid.proxy("alice"), grid.user("bob")
+    asked: list[object] = []
+    build = validation.build_path
+
+    def counted(offered: tuple[x509.Certificate, ...], *more: Any) -> tuple[x509.Certificate, ...]:
+        asked.append(offered[0])
+        return build(offered, *more)
+
+    monkeypatch.setattr(validation, "build_path", counted)
+
+    def judged(who: Credential, after_s: float = 0.0, policy: ValidationPolicy = grid.policy) -> int:
+        """How often it was looked at closely."""
+        before = len(asked)
+        validate_client_chain(who.certificates, trust, policy, grid.now + timedelta(seconds=after_s))
+        return len(asked) - before
+
+    trust = grid.trust
+    assert [judged(alice), judged(alice), judged(alice, 1.0), judged(bob), judged(bob)] == [1, 0, 0, 1, 0]
+    assert [judged(alice, 1.1), judged(alice, 1.0)] == [1, 1]  # later, and before what was seen last
+    assert judged(bob, policy=ValidationPolicy(clock_skew=timedelta(0))) == 1
+    longer = Credential(bob.certificate, bob.key, (*bob.certificates[1:], alice.certificate))
+    assert judged(longer) == 1
+    with pytest.raises(ValidationError) as caught:  # good for a client, and no host's
+        validate_host_chain(alice.certificates, "localhost", trust, grid.policy, grid.now + timedelta(seconds=1.0))
+    assert caught.value.reason is Reason.PROXY_NOT_ALLOWED
+    grid.revoke(bob)
+    trust = grid.trust
+    refused: list[ValidationError] = []
+    for _ in range(2):
+        with pytest.raises(ValidationError) as caught:
+            judged(bob)
+        refused.append(caught.value)
+    assert refused[0].reason is Reason.CERTIFICATE_REVOKED
+    assert refused[0] == refused[1] and refused[0] is not refused[1] and len(asked) == 7
