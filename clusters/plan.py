@@ -14,6 +14,10 @@ PACKED_VALID_FOR_S = 60.0
 """How long what an agent of a pack publishes stands without a sign of life. Those of a pack wait for each other's
 turns, and a grid of packs is a large one on a small machine: a late word is no loss. Changes travel at once as ever."""
 
+PACKED: Mapping[str, float] = {"publish_valid_for_s": PACKED_VALID_FOR_S, "trust_poll_s": 5.0, "crl_refresh_s": 10.0}
+"""The section `fabric` of agents of a pack: what is pushed, too, is looked at less often."""
+PACKED_WORKER: Mapping[str, float] = {"disk_check_s": 10.0}
+
 Ports = Mapping[str, Mapping[str, int]]
 """Agent name to protocol to port."""
 
@@ -214,7 +218,7 @@ def _settings(
         "vos": [vo.name for vo in grid.vos],
         "endpoints": endpoints_for(grid, everything, None if agent.about.central else agent.site),
         "options": _options(grid, agent),
-        "fabric": {**({"publish_valid_for_s": PACKED_VALID_FOR_S} if grid.pack > 1 else {}), **agent.fabric},
+        "fabric": {**(PACKED if grid.pack > 1 else {}), **agent.fabric},
     }
 
 
@@ -229,4 +233,6 @@ def _options(grid: GridDescription, agent: AgentDescription) -> dict[str, Any]:
             known |= {"latitude": site.latitude, "longitude": site.longitude}
         if grid.pack > 1:
             known |= {"valid_for_s": PACKED_VALID_FOR_S, "refresh_s": PACKED_VALID_FOR_S / 4}
+    elif agent.kind == "worker" and grid.pack > 1:
+        known = dict(PACKED_WORKER)
     return {**agent.about.options, **known, **agent.options}

@@ -12,8 +12,10 @@ import contextlib
 import fcntl
 import importlib
 import json
+import math
 import os
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,7 @@ from fabric.errors import Conflict, GridError, InvalidRequest, Unavailable, from
 from fabric.logs import Logger, open_logs
 from fabric.settings import Settings
 from security.errors import os_error_text
+from security.trust import TrustStore
 
 if TYPE_CHECKING:
     from fabric.host_credential import HostCredential
@@ -36,8 +39,12 @@ if TYPE_CHECKING:
 
 JUDGE_ALL_S = 30.0
 """Sessions are judged again this often even if nothing changed: revocation lists and certificates end by themselves."""
-SWEEP_S = 1.0
-"""Sessions whose time is over are closed this often."""
+SWEEP_S = 4.0
+"""How late a session may be closed that ends sooner than all others and began since the last look."""
+SHORTEST_SWEEP_S = 0.05
+SHARED_AGE = 0.45
+"""How old, in turns, a look at the disk by another agent of this process may be."""
+_trust_looked_at: weakref.WeakKeyDictionary[TrustStore, float] = weakref.WeakKeyDictionary()
 
 
 class AgentState(StrEnum):
@@ -350,26 +357,47 @@ def _start_updaters(context: AgentContext, credential: HostCredential) -> None:
 
 async def _look(context: AgentContext, credential: HostCredential) -> None:
     """Once a second, or when the news are rung: trust, credential, map, bans and VOs as they are on disk."""
-    from security.errors import SecurityError
-
+    poll_s, seen, is_called = context.settings.fabric.trust_poll_s, (-1, -1, -1), True
     while True:
         heard = context.news.rung
         await context.judge.look()
-        context.changed.ring()  # what was read does not wait for what takes long
-        try:
-            await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
-            context.solved("trust")
-        except SecurityError as error:
-            context.problem("trust", error.sentence)
+        if seen != _generations(context):  # what was read does not wait for what takes long
+            context.changed.ring()
+        max_age_s = 0.0 if is_called else SHARED_AGE * poll_s
+        await _look_at_trust(context, max_age_s)
         alarms = context.trust.alarms(context.clock.now())
         if alarms:
             context.problem("revocation list", alarms[0].sentence)
         else:
             context.solved("revocation list")
         credential.refresh()
-        context.voms.refresh()
-        context.changed.ring()
-        await context.news.wait(context.settings.fabric.trust_poll_s, heard)
+        context.voms.refresh(max_age_s)
+        if seen != _generations(context):
+            seen = _generations(context)
+            context.changed.ring()
+        await context.news.wait(poll_s, heard)
+        is_called = context.news.rung != heard
+
+
+async def _look_at_trust(context: AgentContext, max_age_s: float) -> None:
+    """Unless another agent of this process, which has the same store, has just done so."""
+    from security.errors import SecurityError
+
+    now = context.clock.monotonic()
+    if now - _trust_looked_at.get(context.trust, -math.inf) < max_age_s and "trust" not in context.problems:
+        return
+    _trust_looked_at[context.trust] = now
+    try:
+        await asyncio.to_thread(context.trust.refresh)  # a large list takes seconds
+        context.solved("trust")
+    except SecurityError as error:
+        _trust_looked_at.pop(context.trust, None)
+        context.problem("trust", error.sentence)
+
+
+def _generations(context: AgentContext) -> tuple[int, int, int]:
+    """What everybody is judged by, numbered."""
+    return context.trust.snapshot().generation, context.voms.generation, context.judge.generation
 
 
 async def _judge(context: AgentContext, server: RpcServer) -> None:
@@ -378,7 +406,7 @@ async def _judge(context: AgentContext, server: RpcServer) -> None:
     seen, judged_at = (-1, -1, -1), -JUDGE_ALL_S
     while True:
         heard = context.changed.rung
-        now = (context.trust.snapshot().generation, context.voms.generation, context.judge.generation)
+        now = _generations(context)
         due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
         if due:
             judged_at = context.clock.monotonic()
@@ -387,12 +415,12 @@ async def _judge(context: AgentContext, server: RpcServer) -> None:
         changed = chains or now != seen
         if changed:
             context.judged.ring()
-        await server.watch(changed=changed, chains=chains)
+        left_s = await server.watch(changed=changed, chains=chains)
         if now[0] != seen[0]:
             context.log.info("trust.changed", generation=now[0])
             await context.channels.trust_changed()
         seen = now
-        await context.changed.wait(SWEEP_S, heard)
+        await context.changed.wait(min(max(left_s, SHORTEST_SWEEP_S), SWEEP_S), heard)
 
 
 async def _recall(context: AgentContext) -> None:

@@ -157,6 +157,7 @@ class MapFileUpdater:
         self._written = (*lists, self._stamp())
         if changed:
             self._context.log.info("map.written", people=people)
+            self._context.news.ring()
 
     def _stamp(self) -> tuple[int, int, int] | None:
         try:

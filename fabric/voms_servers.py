@@ -8,7 +8,9 @@ that is not let in here.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -58,9 +60,10 @@ class VomsServers:
         directory = Path(named) if named else settings.certificates.parent / VOMSDIR
         return cls(directory, DistinguishedName.parse(settings.organisation), authority, vos, [settings.advertise])
 
-    def refresh(self) -> bool:
-        """True if the files or the VOs have changed since the last look; a damaged file speaks for nobody."""
-        seen = (self._look(), self._vos.generation)
+    def refresh(self, max_age_s: float = 0.0) -> bool:
+        """True if the files or the VOs have changed since the last look; a damaged file speaks for nobody. A look at
+        the same folder by another agent of this process counts if it is not older than that."""
+        seen = (self._look(max_age_s), self._vos.generation)
         if seen == self._seen:
             return False
         self._seen = seen
@@ -84,15 +87,13 @@ class VomsServers:
             if server.site
         )
 
-    def _look(self) -> _Stamp:
-        found: list[tuple[str, int, int]] = []
-        try:
-            for path in sorted(self._directory.glob("*/*.lsc")):
-                status = os.stat(path)
-                found.append((str(path), status.st_mtime_ns, status.st_size))
-        except OSError:
-            return ()
-        return tuple(found)
+    def _look(self, max_age_s: float) -> _Stamp:
+        now = time.monotonic()
+        looked_at, stamp = _looks.get(self._directory, (-math.inf, ()))
+        if now - looked_at >= max_age_s:
+            stamp = _stamp(self._directory)
+            _looks[self._directory] = now, stamp
+        return stamp
 
     def attributes_of(
         self, identity: Identity, trust: TrustSnapshot, policy: ValidationPolicy, now: datetime
@@ -104,6 +105,21 @@ class VomsServers:
         if not identity.is_proxy:
             return ()
         return verify_attributes(identity, self._believed, trust, policy, now)
+
+
+_looks: dict[Path, tuple[float, _Stamp]] = {}
+"""When a folder was last looked at in this process, and what was there."""
+
+
+def _stamp(directory: Path) -> _Stamp:
+    found: list[tuple[str, int, int]] = []
+    try:
+        for path in sorted(directory.glob("*/*.lsc")):
+            status = os.stat(path)
+            found.append((str(path), status.st_mtime_ns, status.st_size))
+    except OSError:
+        return ()
+    return tuple(found)
 
 
 def server_subject(organisation: DistinguishedName, server: VoServer) -> DistinguishedName:

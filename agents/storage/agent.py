@@ -83,7 +83,7 @@ class StorageAgent(Agent):
             self.manager.port = self.context.rpc.port
             await self._open_door(self.context.rpc)
         self._started_at = utc_text(self.context.clock.now())
-        self._publisher = InformationPublisher(self.context, self.entries)
+        self._publisher = InformationPublisher(self.context, self.entries, poll_s=MEASURE_S)
         await self._publisher.start()
 
     async def _open_door(self, rpc: RpcServer) -> None:

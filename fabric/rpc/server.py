@@ -172,7 +172,7 @@ class ServerConfig:
 
 
 class RpcServer:
-    """One gRPC port. Construct, `start`, and later `stop`. `watch` must be called about once a second."""
+    """One gRPC port. Construct, `start`, and later `stop`. `watch` must be called every few seconds."""
 
     def __init__(self, config: ServerConfig, services: Sequence[RpcService]) -> None:
         """Raises ValueError when a method has no rule or is not async."""
@@ -294,12 +294,13 @@ class RpcServer:
         statuses: Any = health_pb2.HealthCheckResponse
         await self._health.set("", statuses.SERVING if serving else statuses.NOT_SERVING)
 
-    async def watch(self, *, changed: bool, chains: bool = True) -> None:
-        """Once a second: end what has expired; when trust, bans or maps changed, judge every session again; without
-        their `chains` when it was not trust that changed."""
-        self.sessions.sweep()
+    async def watch(self, *, changed: bool, chains: bool = True) -> float:
+        """Every few seconds: end what has expired; when trust, bans or maps changed, judge every session again; without
+        their `chains` when it was not trust that changed. Seconds until the next session expires."""
+        left_s = self.sessions.sweep()
         if changed:
             await self.security_context.judge_again(chains=chains)
+        return left_s
 
     def _session_closed(self, session: Session, reason: GridError) -> None:
         self._log.audit(

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
@@ -171,11 +172,13 @@ class SessionTable:
         self.close(session, reason)
         return reason
 
-    def sweep(self) -> None:
-        """Close what has expired, so that its streams end too."""
+    def sweep(self) -> float:
+        """Close what has expired, so that its streams end too. Seconds until the next one does."""
         now = self._clock.now()
         for session in [s for s in self._sessions.values() if s.expires_at <= now]:
             self.expire(session)
+        ends = (session.expires_at for session in self._sessions.values())
+        return (min(ends) - now).total_seconds() if self._sessions else math.inf
 
     def close(self, session: Session, reason: GridError) -> None:
         """End a session and its streams; later calls with it get the same reason. Idempotent."""

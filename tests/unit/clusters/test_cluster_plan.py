@@ -167,9 +167,10 @@ def test_the_driver_is_told_of_some_agents_and_how_many_there_are():
     assert pack.order(["worker.A", "other"]) == {"actor": "worker.A", "host": "lab", "agents": ["worker.A"], "size": 1}
 
 
-def test_agents_of_packs_are_given_longer_to_show_a_sign_of_life():
+def test_agents_of_packs_look_at_things_and_show_signs_of_life_less_often():
     alone, packed = planned(HOSTS), planned(HOSTS.replace("[grid]", "[grid]\npack = 4"))
-    assert "publish_valid_for_s" not in alone["storage.B"].settings["fabric"]
-    assert packed["storage.B"].settings["fabric"]["publish_valid_for_s"] == 60
+    assert alone["storage.B"].settings["fabric"] == {}
+    assert packed["storage.B"].settings["fabric"] == dict(plan.PACKED)
+    assert packed["worker.A"].settings["options"]["disk_check_s"] == 10
     assert packed["information.B"].settings["options"]["valid_for_s"] == 60
     assert "valid_for_s" not in alone["information.B"].settings["options"]
