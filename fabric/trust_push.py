@@ -123,18 +123,19 @@ class TrustFollower:
         return _Installed(found.number, tuple(changed), old)
 
     def _fetch_announced(self, found: pb.TrustSet) -> None:
-        """What is too large for the message."""
+        """What is too large for the message, and lists of authorities from elsewhere that are not here yet."""
         endpoint = self._context.settings.endpoints("authority")[0]
         announced = [
             Source(endpoint.host, endpoint.http, one.crl.path, FETCH_TIMEOUT_S)
             for one in found.authorities
             if one.HasField("crl") and not one.crl.pem
         ]
-        if announced and endpoint.http:
-            self._context.spawn(self._fetch(announced), "announced revocation lists")
+        wanted = [*(announced if endpoint.http else ()), *self._updater.distribution_sources(missing=True)]
+        if wanted:
+            self._context.spawn(self._fetch(wanted), "announced revocation lists")
 
-    async def _fetch(self, announced: Sequence[Source]) -> None:
-        await self._updater.fetch(announced)
+    async def _fetch(self, wanted: Sequence[Source]) -> None:
+        await self._updater.fetch(wanted)
         self._context.news.ring()
 
     async def _take(self, found: _Installed) -> None:

@@ -132,13 +132,16 @@ class TrustUpdater:
             for index in range(keys[stem])
         ]
 
-    def distribution_sources(self) -> list[Source]:
-        """The addresses beside the authorities of the directory, one of each where one list has several."""
+    def distribution_sources(self, *, missing: bool = False) -> list[Source]:
+        """The addresses beside the authorities of the directory, one of each where one list has several; only of those
+        without a list, if it is `missing`."""
         found: dict[str, Source] = {}
         for authority in self._context.trust.snapshot().authorities:
+            if missing and authority.crl is not None:
+                continue
             for stem in sorted(authority.stems):
                 for url in published_urls(self._directory, stem):
-                    source = _source(url)
+                    source = source_of(url)
                     if source is None:
                         self._failed(url, f"{url} is not an address that lists are fetched from; use http://")
                     elif len(found) < MAX_SOURCES:
@@ -260,8 +263,9 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _source(url: str) -> Source | None:
-    """Only http: the list brings its own signature, and RFC 5280 section 8 warns of https for lists."""
+def source_of(url: str) -> Source | None:
+    """Where an address leads; None for one that lists are not fetched from. Only http: the list brings its own
+    signature, and RFC 5280 section 8 warns of https for lists."""
     try:
         parts = urlsplit(url)
         port = parts.port or 80

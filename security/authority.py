@@ -81,6 +81,20 @@ class IssuedCertificate:
         return self.revoked_at is None and self.not_after > now
 
 
+def authority_info(certificate: x509.Certificate, crl_url: str = "") -> str:
+    """The `.info` file of the IGTF distribution: who this is, and where its revocation list can be fetched (several
+    addresses separated by semicolons)."""
+    subject = certificates.subject_of(certificate)
+    fingerprint = certificate.fingerprint(hashes.SHA1()).hex(":").upper()  # the format's name for a file
+    lines = [
+        f"alias = {subject.common_name}",
+        f'subjectdn = "{subject.openssl_oneline()}"',
+        f"sha1fp.0 = {fingerprint}",
+        "status = experimental",
+    ]
+    return "".join(f"{line}\n" for line in (*lines, *([f"crl_url = {crl_url}"] if crl_url else ())))
+
+
 class CertificateAuthority:
     """Make one with `create` or `open`. Thread safe. All errors are CredentialError."""
 
@@ -216,15 +230,8 @@ class CertificateAuthority:
         return emit_namespaces(self.subject, self._namespace)
 
     def info(self, crl_url: str = "") -> str:
-        """The `.info` file of the IGTF distribution: who this is, and where its revocation list can be fetched."""
-        fingerprint = self.certificate.fingerprint(hashes.SHA1()).hex(":").upper()  # the format's name for a file
-        lines = [
-            f"alias = {self.subject.common_name}",
-            f'subjectdn = "{self.subject.openssl_oneline()}"',
-            f"sha1fp.0 = {fingerprint}",
-            "status = experimental",
-        ]
-        return "".join(f"{line}\n" for line in (*lines, *([f"crl_url = {crl_url}"] if crl_url else ())))
+        """Its `.info` file: see `authority_info`."""
+        return authority_info(self.certificate, crl_url)
 
     def roll_over(
         self,

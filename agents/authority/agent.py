@@ -52,7 +52,7 @@ class AuthorityAgent(Agent):
             f"http://{settings.advertise}:{settings.ports['http']}" if "http" in settings.ports else "",
         )
         register = Register(self._authorities, self._config, settings.organisation, context.clock.now)
-        self._store = context.store("authority", rows.metadata)
+        self._store = context.store("authority", rows.metadata, rows.MIGRATIONS)
         self._crl_number = 0
         self._publishing = asyncio.Lock()
         self._files: dict[str, Content] = {}

@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from agents.authority.config import AuthorityConfig
 from agents.authority.store import AuthorityRow
 from fabric.authorisation import USERS
 from fabric.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, from_security
+from fabric.trust_updater import source_of
 from security import certificates
-from security.authority import CertificateAuthority, IssuedCertificate
+from security.authority import CertificateAuthority, IssuedCertificate, authority_info
 from security.certificates import parse_authority, subject_hash, subject_of
 from security.errors import SecurityError
 from security.names import DistinguishedName
@@ -33,6 +34,8 @@ FIRST = "grid"
 """The name of the authority that the grid was started with: its agents live on it."""
 MAX_AUTHORITIES = 200
 """More than this is no grid's; the IGTF distribution has 90."""
+MAX_CRL_URLS = 8
+MAX_URL_LENGTH = 500
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._-]{0,62}[A-Za-z0-9])?\Z")
 
 
@@ -63,6 +66,12 @@ class PublishedCrl:
     def etag(self) -> str:
         """Changes with the content."""
         return hashlib.sha256(self.pem).hexdigest()[:32]
+
+
+def _info(certificate: x509.Certificate, row: AuthorityRow) -> str:
+    """The `.info` of a foreign one, which fetch-crl reads as every host here does; nothing without an address."""
+    urls = ";".join(row.crl_urls.split())
+    return authority_info(certificate, urls) if urls else ""
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,8 @@ class Authorities:
                     add(name, certificate, own.signing_policy(), own.namespaces(), info, old)
             for row in self._rows.values():
                 if row.is_foreign:
-                    add(row.name, parse_authority(row.certificate), row.signing_policy, "", "", False)
+                    certificate = parse_authority(row.certificate)
+                    add(row.name, certificate, row.signing_policy, "", _info(certificate, row), False)
             return tuple(found)
 
     # -- changes -----------------------------------------------------------------------------------------------------
@@ -209,8 +219,20 @@ class Authorities:
             made.close()
         return AuthorityRow(name, parent=parent, is_foreign=False)
 
-    def offered(self, certificate: bytes, signing_policy: str, crl: bytes) -> AuthorityRow:
-        """A foreign one after every check, by its common name. Raises InvalidRequest, AlreadyExists."""
+    def offered(
+        self, certificate: bytes, signing_policy: str, crl: bytes, crl_urls: Sequence[str] = ()
+    ) -> AuthorityRow:
+        """A foreign one after every check, by its common name; for one that is known already, what is not given stays
+        as it is. Raises InvalidRequest, AlreadyExists."""
+        if len(crl_urls) > MAX_CRL_URLS:
+            raise InvalidRequest("CRL_URL_INVALID", f"at most {MAX_CRL_URLS} addresses of one revocation list")
+        for url in crl_urls:
+            if len(url) > MAX_URL_LENGTH or ";" in url or source_of(url) is None:
+                raise InvalidRequest(
+                    "CRL_URL_INVALID",
+                    f"{url[:200]!r} is no address of a revocation list: give http://host/path without ';'; the list "
+                    "brings its own signature",
+                )
         try:
             authority = parse_authority(certificate)
             subject = subject_of(authority)
@@ -229,12 +251,15 @@ class Authorities:
             )
         name = subject.common_name or str(subject)
         for trusted in self.trusted():
-            if trusted.certificate == authority and self._rows.get(trusted.name, _OWN).is_foreign:
-                return AuthorityRow(trusted.name, "", True, certificates.pem([authority]), signing_policy, crl)
+            known = self._rows.get(trusted.name, _OWN)
+            if trusted.certificate == authority and known.is_foreign:
+                urls = "\n".join(crl_urls) or known.crl_urls
+                return replace(known, signing_policy=signing_policy, crl=crl or known.crl, crl_urls=urls)
             if subject_of(trusted.certificate) == subject:
                 raise AlreadyExists("AUTHORITY_EXISTS", f"there is another authority {subject}; remove it first")
         self._require_free(name)
-        return AuthorityRow(name, "", True, certificates.pem([authority]), signing_policy, crl)
+        pem = certificates.pem([authority])
+        return AuthorityRow(name, "", True, pem, signing_policy, crl, "\n".join(crl_urls))
 
     def keep(self, row: AuthorityRow) -> None:
         """Trust it from now on: its row is on disk. Raises GridError for a damaged one."""

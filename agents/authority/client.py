@@ -157,10 +157,13 @@ class AuthorityClient:
         return (await self._trust.CreateAuthority(request)).authority
 
     async def add_authority(
-        self, certificate: bytes, signing_policy: str, crl: bytes = b""
+        self, certificate: bytes, signing_policy: str, crl: bytes = b"", crl_url: Sequence[str] = ()
     ) -> trust_pb2.AuthorityFacts:
-        """Operators: trust an authority from elsewhere (PEM or DER); again, with a newer revocation list."""
-        request = trust_pb2.AddAuthorityRequest(certificate=certificate, signing_policy=signing_policy, crl=crl)
+        """Operators: trust an authority from elsewhere (PEM or DER), with its revocation list and the addresses that
+        every host fetches newer ones from; again, with a newer list or other addresses."""
+        request = trust_pb2.AddAuthorityRequest(
+            certificate=certificate, signing_policy=signing_policy, crl=crl, crl_url=crl_url
+        )
         return (await self._trust.AddAuthority(request)).authority
 
     async def remove_authority(self, authority: str, *, dry_run: bool = False) -> list[trust_pb2.Losing]:

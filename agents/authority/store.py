@@ -29,6 +29,7 @@ authorities = sa.Table(
     sa.Column("certificate", sa.LargeBinary, nullable=False),
     sa.Column("signing_policy", sa.Text, nullable=False),
     sa.Column("crl", sa.LargeBinary, nullable=False),
+    sa.Column("crl_urls", sa.Text, nullable=False, server_default=""),
     sa.Column("is_removed", sa.Boolean, nullable=False, default=False),
 )
 trust_number = sa.Table("trust_number", metadata, sa.Column("number", sa.BigInteger, primary_key=True))
@@ -44,6 +45,8 @@ class AuthorityRow:
     certificate: bytes = b""
     signing_policy: str = ""
     crl: bytes = b""
+    crl_urls: str = ""
+    """Where newer lists are to be had, one a line."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,14 @@ def open_count(connection: sa.Connection, now_us: int) -> int:
     )
     count = sa.select(sa.func.count()).select_from(invitations).where(invitations.c.request_hash == "")
     return int(connection.execute(count).scalar_one())
+
+
+def add_crl_urls(connection: sa.Connection) -> None:
+    """A store from before foreign authorities had addresses."""
+    connection.execute(sa.text("ALTER TABLE authorities ADD COLUMN crl_urls TEXT NOT NULL DEFAULT ''"))
+
+
+MIGRATIONS = (add_crl_urls,)
 
 
 def all_authorities(connection: sa.Connection) -> list[AuthorityRow]:

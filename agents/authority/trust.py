@@ -101,7 +101,11 @@ class TrustServicer(pb_grpc.TrustServicer):
         """See the proto."""
         async with self._changing:
             row = await asyncio.to_thread(
-                self._authorities.offered, request.certificate, request.signing_policy, request.crl
+                self._authorities.offered,
+                request.certificate,
+                request.signing_policy,
+                request.crl,
+                list(request.crl_url),
             )
             await self._keep(row)
             await self._announce([])

@@ -53,13 +53,15 @@ async def create(
     _tell(made, "created, and trusted by every host now", as_json=as_json)
 
 
-async def add(certificate: Path, policy: Path, crl: Path | None, state: Path | None, *, as_json: bool) -> None:
+async def add(
+    certificate: Path, policy: Path, crl: Path | None, crl_url: Sequence[str], state: Path | None, *, as_json: bool
+) -> None:
     """`grid ca add`. Raises UsageProblem."""
     offered = _read(certificate), _read(policy).decode("utf-8", "replace"), b"" if crl is None else _read(crl)
     async with as_operator(state) as grid:
-        added = await AuthorityClient(await grid.channel("authority")).add_authority(*offered)
-    if crl is None:
-        console.warn("without a revocation list its people are refused where a list is required; give --crl")
+        added = await AuthorityClient(await grid.channel("authority")).add_authority(*offered, crl_url)
+    if not any(key.crl_number for key in added.keys) and not crl_url:
+        console.warn("without a revocation list its people are refused where one is required; give --crl or --crl-url")
     _tell(added, "added, and trusted by every host now", as_json=as_json)
 
 

@@ -23,9 +23,12 @@ from agents.storage import client as storage
 from fabric import trust_push
 from fabric.agent import running
 from fabric.bulletin import Follower
-from fabric.errors import Conflict, GridError, NotFound, Refused, Unauthenticated
+from fabric.errors import Conflict, GridError, InvalidRequest, NotFound, Refused, Unauthenticated
+from fabric.http import Content, HttpServer
+from fabric.logs import null_logger
 from fabric.rpc.delegation import delegate
 from fabric.settings import Settings
+from fabric.trust_updater import published_urls
 from security.authority import CertificateAuthority
 from security.certificates import issuer_among, subject_hash
 from security.credentials import Credential, generate_key
@@ -191,6 +194,36 @@ async def test_a_foreign_authority_comes_and_goes_with_everything_that_it_carrie
     assert [one.name for one in await authority.authorities()] == ["grid"]
     events = [line["event"] for line in lab.audit("authority.CERN") if line["event"].startswith("authority.")]
     assert events == ["authority.added", "authority.removed"]
+
+
+async def test_every_host_fetches_the_lists_of_an_authority_from_elsewhere(lab: LabGrid) -> None:
+    other = CertificateAuthority.create(
+        lab.directory / "other", "/O=Else/CN=Their CA", lifetime=DAY, now=lab.clock.now(), key_type="ec-p256"
+    )
+    key = generate_key("ec-p256")
+    eve = Credential(other.issue_user("Eve", key.public_key(), lifetime=DAY, now=lab.clock.now()), key)
+    lab.enrol(eve)
+    crl = other.build_crl(lab.clock.now(), timedelta(hours=1))
+    web = HttpServer(lambda path: Content(crl) if path == "/their.crl" else None, null_logger())
+    await web.start("127.0.0.1", 0)
+    elsewhere = lab.directory / "elsewhere"
+    shutil.copytree(lab.certificates, elsewhere)
+    lab.plan("storage")
+    authority = await start(lab)
+    settings = Settings.from_dict({**lab.settings("storage.CERN"), "certificates": str(elsewhere)})
+    try:
+        async with running(settings):
+            url = f"http://127.0.0.1:{web.port}/their.crl"
+            with pytest.raises(InvalidRequest) as caught:
+                await authority.add_authority(other.ca_pem(), other.signing_policy(), crl_url=["https://127.0.0.1/x"])
+            assert caught.value.reason == "CRL_URL_INVALID"
+            added = await authority.add_authority(other.ca_pem(), other.signing_policy(), crl_url=[url])
+            await accepted(lab, eve)  # lists are required
+            for directory in (elsewhere, lab.certificates):
+                assert published_urls(directory, added.hash) == (url,)
+    finally:
+        await web.close()
+        other.close()
 
 
 async def test_only_operators_change_authorities_and_nobody_renews_for_another(lab: LabGrid) -> None:

@@ -63,18 +63,21 @@ def add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Its certificate, PEM or DER.")],
     signing_policy: Annotated[Path, typer.Option(help="What it may sign: its .signing_policy file.")],
     crl: Annotated[Path | None, typer.Option(help="Its revocation list, PEM or DER.")] = None,
+    crl_url: Annotated[
+        list[str] | None, typer.Option(help="Where every host fetches newer lists: http://...; may be repeated.")
+    ] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Trust an authority from elsewhere on every host; again, with a newer list.
+    """Trust an authority from elsewhere on every host; again, with a newer list or other addresses of it.
 
     \b
     Example:
-      grid ca add 1f0e8352.0 --signing-policy 1f0e8352.signing_policy --crl 1f0e8352.r0
+      grid ca add 1f0e8352.0 --signing-policy 1f0e8352.signing_policy --crl-url http://ca.example.org/ca.crl
     """
     from agents.user_interface import authorities
 
-    console.run_async(authorities.add(file, signing_policy, crl, state, as_json=as_json))
+    console.run_async(authorities.add(file, signing_policy, crl, crl_url or [], state, as_json=as_json))
 
 
 @app.command("remove")

@@ -127,12 +127,34 @@ def test_a_foreign_authority_is_checked_before_it_is_added(grid: Grid) -> None:
         (other.ca_pem(), third.signing_policy(), b""),
         (other.ca_pem(), policy, b"what"),
         (other.ca_pem(), policy, third.build_crl(NOW, DAY)),
+        *(
+            (other.ca_pem(), policy, b"", [url])
+            for url in (
+                "",
+                "https://ca/x",
+                "http://",
+                "http://ca/a;http://ca/b",
+                "http://ca/a\nstatus = operational",
+                "file:///etc",
+                "http://root@ca/x",
+                f"http://ca/{'x' * 500}",
+            )
+        ),
+        (other.ca_pem(), policy, b"", [f"http://ca/{number}" for number in range(9)]),
     ):
         with pytest.raises(InvalidRequest):
             grid.authorities.offered(*offered)
     row = grid.authorities.offered(other.ca_pem(), policy, other.build_crl(NOW, DAY))
     grid.authorities.keep(row)
     assert row.name == "Their CA" and grid.authorities.find("/O=Else/CN=Their CA") == "Their CA"
+    (trusted,) = (one for one in grid.authorities.trusted() if one.name == "Their CA")
+    assert trusted.info == ""
+    urls = ["http://ca.example.org/a.crl", "http://ca.example.org:81/b"]
+    grid.authorities.keep(grid.authorities.offered(other.ca_pem(), policy, b"", urls))
+    again = grid.authorities.offered(other.ca_pem(), policy, b"")  # what is not given stays
+    assert again.crl == row.crl and again.crl_urls.split("\n") == urls
+    (trusted,) = (one for one in grid.authorities.trusted() if one.name == "Their CA")
+    assert f"crl_url = {';'.join(urls)}\n" in trusted.info and trusted.crl is not None
     rogue = CertificateAuthority.create(grid.folder / "rogue", "/O=Else/CN=Their CA", lifetime=9 * DAY, now=NOW)
     with pytest.raises(AlreadyExists):
         grid.authorities.offered(rogue.ca_pem(), rogue.signing_policy(), b"")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/authority/v1/trust.proto\x12\x17gridfabric.authority.v1\"\x13\n\x11WatchTrustRequest\"Z\n\x08TrustSet\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12>\n\x0b\x61uthorities\x18\x02 \x03(\x0b\x32).gridfabric.authority.v1.TrustedAuthority\"\xab\x01\n\x10TrustedAuthority\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x16\n\x0esigning_policy\x18\x02 \x01(\t\x12\x12\n\nnamespaces\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x0e\n\x06is_old\x18\x05 \x01(\x08\x12\x34\n\x03\x63rl\x18\x06 \x01(\x0b\x32\'.gridfabric.authority.v1.RevocationList\";\n\x0eRevocationList\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0b\n\x03pem\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\t\"\x18\n\x16ListAuthoritiesRequest\"W\n\x17ListAuthoritiesResponse\x12<\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\'.gridfabric.authority.v1.AuthorityFacts\"\xa0\x01\n\x0e\x41uthorityFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x12\n\nis_foreign\x18\x05 \x01(\x08\x12*\n\x04keys\x18\x06 \x03(\x0b\x32\x1c.gridfabric.authority.v1.Key\x12\x11\n\tnamespace\x18\x07 \x03(\t\"p\n\x03Key\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x14\n\x0cnot_after_us\x18\x02 \x01(\x03\x12\x12\n\ncrl_number\x18\x03 \x01(\x03\x12\x1a\n\x12\x63rl_next_update_us\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x03\"O\n\x11\x41uthorityResponse\x12:\n\tauthority\x18\x01 \x01(\x0b\x32\'.gridfabric.authority.v1.AuthorityFacts\"]\n\x16\x43reateAuthorityRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x03(\t\x12\x12\n\nlifetime_s\x18\x04 \x01(\x03\"O\n\x13\x41\x64\x64\x41uthorityRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x16\n\x0esigning_policy\x18\x02 \x01(\t\x12\x0b\n\x03\x63rl\x18\x03 \x01(\x0c\"<\n\x16RemoveAuthorityRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"$\n\x0fRollOverRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\"3\n\rRetireRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"A\n\x0eLosingResponse\x12/\n\x06losing\x18\x01 \x03(\x0b\x32\x1f.gridfabric.authority.v1.Losing\"7\n\x06Losing\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"#\n\x0cRenewRequest\x12\x13\n\x0brequest_pem\x18\x01 \x01(\x0c\"(\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x32\xb3\x06\n\x05Trust\x12X\n\x05Watch\x12*.gridfabric.authority.v1.WatchTrustRequest\x1a!.gridfabric.authority.v1.TrustSet0\x01\x12t\n\x0fListAuthorities\x12/.gridfabric.authority.v1.ListAuthoritiesRequest\x1a\x30.gridfabric.authority.v1.ListAuthoritiesResponse\x12n\n\x0f\x43reateAuthority\x12/.gridfabric.authority.v1.CreateAuthorityRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12h\n\x0c\x41\x64\x64\x41uthority\x12,.gridfabric.authority.v1.AddAuthorityRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12k\n\x0fRemoveAuthority\x12/.gridfabric.authority.v1.RemoveAuthorityRequest\x1a\'.gridfabric.authority.v1.LosingResponse\x12`\n\x08RollOver\x12(.gridfabric.authority.v1.RollOverRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12Y\n\x06Retire\x12&.gridfabric.authority.v1.RetireRequest\x1a\'.gridfabric.authority.v1.LosingResponse\x12V\n\x05Renew\x12%.gridfabric.authority.v1.RenewRequest\x1a&.gridfabric.authority.v1.RenewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/authority/v1/trust.proto\x12\x17gridfabric.authority.v1\"\x13\n\x11WatchTrustRequest\"Z\n\x08TrustSet\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12>\n\x0b\x61uthorities\x18\x02 \x03(\x0b\x32).gridfabric.authority.v1.TrustedAuthority\"\xab\x01\n\x10TrustedAuthority\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x16\n\x0esigning_policy\x18\x02 \x01(\t\x12\x12\n\nnamespaces\x18\x03 \x01(\t\x12\x0c\n\x04info\x18\x04 \x01(\t\x12\x0e\n\x06is_old\x18\x05 \x01(\x08\x12\x34\n\x03\x63rl\x18\x06 \x01(\x0b\x32\'.gridfabric.authority.v1.RevocationList\";\n\x0eRevocationList\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0b\n\x03pem\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x01(\t\"\x18\n\x16ListAuthoritiesRequest\"W\n\x17ListAuthoritiesResponse\x12<\n\x0b\x61uthorities\x18\x01 \x03(\x0b\x32\'.gridfabric.authority.v1.AuthorityFacts\"\xa0\x01\n\x0e\x41uthorityFacts\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x12\n\nis_foreign\x18\x05 \x01(\x08\x12*\n\x04keys\x18\x06 \x03(\x0b\x32\x1c.gridfabric.authority.v1.Key\x12\x11\n\tnamespace\x18\x07 \x03(\t\"p\n\x03Key\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x14\n\x0cnot_after_us\x18\x02 \x01(\x03\x12\x12\n\ncrl_number\x18\x03 \x01(\x03\x12\x1a\n\x12\x63rl_next_update_us\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x03\"O\n\x11\x41uthorityResponse\x12:\n\tauthority\x18\x01 \x01(\x0b\x32\'.gridfabric.authority.v1.AuthorityFacts\"]\n\x16\x43reateAuthorityRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x03(\t\x12\x12\n\nlifetime_s\x18\x04 \x01(\x03\"`\n\x13\x41\x64\x64\x41uthorityRequest\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x16\n\x0esigning_policy\x18\x02 \x01(\t\x12\x0b\n\x03\x63rl\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63rl_url\x18\x04 \x03(\t\"<\n\x16RemoveAuthorityRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"$\n\x0fRollOverRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\"3\n\rRetireRequest\x12\x11\n\tauthority\x18\x01 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"A\n\x0eLosingResponse\x12/\n\x06losing\x18\x01 \x03(\x0b\x32\x1f.gridfabric.authority.v1.Losing\"7\n\x06Losing\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\"#\n\x0cRenewRequest\x12\x13\n\x0brequest_pem\x18\x01 \x01(\x0c\"(\n\rRenewResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x32\xb3\x06\n\x05Trust\x12X\n\x05Watch\x12*.gridfabric.authority.v1.WatchTrustRequest\x1a!.gridfabric.authority.v1.TrustSet0\x01\x12t\n\x0fListAuthorities\x12/.gridfabric.authority.v1.ListAuthoritiesRequest\x1a\x30.gridfabric.authority.v1.ListAuthoritiesResponse\x12n\n\x0f\x43reateAuthority\x12/.gridfabric.authority.v1.CreateAuthorityRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12h\n\x0c\x41\x64\x64\x41uthority\x12,.gridfabric.authority.v1.AddAuthorityRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12k\n\x0fRemoveAuthority\x12/.gridfabric.authority.v1.RemoveAuthorityRequest\x1a\'.gridfabric.authority.v1.LosingResponse\x12`\n\x08RollOver\x12(.gridfabric.authority.v1.RollOverRequest\x1a*.gridfabric.authority.v1.AuthorityResponse\x12Y\n\x06Retire\x12&.gridfabric.authority.v1.RetireRequest\x1a\'.gridfabric.authority.v1.LosingResponse\x12V\n\x05Renew\x12%.gridfabric.authority.v1.RenewRequest\x1a&.gridfabric.authority.v1.RenewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,21 +52,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEAUTHORITYREQUEST']._serialized_start=885
   _globals['_CREATEAUTHORITYREQUEST']._serialized_end=978
   _globals['_ADDAUTHORITYREQUEST']._serialized_start=980
-  _globals['_ADDAUTHORITYREQUEST']._serialized_end=1059
-  _globals['_REMOVEAUTHORITYREQUEST']._serialized_start=1061
-  _globals['_REMOVEAUTHORITYREQUEST']._serialized_end=1121
-  _globals['_ROLLOVERREQUEST']._serialized_start=1123
-  _globals['_ROLLOVERREQUEST']._serialized_end=1159
-  _globals['_RETIREREQUEST']._serialized_start=1161
-  _globals['_RETIREREQUEST']._serialized_end=1212
-  _globals['_LOSINGRESPONSE']._serialized_start=1214
-  _globals['_LOSINGRESPONSE']._serialized_end=1279
-  _globals['_LOSING']._serialized_start=1281
-  _globals['_LOSING']._serialized_end=1336
-  _globals['_RENEWREQUEST']._serialized_start=1338
-  _globals['_RENEWREQUEST']._serialized_end=1373
-  _globals['_RENEWRESPONSE']._serialized_start=1375
-  _globals['_RENEWRESPONSE']._serialized_end=1415
-  _globals['_TRUST']._serialized_start=1418
-  _globals['_TRUST']._serialized_end=2237
+  _globals['_ADDAUTHORITYREQUEST']._serialized_end=1076
+  _globals['_REMOVEAUTHORITYREQUEST']._serialized_start=1078
+  _globals['_REMOVEAUTHORITYREQUEST']._serialized_end=1138
+  _globals['_ROLLOVERREQUEST']._serialized_start=1140
+  _globals['_ROLLOVERREQUEST']._serialized_end=1176
+  _globals['_RETIREREQUEST']._serialized_start=1178
+  _globals['_RETIREREQUEST']._serialized_end=1229
+  _globals['_LOSINGRESPONSE']._serialized_start=1231
+  _globals['_LOSINGRESPONSE']._serialized_end=1296
+  _globals['_LOSING']._serialized_start=1298
+  _globals['_LOSING']._serialized_end=1353
+  _globals['_RENEWREQUEST']._serialized_start=1355
+  _globals['_RENEWREQUEST']._serialized_end=1390
+  _globals['_RENEWRESPONSE']._serialized_start=1392
+  _globals['_RENEWRESPONSE']._serialized_end=1432
+  _globals['_TRUST']._serialized_start=1435
+  _globals['_TRUST']._serialized_end=2254
 # @@protoc_insertion_point(module_scope)

@@ -105,14 +105,16 @@ class CreateAuthorityRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parent: _Optional[str] = ..., namespace: _Optional[_Iterable[str]] = ..., lifetime_s: _Optional[int] = ...) -> None: ...
 
 class AddAuthorityRequest(_message.Message):
-    __slots__ = ("certificate", "signing_policy", "crl")
+    __slots__ = ("certificate", "signing_policy", "crl", "crl_url")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     SIGNING_POLICY_FIELD_NUMBER: _ClassVar[int]
     CRL_FIELD_NUMBER: _ClassVar[int]
+    CRL_URL_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
     signing_policy: str
     crl: bytes
-    def __init__(self, certificate: _Optional[bytes] = ..., signing_policy: _Optional[str] = ..., crl: _Optional[bytes] = ...) -> None: ...
+    crl_url: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, certificate: _Optional[bytes] = ..., signing_policy: _Optional[str] = ..., crl: _Optional[bytes] = ..., crl_url: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RemoveAuthorityRequest(_message.Message):
     __slots__ = ("authority", "dry_run")
