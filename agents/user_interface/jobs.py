@@ -15,7 +15,7 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name, state_number
 from agents.gatekeeper import client as gatekeeper
-from agents.user_interface import console
+from agents.user_interface import brokers, console
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
@@ -24,6 +24,8 @@ from fabric.errors import Conflict, GridError, NotFound, Unavailable
 from security.errors import SecurityError
 
 if TYPE_CHECKING:
+    from gridfabric.broker.v1.broker_pb2 import CancelOutcome, JobLocation, SubmitResponse
+
     from agents.broker.client import BrokerClient
 
 MAX_JDL_BYTES = 1024 * 1024
@@ -63,18 +65,10 @@ def read_jdl(path: Path) -> str:
         raise UsageProblem(f"{path} is not a text in UTF-8 (byte {error.start})") from None
 
 
-async def broker(grid: Grid) -> BrokerClient:
-    """A client of the broker; imported here because it reads JDL, which who looks at jobs does not need."""
-    from agents.broker.client import BrokerClient
-
-    return BrokerClient(await grid.channel("broker"))
-
-
 async def submit(grid: Grid, jdl: str, folder: Path, file: str = "") -> Submitted:
     """Submit one description; its sandbox files are looked for in `folder`. Raises GridError."""
-    client = await broker(grid)
-    await grid.delegate(await grid.channel("broker"))
-    response = await client.submit(jdl, folder)
+    channel, _ = await brokers.first(grid, grid.delegate)
+    response = await brokers.client_of(channel).submit(jdl, folder)
     return Submitted(file, response.job_id, tuple(response.children))
 
 
@@ -387,7 +381,7 @@ async def hold_command(
     done = []
     async with open_for_user(environ) as grid:
         ids = [job.job_id for job in await summaries(grid, job_ids)]
-        places = {place.job_id: place for place in await (await broker(grid)).locate(ids)}
+        places = {place.job_id: place for _, place in await located(grid, ids)}
         for job_id in ids:
             place = places.get(job_id)
             if place is None or not place.gatekeeper:
@@ -403,13 +397,23 @@ async def hold_command(
         console.print_json(done)
 
 
+async def located(grid: Grid, job_ids: Sequence[str]) -> list[tuple[BrokerClient, JobLocation]]:
+    """Which broker has each of these jobs, and where it says that it is; unknown ids are left out. Raises GridError."""
+
+    async def locate(channel: Any, ids: list[str]) -> tuple[list[tuple[BrokerClient, JobLocation]], set[str]]:
+        client = brokers.client_of(channel)
+        places = await client.locate(ids)
+        return [(client, place) for place in places], set(ids) - {place.job_id for place in places}
+
+    return (await brokers.ask(grid, job_ids, locate))[0]
+
+
 async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) -> list[dict[str, Any]]:
     """Fetch one job's output sandbox into `folder`. Returns name, size and sha256 of each file. Raises GridError."""
-    client = await broker(grid)
-    locations = await client.locate([job_id])
-    location = next((place for place in locations if place.job_id == job_id), None)
-    if location is None:
+    found = [item for item in await located(grid, [job_id]) if item[1].job_id == job_id]
+    if not found:
         raise NotFound("JOB_UNKNOWN", f"the broker knows no job {job_id}", job_id=job_id)
+    client, location = found[0]
     if location.state.upper() == "CLEARED":
         raise NotFound(
             "OUTPUT_CLEARED", f"the output of {job_id} was fetched before and is cleared; --keep leaves it at the site"
@@ -475,20 +479,49 @@ async def output_command(
         raise Ended(exit_code(failures[0]))
 
 
+async def cancel(grid: Grid, job_ids: Sequence[str]) -> tuple[list[CancelOutcome], list[str]]:
+    """End jobs, each at the broker that has it: (outcomes, ids that no broker knows). Raises GridError."""
+
+    async def ask(channel: Any, ids: list[str]) -> tuple[list[CancelOutcome], set[str]]:
+        outcomes = await brokers.client_of(channel).cancel(ids)
+        unknown = {outcome.job_id for outcome in outcomes if outcome.outcome == "unknown"}
+        return [outcome for outcome in outcomes if outcome.job_id not in unknown], unknown
+
+    return await brokers.ask(grid, job_ids, ask)
+
+
 async def cancel_command(job_ids: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
     """`grid job cancel`."""
     check_ids(job_ids)
     async with open_for_user(environ) as grid:
-        outcomes = await (await broker(grid)).cancel(list(job_ids))
+        outcomes, unknown = await cancel(grid, job_ids)
     rows = [{"job_id": outcome.job_id, "outcome": outcome.outcome} for outcome in outcomes]
+    rows += [{"job_id": job_id, "outcome": "unknown"} for job_id in unknown]
     if as_json:
         console.print_json(rows)
     else:
         for row in rows:
             print(f"{row['job_id']}: {row['outcome']}")
-    unknown = [row["job_id"] for row in rows if row["outcome"] == "unknown"]
     if unknown:
         raise NotFound("JOB_UNKNOWN", f"the broker knows no job {unknown[0]} of yours", job_id=unknown[0])
+
+
+async def resubmit(grid: Grid, job_id: str) -> SubmitResponse:
+    """Submit again what did not end well, at the broker that has it. Raises GridError."""
+
+    async def ask(channel: Any, ids: list[str]) -> tuple[list[SubmitResponse], set[str]]:
+        await grid.delegate(channel)
+        try:
+            return [await brokers.client_of(channel).resubmit(job_id)], set()
+        except NotFound as error:
+            refusals.append(error)
+            return [], set(ids)
+
+    refusals: list[NotFound] = []
+    answers, _ = await brokers.ask(grid, [job_id], ask)
+    if not answers:
+        raise refusals[0]
+    return answers[0]
 
 
 async def resubmit_command(
@@ -497,8 +530,7 @@ async def resubmit_command(
     """`grid job resubmit`."""
     check_ids([job_id])
     async with open_for_user(environ) as grid:
-        await grid.delegate(await grid.channel("broker"))
-        response = await (await broker(grid)).resubmit(job_id)
+        response = await resubmit(grid, job_id)
     if ids is not None:
         with ids.open("a", encoding="utf-8") as file:
             file.write(f"{response.job_id}\n")
@@ -553,7 +585,9 @@ async def list_match_command(file: Path, *, as_json: bool, environ: Mapping[str,
     """`grid job list-match`."""
     text = read_jdl(file)
     async with open_for_user(environ) as grid:
-        matches = list(await (await broker(grid)).list_match(text, file.resolve().parent))
+        folder = file.resolve().parent
+        _, found = await brokers.first(grid, lambda channel: brokers.client_of(channel).list_match(text, folder))
+    matches = list(found)
     matches.sort(key=lambda match: (not match.matches, -match.rank, match.ce))
     if as_json:
         names = ("ce", "matches", "rank", "failing_term", "explanation", "change")

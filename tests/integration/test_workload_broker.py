@@ -20,9 +20,12 @@ from support.grid import LabGrid
 
 from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name, state_name
 from agents.broker.client import BrokerClient
+from agents.user_interface.connection import open_grid
+from agents.user_interface.endpoints import Endpoints
+from agents.user_interface.jobs import cancel, located, resubmit, submit
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import to_us
-from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused
+from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.glue13 import ce_entries, cluster_entries
 from fabric.glue_model import PRODUCTION, ComputingElement, SubCluster
 from fabric.information_publisher import InformationPublisher
@@ -30,6 +33,7 @@ from fabric.rpc.delegation import delegate
 from fabric.rpc.peer import current_peer
 from fabric.rpc.rules import full_user
 from fabric.rpc.server import RpcService
+from fabric.settings import Endpoint
 
 TRUE = 'Executable = "/bin/true"; '
 OPTIONS = {"proxy_poll_s": 0.1, "take_back_after_s": 0.3, "backoff_most_s": 0.3, "repeat_cancel_s": 0.3}
@@ -380,6 +384,34 @@ async def test_a_ce_that_fails_jobs_fast_gets_no_more(workload: Workload) -> Non
     await workload.until(lambda: any("waits after a failure until" in why for why in agent.core.reasons.values()))
     found = await workload.located(broker, waiting, "WAITING")
     assert (found.attempt, found.waiting_for.startswith("waits after a failure until")) == (2, True)
+
+
+async def test_the_user_interface_goes_to_the_next_broker_and_finds_the_one_that_has_a_job(workload: Workload) -> None:
+    lab = workload.lab
+    lab.plan("broker", name="broker2.CERN")
+    await workload.start("ce1")
+    await lab.start("broker", name="broker2.CERN", options=workload.options)
+    workload.ces["ce1"].runs = False
+    two = tuple(
+        Endpoint("broker", name, "localhost", "CERN", lab.port(name)) for name in ("broker.CERN", "broker2.CERN")
+    )
+    nobodys = "https://localhost:1/nobody"
+    async with open_grid(Endpoints({"broker": two}), lab.user("alice"), lab.certificates) as grid:
+        first = (await submit(grid, TRUE, Path())).job_id
+        await lab.stop("broker.CERN")
+        second = (await submit(grid, TRUE + "Parameters = 2;", Path())).job_id
+        with pytest.raises(Unavailable, match="one that may have it does not") as caught:
+            await cancel(grid, [first])
+        assert (caught.value.reason, caught.value.facts["job_id"]) == ("BROKER_AWAY", first)
+        await workload.start_broker()
+        found = await located(grid, [first, nobodys])
+        assert [place.job_id for _, place in found] == [first]
+        outcomes, unknown = await cancel(grid, [second, nobodys, first])
+        assert ([item.outcome for item in outcomes], unknown) == (["cancelling"] * 3, [nobodys])
+        await workload.ended([first, second], count=3)
+        assert (await resubmit(grid, second)).children
+        with pytest.raises(NotFound, match="has submitted no"):
+            await resubmit(grid, nobodys)
 
 
 async def test_retries_end(workload: Workload) -> None:
