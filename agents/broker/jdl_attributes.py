@@ -31,13 +31,15 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "DataCatalog": "the grid's own catalogue is asked for replicas",
     "ReplicaCatalog": "the grid's own catalogue is asked for replicas",
     "SignificantAttributes": "jobs are matched together when everything that decides is equal",
+    "PerusalFileEnable": "the files of every running job can be looked at: grid job follow --file NAME",
+    "PerusalTimeInterval": "files are read when somebody looks at them, not at intervals",
     "NodesCollocation": "every node is placed by its own Requirements",
 }
 """Attributes that are kept and do nothing here, and why."""
 
 _PARALLEL = "a job here is one process on one slot; leave it out, or give 1"
 _REMOTE = "sandbox files go between the user interface and the job; use InputData and OutputData for other places"
-_INTERACTIVE = "there is no terminal at a running job; submit a Normal job and watch its output"
+_INTERACTIVE = "there is no terminal at a running job; submit a Normal job and look at its output with grid job follow"
 _CHECKPOINTS = "jobs are not divided into steps here; submit a Parametric job or a DAG"
 REFUSED: Mapping[str, tuple[str, object]] = {
     "NodeNumber": (_PARALLEL, 1),
@@ -56,8 +58,6 @@ REFUSED: Mapping[str, tuple[str, object]] = {
     "JobSteps": (_CHECKPOINTS, None),
     "CurrentStep": (_CHECKPOINTS, None),
     "JobState": (_CHECKPOINTS, None),
-    "PerusalFileEnable": ("files of running jobs cannot be looked at yet; leave it out", False),
-    "PerusalTimeInterval": ("files of running jobs cannot be looked at yet; leave it out", None),
 }
 """Attributes that would change what a job does and cannot be honoured: the sentence, and the value that asks for
 nothing."""

@@ -19,6 +19,7 @@ from agents.gatekeeper import store as rows
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
+from agents.gatekeeper.following import Following
 from agents.gatekeeper.machine import GatekeeperMachine, Worker
 from agents.gatekeeper.model import CancelAsked, Job, Purged, Rules, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
@@ -132,6 +133,7 @@ class Gatekeeper(Agent):
                     sandbox=self._sandbox,
                     accounts=self._accounts,
                     software=self._software,
+                    following=Following(self._pool, self._driver, self._store, self._sandbox),
                 ),
                 gatekeeper_pb2_grpc.add_GatekeeperServicer_to_server,
                 GATEKEEPER_RULES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -11,13 +12,15 @@ from typing import Any
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from fabric.errors import DataCorrupted
+from fabric.errors import DataCorrupted, Unavailable
 
 PIECE_BYTES = 1024 * 1024
+FOLLOW_SILENT_S = 60.0
+"""A gatekeeper that one follows says something every 10 s."""
 
 __all__ = [
-    "cancel", "close", "get_output", "hold", "output_files", "purge", "put_sandbox", "release", "status", "submit",
-    "tags", "watch",
+    "cancel", "close", "follow", "get_output", "hold", "output_files", "purge", "put_sandbox", "release", "status",
+    "submit", "tags", "watch",
 ]  # fmt: skip
 
 
@@ -91,6 +94,23 @@ async def watch(channel: Any, after_sequence: int = 0) -> AsyncIterator[pb.JobUp
         async for response in stream:
             for update in response.updates:
                 yield update
+
+
+async def follow(channel: Any, request: pb.FollowRequest) -> AsyncIterator[pb.FollowResponse]:
+    """What a file of a job holds and grows by; the last response has `ended`. Raises GridError: Unavailable when the
+    stream is lost or silent, then ask again from the offset where it stopped."""
+    async with _stub(channel).Follow(request) as stream:
+        while True:
+            try:
+                async with asyncio.timeout(FOLLOW_SILENT_S):
+                    response = await stream.read()
+            except TimeoutError:
+                raise Unavailable(
+                    "GATEKEEPER_SILENT", f"the gatekeeper said nothing for {FOLLOW_SILENT_S:g} s"
+                ) from None
+            if not isinstance(response, pb.FollowResponse):
+                return
+            yield response
 
 
 async def output_files(channel: Any, job_id: str) -> dict[str, bytes]:

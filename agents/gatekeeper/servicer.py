@@ -17,6 +17,7 @@ from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver, NewJob
+from agents.gatekeeper.following import Following
 from agents.gatekeeper.model import (
     CancelAsked,
     ClosureAsked,
@@ -58,11 +59,13 @@ GATEKEEPER_RULES = {
     "Watch": rules.user,
     "Status": rules.user,
     "GetOutput": rules.user,
+    "Follow": rules.user,
     "Purge": rules.full_user,
 }
 WORKER_PORT_RULES = {
     "Work": rules.site_services("worker"),
     "FetchSandbox": rules.site_services("worker"),
+    "Peeked": rules.site_services("worker"),
     "StoreOutput": rules.site_services("worker"),
 }
 
@@ -99,20 +102,16 @@ class Sandbox:
 
         await self._store.write(note)
 
-    async def pieces(self, sha256: str) -> AsyncIterator[bytes]:
-        """The bytes of a file in pieces; at least one piece."""
+    async def pieces(self, sha256: str, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of a file from there on in pieces; at least one piece."""
         async with self._transfers:
             descriptor = self.area.open_file(sha256)
             try:
-                offset = 0
-                while True:
-                    piece = await asyncio.to_thread(read_pieces, descriptor, offset)
-                    if not piece and offset:
-                        return
+                first = True
+                while (piece := await asyncio.to_thread(read_pieces, descriptor, offset)) or first:
                     yield piece
                     offset += len(piece)
-                    if not piece:
-                        return
+                    first = False
             finally:
                 os.close(descriptor)
 
@@ -140,8 +139,9 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         sandbox: Sandbox,
         accounts: Accounts,
         software: Software,
+        following: Following,
     ) -> None:
-        self.software = software
+        self.software, self._following = software, following
         self._context, self._options, self._driver = context, options, driver
         self._store, self._sandbox, self._accounts = store, sandbox, accounts
 
@@ -433,6 +433,16 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 yield response
                 response = pb.GetOutputResponse()
 
+    async def Follow(self, request: pb.FollowRequest, context: Any) -> AsyncIterator[pb.FollowResponse]:
+        """See Following.follow."""
+        (job,) = await self._mine([request.job_id])
+        pieces = self._following.follow(job, request)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()  # type: ignore[attr-defined]
+
     async def Purge(self, request: pb.PurgeRequest, context: Any) -> pb.PurgeResponse:
         """Ended jobs go; unknown ids are gone already."""
         own = await self._own(request.job_ids)
@@ -470,6 +480,11 @@ class WorkerPortServicer(gatekeeper_pb2_grpc.WorkerPortServicer):
         """One file of the area in pieces."""
         async for piece in self._sandbox.pieces(request.sha256):
             yield pb.FetchSandboxResponse(data=piece)
+
+    async def Peeked(self, request: pb.PeekedRequest, context: Any) -> pb.PeekedResponse:
+        """To who waits for it."""
+        self._pool.peeked(current_peer(context).agent_name, request)
+        return pb.PeekedResponse()
 
     async def StoreOutput(
         self, request_iterator: AsyncIterator[pb.StoreOutputRequest], context: Any

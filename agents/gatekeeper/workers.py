@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from agents.gatekeeper.model import (
     Command,
     CreditGiven,
     Event,
+    Job,
     JobReturned,
     JobStarted,
     KillOnWorker,
@@ -32,7 +34,7 @@ from agents.gatekeeper.model import (
     WorkerLeft,
 )
 from fabric.clock import to_us
-from fabric.errors import GridError, InvalidRequest, from_security
+from fabric.errors import GridError, InvalidRequest, NotFound, from_security
 from security.credentials import Credential
 from security.errors import SecurityError
 from security.proxies import sign_request
@@ -42,6 +44,9 @@ MAX_INLINE_OUTPUT_BYTES = 256 * 1024
 """Of one job in a report; the worker sends larger ones by StoreOutput."""
 MAX_WORKERS = 2000
 MAX_HELD = 20_000
+MAX_PEEK_BYTES = 256 * 1024
+PEEK_TIMEOUT_S = 15.0
+"""A worker answers after 5 s at the latest, be it that there is nothing."""
 PROXY_LIFETIME = timedelta(hours=24)
 """Cut to the delegation's own life."""
 
@@ -57,6 +62,9 @@ class _Link:
         self.proxies: list[pb.ProxyGranted] = []
         self.requests: dict[str, tuple[bytes, x509.Certificate]] = {}
         """Owner to the worker's certificate request and the delegated proxy that it was signed with."""
+        self.peeks: list[pb.Peek] = []
+        self.peeking: dict[int, asyncio.Future[pb.PeekedRequest | None]] = {}
+        """Who waits for the answer to which peek."""
         self.wake = asyncio.Event()
         self.closed = ""
 
@@ -69,6 +77,7 @@ class WorkerPool:
         self._heartbeat_s, self._computing_element = heartbeat_s, computing_element
         self._links: dict[str, _Link] = {}
         self._streams = itertools.count(1)
+        self._peek_ids = itertools.count(random.getrandbits(40))  # not those of before a restart
         self.driver: Driver
         self.facts: dict[str, dict[str, str]] = {}
         """What each worker that was here told about itself."""
@@ -102,6 +111,37 @@ class WorkerPool:
         self._draining = True
         for link in self._links.values():
             link.wake.set()
+
+    # ---- files of jobs
+
+    async def peek(self, job: Job, name: str, offset: int) -> pb.PeekedRequest | None:
+        """The next piece of a file of a job that is with a worker; None when the worker is away or does not answer."""
+        link = self._links.get(job.worker)
+        if link is None:
+            return None
+        peek = pb.Peek(
+            id=next(self._peek_ids), job_id=job.job_id, attempt=job.attempt, run=job.run, name=name, offset=offset
+        )
+        answer = link.peeking[peek.id] = asyncio.get_running_loop().create_future()
+        link.peeks.append(peek)
+        link.wake.set()
+        try:
+            async with asyncio.timeout(PEEK_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del link.peeking[peek.id]
+
+    def peeked(self, worker: str, answer: pb.PeekedRequest) -> None:
+        """A worker's answer. Raises NotFound PEEK_UNKNOWN, InvalidRequest PIECE_TOO_LARGE."""
+        if len(answer.data) > MAX_PEEK_BYTES:
+            raise InvalidRequest("PIECE_TOO_LARGE", f"{worker} sent a piece of more than {MAX_PEEK_BYTES} bytes")
+        link = self._links.get(worker)
+        waiting = link.peeking.get(answer.id) if link is not None else None
+        if waiting is None or waiting.done():
+            raise NotFound("PEEK_UNKNOWN", "nobody waits for this piece any more")
+        waiting.set_result(answer)
 
     # ---- one stream
 
@@ -143,6 +183,9 @@ class WorkerPool:
             reader.cancel()
             if self._links.get(name) is link:
                 del self._links[name]
+            for waiting in link.peeking.values():
+                if not waiting.done():
+                    waiting.set_result(None)
             self.driver.feed([WorkerLeft(name, link.stream)])
             self._context.log.info("worker.left", worker=name, why=link.closed or "its stream ended")
 
@@ -165,6 +208,7 @@ class WorkerPool:
                 order.cancel.add(job_id=kill.job_id, attempt=kill.attempt, run=kill.run, reason=kill.reason)
             for done in _taken(link.acknowledged):
                 order.acknowledged.add(job_id=done.job_id, attempt=done.attempt, run=done.run)
+            order.peek.extend(_taken(link.peeks))
             if link.proxies:
                 order.proxy.CopyFrom(link.proxies.pop(0))
             if link.proxies:

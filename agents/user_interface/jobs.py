@@ -271,6 +271,19 @@ async def status_command(
     print_jobs(found[:limit], as_json=as_json)
 
 
+def end_with_failed(ended: Sequence[lb.JobSummary]) -> None:
+    """Say how the first of these that did not end well ended. Raises Ended JOB_FAILED if there is one."""
+    bad = [job for job in ended if not succeeded(job)]
+    if bad:
+        first = bad[0]
+        code = f" with exit code {first.exit_code}" if first.exit_code else ""
+        why = f": {reason}" if (reason := reason_of(first)) else ""
+        console.warn(
+            f"{len(bad)} of {len(ended)} jobs did not succeed; {first.job_id} is {state_name(first.state)}{code}{why}"
+        )
+        raise Ended(ExitCode.JOB_FAILED)
+
+
 async def wait_command(
     job_ids: Sequence[str], timeout_s: float | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
@@ -295,15 +308,7 @@ async def wait_command(
             raise TimeoutError(f"not all jobs have ended after {timeout_s:g} s ({shown}); they go on running") from None
     if as_json:
         print_jobs(list(states.values()), as_json=True)
-    bad = [job for job in states.values() if not succeeded(job)]
-    if bad:
-        first = bad[0]
-        code = f" with exit code {first.exit_code}" if first.exit_code else ""
-        why = f": {reason}" if (reason := reason_of(first)) else ""
-        console.warn(
-            f"{len(bad)} of {len(states)} jobs did not succeed; {first.job_id} is {state_name(first.state)}{code}{why}"
-        )
-        raise Ended(ExitCode.JOB_FAILED)
+    end_with_failed(list(states.values()))
 
 
 async def watch_command(

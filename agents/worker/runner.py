@@ -65,6 +65,12 @@ from security.credentials import Credential
 MAX_INLINE_BYTES = 64 * 1024
 """Output of one job that travels inside its report."""
 PIECE_BYTES = 1024 * 1024
+MAX_PEEK_BYTES = 256 * 1024
+MAX_PEEKS = 128
+"""Readers of files of running jobs that wait here at a time."""
+PEEK_S = 5.0
+PEEK_LOOK_S = 0.2
+"""A file is looked at so often, for PEEK_S, until it has grown."""
 GATHER_S = 0.002
 _LIMITS = {
     "WALL_TIME": "it ran longer than its wall time limit",
@@ -113,6 +119,7 @@ class Runner:
         )
         self._disk_problem = self._clock_problem = ""
         self._computing_element = ""
+        self._peeking: set[int] = set()
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
@@ -358,6 +365,9 @@ class Runner:
             events.append(KillAsked(Name(kill.job_id, kill.attempt, kill.run), kill.reason or "CANCELLED"))
         for done in order.acknowledged:
             events.append(AcknowledgedByGatekeeper(Name(done.job_id, done.attempt, done.run)))
+        for peek in order.peek:
+            if len(self._peeking) < MAX_PEEKS:  # who gets no answer asks again
+                self._spawn(self._peek(peek), f"peek {peek.id}")
         if order.HasField("proxy"):
             proxy = order.proxy
             self.proxies.granted(proxy.owner, proxy.chain_pem, proxy.reason, proxy.sentence)
@@ -792,6 +802,41 @@ class Runner:
 
         channel = await self.context.channels.get(self._endpoint.host, self._endpoint.rpc)
         await gatekeeper_pb2_grpc.WorkerPortStub(channel).StoreOutput(messages(), timeout=600)
+
+    # ---- files of running jobs
+
+    async def _peek(self, peek: pb.Peek) -> None:
+        """Answer with the next piece of a file as soon as there is one."""
+        self._peeking.add(peek.id)
+        key = Name(peek.job_id, peek.attempt, peek.run).key
+        until = time.monotonic() + PEEK_S
+        try:
+            while True:
+                job = self.machine.jobs.get(key)
+                over = job is not None and job.phase in (Phase.COLLECTING, Phase.REPORTED)
+                data = await asyncio.to_thread(self._piece, job, peek.name, peek.offset) if job is not None else b""
+                if data or over or job is None or time.monotonic() > until:
+                    break
+                await asyncio.sleep(PEEK_LOOK_S)
+            channel = await self.context.channels.get(self._endpoint.host, self._endpoint.rpc)
+            await gatekeeper_pb2_grpc.WorkerPortStub(channel).Peeked(pb.PeekedRequest(id=peek.id, data=data, over=over))
+        except GridError as error:
+            self._log.info("peek.unanswered", job_id=peek.job_id, reason=error.reason)
+        finally:
+            self._peeking.discard(peek.id)
+
+    def _piece(self, job: Job, name: str, offset: int) -> bytes:
+        """Empty also for a file that is not there or may not be taken."""
+        try:
+            descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
+        except (OSError, scratch.OutputError):
+            return b""
+        try:
+            return os.pread(descriptor, MAX_PEEK_BYTES, offset)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
 
     # ---- watching
 

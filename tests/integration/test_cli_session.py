@@ -15,7 +15,7 @@ import pytest
 from support.grid import LabGrid
 
 from agents.bookkeeping.client import BookkeepingClient
-from agents.user_interface import access, accounting, console, data, doctor, endpoints, information, jobs
+from agents.user_interface import access, accounting, console, data, doctor, endpoints, following, information, jobs
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Refused
 
@@ -115,6 +115,11 @@ async def test_a_job_from_submission_to_output(desk: Desk) -> None:
     matches = await desk.call(jobs.list_match_command, desk.jdl(text))
     assert [match["matches"] for match in matches] == [True]
     job_id = await desk.submit(text)
+    async with asyncio.timeout(30):
+        await following.follow_command(job_id, std_error=False, name=None)  # from before it has a place
+    assert desk.capsys.readouterr().out == "hello world\n"
+    with pytest.raises(NotFound, match="no StdError"):
+        await following.follow_command(job_id, std_error=True, name=None)
     (job,) = await desk.call(jobs.wait_command, [job_id], 30)
     assert (job["state"], job["exit_code"], job["name"]) == ("DONE", 0, "greeting")
     (status,) = await desk.call(jobs.status_command, [], "DONE", None, 3600, 10)

@@ -111,6 +111,26 @@ def watch(
 
 
 @app.command()
+def follow(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
+    stderr: Annotated[bool, typer.Option("--stderr", help="Standard error instead of standard output.")] = False,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="Another file in the job's directory.")] = None,
+) -> None:
+    """Print what a job writes as it writes it, from the beginning, until it has ended. Exit 6 if it did not succeed.
+
+    Waits for a job that is queued; of one that has ended, prints what its output sandbox has.
+
+    \b
+    Examples:
+      grid job follow https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w
+      grid job follow --file run.log https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w | grep WARNING
+    """
+    from agents.user_interface import following
+
+    console.run_async(following.follow_command(job, std_error=stderr, name=file))
+
+
+@app.command()
 def stats(
     since: Annotated[
         str, typer.Option(help="Jobs submitted in the last ... (2h, 30m, 7d).", callback=console.duration_option)

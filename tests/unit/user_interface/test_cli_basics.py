@@ -42,7 +42,8 @@ def commands(command: Any = None, words: tuple[str, ...] = ()) -> list[tuple[tup
 
 
 ALL = commands()
-PRINTS_NO_DATA = {("proxy", "destroy")}
+PRINTS_NO_DATA = {("proxy", "destroy"), ("job", "follow")}
+"""Or a job's own bytes and nothing else."""
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_the_commands_are_those_promised() -> None:
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
         "jdl check", "job resubmit", "accounting report", "accounting export", "accounting check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
-        "job history", "job list-match", "job watch", "job stats",
+        "job history", "job list-match", "job watch", "job stats", "job follow",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",

@@ -307,6 +307,36 @@ class GetOutputResponse(_message.Message):
     data: bytes
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class FollowRequest(_message.Message):
+    __slots__ = ("job_id", "std_error", "name", "offset", "attempt")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    std_error: bool
+    name: str
+    offset: int
+    attempt: int
+    def __init__(self, job_id: _Optional[str] = ..., std_error: _Optional[bool] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class FollowResponse(_message.Message):
+    __slots__ = ("attempt", "state", "offset", "data", "ended", "lost")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    state: JobState
+    offset: int
+    data: bytes
+    ended: bool
+    lost: bool
+    def __init__(self, attempt: _Optional[int] = ..., state: _Optional[_Union[JobState, str]] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., ended: _Optional[bool] = ..., lost: _Optional[bool] = ...) -> None: ...
+
 class PurgeRequest(_message.Message):
     __slots__ = ("job_ids",)
     JOB_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -439,20 +469,52 @@ class ProxyWanted(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., request_pem: _Optional[bytes] = ...) -> None: ...
 
 class WorkerOrder(_message.Message):
-    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain", "welcome")
+    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain", "welcome", "peek")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     PROXY_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
+    PEEK_FIELD_NUMBER: _ClassVar[int]
     run: _containers.RepeatedCompositeFieldContainer[RunJob]
     cancel: _containers.RepeatedCompositeFieldContainer[HeldJob]
     acknowledged: _containers.RepeatedCompositeFieldContainer[HeldJob]
     proxy: ProxyGranted
     drain: bool
     welcome: Welcome
-    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ...) -> None: ...
+    peek: _containers.RepeatedCompositeFieldContainer[Peek]
+    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., peek: _Optional[_Iterable[_Union[Peek, _Mapping]]] = ...) -> None: ...
+
+class Peek(_message.Message):
+    __slots__ = ("id", "job_id", "attempt", "run", "name", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    job_id: str
+    attempt: int
+    run: int
+    name: str
+    offset: int
+    def __init__(self, id: _Optional[int] = ..., job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class PeekedRequest(_message.Message):
+    __slots__ = ("id", "data", "over")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    data: bytes
+    over: bool
+    def __init__(self, id: _Optional[int] = ..., data: _Optional[bytes] = ..., over: _Optional[bool] = ...) -> None: ...
+
+class PeekedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("heartbeat_ms", "computing_element", "now_us")

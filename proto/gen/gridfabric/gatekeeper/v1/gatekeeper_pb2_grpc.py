@@ -90,6 +90,11 @@ class GatekeeperStub:
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.GetOutputRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.GetOutputResponse.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/gridfabric.gatekeeper.v1.Gatekeeper/Follow',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowResponse.FromString,
+                _registered_method=True)
         self.Purge = channel.unary_unary(
                 '/gridfabric.gatekeeper.v1.Gatekeeper/Purge',
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PurgeRequest.SerializeToString,
@@ -182,6 +187,15 @@ class GatekeeperServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Follow(self, request, context):
+        """What a file of a job holds from an offset on, then what it grows by, until the job has ended; waits while it is
+        queued. Something comes every 10 s at least, and at last a message with `ended`. Owner only. Errors: NOT_FOUND
+        (JOB_UNKNOWN, NO_STREAM), INVALID_ARGUMENT (DESCRIPTION_INVALID: a name), RESOURCE_EXHAUSTED (FOLLOW_LIMIT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Purge(self, request, context):
         """After: output and row are removed. Ended jobs only. Idempotent.
         """
@@ -246,6 +260,11 @@ def add_GatekeeperServicer_to_server(servicer, server):
                     servicer.GetOutput,
                     request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.GetOutputRequest.FromString,
                     response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.GetOutputResponse.SerializeToString,
+            ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowResponse.SerializeToString,
             ),
             'Purge': grpc.unary_unary_rpc_method_handler(
                     servicer.Purge,
@@ -562,6 +581,33 @@ class Gatekeeper:
             _registered_method=True)
 
     @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.Gatekeeper/Follow',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FollowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Purge(request,
             target,
             options=(),
@@ -609,6 +655,11 @@ class WorkerPortStub:
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxResponse.FromString,
                 _registered_method=True)
+        self.Peeked = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.WorkerPort/Peeked',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.FromString,
+                _registered_method=True)
         self.StoreOutput = channel.stream_unary(
                 '/gridfabric.gatekeeper.v1.WorkerPort/StoreOutput',
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.StoreOutputRequest.SerializeToString,
@@ -634,6 +685,13 @@ class WorkerPortServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Peeked(self, request, context):
+        """The answer to a Peek of an order. Errors: NOT_FOUND (PEEK_UNKNOWN: nobody waits for it any more).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StoreOutput(self, request_iterator, context):
         """Output files too large for a report.
         """
@@ -653,6 +711,11 @@ def add_WorkerPortServicer_to_server(servicer, server):
                     servicer.FetchSandbox,
                     request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxRequest.FromString,
                     response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxResponse.SerializeToString,
+            ),
+            'Peeked': grpc.unary_unary_rpc_method_handler(
+                    servicer.Peeked,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.SerializeToString,
             ),
             'StoreOutput': grpc.stream_unary_rpc_method_handler(
                     servicer.StoreOutput,
@@ -715,6 +778,33 @@ class WorkerPort:
             '/gridfabric.gatekeeper.v1.WorkerPort/FetchSandbox',
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxRequest.SerializeToString,
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FetchSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Peeked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.WorkerPort/Peeked',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.FromString,
             options,
             channel_credentials,
             insecure,
