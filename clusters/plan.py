@@ -14,8 +14,10 @@ PACKED_VALID_FOR_S = 60.0
 """How long what an agent of a pack publishes stands without a sign of life. Those of a pack wait for each other's
 turns, and a grid of packs is a large one on a small machine: a late word is no loss. Changes travel at once as ever."""
 
-PACKED: Mapping[str, float] = {"publish_valid_for_s": PACKED_VALID_FOR_S, "trust_poll_s": 5.0, "crl_refresh_s": 10.0}
-"""The section `fabric` of agents of a pack: what is pushed, too, is looked at less often."""
+PACKED: Mapping[str, float] = {
+    "publish_valid_for_s": PACKED_VALID_FOR_S, "trust_poll_s": 5.0, "crl_refresh_s": 10.0, "keepalive_s": 15.0,
+}  # fmt: skip
+"""The section `fabric` of agents of a pack: what is pushed, too, is looked at less often, and so are connections."""
 PACKED_WORKER: Mapping[str, float] = {"disk_check_s": 10.0}
 
 Ports = Mapping[str, Mapping[str, int]]

@@ -209,6 +209,7 @@ async def _run(settings: Settings, clock: Clock, log: Logger, builder: Builder) 
                 session_lifetime_s=options.session_lifetime_s,
                 max_sessions=options.max_sessions,
                 max_sessions_per_owner=options.max_sessions_per_owner,
+                keepalive_s=2 * options.keepalive_s,
             ),
             services,
         )
@@ -312,7 +313,9 @@ def _context(settings: Settings, clock: Clock, log: Logger) -> AgentContext:
     except SecurityError as error:
         raise from_security(error) from error
     policy = default_policy(options.crl_policy, options.expired_crl_policy)
-    channels = Channels(trust=trust, policy=policy, clock=clock, log=log, credential=credential)
+    channels = Channels(
+        trust=trust, policy=policy, clock=clock, log=log, credential=credential, keepalive_s=options.keepalive_s
+    )
     return AgentContext(
         settings=settings,
         log=log,

@@ -99,7 +99,8 @@ class MapFileUpdater:
         try:
             while True:
                 try:
-                    await self._update_shared(SHARED_AGE * refresh_s)
+                    if not self._is_settled(SHARED_AGE * refresh_s):
+                        await self._update_shared(SHARED_AGE * refresh_s)
                     self._context.solved("map file")
                 except Exception as error:  # logged where it happened; the next round may do better
                     self._context.problem(
@@ -114,6 +115,22 @@ class MapFileUpdater:
             for found in self._lists.values():
                 self._drop(found.reader)
             await self._leave_dropped()
+
+    def _is_settled(self, max_age_s: float) -> bool:
+        """True if another agent of this process has just seen that no list has changed, and nobody changed the file."""
+        self._look_at_vos()
+        lists = [self._lists[vo] for vo in self._vos]
+        if self._written != (*(found.members for found in lists), self._stamp()):
+            return False
+        for vo, found in zip(self._vos, lists, strict=True):
+            reader = found.reader
+            if reader is None or found.held is not None or reader.servers != self._servers(vo):
+                return False
+            if found.offered is None or reader.known(max_age_s) is not found.offered:
+                return False
+        for found in lists:
+            found.good_at, found.sentence = self._context.clock.monotonic(), ""
+        return True
 
     async def _leave_dropped(self) -> None:
         while self._dropped:

@@ -74,6 +74,11 @@ class MemberReader:
         for server in list(self._clients):
             await self._drop(server)
 
+    def known(self, max_age_s: float) -> MemberList | None:
+        """The list if it was read so short a time ago and nobody is asking."""
+        is_young = asyncio.get_running_loop().time() - self._asked_at < max_age_s
+        return self._found if is_young and self._asking is None and self._failure is None else None
+
     async def read(self, max_age_s: float) -> MemberList:
         """The list as it was at most so long ago, from the first server that answers. Raises Unavailable
         MEMBERS_UNREADABLE, also for what failed less than that ago."""

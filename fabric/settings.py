@@ -85,6 +85,8 @@ class FabricOptions:
     """Path of the pool account directory; if set, a user's session leases an account (gatekeepers only)."""
     publish_valid_for_s: float = field(default=8.0, metadata={"minimum": 0.1})
     """What this agent publishes stands so long without a sign of life; it shows one four times as often."""
+    keepalive_s: float = field(default=2.5, metadata={"minimum": 0.5})
+    """How often a quiet connection to another service is tested; by servers half as often."""
     crl_policy: str = field(default="require", metadata={"choices": ("require", "warn", "ignore")})
     """What a missing revocation list means."""
     expired_crl_policy: str = field(default="same", metadata={"choices": ("same", "require", "warn", "ignore")})

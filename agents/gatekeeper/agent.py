@@ -46,6 +46,8 @@ from security.errors import Reason, SecurityError
 from security.validation import Identity, validate_client_chain
 
 CLEAN_EVERY_S = 10.0
+QUIET_TICKS = 4
+"""Where nothing waits for time to pass, the clock ticks so many times slower."""
 JUDGE_OWNERS_S = 60.0
 """Owners of jobs are judged after every change of trust, map or bans, and this often besides."""
 KILL_REASONS = frozenset(
@@ -234,7 +236,8 @@ class Gatekeeper(Agent):
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(min(1.0, max(0.05, self.options.worker_lost_s / 4)))
+            pause_s = min(1.0, max(0.05, self.options.worker_lost_s / 4))
+            await asyncio.sleep(pause_s * (1 if self.machine.waits_for_time else QUIET_TICKS))
             self._driver.feed([Ticked()])
             if self._driver.blocked:
                 self.context.problem("store", f"nothing can be kept: {self._driver.blocked}")

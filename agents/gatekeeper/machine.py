@@ -169,6 +169,11 @@ class GatekeeperMachine:
             case Purged():
                 self._turn.purged.append(event.job_id)
 
+    @property
+    def waits_for_time(self) -> bool:
+        """Whether a tick may change something soon."""
+        return bool(self.jobs or self.closure.ends_at_us) or any(not one.stream for one in self.workers.values())
+
     # ---- submit
 
     def _submit(self, job: Job) -> None:

@@ -62,13 +62,14 @@ OLD_LINK_GRACE_S = 5.0
 LEAVING_S = 600.0
 """Calls that run on a connection to a server that has renewed its certificate have this long to end."""
 
+KEEPALIVE_S = 2.5
+"""A quiet connection is tested this often: with the timeout below, a cut link is noticed within about 5 s."""
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", HARD_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),  # the server refuses with a sentence; grpc would only give a number
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 2_500),  # with the timeout: a cut link is noticed within about 5 s
     ("grpc.keepalive_timeout_ms", 2_000),
     ("grpc.http2.ping_timeout_ms", 2_000),  # without it a silent peer is noticed after a minute, whatever the above say
     ("grpc.keepalive_permit_without_calls", 1),
@@ -163,7 +164,11 @@ class Link:
     def _channel_to(self, leaf: x509.Certificate) -> grpc.aio.Channel:
         pinned = grpc.ssl_channel_credentials(root_certificates=certificates.pem([leaf]))
         # The name was checked by our rules; grpc only has to find the pinned leaf acceptable for itself.
-        options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", _any_name(leaf, self.host))]
+        options = [
+            *CHANNEL_OPTIONS,
+            ("grpc.keepalive_time_ms", int(1000 * self._owner.keepalive_s)),
+            ("grpc.ssl_target_name_override", _any_name(leaf, self.host)),
+        ]
         host = f"[{self.host}]" if ":" in self.host else self.host
         return grpc.aio.secure_channel(f"{host}:{self.port}", pinned, options=options)
 
@@ -234,8 +239,11 @@ class Channels:
         clock: Clock,
         log: Logger,
         credential: Credential | None = None,
+        keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        """`credential` is whose name calls are made in unless `get` is given another; None: without sessions."""
+        """`credential` is whose name calls are made in unless `get` is given another; None: without sessions. Quiet
+        connections are tested every `keepalive_s`."""
+        self.keepalive_s = keepalive_s
         self.trust, self.policy, self.clock, self.log = trust, policy, clock, log
         self.credential = credential
         """May be replaced by another one of the same name: sessions move to it with the next call."""

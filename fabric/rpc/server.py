@@ -56,7 +56,6 @@ SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", HARD_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -168,6 +167,8 @@ class ServerConfig:
     session_lifetime_s: float = 12 * 3600.0
     max_sessions: int = 4096
     max_sessions_per_owner: int = 64
+    keepalive_s: float = 5.0
+    """How often a quiet connection is tested."""
     options: tuple[tuple[str, Any], ...] = field(default=())
 
 
@@ -244,7 +245,8 @@ class RpcServer:
         """Open the port and return its number. Raises Unavailable PORT_IN_USE."""
         config = self._config
         server = grpc.aio.server(
-            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS, options=[*SERVER_OPTIONS, *config.options]
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+            options=[*SERVER_OPTIONS, ("grpc.keepalive_time_ms", int(1000 * config.keepalive_s)), *config.options],
         )
         server.add_generic_rpc_handlers((cast("Any", _Dispatcher(self)),))
         self._tls = grpc.dynamic_ssl_server_credentials(
