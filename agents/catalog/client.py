@@ -103,7 +103,8 @@ async def remove_replica(channel: Any, name: str, surl: str, *, dry_run: bool = 
 
 
 async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[str]]:
-    """Files by LFN (or GUID as `guid:...`), any number, with their replicas; and the names that are unknown."""
+    """Files by LFN (or GUID as `guid:...`, or the SURL of a replica), any number, with their replicas; and the names
+    that are unknown."""
     stub = catalog_pb2_grpc.CatalogueStub(channel)
     wanted = list(dict.fromkeys(names))
     parts = [wanted[start : start + MAX_LOOKUP] for start in range(0, len(wanted), MAX_LOOKUP)]
@@ -112,10 +113,11 @@ async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[
     unknown: list[str] = []
     while parts:
         part = parts.pop()
-        lfns = [name for name in part if not name.startswith("guid:")]
+        lfns = [name for name in part if not name.startswith(("guid:", "srm:"))]
         guids = [name for name in part if name.startswith("guid:")]
+        surls = [name for name in part if name.startswith("srm:")]
         try:
-            answer = await stub.Lookup(pb.LookupRequest(lfns=lfns, guids=guids))
+            answer = await stub.Lookup(pb.LookupRequest(lfns=lfns, guids=guids, surls=surls))
         except InvalidRequest as error:
             if error.reason not in ("ANSWER_TOO_LARGE", "MESSAGE_TOO_LARGE") or len(part) == 1:
                 raise

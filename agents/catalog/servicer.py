@@ -102,10 +102,11 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     async def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:
         """See the proto."""
         peer = current_peer(context)
-        if len(request.lfns) + len(request.guids) > MAX_LOOKUP:
+        asked = len(request.lfns) + len(request.guids) + len(request.surls)
+        if asked > MAX_LOOKUP:
             raise InvalidRequest(
                 "TOO_MANY_NAMES",
-                f"{len(request.lfns) + len(request.guids)} names in one look-up; ask for at most {MAX_LOOKUP} at once",
+                f"{asked} names in one look-up; ask for at most {MAX_LOOKUP} at once",
                 limit=MAX_LOOKUP,
             )
         is_service = bool(peer.agent_kind)
@@ -115,17 +116,19 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
             list(dict.fromkeys(lfns.values())),
             list(dict.fromkeys(guids.values())),
             None if is_service else Caller.of(peer),
+            list(dict.fromkeys(request.surls)),
         )
         names, ids = {entry.lfn for entry in found}, {entry.guid for entry in found}
         unknown = [text for text, lfn in lfns.items() if lfn.path not in names]
         unknown += [text for text, guid in guids.items() if guid not in ids]
+        if request.surls:
+            surls = {replica.surl for entry in found for replica in entry.replicas}
+            unknown += [surl for surl in request.surls if surl not in surls]
         answer = pb.LookupResponse(files=[wire.entry_to_wire(entry) for entry in found], unknown=unknown)
-        if answer.ByteSize() > MAX_ANSWER_BYTES and len(request.lfns) + len(request.guids) > 1:
+        if answer.ByteSize() > MAX_ANSWER_BYTES and asked > 1:
             raise InvalidRequest(
                 "ANSWER_TOO_LARGE",
-                f"the answer to {len(request.lfns) + len(request.guids)} names has more than {MAX_ANSWER_BYTES} bytes; "
-                f"ask for "
-                "fewer at once",
+                f"the answer to {asked} names has more than {MAX_ANSWER_BYTES} bytes; ask for fewer at once",
                 limit_bytes=MAX_ANSWER_BYTES,
             )
         return answer

@@ -118,10 +118,12 @@ class CatalogStore:
         """See `set_access`."""
         await self._store.write(lambda connection: set_access(connection, lfn, caller, grants))
 
-    async def lookup(self, lfns: Sequence[Lfn], guids: Sequence[str], caller: Caller | None) -> list[Entry]:
-        """Files found, names first, each in the order asked. With a `caller`, GUIDs of files that are of another VO or
-        that the caller may not list are not found. Raises Refused ACCESS_DENIED for a name."""
-        return await self._store.read(lambda connection: lookup_for(connection, lfns, guids, caller))
+    async def lookup(
+        self, lfns: Sequence[Lfn], guids: Sequence[str], caller: Caller | None, surls: Sequence[str] = ()
+    ) -> list[Entry]:
+        """Files found, names first, each in the order asked. With a `caller`, GUIDs and SURLs of files that are of
+        another VO or that the caller may not list are not found. Raises Refused ACCESS_DENIED for a name."""
+        return await self._store.read(lambda connection: lookup_for(connection, lfns, guids, caller, surls))
 
     async def page(self, directory: Lfn, caller: Caller, after: str, limit: int) -> list[Entry]:
         """See `page`."""
@@ -299,8 +301,11 @@ def set_access(connection: sa.Connection, lfn: Lfn, caller: Caller, grants: Sequ
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def lookup(connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None) -> list[Entry]:
-    """Files by name and by GUID, each in the order asked; unknown ones are left out."""
+def lookup(
+    connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None, surls: Sequence[str] = ()
+) -> list[Entry]:
+    """Files by name, by GUID and by the SURL of a replica, each in the order asked; unknown ones are left out, and of
+    another VO than `vo` those that were not asked for by name."""
     rows: list[Row] = []
     if lfns:
         wanted = json.dumps([[lfn.parent, lfn.name] for lfn in lfns])
@@ -318,24 +323,36 @@ def lookup(connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str],
             "WHERE ? IS NULL OR f.vo = ? ORDER BY j.key",
             (json.dumps(list(guids)), vo, vo),
         ).fetchall()
+    if surls:
+        rows += connection.exec_driver_sql(
+            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j CROSS JOIN replicas r ON r.surl = j.value "
+            "CROSS JOIN files f ON f.id = r.file_id "
+            "CROSS JOIN entries e ON e.file_id = f.id CROSS JOIN directories d ON d.id = e.parent_id "
+            "WHERE ? IS NULL OR f.vo = ? ORDER BY j.key",
+            (json.dumps(list(surls)), vo, vo),
+        ).fetchall()
     return _with_replicas(connection, rows)
 
 
 def lookup_for(
-    connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], caller: Caller | None
+    connection: sa.Connection,
+    lfns: Sequence[Lfn],
+    guids: Sequence[str],
+    caller: Caller | None,
+    surls: Sequence[str] = (),
 ) -> list[Entry]:
     """As `lookup`, for a person: by the access lists. Raises Refused(ACCESS_DENIED) for a name."""
     if caller is None:
-        return lookup(connection, lfns, guids, None)
+        return lookup(connection, lfns, guids, None, surls)
     for lfn, found in _by_lists(connection, lfns):
         found.require(caller, Right.LIST, lfn)
-    by_guid = lookup(connection, [], guids, caller.vo)
+    by_id = lookup(connection, [], guids, caller.vo, surls)
     hidden = {
         lfn.path
-        for lfn, found in _by_lists(connection, [Lfn(entry.lfn) for entry in by_guid])
+        for lfn, found in _by_lists(connection, [Lfn(entry.lfn) for entry in by_id])
         if not found.allows(caller, Right.LIST)
     }
-    return [*lookup(connection, lfns, [], None), *(entry for entry in by_guid if entry.lfn not in hidden)]
+    return [*lookup(connection, lfns, [], None), *(entry for entry in by_id if entry.lfn not in hidden)]
 
 
 def _by_lists(connection: sa.Connection, lfns: Sequence[Lfn]) -> list[tuple[Lfn, AccessList]]:

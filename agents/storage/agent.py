@@ -59,7 +59,12 @@ class StorageAgent(Agent):
             self.element, host=settings.advertise, port=settings.rpc_port, log=context.log, vos=context.vos
         )
         servicer = StorageServicer(
-            self.manager, channels=context.channels, delegations=context.delegations, vos=context.vos
+            self.manager,
+            self.keeper,
+            self.scrubber,
+            channels=context.channels,
+            delegations=context.delegations,
+            vos=context.vos,
         )
         self.services = [RpcService(servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())

@@ -35,21 +35,30 @@ __all__ = [
     "Checksums",
     "FileInfo",
     "OpenFile",
+    "PoolInfo",
+    "ScrubStatus",
     "Stored",
     "Surl",
     "Usage",
     "VoUsage",
+    "add_pool",
+    "checksums_of_file",
     "copy",
+    "drain_pool",
     "exists",
     "get_file",
     "list_files",
     "new_put_id",
     "open_file",
     "parse_surl",
+    "pools",
     "put_file",
     "put_open_file",
     "read_range",
     "remove",
+    "remove_pool",
+    "repair",
+    "scrub",
     "space",
     "stat",
 ]
@@ -93,6 +102,34 @@ class FileInfo:
     created_at_us: int
     owner: str
     name_hint: str
+    damage: str = ""
+    """FILE_DAMAGED or FILE_LOST; empty: intact as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """A pool, for operators. `answers`: its disk does."""
+
+    path: str
+    state: str
+    files: int
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    answers: bool
+    obstacle: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """The round under way, else the last one; times 0 where there is none. `examples` are the first damaged files."""
+
+    began_at_us: int
+    ended_at_us: int
+    files: int
+    size_bytes: int
+    damaged: int
+    examples: tuple[FileInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +151,18 @@ class Usage:
     total_bytes: int
     free_bytes: int
     vos: tuple[VoUsage, ...]
+
+
+def checksums_of_file(path: str | os.PathLike[str]) -> Checksums:
+    """Of a local file, computed. Raises InvalidRequest(FILE_UNREADABLE)."""
+    hasher = Hasher()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                hasher.update(piece)
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    return hasher.checksums()
 
 
 def new_put_id() -> str:
@@ -139,9 +188,7 @@ async def put_file(
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe must not block us
     except OSError as error:
-        raise InvalidRequest(
-            "FILE_UNREADABLE", f"{path} cannot be read ({os_error_text(error)}); give a file that you may read"
-        ) from error
+        raise _unreadable(str(path), error) from error
     try:
         return await put_open_file(
             channel, descriptor, str(path), vo,
@@ -474,10 +521,54 @@ async def copy(
     return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
 
 
-async def stat(channel: Any, surl: str) -> FileInfo:
-    """What the storage element knows about a file. Raises NotFound."""
-    answer = await storage_pb2_grpc.StorageStub(channel).Stat(pb.StatRequest(surl=surl))
+async def stat(channel: Any, surl: str = "", *, path: str = "") -> FileInfo:
+    """What the storage element knows about a file, by its SURL or by its `path` at the HTTPS door. Raises NotFound."""
+    answer = await storage_pb2_grpc.StorageStub(channel).Stat(pb.StatRequest(surl=surl, path=path))
     return _info(answer.file)
+
+
+async def repair(channel: Any, surl: str, source_surl: str, *, timeout_s: float = COPY_TIMEOUT_S) -> bool:
+    """Have the storage element behind `channel` give its file `surl` the verified bytes of another replica; a proxy
+    must have been delegated to it, as for `copy`. False if the file got other bytes meanwhile. Raises DataCorrupted if
+    the other one is not a replica."""
+    request = pb.RepairRequest(surl=surl, source_surl=source_surl)
+    return bool((await storage_pb2_grpc.StorageStub(channel).Repair(request, timeout=timeout_s)).repaired)
+
+
+async def pools(channel: Any) -> list[PoolInfo]:
+    """The pools, for operators."""
+    answer = await storage_pb2_grpc.StorageStub(channel).ListPools(pb.ListPoolsRequest())
+    return [
+        PoolInfo(
+            pool.path, pool.state, pool.files, pool.used_bytes, pool.free_bytes, pool.total_bytes, pool.answers,
+            pool.obstacle,
+        )
+        for pool in answer.pools
+    ]  # fmt: skip
+
+
+async def add_pool(channel: Any, path: str) -> str:
+    """Take an empty directory of the element's host into use; its path as it is known there."""
+    return str((await storage_pb2_grpc.StorageStub(channel).AddPool(pb.PoolRequest(path=path))).path)
+
+
+async def drain_pool(channel: Any, path: str) -> None:
+    """Begin to move a pool's files to the others. Again: nothing changes."""
+    await storage_pb2_grpc.StorageStub(channel).DrainPool(pb.PoolRequest(path=path))
+
+
+async def remove_pool(channel: Any, path: str) -> None:
+    """Take a drained pool out. Again: succeeds."""
+    await storage_pb2_grpc.StorageStub(channel).RemovePool(pb.PoolRequest(path=path))
+
+
+async def scrub(channel: Any, *, now: bool = False) -> ScrubStatus:
+    """How far the scrubber is; with `now` it begins a round if none is under way."""
+    found = await storage_pb2_grpc.StorageStub(channel).Scrub(pb.ScrubRequest(now=now))
+    return ScrubStatus(
+        found.began_at_us, found.ended_at_us, found.files, found.size_bytes, found.damaged,
+        tuple(_info(file) for file in found.examples),
+    )  # fmt: skip
 
 
 async def exists(channel: Any, surl: str) -> bool:
@@ -494,11 +585,11 @@ async def remove(channel: Any, surl: str) -> None:
     await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
 
 
-async def list_files(channel: Any, vo: str, page_size: int = 0) -> AsyncIterator[FileInfo]:
-    """Every file of the VO, page by page."""
+async def list_files(channel: Any, vo: str, page_size: int = 0, *, damaged: bool = False) -> AsyncIterator[FileInfo]:
+    """Every file of the VO, page by page; or only those that are known to be damaged or lost."""
     stub, token = storage_pb2_grpc.StorageStub(channel), ""
     while True:
-        answer = await stub.List(pb.ListRequest(vo=vo, page_size=page_size, page_token=token))
+        answer = await stub.List(pb.ListRequest(vo=vo, page_size=page_size, page_token=token, damaged=damaged))
         for file in answer.files:
             yield _info(file)
         token = answer.next_page_token
@@ -530,6 +621,13 @@ def _info(file: pb.FileInfo) -> FileInfo:
         created_at_us=file.created_at_us,
         owner=file.owner,
         name_hint=file.name_hint,
+        damage=file.damage,
+    )
+
+
+def _unreadable(path: str, error: OSError) -> InvalidRequest:
+    return InvalidRequest(
+        "FILE_UNREADABLE", f"{path} cannot be read ({os_error_text(error)}); give a file that you may read"
     )
 
 

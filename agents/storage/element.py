@@ -384,9 +384,9 @@ class StorageElement:
             )  # fmt: skip
             self._changed.set()
 
-    async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
-        """Files of the VO in order of id, above `after`."""
-        return await self._files.page(vo, after, limit)
+    async def page(self, vo: str, after: str, limit: int, *, damaged: bool = False) -> list[StoredFile]:
+        """Files of the VO in order of id, above `after`; or only those that are known to be `damaged`."""
+        return await self._files.page(vo, after, limit, damaged)
 
     async def remove(self, file_id: str, vo: str, allowed: Callable[[StoredFile], None]) -> bool:
         """Forget a file and delete its bytes. False if it was gone already. `allowed` raises to refuse."""

@@ -85,6 +85,10 @@ class StorageManager:
             )
         return surl
 
+    def note(self, peer: Peer, event: str, **facts: object) -> None:
+        """What an operator did, in the trail."""
+        self._log.audit(event, **peer.trail, **facts)
+
     # -- files -------------------------------------------------------------------------------------------------------
 
     async def put(
@@ -148,6 +152,17 @@ class StorageManager:
             size_bytes=size_bytes,
             target=target,
         )
+
+    async def repair(self, peer: Peer, file: StoredFile, pieces: Pieces, *, door: str, source: str) -> bool:
+        """As `StorageElement.repair`, for who may write; a file that is intact is left alone."""
+        self.may_write(peer, file.vo)
+        with self.element.admission.transfer(peer.subject):
+            repaired = await self.element.repair(file, pieces)
+        self._log.audit(
+            "storage.repaired", **peer.trail, door=door, surl=self.surl(file), vo=file.vo, source=source,
+            repaired=repaired,
+        )  # fmt: skip
+        return repaired
 
     async def remove(self, peer: Peer, vo: str, file_id: str) -> bool:
         """Forget a file. False if it was gone. Raises Refused."""

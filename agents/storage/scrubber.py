@@ -57,6 +57,10 @@ class Scrubber:
         """How many files are marked as damaged or lost."""
         return await self._files.count_damaged()
 
+    async def examples(self, limit: int) -> list[StoredFile]:
+        """The first of them, in order of id."""
+        return await self._files.damaged("", limit)
+
     async def state(self) -> ScrubState:
         """How far it is."""
         return await self._files.scrub_state()

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import wire
-from agents.storage.client import open_file
+from agents.storage.client import OpenFile, open_file
+from agents.storage.drain import PoolKeeper
 from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
+from agents.storage.http_wire import not_a_file, parse_target
 from agents.storage.manager import StorageManager
-from agents.storage.model import Announced, byte_range, require_intact
-from agents.storage.surl import is_file_id, parse_surl
+from agents.storage.model import Announced, Checksums, byte_range, require_intact
+from agents.storage.scrubber import Scrubber
+from agents.storage.surl import Surl, is_file_id, parse_surl
 from agents.storage.third_party import Delegations
 from fabric.errors import DataCorrupted, InvalidRequest
-from fabric.rpc.peer import current_peer
+from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 from fabric.vos import Vos
 
@@ -35,6 +39,12 @@ RULES: dict[str, Rule] = {
     "List": any_of(user, administrator),
     "CopyFrom": user,
     "Space": any_of(user, administrator, any_service),
+    "Repair": user,
+    "ListPools": administrator,
+    "AddPool": administrator,
+    "DrainPool": administrator,
+    "RemovePool": administrator,
+    "Scrub": administrator,
 }
 """Data belongs to users: an agent reads or writes it only with a proxy that a user delegated to it. Operators see and
 remove what VOs that were dissolved have left."""
@@ -51,7 +61,17 @@ class ChannelSource(Protocol):
 class StorageServicer(storage_pb2_grpc.StorageServicer):
     """The gRPC door of a storage element."""
 
-    def __init__(self, manager: StorageManager, *, channels: ChannelSource, delegations: Delegations, vos: Vos) -> None:
+    def __init__(
+        self,
+        manager: StorageManager,
+        keeper: PoolKeeper,
+        scrubber: Scrubber,
+        *,
+        channels: ChannelSource,
+        delegations: Delegations,
+        vos: Vos,
+    ) -> None:
+        self._keeper, self._scrubber = keeper, scrubber
         self._manager, self._element = manager, manager.element
         self._channels, self._delegations, self._vos = channels, delegations, vos
 
@@ -96,7 +116,14 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:
         """See the proto."""
-        surl = self._manager.mine(current_peer(context), parse_surl(request.surl))
+        peer = current_peer(context)
+        if request.path:
+            target = parse_target(request.path)
+            found = (await self._manager.find(peer, target)).file
+            if found is None:
+                raise not_a_file(target)
+            return pb.StatResponse(file=wire.info_to_wire(found, self._manager.surl(found)))
+        surl = self._manager.mine(peer, parse_surl(request.surl))
         file = await self._element.get(surl.file_id, surl.vo)
         return pb.StatResponse(file=wire.info_to_wire(file, self._manager.surl(file)))
 
@@ -113,7 +140,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         if request.page_token and not is_file_id(request.page_token):
             raise InvalidRequest("PAGE_TOKEN_INVALID", "the page token is not one of this service; begin without one")
         limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else MAX_PAGE
-        files = await self._element.page(request.vo, request.page_token, limit)
+        files = await self._element.page(request.vo, request.page_token, limit, damaged=request.damaged)
         return pb.ListResponse(
             files=[wire.info_to_wire(file, self._manager.surl(file)) for file in files],
             next_page_token=files[-1].file_id if len(files) == limit else "",
@@ -123,12 +150,40 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         """See the proto. The bytes come straight from the other storage element, in the caller's name."""
         peer = current_peer(context)
         self._manager.may_write(peer, request.vo)
-        source = parse_surl(request.source_surl)
-        if (source.host, source.port) == (self._manager.host, self._manager.port):
-            raise InvalidRequest(
-                "SOURCE_IS_HERE", f"{source} is on this storage element already; copy to another one", surl=source
-            )
+        source = self._elsewhere(request.source_surl)
         expected = wire.checksums_from_wire(request.expected) if request.HasField("expected") else None
+        async with self._opened(peer, source, expected) as opened:
+            announced = Announced(
+                request.vo, opened.size_bytes, request.put_id, peer.subject, str(source), opened.checksums
+            )
+            file = await self._manager.put(peer, announced, opened.pieces(), door=DOOR, source=str(source))
+        return pb.CopyFromResponse(
+            surl=self._manager.surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
+        )
+
+    async def Repair(self, request: pb.RepairRequest, context: Any) -> pb.RepairResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        surl = self._manager.mine(peer, parse_surl(request.surl))
+        self._manager.may_write(peer, surl.vo)
+        source = self._elsewhere(request.source_surl)
+        file = await self._element.get(surl.file_id, surl.vo)
+        async with self._opened(peer, source, file.checksums) as opened:
+            repaired = await self._manager.repair(peer, file, opened.pieces(), door=DOOR, source=str(source))
+        return pb.RepairResponse(repaired=repaired)
+
+    def _elsewhere(self, text: str) -> Surl:
+        source = parse_surl(text)
+        if (source.host.lower(), source.port) == (self._manager.host.lower(), self._manager.port):
+            raise InvalidRequest(
+                "SOURCE_IS_HERE", f"{source} is on this storage element already; name a replica on another", surl=source
+            )
+        return source
+
+    @asynccontextmanager
+    async def _opened(self, peer: Peer, source: Surl, expected: Checksums | None) -> AsyncGenerator[OpenFile]:
+        """A file of another storage element, read with the proxy that the caller delegated. Raises
+        DataCorrupted(SOURCE_DIFFERS)."""
         credential = self._delegations.get(peer.subject)
         channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
         async with open_file(channel, str(source)) as opened:
@@ -141,12 +196,47 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                     "another replica",
                     surl=source,
                 )
-            announced = Announced(
-                request.vo, opened.size_bytes, request.put_id, peer.subject, str(source), opened.checksums
-            )
-            file = await self._manager.put(peer, announced, opened.pieces(), door=DOOR, source=str(source))
-        return pb.CopyFromResponse(
-            surl=self._manager.surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
+            yield opened
+
+    # -- for operators -----------------------------------------------------------------------------------------------
+
+    async def ListPools(self, request: pb.ListPoolsRequest, context: Any) -> pb.ListPoolsResponse:
+        """See the proto."""
+        return pb.ListPoolsResponse(pools=[wire.pool_to_wire(report) for report in await self._keeper.report()])
+
+    async def AddPool(self, request: pb.PoolRequest, context: Any) -> pb.PoolResponse:
+        """See the proto."""
+        path = await self._keeper.add(request.path)
+        self._manager.note(current_peer(context), "storage.pool_added", pool=path)
+        return pb.PoolResponse(path=path)
+
+    async def DrainPool(self, request: pb.PoolRequest, context: Any) -> pb.PoolResponse:
+        """See the proto."""
+        await self._keeper.drain(request.path)
+        self._manager.note(current_peer(context), "storage.pool_drained", pool=request.path)
+        return pb.PoolResponse(path=request.path)
+
+    async def RemovePool(self, request: pb.PoolRequest, context: Any) -> pb.PoolResponse:
+        """See the proto."""
+        await self._keeper.remove(request.path)
+        self._manager.note(current_peer(context), "storage.pool_removed", pool=request.path)
+        return pb.PoolResponse(path=request.path)
+
+    async def Scrub(self, request: pb.ScrubRequest, context: Any) -> pb.ScrubResponse:
+        """See the proto."""
+        if request.now:
+            self._manager.note(current_peer(context), "storage.scrub_wanted")
+            self._scrubber.now()
+        state = await self._scrubber.state()
+        return pb.ScrubResponse(
+            began_at_us=state.began_at_us,
+            ended_at_us=state.ended_at_us,
+            files=state.files,
+            size_bytes=state.size_bytes,
+            damaged=await self._scrubber.damaged(),
+            examples=[
+                wire.info_to_wire(file, self._manager.surl(file)) for file in await self._scrubber.examples(MAX_PAGE)
+            ],
         )
 
     async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:

@@ -147,13 +147,14 @@ class FileStore:
         """The file, or None."""
         return await self._store.read(lambda connection: _get(connection, file_id))
 
-    async def page(self, vo: str, after: str, limit: int) -> list[StoredFile]:
-        """Up to `limit` files of the VO with ids above `after`, in order of id. Costs the same wherever the page
-        lies."""
+    async def page(self, vo: str, after: str, limit: int, damaged: bool = False) -> list[StoredFile]:
+        """Up to `limit` files of the VO with ids above `after`, in order of id; with `damaged` only marked ones. Costs
+        the same wherever the page lies."""
+        only = "AND damage <> '' " if damaged else ""
 
         def read(connection: sa.Connection) -> list[StoredFile]:
             rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM files WHERE vo = ? AND id > ? ORDER BY id LIMIT ?", (vo, after, limit)
+                f"SELECT {_COLUMNS} FROM files WHERE vo = ? AND id > ? {only}ORDER BY id LIMIT ?", (vo, after, limit)
             )
             return [_file(row) for row in rows]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from gridfabric.storage.v1 import storage_pb2 as pb
 
+from agents.storage.drain import PoolReport
 from agents.storage.model import Announced, Checksums, StoredFile, parse_checksums
 from agents.storage.space import SpaceReport
 
@@ -40,7 +43,14 @@ def info_to_wire(file: StoredFile, surl: str) -> pb.FileInfo:
         created_at_us=file.created_at_us,
         owner=file.owner,
         name_hint=file.name_hint,
+        damage=file.damage,
+        damaged_at_us=file.damaged_at_us,
     )
+
+
+def pool_to_wire(report: PoolReport) -> pb.PoolInfo:
+    """A pool as operators see it."""
+    return pb.PoolInfo(**asdict(report))
 
 
 def space_to_wire(report: SpaceReport) -> pb.SpaceResponse:

@@ -27,6 +27,7 @@ from agents.user_interface.commands import (
     proxy,
     site,
     software,
+    storage,
     vo,
 )
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
@@ -49,6 +50,7 @@ app.add_typer(jdl.app, name="jdl")
 app.add_typer(job.app, name="job")
 app.add_typer(accounting.app, name="accounting")
 app.add_typer(data.app, name="data")
+app.add_typer(storage.app, name="storage")
 app.add_typer(info.app, name="info")
 app.command()(info.infosites)
 app.command()(info.gstat)

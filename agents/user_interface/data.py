@@ -102,6 +102,7 @@ async def lookup(grid: Grid, names: Sequence[str]) -> list[catalog.Entry]:
     if unknown:
         raise NotFound("LFN_NOT_FOUND", f"the catalogue has no file {unknown[0]}", lfn=unknown[0])
     by_name = {lfn_of(entry): entry for entry in found}
+    by_name |= {replica.surl: entry for entry in found for replica in entry.replicas}
     by_name |= {guid if guid.startswith("guid:") else f"guid:{guid}": entry for entry in found if (guid := entry.guid)}
     return [by_name[name] for name in names]
 
@@ -320,7 +321,7 @@ async def remove_command(
             except (GridError, SecurityError) as error:
                 failures.append(error)
                 rows.append({"lfn": name, "error": describe(error)})
-    _finish(rows, failures, lambda row: f"removed {row['lfn']}", as_json=as_json)
+    print_rows(rows, failures, lambda row: f"removed {row['lfn']}", as_json=as_json)
 
 
 async def replicate_command(
@@ -338,7 +339,7 @@ async def replicate_command(
         files = await lookup(grid, names)
         failures = await replicate_all(grid, files, target, copied)
     rows += [{"lfn": "", "error": describe(error)} for error in failures]
-    _finish(
+    print_rows(
         rows,
         failures,
         lambda row: f"{row['lfn']}  {row['surl']}" if row["copied"] else f"{row['lfn']}  already at {target.name}",
@@ -346,7 +347,8 @@ async def replicate_command(
     )
 
 
-def _finish(rows: list[dict[str, Any]], failures: Sequence[Exception], text: Any, *, as_json: bool) -> None:
+def print_rows(rows: list[dict[str, Any]], failures: Sequence[Exception], text: Any, *, as_json: bool) -> None:
+    """What became of each file: `text(row)`, or the sentence of its `error`. Raises Ended if there were failures."""
     if as_json:
         console.print_json(rows)
     for row in rows:

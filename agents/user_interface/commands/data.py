@@ -131,6 +131,97 @@ def locate(
     console.run_async(data.locate_command(lfns, as_json=as_json))
 
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="lfn:, guid:, srm:, or the https: URL of a WebDAV client.")]
+
+
+@app.command("stat")
+def stat_file(name: Name, as_json: Json = False) -> None:
+    """Show what is known about a file: of an LFN or GUID also the state of every replica.
+
+    \b
+    Examples:
+      grid data stat lfn:/grid/cms/user/results.root
+      grid data stat https://se.cern.ch:8447/cms/user/results.root
+    """
+    from agents.user_interface import files
+
+    console.run_async(files.stat_command(name, as_json=as_json))
+
+
+@app.command()
+def checksum(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Local files, or lfn:, guid:, srm:, https:.")],
+    as_json: Json = False,
+) -> None:
+    """Print adler32 and sha256: of local files computed, else as they were verified when the file was put.
+
+    \b
+    Example:
+      grid data checksum results.root lfn:/grid/cms/user/results.root
+    """
+    from agents.user_interface import files
+
+    console.run_async(files.checksum_command(names, as_json=as_json))
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A local file, or lfn:, guid:, srm:, https:.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A local file, lfn:, or srm://host:port/vo/.")],
+    se: Se = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a local file of that name.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy between a local file and the grid, in either direction.
+
+    \b
+    Examples:
+      grid data cp results.root lfn:/grid/cms/user/results.root
+      grid data cp lfn:/grid/cms/user/results.root copy.root
+      grid data cp results.root srm://se.cern.ch:8446/cms/    # no name in the catalogue: see grid data register
+    """
+    from agents.user_interface import files
+
+    console.run_async(files.copy_command(source, target, se, force=force, as_json=as_json))
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(metavar="SURL", help="srm:, or the https: URL of a WebDAV client.")],
+    lfn: Lfn,
+    as_json: Json = False,
+) -> None:
+    """Give a file that is on a storage element a logical name; or list it as one more replica of that name.
+
+    \b
+    Example:
+      grid data register https://se.cern.ch:8447/cms/hello lfn:/grid/cms/user/hello
+    """
+    from agents.user_interface import files
+
+    console.run_async(files.register_command(name, lfn, as_json=as_json))
+
+
+@app.command()
+def repair(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="lfn:, guid:, or the srm: of one replica.")
+    ] = None,
+    se: Annotated[str | None, typer.Option("--se", help="All damaged files of your VO there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Give damaged or lost replicas the bytes of good ones: the storage element fetches and verifies them itself.
+
+    \b
+    Examples:
+      grid data repair lfn:/grid/cms/user/results.root
+      grid data repair --se CERN
+    """
+    from agents.user_interface import files
+
+    console.run_async(files.repair_command(names or [], se, as_json=as_json))
+
+
 @acl.command("get")
 def get_acl(lfn: Lfn, operator: AsOperator = False, state: State = None, as_json: Json = False) -> None:
     """Show the access list that a file or directory goes by: its own, or that of the nearest directory above.

@@ -84,6 +84,8 @@ def test_the_commands_are_those_promised() -> None:
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
+        "data stat", "data checksum", "data cp", "data register", "data repair",
+        "storage pool ls", "storage pool add", "storage pool drain", "storage pool rm", "storage scrub",
         "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
         "audit verify", "delegation ls", "delegation recall",

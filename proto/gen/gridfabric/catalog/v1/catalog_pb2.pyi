@@ -131,12 +131,14 @@ class RemoveReplicaResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("lfns", "guids")
+    __slots__ = ("lfns", "guids", "surls")
     LFNS_FIELD_NUMBER: _ClassVar[int]
     GUIDS_FIELD_NUMBER: _ClassVar[int]
+    SURLS_FIELD_NUMBER: _ClassVar[int]
     lfns: _containers.RepeatedScalarFieldContainer[str]
     guids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, lfns: _Optional[_Iterable[str]] = ..., guids: _Optional[_Iterable[str]] = ...) -> None: ...
+    surls: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lfns: _Optional[_Iterable[str]] = ..., guids: _Optional[_Iterable[str]] = ..., surls: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
     __slots__ = ("files", "unknown")

@@ -108,7 +108,7 @@ class CatalogueServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Lookup(self, request, context):
-        """Replicas by LFN or GUID, bulk (at most 1 000). Unknown names are answered one by one, not as an error.
+        """Replicas by LFN, GUID or the SURL of one of them, bulk (at most 1 000). Unknown names are answered one by one, not as an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

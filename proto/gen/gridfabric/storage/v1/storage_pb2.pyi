@@ -85,13 +85,15 @@ class GetResponse(_message.Message):
     def __init__(self, size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ..., turl: _Optional[str] = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("surl",)
+    __slots__ = ("surl", "path")
     SURL_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     surl: str
-    def __init__(self, surl: _Optional[str] = ...) -> None: ...
+    path: str
+    def __init__(self, surl: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class FileInfo(_message.Message):
-    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint")
+    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint", "damage", "damaged_at_us")
     SURL_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,8 @@ class FileInfo(_message.Message):
     CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     NAME_HINT_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_AT_US_FIELD_NUMBER: _ClassVar[int]
     surl: str
     vo: str
     size_bytes: int
@@ -106,7 +110,9 @@ class FileInfo(_message.Message):
     created_at_us: int
     owner: str
     name_hint: str
-    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ...) -> None: ...
+    damage: str
+    damaged_at_us: int
+    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ..., damage: _Optional[str] = ..., damaged_at_us: _Optional[int] = ...) -> None: ...
 
 class StatResponse(_message.Message):
     __slots__ = ("file",)
@@ -125,14 +131,16 @@ class RemoveResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("vo", "page_size", "page_token")
+    __slots__ = ("vo", "page_size", "page_token", "damaged")
     VO_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     vo: str
     page_size: int
     page_token: str
-    def __init__(self, vo: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, vo: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., damaged: _Optional[bool] = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("files", "next_page_token")
@@ -163,6 +171,84 @@ class CopyFromResponse(_message.Message):
     size_bytes: int
     checksums: Checksums
     def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+
+class RepairRequest(_message.Message):
+    __slots__ = ("surl", "source_surl")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    source_surl: str
+    def __init__(self, surl: _Optional[str] = ..., source_surl: _Optional[str] = ...) -> None: ...
+
+class RepairResponse(_message.Message):
+    __slots__ = ("repaired",)
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    repaired: bool
+    def __init__(self, repaired: _Optional[bool] = ...) -> None: ...
+
+class ListPoolsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPoolsResponse(_message.Message):
+    __slots__ = ("pools",)
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    pools: _containers.RepeatedCompositeFieldContainer[PoolInfo]
+    def __init__(self, pools: _Optional[_Iterable[_Union[PoolInfo, _Mapping]]] = ...) -> None: ...
+
+class PoolInfo(_message.Message):
+    __slots__ = ("path", "state", "files", "used_bytes", "free_bytes", "total_bytes", "answers", "obstacle")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    state: str
+    files: int
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    answers: bool
+    obstacle: str
+    def __init__(self, path: _Optional[str] = ..., state: _Optional[str] = ..., files: _Optional[int] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., answers: _Optional[bool] = ..., obstacle: _Optional[str] = ...) -> None: ...
+
+class PoolRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class PoolResponse(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class ScrubRequest(_message.Message):
+    __slots__ = ("now",)
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    now: bool
+    def __init__(self, now: _Optional[bool] = ...) -> None: ...
+
+class ScrubResponse(_message.Message):
+    __slots__ = ("began_at_us", "ended_at_us", "files", "size_bytes", "damaged", "examples")
+    BEGAN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    began_at_us: int
+    ended_at_us: int
+    files: int
+    size_bytes: int
+    damaged: int
+    examples: _containers.RepeatedCompositeFieldContainer[FileInfo]
+    def __init__(self, began_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., files: _Optional[int] = ..., size_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., examples: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ()

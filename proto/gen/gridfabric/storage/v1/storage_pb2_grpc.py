@@ -76,6 +76,36 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.FromString,
                 _registered_method=True)
+        self.Repair = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/Repair',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.FromString,
+                _registered_method=True)
+        self.ListPools = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/ListPools',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsResponse.FromString,
+                _registered_method=True)
+        self.AddPool = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/AddPool',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+                _registered_method=True)
+        self.DrainPool = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/DrainPool',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+                _registered_method=True)
+        self.RemovePool = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/RemovePool',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+                _registered_method=True)
+        self.Scrub = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/Scrub',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServicer:
@@ -142,6 +172,52 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Repair(self, request, context):
+        """Third-party copy into a file that is there: this SE reads another replica with the caller's delegated proxy, compares
+        size and both checksums with its own row and gives the file these bytes. Before: intact or not. After: intact, same
+        SURL; or unchanged. For who may write. Errors: NOT_FOUND, DATA_LOSS (the other one differs), DELEGATION_MISSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPools(self, request, context):
+        """Operators: the pools, with what keeps a drain from going on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddPool(self, request, context):
+        """Operators. After: the empty directory is a pool; a draining pool takes new files again. Errors: INVALID_ARGUMENT
+        (POOL_INVALID), ALREADY_EXISTS, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainPool(self, request, context):
+        """Operators. After: nothing new is written to it, and its files move to the others in the background. Idempotent.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (LAST_POOL), RESOURCE_EXHAUSTED (the others have no room).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemovePool(self, request, context):
+        """Operators. Before: drained and empty. After: no longer used. Idempotent. Errors: NOT_FOUND, FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scrub(self, request, context):
+        """Operators: how far the scrubber is and what it found; `now`: begins a round at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +260,36 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Space,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.SerializeToString,
+            ),
+            'Repair': grpc.unary_unary_rpc_method_handler(
+                    servicer.Repair,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.SerializeToString,
+            ),
+            'ListPools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPools,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'AddPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddPool,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.SerializeToString,
+            ),
+            'DrainPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainPool,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.SerializeToString,
+            ),
+            'RemovePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePool,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.SerializeToString,
+            ),
+            'Scrub': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scrub,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +510,168 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Space',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Repair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/Repair',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/ListPools',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/AddPool',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/DrainPool',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/RemovePool',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scrub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/Scrub',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,214 @@
+"""`grid data` and `grid storage` on files that have several names, are damaged, or came by the other door."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grid import LabGrid
+from support.webdav import Door
+
+from agents.storage import client
+from agents.user_interface import console, data, files, storage
+from agents.user_interface.endpoints import ENDPOINTS_FILE
+from agents.user_interface.exits import Ended, UsageProblem
+from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused
+
+DATA = random.Random(6).randbytes(700_001)
+LFN = "lfn:/grid/cms/user/a"
+SUMS = {"adler32": f"{zlib.adler32(DATA):08x}", "sha256": hashlib.sha256(DATA).hexdigest()}
+
+
+@dataclass
+class Desk:
+    """A user with a proxy, and the operator's state folder."""
+
+    lab: LabGrid
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    environ: dict[str, str]
+
+    async def call(self, command: Any, *arguments: Any, **options: Any) -> Any:
+        """Run a user's command in JSON mode and give what it printed."""
+        return await self.operate(command, *arguments, environ=self.environ, **options)
+
+    async def operate(self, command: Any, *arguments: Any, **options: Any) -> Any:
+        """The same for an operator's."""
+        self.capsys.readouterr()
+        try:
+            await command(*arguments, as_json=True, **options)
+        finally:
+            self.printed = json.loads(self.capsys.readouterr().out or "null")
+        return self.printed
+
+    def bytes_of(self, surl: str) -> Path:
+        """Where a file lies that was never moved."""
+        parsed = client.parse_surl(surl)
+        name = next(n for n in ("storage.CERN", "storage.RAL") if self.lab.port(n) == parsed.port)
+        file_id = parsed.file_id
+        return self.lab.directory / "agents" / name / "pool" / "data" / file_id[:2] / file_id[2:4] / file_id
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Desk]:
+    async with LabGrid(tmp_path / "lab") as lab:
+        lab.user("alice").save(tmp_path / "proxy.pem")
+        lab.operator().save(tmp_path / "admin.pem")
+        for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
+            lab.plan(kind, site=site)
+        for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
+            await lab.start(kind, site=site, options={"reserve_bytes": 0} if kind == "storage" else None)
+        known = {"endpoints": lab.settings("catalog.CERN")["endpoints"], "vos": ["cms"]}
+        (tmp_path / ENDPOINTS_FILE).write_text(json.dumps({**known, "certificates": str(lab.certificates)}))
+        (tmp_path / "a").write_bytes(DATA)
+        environ = {
+            "X509_USER_PROXY": str(tmp_path / "proxy.pem"),
+            "X509_CERT_DIR": str(lab.certificates),
+            "GRIDFABRIC_ENDPOINTS": str(tmp_path / ENDPOINTS_FILE),
+        }
+        console.mode.as_json = True
+        yield Desk(lab, tmp_path, capsys, environ)
+        console.mode.as_json = False
+
+
+async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:
+    with pytest.raises(kind) as caught:
+        await awaitable
+    assert caught.value.reason == reason, caught.value
+    return caught.value
+
+
+async def test_a_damaged_replica_is_shown_refused_and_repaired_from_the_other(desk: Desk) -> None:
+    made = await desk.call(files.copy_command, str(desk.folder / "a"), LFN, "CERN", force=False)
+    (cern,) = [replica["surl"] for replica in made["replicas"]]
+    await desk.call(data.replicate_command, [LFN], "RAL")
+    shown = await desk.call(files.stat_command, LFN)
+    assert [replica["state"] for replica in shown["replicas"]] == ["intact", "intact"]
+    ral = next(replica["surl"] for replica in shown["replicas"] if replica["surl"] != cern)
+    assert (await desk.call(files.repair_command, [LFN], None))[0]["source"] == ""
+
+    desk.bytes_of(cern).write_bytes(DATA[:-1] + b"\0")
+    operator = await desk.lab.channel("storage", credential=desk.lab.operator())
+    element = desk.lab.agents["storage.CERN"].agent
+    await element.scrubber.round()  # type: ignore[attr-defined]
+    await element._measure()  # type: ignore[attr-defined]
+    assert "1 files are damaged or lost" in str(desk.lab.agents["storage.CERN"].health().detail)
+    (service,) = [entry for entry in element.entries() if "GlueServiceStatus" in entry.attributes]  # type: ignore[attr-defined]
+    assert service.first("GlueServiceStatus") == "Warning"
+    assert service.first("GlueServiceStatusInfo") == "files damaged or lost: 1"
+    with pytest.raises(Ended):
+        await desk.operate(storage.scrub, "CERN", desk.folder, now=False)
+    assert desk.printed["damaged"] == 1 and [e["surl"] for e in desk.printed["examples"]] == [cern]
+    assert (await desk.call(files.stat_command, cern))["state"] == "damaged"
+    alice = desk.lab.user("alice")
+    channel = await desk.lab.channel("storage", credential=alice)
+    await refused(DataCorrupted, "FILE_DAMAGED", client.get_file(channel, cern, desk.folder / "out"))
+    door = await Door.open(desk.lab, alice)
+    status, _, body = await door.ask(f"GET /cms/{client.parse_surl(cern).file_id} HTTP/1.1")
+    assert status >= 400 and b"grid data repair" in body
+    door.stream.close()
+    assert (await desk.call(files.copy_command, LFN, str(desk.folder / "back"), None, force=False))["from"] == ral
+
+    await refused(Refused, "USER_REQUIRED", client.repair(operator, cern, ral))
+    await refused(InvalidRequest, "SOURCE_IS_HERE", client.repair(channel, cern, cern))
+    await desk.call(files.copy_command, str(desk.folder / "a"), "lfn:/grid/cms/user/b", "RAL", force=False)
+    (desk.folder / "c").write_bytes(DATA[::-1])
+    other = await desk.call(
+        files.copy_command,
+        str(desk.folder / "c"),
+        f"srm://localhost:{desk.lab.port('storage.RAL')}/cms/",
+        None,
+        force=False,
+    )
+    await refused(GridError, "DELEGATION_MISSING", client.repair(channel, cern, ral))
+    (row,) = await desk.call(files.repair_command, [], "CERN")
+    assert (row["surl"], row["source"]) == (cern, ral)
+    await refused(DataCorrupted, "SOURCE_DIFFERS", client.repair(channel, cern, other["surl"]))
+    assert (await desk.call(files.stat_command, cern))["state"] == "intact"
+    assert (await client.get_file(channel, cern, desk.folder / "out")).checksums.sha256 == SUMS["sha256"]
+    assert (await desk.operate(storage.scrub, "CERN", desk.folder, now=False))["damaged"] == 0
+    assert desk.lab.audit("storage.CERN", "storage.damage_found")[0]["file"] == client.parse_surl(cern).file_id
+    assert desk.lab.audit("storage.CERN", "storage.repaired")[0]["source"] == ral
+
+    desk.bytes_of(ral).unlink()
+    ral_channel = await desk.lab.channel("storage", site="RAL", credential=alice)
+    await refused(DataCorrupted, "FILE_LOST", client.get_file(ral_channel, ral, desk.folder / "out"))
+    rows = await desk.call(files.repair_command, [LFN], None)
+    assert {row["surl"]: row["source"] for row in rows} == {cern: "", ral: cern}
+    assert (await client.get_file(ral_channel, ral, desk.folder / "out")).checksums.sha256 == SUMS["sha256"]
+
+
+async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
+    door = await Door.open(desk.lab, desk.lab.user("alice"))
+    assert (await door.ask("MKCOL /cms/run HTTP/1.1\nContent-Length: 0"))[0] == 201
+    assert (await door.ask(f"PUT /cms/run/a%20b HTTP/1.1\nContent-Length: {len(DATA)}", DATA))[0] == 201
+    door.stream.close()
+    url = f"https://localhost:{desk.lab.port('storage.CERN', 'http')}/cms/run/a%20b"
+    known = await desk.call(files.stat_command, url)
+    assert known["lfn"] is None and known["sha256"] == SUMS["sha256"]
+    made = await desk.call(files.register_command, url, LFN)
+    assert [replica["surl"] for replica in made["replicas"]] == [known["surl"]]
+    assert (await desk.call(files.stat_command, url))["lfn"] == LFN
+    again = await desk.call(files.register_command, known["surl"], LFN)
+    assert again["guid"] == made["guid"] and len(again["replicas"]) == 1
+    names = [str(desk.folder / "a"), LFN, f"guid:{made['guid']}", url, known["surl"]]
+    rows = await desk.call(files.checksum_command, names)
+    assert [(row["adler32"], row["sha256"]) for row in rows] == [(SUMS["adler32"], SUMS["sha256"])] * len(names)
+    for number, name in enumerate(names[1:]):
+        target = desk.folder / f"copy{number}"
+        await desk.call(files.copy_command, name, str(target), None, force=False)
+        assert target.read_bytes() == DATA
+        with pytest.raises(AlreadyExists):
+            await desk.call(files.copy_command, name, str(target), None, force=False)
+
+    srm = f"srm://localhost:{desk.lab.port('storage.CERN')}"
+    (desk.folder / "c").write_bytes(DATA[1:])
+    stored = await desk.call(files.copy_command, str(desk.folder / "c"), f"{srm}/cms/", None, force=False)
+    await refused(AlreadyExists, "LFN_EXISTS", desk.call(files.register_command, stored["surl"], LFN))
+    await refused(NotFound, "NAME_NOT_FOUND", desk.call(files.stat_command, f"{srm}/cms/run/none"))
+    await refused(NotFound, "IS_DIRECTORY", desk.call(files.stat_command, f"{srm}/cms/run"))
+    await refused(Refused, "OTHER_VO", desk.call(files.stat_command, f"{srm}/atlas/x"))
+    await refused(NotFound, "SE_UNKNOWN", desk.call(files.stat_command, "https://localhost:1/cms/x"))
+    with pytest.raises(Ended):
+        await desk.call(files.repair_command, [stored["surl"]], None)
+    assert desk.printed[0]["error"]["reason"] == "NO_REPLICA"
+    for source, target in (("a", "b"), (LFN, "lfn:/grid/cms/b"), ("a", f"{srm}/cms/chosen"), ("a", "guid:1-2")):
+        with pytest.raises(UsageProblem):
+            await desk.call(files.copy_command, source, target, None, force=False)
+    bob = desk.lab.user("bob", vo=None)
+    with pytest.raises(GridError):
+        await client.stat(await desk.lab.channel("storage", credential=bob), path="/cms/run/a%20b")
+
+
+async def test_an_operator_adds_a_disk_and_takes_one_out(desk: Desk) -> None:
+    made = await desk.call(files.copy_command, str(desk.folder / "a"), LFN, "CERN", force=False)
+    surl = made["replicas"][0]["surl"]
+    (pool,) = await desk.operate(storage.list_pools, "CERN", desk.folder)
+    assert (pool["files"], pool["used_bytes"], pool["state"]) == (1, len(DATA), "open")
+    (desk.folder / "disk2").mkdir()
+    second = str(desk.folder / "disk2")
+    await desk.operate(storage.change_pool, "add", "CERN", second, desk.folder)
+    alice = await desk.lab.channel("storage", credential=desk.lab.user("alice"))
+    for call in (client.pools(alice), client.add_pool(alice, "/x"), client.drain_pool(alice, second),
+                 client.remove_pool(alice, second), client.scrub(alice, now=True)):  # fmt: skip
+        await refused(Refused, "ADMINISTRATOR_REQUIRED", call)
+    await desk.operate(storage.change_pool, "drain", "CERN", pool["path"], desk.folder)
+    element = desk.lab.agents["storage.CERN"].agent.element  # type: ignore[attr-defined]
+    async with asyncio.timeout(30):
+        while {"drained"} & {p["state"] for p in await desk.operate(storage.list_pools, "CERN", desk.folder)} == set():
+            await element.wait_for_change(1, 0)
+    await desk.operate(storage.change_pool, "rm", "CERN", pool["path"], desk.folder)
+    (left,) = await desk.operate(storage.list_pools, "CERN", desk.folder)
+    assert (left["path"], left["files"]) == (second, 1)
+    assert (await client.get_file(alice, surl, desk.folder / "out")).checksums.sha256 == SUMS["sha256"]
+    assert [line["event"] for line in desk.lab.audit("storage.CERN") if line["event"].startswith("storage.pool")] == [
+        "storage.pool_added", "storage.pool_drained", "storage.pool_removed",
+    ]  # fmt: skip
