@@ -418,7 +418,7 @@ class _Reader:
     def _check(self, grid: GridDescription) -> None:
         """What needs the whole: unique agent names, one of each central service, a site's parts complete."""
         self._unique("agent", [agent.name for agent in grid.agents()])
-        for kind in ("broker", "bookkeeping", "catalog"):
+        for kind in ("bookkeeping", "catalog"):
             found = [agent.name for agent in grid.agents() if agent.kind == kind]
             if len(found) > 1:
                 raise self.wrong(

@@ -151,7 +151,7 @@ def test_the_long_form_is_the_short_form():
         ('name = "A"', 'name = "Users{1..1}"\ncolour = 1', ["site.Users1.colour", "not known"]),
         ('name = "A"', 'name = "Users"', ["site.Users.name", "organisational unit"]),
         ("worker = { slots = 3 }", 'worker = { name = "gatekeeper.A" }', ["agent.gatekeeper.A", "2 times"]),
-        ("worker = { slots = 3 }", "broker = {count = 2}\nbookkeeping = {}", ["site.broker", "2 times"]),
+        ("worker = { slots = 3 }", "broker = {}\nbookkeeping = {count = 2}", ["site.bookkeeping", "2 times"]),
         ("[grid]", "[grid", ["not TOML", "line 2"]),
     ],
 )  # fmt: skip
@@ -221,3 +221,9 @@ def test_a_batch_system_of_the_gatekeepers_host_needs_no_worker_in_the_descripti
     assert [agent.options for agent in workers] == [{"batch": "slurm", "partition": "grid"}]
     workers = [agent for agent in load.loads(SMALL).agents() if agent.kind == "worker"]
     assert [agent.options for agent in workers] == [{"slots": 3}]
+
+
+def test_a_grid_may_have_several_brokers():
+    one = SMALL.replace("worker = { slots = 3 }", "broker = {count = 2}\nbookkeeping = {}\nworker = { slots = 3 }")
+    names = [agent.name for agent in load.loads(one, Path("x.toml")).agents() if agent.kind == "broker"]
+    assert len(set(names)) == 2
