@@ -39,7 +39,6 @@ from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
 ALONE: dict[str, Callable[[Bench], None]] = {
-    "information": information.run,
     "limits": limits.run,
     "myproxy": myproxy.run,
     "security": security.run,
@@ -52,6 +51,12 @@ ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
     "sight": sight.run,
 }
 """Sections that share one grid."""
+OF_SIZES: dict[str, Callable[[Bench, Sequence[int]], None]] = {
+    "trust": trust.run,
+    "information": information.run,
+}
+"""Sections that are measured with more and more sites."""
+MAX_SITES = 2000
 SECTIONS = (
     "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "trust", "information",
 )  # fmt: skip
@@ -71,7 +76,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table between the markers of this file")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"), help="where grids and files are while measuring")
     parser.add_argument(
-        "--sites", type=_sizes, metavar="N,N", default=(), help="sizes of the grids of section trust, such as 1,20,192"
+        "--sites",
+        type=_sizes,
+        metavar="N,N",
+        default=(),
+        help="sizes of the grids of sections trust and information, such as 1,20,192",
     )
     parser.add_argument("--jobs", type=_jobs, metavar="N", default=20_000, help="how many in section soak")
     found = parser.parse_args(argv)
@@ -90,7 +99,7 @@ def _jobs(text: str) -> int:
 
 def _sizes(text: str) -> tuple[int, ...]:
     found = tuple(int(size) for size in text.split(","))
-    if not all(1 <= size <= trust.MAX_SITES for size in found):
+    if not all(1 <= size <= MAX_SITES for size in found):
         raise ValueError(text)
     return found
 
@@ -137,8 +146,9 @@ def _measure(bench: Bench, wanted: Sequence[str], sizes: Sequence[int]) -> None:
         _section(bench, "lab", lambda: _on_lab(bench, on_lab))
     if "startup" in wanted:
         _section(bench, "startup", lambda: startup.run(bench))
-    if "trust" in wanted:
-        _section(bench, "trust", lambda: trust.run(bench, sizes))
+    for name, section in OF_SIZES.items():
+        if name in wanted:
+            _section(bench, name, lambda section=section: section(bench, sizes))
 
 
 def _on_lab(bench: Bench, wanted: Sequence[str]) -> None:

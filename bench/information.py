@@ -1,16 +1,20 @@
-"""Section `information`: a tree of the size of EGEE in our server and in OpenLDAP's slapd, asked the same questions.
+"""Section `information`: ever larger trees in our server; one of the size of EGEE in OpenLDAP's slapd, too.
 
-Ours is the top agent in a process of its own; 192 simulated sites publish to it over sessions of their own. slapd has
-the database and indices of a BDII and gets changes by LDAP. The same client asks both. Rates depend on what else the
-machine does: processor time per answer does not.
+Ours is the top agent in a process of its own; simulated sites publish to it over sessions of their own, ever more of
+them. At each size 5 000 changes a second are tried while a broker asks and single changes are followed to the top's
+answer. At 192 sites slapd, with the database and indices of a BDII, is asked the same questions by the same client.
+Rates depend on what else the machine does: processor time per answer does not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,9 +24,14 @@ from bench.helpers import ORGANISATION, Trust
 from bench.measure import Bench, Table, show
 from fabric.ldap import Entry, LdapClient
 
-SITES = 192
+SIZES = (5, 20, 192, 1000)
+QUICK_SIZES = (5, 20)
+BESIDE_SLAPD = 192
+"""Or the largest size below it."""
 CHANGES = 5000
 """In a second: what the sites together try to change."""
+FRESH_MS = 1000.0
+"""99 of 100 changes are to be answered at the top by then."""
 CONNECT_S = 600.0
 VALID_FOR_S = 60.0
 REFRESH_S = 5.0
@@ -46,24 +55,32 @@ class Server:
         return psutil.Process(self.pid).memory_info().rss
 
 
-def run(bench: Bench) -> None:
-    """Ours, slapd beside it, then ever more sites."""
-    sites = bench.size(SITES, 20)
+def run(bench: Bench, sizes: Sequence[int] = ()) -> None:
+    """Ours with ever more sites, and slapd beside it at one size."""
+    sizes = sorted(sizes or (QUICK_SIZES if bench.quick else SIZES))
+    compared = max((size for size in sizes if size <= BESIDE_SLAPD), default=sizes[0])
     folder = bench.folder / "information"
+    rows: list[Size] = []
     with (
         helpers.trust(folder) as trust,
-        _top(trust, sites) as (server, rpc),
+        _top(trust, sizes[-1]) as (server, rpc),
         helpers.conversation("bench.producers", _producers_order(trust, rpc)) as ask,
     ):
-        entries = _load(bench, server, ask, sites)
-        _changes(bench, server, ask)
-        if missing := slapd.missing():
-            bench.say(f"  no slapd beside it: {missing}")
-            _questions(bench, [server], sites)
-            return
-        with slapd.running(folder / "slapd", entries) as other:
-            bench.add("slapd_load", "slapd: slapadd -q of the same entries", "s", [other.load_s])
-            _questions(bench, [server, Server("slapd", other.port, other.pid)], sites)
+        for sites in sizes:
+            rows.append(_grow(bench, server, ask, sites, rows[-1] if rows else None))
+            if sites == compared:
+                _beside_slapd(bench, server, folder, sites)
+    bench.tables.append(_sweep(rows))
+
+
+def _beside_slapd(bench: Bench, server: Server, folder: Path, sites: int) -> None:
+    if missing := slapd.missing():
+        bench.say(f"  no slapd beside it: {missing}")
+        _questions(bench, [server], sites)
+        return
+    with slapd.running(folder / "slapd", asyncio.run(_whole_tree(server.port))) as other:
+        bench.add("slapd_load", "slapd: slapadd -q of the same entries", "s", [other.load_s])
+        _questions(bench, [server, Server("slapd", other.port, other.pid)], sites)
 
 
 @contextlib.contextmanager
@@ -80,7 +97,7 @@ def _top(trust: Trust, sites: int) -> Iterator[tuple[Server, int]]:
     }  # fmt: skip
     people = trust.folder / "sites"
     people.mkdir()
-    for number in range(max(sites, 0)):
+    for number in range(sites):
         name = many_sites.site_name(number)
         subject = f"{ORGANISATION}/OU={name}/CN=information/information.{name}"
         trust.grid.host("localhost", "127.0.0.1", subject=subject).save(people / f"{name}.pem")
@@ -98,28 +115,85 @@ def _producers_order(trust: Trust, port: int) -> dict[str, Any]:
 Ask = Callable[[Mapping[str, Any], float], Any]
 
 
-def _load(bench: Bench, server: Server, ask: Ask, sites: int) -> list[Entry]:
-    """All sites connect and publish everything; returns the tree."""
-    empty, used = server.rss(), server.cpu_s()
-    took = ask({"do": "sites", "sites": sites}, CONNECT_S)
-    used = server.cpu_s() - used
-    entries = asyncio.run(_whole_tree(server.port))
-    bench.add("load", f"{sites} sites connect and publish {len(entries)} entries", "s", [took["took_s"]],
-              note=f"{used:.1f} s of processor time at the server")  # fmt: skip
-    bench.add("memory_entry", "memory per entry", "kB", [(server.rss() - empty) / len(entries) / 1000])
-    return entries
+@dataclass(frozen=True)
+class Size:
+    """What was found with so many sites."""
+
+    sites: int
+    entries: int
+    rss: int
+    load_cpu_ms: float
+    """Processor time of the top for each site that came: its session and its whole tree."""
+    memory_kb: float
+    """For each entry that came."""
+    changes: float
+    """In a second, that travelled to the top; who has to wait sends only the last state of each entry."""
+    change_cpu_ms: float
+    """Of the top, for each of them; the broker's questions in it."""
+    late_ms: Sequence[float]
+    """From a change at a site to the top's answer with it."""
+    asked: float
+    """Answers to the broker's typical search in a second, meanwhile."""
+
+    @property
+    def p99_ms(self) -> float:
+        """How late 99 of 100 changes are at most."""
+        return sorted(self.late_ms)[math.ceil(0.99 * len(self.late_ms)) - 1]
 
 
-def _changes(bench: Bench, server: Server, ask: Ask) -> None:
-    """As many as the server takes of those that are tried: who has to wait sends only the last state of each entry."""
-    seconds = bench.size(10, 3)
+def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | None) -> Size:
+    """More sites come, then everything at once: changes, a broker's questions, single changes followed."""
+    known = (before.sites, before.entries, before.rss) if before is not None else (0, 0, server.rss())
     used = server.cpu_s()
-    found = ask({"do": "change", "rate": CHANGES, "seconds": seconds}, CONNECT_S)
-    used, entries = server.cpu_s() - used, max(1, found["entries"])
+    took = ask({"do": "sites", "sites": sites}, CONNECT_S)
+    load_cpu_ms = 1000 * (server.cpu_s() - used) / (sites - known[0])
+    entries, rss = asyncio.run(_count(server.port)), server.rss()
+    memory_kb = (rss - known[2]) / (entries - known[1]) / 1000
+    bench.add(f"load_{sites}", f"{sites} sites: those that are new connect and publish", "s", [took["took_s"]],
+              note=f"{entries} entries in all")  # fmt: skip
+    seconds = bench.size(20, 5)
+    request = helpers.ldap_request("o=grid", many_sites.CES_OF_A_VO, many_sites.BROKER_ATTRIBUTES)
+    broker = {"host": "127.0.0.1", "port": server.port, "requests": [request], "seconds": seconds}
+    used = server.cpu_s()
+    with helpers.beside("ldap", broker) as answers:
+        found = ask({"do": "change", "rate": CHANGES, "seconds": seconds, "ldap": server.port}, CONNECT_S)
+        asked = answers()["rate"]
+    used, changed = server.cpu_s() - used, max(1, found["entries"])
+    size = Size(
+        sites, entries, rss, load_cpu_ms, memory_kb, changed / found["seconds"], 1000 * used / changed,
+        found["late_ms"], asked,
+    )  # fmt: skip
     note = f"{found['offered']:.0f} tried"
-    bench.add("changes", "changed entries that travel to the top", "1/s", [entries / found["seconds"]], note=note)
-    bench.add("change_cpu", "processor time of the top for each of them", "ms", [1000 * used / entries])
-    bench.add("change_bytes", "bytes of each of them on the way, with its message", "B", [found["bytes"] / entries])
+    bench.add(f"changes_{sites}", f"{sites} sites: changed entries to the top", "1/s", [size.changes], note=note)
+    bench.add(f"late_{sites}", f"{sites} sites: a change to its answer at the top meanwhile", "ms", size.late_ms)
+    bench.add(f"late_p99_{sites}", f"{sites} sites: 99 of 100 of them", "ms", [size.p99_ms])
+    bench.add(f"asked_{sites}", f"{sites} sites: CEs of a VO meanwhile, one client", "1/s", [size.asked])
+    return size
+
+
+async def _count(port: int) -> int:
+    async with await LdapClient.connect("127.0.0.1", port, timeout_s=60) as client:
+        return len(await client.search("o=grid", attributes=("1.1",), page_size=10_000))
+
+
+def _sweep(rows: Sequence[Size]) -> Table:
+    """Each size, and up to which changes are fresh."""
+    good = [row.sites for row in rows if row.p99_ms <= FRESH_MS]
+    columns = (
+        "sites", "entries", "processor ms a new site", "kB an entry", "changes/s", "processor ms a change",
+        "change seen ms, median", "99 %", "searches/s",
+    )  # fmt: skip
+    found = tuple(
+        (
+            str(row.sites), str(row.entries), show(row.load_cpu_ms), show(row.memory_kb), show(row.changes),
+            show(row.change_cpu_ms), show(statistics.median(row.late_ms)), show(row.p99_ms), show(row.asked),
+        )
+        for row in rows
+    )  # fmt: skip
+    limit = f"fresh within {FRESH_MS:g} ms up to {max(good)} sites" if good else f"never fresh within {FRESH_MS:g} ms"
+    return Table(
+        f"Ever more sites while {CHANGES} changes a second are tried and a broker asks: {limit}", columns, found
+    )
 
 
 async def _whole_tree(port: int) -> list[Entry]:

@@ -22,15 +22,21 @@ from bench import many_sites
 from bench.helpers import secure_channels
 from fabric.clock import SystemClock
 from fabric.information import Publisher
-from fabric.ldap import Entry
+from fabric.ldap import Entry, LdapClient, Scope
 from fabric.logs import null_logger
 from fabric.settings import Endpoint
 from security.credentials import Credential
 
+PROBED = "GlueCEStateWaitingJobs"
 TICK_S = 0.02
 AT_ONCE = 16
 """Sites that connect at the same time."""
 LOOK_S = 0.02
+PROBES = 4
+"""Changes followed to the top at a time, each by a client of its own."""
+PROBE_LOOK_S = 0.005
+SEEN_WITHIN_S = 30.0
+"""A change that is not answered at the top by then counts as so late."""
 
 
 class CountedStub:
@@ -60,6 +66,7 @@ class Producers:
         self._queues: list[tuple[int, Entry]] = []
         """Every GlueCE with the number of its site."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._probes = 0
         self.messages = self.bytes = self.entries = 0
 
     def counters(self) -> dict[str, float]:
@@ -95,18 +102,46 @@ class Producers:
             while not publisher.connected:  # noqa: ASYNC110 - it has no bell
                 await asyncio.sleep(LOOK_S)
 
-    async def change(self, rate: float, seconds: float) -> dict[str, float]:
-        """Change queues in turn, `rate` in a second; what was sent meanwhile and how far it got."""
+    async def change(self, rate: float, seconds: float, ldap: int) -> dict[str, Any]:
+        """Change queues in turn, `rate` in a second; what was sent meanwhile, how far it got, and how long single
+        changes took to be answered at the top's LDAP port."""
+        until = time.perf_counter() + seconds
+        late: list[float] = []
+        async with asyncio.TaskGroup() as group:
+            for number in range(PROBES):
+                group.create_task(self._probe(number, ldap, until, late))
+            changed = await self._change(rate, seconds)
+        return {**changed, "late_ms": late}
+
+    async def _probe(self, number: int, ldap: int, until: float, late: list[float]) -> None:
+        """One change after another of queues that no other probe touches, each until it is seen."""
+        draw, own = random.Random(number), self._queues[number::PROBES]
+        async with await LdapClient.connect("127.0.0.1", ldap, timeout_s=SEEN_WITHIN_S) as client:
+            while time.perf_counter() < until:
+                site, entry = draw.choice(own)
+                self._probes += 1
+                mine = str(10_000 + self._probes)
+                began = time.perf_counter()
+                self._publishers[site].put(Entry(entry.dn, {**entry.attributes, PROBED: (mine,)}))
+                name = f"{entry.dn},{many_sites.site_base(site)}"
+                while (passed := time.perf_counter() - began) < SEEN_WITHIN_S:
+                    (seen,) = await client.search(name, scope=Scope.BASE, attributes=(PROBED,))
+                    if seen.first(PROBED) == mine:
+                        break
+                    await asyncio.sleep(PROBE_LOOK_S)
+                late.append(1000 * passed)
+
+    async def _change(self, rate: float, seconds: float) -> dict[str, float]:
         draw = random.Random(1)
         order = self._queues[:]
         draw.shuffle(order)
         before, began, done = self.counters(), time.perf_counter(), 0
         while (passed := time.perf_counter() - began) < seconds:
             for _ in range(int(passed * rate) - done):
-                publisher, entry = order[done % len(order)]
-                self._publishers[publisher].put(
-                    Entry(entry.dn, {**entry.attributes, many_sites.STATE: (str(draw.randrange(4096)),)})
-                )
+                number, entry = order[done % len(order)]
+                publisher = self._publishers[number]
+                now = publisher.entries[entry.dn.key][0].attributes
+                publisher.put(Entry(entry.dn, {**now, many_sites.STATE: (str(draw.randrange(4096)),)}))
                 done += 1
             await asyncio.sleep(TICK_S)
         took_s = time.perf_counter() - began
@@ -127,9 +162,9 @@ async def _main() -> None:
             match asked["do"]:
                 case "sites":
                     await producers.sites(asked["sites"])
-                    found: dict[str, float] = {}
+                    found: dict[str, Any] = {}
                 case "change":
-                    found = await producers.change(asked["rate"], asked["seconds"])
+                    found = await producers.change(asked["rate"], asked["seconds"], asked["ldap"])
                 case _:
                     await asyncio.sleep(asked["seconds"])
                     found = {}

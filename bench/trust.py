@@ -53,7 +53,6 @@ worker = {{ slots = 4, fabric = {seldom} }}
 SELDOM = "{ trust_poll_s = 5.0, map_refresh_s = 10.0, crl_refresh_s = 10.0 }"
 """Changes are pushed; what is only looked at by the clock is looked at less often where 600 agents share two cores."""
 PACK = 24
-MAX_SITES = 400
 SIZES = (1, 20, 192)
 UP_S = 600.0
 AT_ONCE = 4
