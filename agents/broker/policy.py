@@ -80,6 +80,7 @@ RULES: Mapping[str, Rule] = {
     "CE_FORGOT": _NODE_DIED,
     # this job, here
     "EXEC_FAILED": Rule(Action.ELSEWHERE),
+    "PROLOGUE_FAILED": Rule(Action.ELSEWHERE),
     "DESCRIPTION_INVALID": Rule(Action.ELSEWHERE),
     "FENCED": Rule(Action.ELSEWHERE),
     "SANDBOX_EVICTED": Rule(Action.ANYWHERE),

@@ -66,10 +66,11 @@ async def _read(
     say: Callable[[str], None],
 ) -> None:
     """What there is of the present attempt, to its end."""
-    found = await (await jobs.broker(grid)).locate([job_id])
-    if not found or not found[0].gatekeeper or (place.over and found[0].attempt <= place.attempt):
+    found = await jobs.located(grid, [job_id])
+    location = found[0][1] if found else None
+    if location is None or not location.gatekeeper or (place.over and location.attempt <= place.attempt):
         return
-    host, port = parse_address(found[0].gatekeeper, "the gatekeeper's address")
+    host, port = parse_address(location.gatekeeper, "the gatekeeper's address")
     request = pb.FollowRequest()
     request.CopyFrom(wanted)
     request.job_id, request.offset, request.attempt = job_id, place.offset, place.attempt
