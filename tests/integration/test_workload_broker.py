@@ -396,19 +396,21 @@ async def test_the_user_interface_goes_to_the_next_broker_and_finds_the_one_that
         Endpoint("broker", name, "localhost", "CERN", lab.port(name)) for name in ("broker.CERN", "broker2.CERN")
     )
     nobodys = "https://localhost:1/nobody"
-    async with open_grid(Endpoints({"broker": two}), lab.user("alice"), lab.certificates) as grid:
+    services, alice = Endpoints({"broker": two}), lab.user("alice")
+    async with open_grid(services, alice, lab.certificates) as grid:
         first = (await submit(grid, TRUE, Path())).job_id
         await lab.stop("broker.CERN")
         second = (await submit(grid, TRUE + "Parameters = 2;", Path())).job_id
         with pytest.raises(Unavailable, match="one that may have it does not") as caught:
             await cancel(grid, [first])
         assert (caught.value.reason, caught.value.facts["job_id"]) == ("BROKER_AWAY", first)
-        await workload.start_broker()
+    await workload.start_broker()
+    async with open_grid(services, alice, lab.certificates) as grid:  # the first remembers for a moment who was away
         found = await located(grid, [first, nobodys])
         assert [place.job_id for _, place in found] == [first]
         outcomes, unknown = await cancel(grid, [second, nobodys, first])
         assert ([item.outcome for item in outcomes], unknown) == (["cancelling"] * 3, [nobodys])
-        await workload.ended([first, second], count=3)
+        await workload.ended([first, second], count=3, timeout_s=30)
         assert (await resubmit(grid, second)).children
         with pytest.raises(NotFound, match="has submitted no"):
             await resubmit(grid, nobodys)
