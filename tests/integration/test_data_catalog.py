@@ -94,6 +94,8 @@ async def test_other_vos_names_and_files_are_out_of_reach(lab: LabGrid) -> None:
     ):
         await refused(Refused, "OTHER_VO", attempt)
     assert await client.lookup(bob, [f"guid:{file.guid}"]) == ([], [f"guid:{file.guid}"])
+    assert await client.lookup(bob, [SURL, SURL[:-1]]) == ([], [SURL, SURL[:-1]])
+    assert [e.lfn for e in (await client.lookup(alice, [SURL]))[0]] == [file.lfn]
     await refused(NotFound, "LFN_NOT_FOUND", client.remove_replica(bob, f"guid:{file.guid}", SURL))
     assert [e.lfn async for e in client.list_directory(bob, "/grid")] == ["/grid/cms"]
     assert [e.lfn async for e in client.list_directory(bob, "/grid/atlas")] == []
@@ -225,6 +227,8 @@ async def test_a_directory_for_groups_and_people(lab: LabGrid) -> None:
         return found
 
     assert await attempts(plain) == ["ACCESS_DENIED"] * 7
+    assert await client.lookup(plain, [SURL]) == ([], [SURL])
+    assert [e.lfn for e in (await client.lookup(producer, [SURL]))[0]] == [file.lfn]
     error = await refused(Refused, "ACCESS_DENIED", client.list_page(plain, "/grid/cms/mc"))
     assert "grid proxy init --voms cms:/cms/Role=production" in error.sentence
     assert "access list of /grid/cms/mc" in error.sentence and "shows no groups or roles" in error.sentence
