@@ -198,8 +198,9 @@ class Link:
             # It is this user whom the CE refuses, not the CE that is not to be trusted (that names the peer).
             await self._give_back(machine.Rejected(0, error.reason, error.sentence))
             return pause_s
-        core.block(self.gatekeeper, pause_s, error.sentence)
-        core.suspects.add(self.gatekeeper)
+        if error.reason != "MEMBERS_UNKNOWN":  # which is about this user only
+            core.block(self.gatekeeper, pause_s, error.sentence)
+            core.suspects.add(self.gatekeeper)
         if core.now_s - self._failing_since >= options.take_back_after_s:
             await self._give_back(machine.TakenBack(f"CE_UNREACHABLE: {error.sentence}"))
         return pause_s

@@ -23,6 +23,7 @@ from agents.broker.client import BrokerClient
 from agents.user_interface.connection import open_grid
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.jobs import cancel, located, resubmit, submit
+from agents.vo.client import VoClient
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
@@ -230,9 +231,11 @@ class Workload:
     async def start_broker(self) -> None:
         await self.lab.start("broker", options=self.options)
 
-    async def start_ce(self, name: str, slots: int = 4) -> PlayedCe:
+    async def start_ce(self, name: str, slots: int = 4, **fabric: Any) -> PlayedCe:
         ce = self.ces.setdefault(name, PlayedCe(slots))
-        await self.lab.start("gatekeeper", name=name, builder=lambda context: PlayedGatekeeper(context, ce))
+        await self.lab.start(
+            "gatekeeper", name=name, builder=lambda context: PlayedGatekeeper(context, ce), fabric=fabric
+        )
         return ce
 
     async def broker(self, name: str = "alice", *, delegated: bool = True, **user: Any) -> BrokerClient:
@@ -297,6 +300,24 @@ async def test_a_job_runs_and_is_cleared(workload: Workload, tmp_path: Path) -> 
     history = await (await workload.bookkeeping()).history(job_id)
     assert names(history.events)[:6] == ["REGISTERED", "ENQUEUED", "MATCHED", "TRANSFERRED", "RUNNING", "DONE"]
     await workload.located(broker, job_id, "CLEARED")
+
+
+async def test_a_ce_that_does_not_know_the_members_yet_gets_the_job_when_it_does(workload: Workload) -> None:
+    lab = workload.lab
+    lab.plan("vo")
+    await workload.start()
+    await workload.start_ce("ce1", map_updater=True, map_file="", map_refresh_s=0.05)
+    broker = await workload.broker()
+    answer = await broker.submit(TRUE)
+    link = ("link.failed", "MEMBERS_UNKNOWN")
+    log = lab.agents["broker.CERN"].context.state_dir / "log.jsonl"
+    await workload.until(lambda: all(word in log.read_text("utf-8") for word in link), 30)
+    assert not lab.agents["broker.CERN"].agent.core._blocked, "other people's jobs may go there"
+    await lab.start("vo")
+    members = VoClient(await lab.channel("vo", credential=lab.operator()))
+    await members.add_member(str(lab.user_certificate("alice").identity))
+    (job,) = await workload.ended([answer.job_id], timeout_s=30)
+    assert state_name(job.state) == "DONE"
 
 
 async def test_parametric_jobs_spread_over_sites(workload: Workload) -> None:
