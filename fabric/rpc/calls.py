@@ -13,6 +13,7 @@ import grpc.aio
 from cryptography import x509
 from grpc._cython import cygrpc as _cygrpc
 
+from fabric.bell import Bell
 from fabric.clock import Clock
 from fabric.errors import DeadlineExceeded, GridError, Unavailable, from_rpc_error
 
@@ -45,6 +46,25 @@ class Opened:
     generation: int
     """Of the trust that the chain was judged by."""
     _callables: dict[tuple[str, str], Any] = field(default_factory=dict[tuple[str, str], Any])
+    _calls: set[Any] = field(default_factory=set[Any])
+    _ended: Bell = field(default_factory=Bell)
+
+    def began(self, call: Any) -> Any:
+        """Count a call of grpc until it has ended; gives it back."""
+        self._calls.add(call)
+        call.add_done_callback(self._over)
+        return call
+
+    def _over(self, call: Any) -> None:
+        self._calls.discard(call)
+        self._ended.ring()
+
+    async def idle(self, limit_s: float) -> None:
+        """Until no call is left on it, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self._calls:
+                    await self._ended.wait(limit_s, self._ended.rung)
 
     def callable_of(self, kind: tuple[str, str], serialize: Any, parse: Any) -> Any:
         """grpc's callable for (`unary_unary` and the like, method)."""
@@ -139,8 +159,9 @@ class UnaryCallable:
         while True:
             used, own = caller.ready_now() or await ready_within(caller, left_s)
             try:
-                return await self._callable(used)(
-                    request, timeout=left_s, metadata=own + more, wait_for_ready=wait_for_ready
+                start = self._callable(used)
+                return await used.began(
+                    start(request, timeout=left_s, metadata=own + more, wait_for_ready=wait_for_ready)
                 )
             except asyncio.CancelledError:
                 raise_if_not_ours(caller.peer)
@@ -239,7 +260,7 @@ class StreamCall:
         used, own = await self._caller.ready()
         start = used.callable_of(self._kind, self._serialize, self._parse)
         options: dict[str, Any] = {"timeout": self._timeout, "metadata": own + self._metadata}
-        raw = start(self._requests, **options) if self._kind[0] == "unary_stream" else start(**options)
+        raw = used.began(start(self._requests, **options) if self._kind[0] == "unary_stream" else start(**options))
         try:
             first = await raw.initial_metadata()
             accepted_there = any(key == ACCEPTED_KEY for key, _ in first or ())

@@ -59,8 +59,9 @@ MAX_LINKS = 1024
 MAX_CHANNELS = 8192
 """Sessions of one process."""
 OLD_LINK_GRACE_S = 5.0
-LEAVING_S = 600.0
-"""Calls that run on a connection to a server that has renewed its certificate have this long to end."""
+LEAVING_S = 7 * 86400.0
+"""Calls that run on a connection to a server that has renewed its certificate go on until they end, or their session
+does, or the old certificate is not good any more; but not longer."""
 
 KEEPALIVE_S = 2.5
 """A quiet connection is tested this often: with the timeout below, a cut link is noticed within about 5 s."""
@@ -333,15 +334,14 @@ class Channels:
         await asyncio.gather(*(link.move() for link in moving))
 
     def leave(self, link: Link, opened: Opened) -> None:
-        """Close a connection once its calls had time to end, or at once when its server is not trusted any more."""
+        """Close a connection once its calls have ended, or at once when its server is not trusted any more."""
 
         async def leave() -> None:
-            grace_s = 0.0
             try:
-                await asyncio.sleep(LEAVING_S)
-                grace_s = OLD_LINK_GRACE_S
+                await asyncio.sleep(OLD_LINK_GRACE_S)  # for calls that were about to begin on it
+                await opened.idle(LEAVING_S)
             finally:
-                await opened.channel.close(grace_s)
+                await opened.channel.close()
 
         task = asyncio.create_task(leave(), name="leave old connection")
         self._leaving[task] = link, opened

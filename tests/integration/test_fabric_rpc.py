@@ -33,6 +33,7 @@ from fabric.errors import (
     Unauthenticated,
     Unavailable,
 )
+from fabric.rpc import channel as channel_module
 from fabric.rpc import rules
 from fabric.rpc.agreed import MAX_MESSAGE_BYTES
 from fabric.rpc.calls import StreamCall
@@ -603,6 +604,51 @@ async def test_a_server_with_a_new_certificate_is_judged_and_pinned_again(lab: L
     await lab.stop(NAME)
     lab.service("storage", NAME).save(lab.directory / "agents" / f"{NAME}.pem")
     await lab.start("storage", builder=ToyAgent)
+    await stub.Stat(storage_pb2.StatRequest())
+
+
+async def test_calls_on_a_connection_from_before_a_renewal_go_on_until_they_end(
+    lab: LabGrid, toy: RunningAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer takes longer than a roll-over of the authority."""
+    monkeypatch.setattr(channel_module, "OLD_LINK_GRACE_S", 0.0)
+    channel = await lab.channel("storage", credential=lab.user("alice"))
+    stub: Any = storage_pb2_grpc.StorageStub(channel)
+
+    async def renew() -> None:
+        toy.context.use(lab.service("storage"))
+        await lab.channels.move_from([lab.grid.ca.certificate])
+        await asyncio.sleep(0.05)  # the old connection is being closed
+        assert channel.shown == toy.context.credential.certificate
+        await stub.Stat(storage_pb2.StatRequest())
+
+    async def closed() -> None:
+        async with asyncio.timeout(30):
+            while lab.channels._leaving:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    before = channel.shown
+    async with stub.Get(storage_pb2.GetRequest(surl="endless")) as stream:
+        messages = aiter(stream)
+        assert (await anext(messages)).data == b"first"
+        await renew()
+        assert channel.shown != before and len(lab.channels._leaving) == 1
+        storage_of(toy).release.set()
+        assert [message.data async for message in messages] == [b"second"]
+    await closed()
+
+    storage_of(toy).release.clear()
+    async with stub.Get(storage_pb2.GetRequest(surl="endless")) as stream:
+        messages = aiter(stream)
+        assert (await anext(messages)).data == b"first"
+        old = toy.context.credential
+        await renew()
+        lab.revoke(old)
+        lab.refresh_trust()
+        await lab.channels.trust_changed()
+        with pytest.raises(GridError):
+            await anext(messages)
+    await closed()
     await stub.Stat(storage_pb2.StatRequest())
 
 
