@@ -31,10 +31,8 @@ from fabric.store import run
 _COLUMNS = tuple(item.name for item in fields(JobRecord))
 _values = operator.attrgetter(*_COLUMNS)
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, id FROM jobs"
-_UPSERT = (
-    f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    f"ON CONFLICT (job_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[1:])}"
-)
+_INSERT = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_UPDATE = f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in _COLUMNS)} WHERE id = ?"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CHUNK = 500
 """Values in one IN list."""
@@ -65,10 +63,12 @@ def record(connection: sa.Connection, batch: Sequence[Event]) -> Recorded:
             found = records[event.job_id] = changed[event.job_id] = JobRecord(event.job_id)
         if machine.apply(found, event):
             changed[event.job_id] = found
-    if changed:
-        run(connection, _UPSERT, list(map(_values, changed.values())))
     ids = {key: int(row[-1]) for key, row in known.items()}
-    ids.update(_ids(connection, changed.keys() - known.keys()))
+    if unknown := [_values(found) for key, found in changed.items() if key not in known]:
+        run(connection, _INSERT, unknown)
+        ids.update(_ids(connection, changed.keys() - known.keys()))
+    if old := [(*_values(found), ids[key]) for key, found in changed.items() if key in known]:
+        run(connection, _UPDATE, old)
     rows = [
         (
             source_ids[event.source], event.sequence, ids[event.job_id], event.at_us, int(event.type), event.attempt,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +11,8 @@ from typing import Any
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from fabric.errors import DataCorrupted, Unavailable
+from fabric.errors import DataCorrupted
+from fabric.rpc.calls import each_within
 
 PIECE_BYTES = 1024 * 1024
 FOLLOW_SILENT_S = 60.0
@@ -99,17 +99,9 @@ async def watch(channel: Any, after_sequence: int = 0) -> AsyncIterator[pb.JobUp
 async def follow(channel: Any, request: pb.FollowRequest) -> AsyncIterator[pb.FollowResponse]:
     """What a file of a job holds and grows by; the last response has `ended`. Raises GridError: Unavailable when the
     stream is lost or silent, then ask again from the offset where it stopped."""
+    silent = f"the gatekeeper said nothing for {FOLLOW_SILENT_S:g} s"
     async with _stub(channel).Follow(request) as stream:
-        while True:
-            try:
-                async with asyncio.timeout(FOLLOW_SILENT_S):
-                    response = await stream.read()
-            except TimeoutError:
-                raise Unavailable(
-                    "GATEKEEPER_SILENT", f"the gatekeeper said nothing for {FOLLOW_SILENT_S:g} s"
-                ) from None
-            if not isinstance(response, pb.FollowResponse):
-                return
+        async for response in each_within(stream, FOLLOW_SILENT_S, "GATEKEEPER_SILENT", silent):
             yield response
 
 

@@ -94,10 +94,8 @@ class ToyAgent(Agent):
     """Give the class as `builder` to `LabGrid.start`."""
 
     RULES: ClassVar[dict[str, rules.Rule]] = {
+        **dict.fromkeys(methods(storage_pb2, "Storage"), rules.user),
         "Stat": rules.any_of(rules.user, rules.any_service),
-        "PrepareToPut": rules.user,
-        "Put": rules.user,
-        "Get": rules.user,
         "Remove": rules.full_user,
         "List": rules.services("broker"),
         "CopyFrom": rules.site_services("worker"),

@@ -17,6 +17,7 @@ from fabric.errors import Conflict, Exhausted, GridError, NotFound, Refused
 from fabric.ldap.client import LdapClient
 from fabric.ldap.filters import Equality
 from fabric.logs import null_logger
+from fabric.tls_door import TlsStream
 from security.validation import validate_client_chain
 
 BASE = f"{ORGANISATION}/OU=Users/CN="
@@ -288,12 +289,12 @@ async def test_the_door_answers_anything_with_a_sentence(lab, data):
 
 
 async def test_a_certificate_that_cannot_be_read_is_a_refusal_and_no_defect():
-    class Stream:
-        peer, answer = "192.0.2.1:7", b""
-
-        @property
-        def chain(self):
+    class Unreadable:
+        def get_peer_certificate(self, *, as_cryptography):
             raise ValueError("negative serial")
+
+    class Stream(TlsStream):
+        answer = b""
 
         async def read(self):
             return b"GET /generate-ac?fqans=/cms HTTP/1.0\n\n"
@@ -301,7 +302,7 @@ async def test_a_certificate_that_cannot_be_read_is_a_refusal_and_no_defect():
         async def write(self, data):
             self.answer = data
 
-    stream = Stream()
+    stream = Stream(Unreadable(), None, "192.0.2.1:7")
     await VomsDoor("cms", None, None, null_logger()).serve(stream)
     assert stream.answer.startswith(b"HTTP/1.1 403") and b"cannot be read (negative serial)" in stream.answer
 
