@@ -429,7 +429,10 @@ async def fetch_output(grid: Grid, job_id: str, folder: Path, *, clear: bool) ->
         )
     host, port = parse_address(location.gatekeeper, "the gatekeeper's address")
     folder.mkdir(parents=True, exist_ok=True)
-    files = await get_output(await grid.channel_to(host, port), job_id, folder)
+    try:
+        files = await get_output(await grid.channel_to(host, port), job_id, folder)
+    except Unavailable:  # a connection that broke is made anew once
+        files = await get_output(await grid.channel_to(host, port), job_id, folder)
     if clear:
         await _clear(client, job_id)
     return [{"name": f.name, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in files]

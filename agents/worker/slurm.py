@@ -370,7 +370,8 @@ class SlurmClient:
             if beat != known.beat or queue.get(known.key) == "SUSPENDED":
                 known.beat, known.beat_at = beat, now
             if self.was_started(known.key):
-                if now - known.beat_at > self._options.shepherd_silent_s:
+                silent = now - known.beat_at > self._options.shepherd_silent_s
+                if silent and await asyncio.to_thread(read_exit, folder) is None:  # it has not ended meanwhile
                     self._lose(known)
             elif known.absent >= ABSENT_LOOKS:
                 self._log.warning("slurm.job_vanished", key=known.key, tries=known.tries)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.bookkeeping.client import BookkeepingClient
 from agents.user_interface import access, accounting, console, data, doctor, endpoints, following, information, jobs
@@ -56,9 +57,13 @@ class Desk:
         (row,) = await self.call(jobs.submit_command, [self.jdl(text)], None)
         return str(row["job_id"])
 
+    async def both_elements_published(self) -> bool:
+        elements = await information.storage_elements(information.top_server())
+        return {self.element(FIRST), self.element(SECOND)} <= {f"{found.host}:{found.port}" for found in elements}
+
     async def published(self, names: int) -> None:
         """Wait until so many CEs with free slots are in the tree."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while True:
                 found = await information.computing_elements(information.top_server())
                 if sum(ce.free > 0 for ce in found) >= names:
@@ -274,7 +279,7 @@ async def test_who_may_only_list_loses_nobody_data(desk: Desk) -> None:
 
 
 async def test_a_lost_replica_is_no_obstacle_while_there_is_another(desk: Desk) -> None:
-    await desk.published(1)
+    await until(desk.both_elements_published)
     (desk.folder / "f").write_bytes(b"content")
     lfn = f"{FOLDER}/f"
     await desk.call(data.put_command, desk.folder / "f", lfn, desk.element(SECOND))

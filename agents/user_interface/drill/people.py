@@ -156,7 +156,8 @@ def listener(port: int) -> psutil.Process | None:
     """The process that listens on this port of this machine, as far as we may see."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", 0) == port and connection.pid:
-            return psutil.Process(connection.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                return psutil.Process(connection.pid)
     return None
 
 
