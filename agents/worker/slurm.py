@@ -65,7 +65,8 @@ class _Known:
     tries: int = 0
     not_before: float = 0.0
     absent: int = 0
-    beat: str = ""
+    beat: str | None = None
+    """None until it is seen to be claimed."""
     beat_at: float = 0.0
     """When the beat was seen to change, by our own clock."""
 
@@ -366,10 +367,10 @@ class SlurmClient:
                 continue
             folder = self._jobs_dir / known.key
             known.absent = 0 if known.key in queue else known.absent + 1
-            beat = await asyncio.to_thread(_read, folder / "beat") or ""
-            if beat != known.beat or queue.get(known.key) == "SUSPENDED":
-                known.beat, known.beat_at = beat, now
             if self.was_started(known.key):
+                beat = await asyncio.to_thread(_read, folder / "beat") or ""  # a claim comes before the first beat
+                if beat != known.beat or queue.get(known.key) == "SUSPENDED":
+                    known.beat, known.beat_at = beat, now
                 silent = now - known.beat_at > self._options.shepherd_silent_s
                 if silent and await asyncio.to_thread(read_exit, folder) is None:  # it has not ended meanwhile
                     self._lose(known)
