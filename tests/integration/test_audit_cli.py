@@ -13,6 +13,7 @@ import pytest
 from gridfabric.security.v1 import audit_pb2, audit_pb2_grpc
 from support.grid import ORGANISATION, LabGrid, free_port
 from support.site import Site, job
+from support.waiting import until
 
 from agents.user_interface import application
 from agents.user_interface.exits import ExitCode
@@ -136,10 +137,9 @@ async def test_a_long_check_tells_how_far_it_is_and_is_given_up_with_the_call(
     async with stub.Verify(audit_pb2.VerifyAuditRequest()) as stream:
         async for answer in stream:
             assert not answer.is_verdict
+            await until(lambda: looks, "the check begins")  # it may be told of before its thread has started
             break
-    async with asyncio.timeout(30):
-        while looks[0].is_wanted:  # noqa: ASYNC110  the other end hears of it
-            await asyncio.sleep(0.01)
+    await until(lambda: not looks[0].is_wanted, "the other end hears that it is not wanted")
     going.set()
     (log,) = (await desk("verify"))["logs"]
     assert log["problems"] == [] and looks[1].total_bytes >= looks[1].read_bytes > 0
