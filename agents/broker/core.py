@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -35,7 +34,7 @@ from agents.broker.model import ComputingElement, JobDescription, JobState
 from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
 from agents.broker.tables import Change, JobRow, LogSink
-from fabric.clock import to_us
+from fabric.clock import from_us, to_us
 from fabric.errors import GridError
 from fabric.glue13 import CeView
 from fabric.store import Store
@@ -342,7 +341,7 @@ class BrokerCore:
         now_s = self.now_us / 1e6
         known = ((key, self._clusters[key].cluster.not_before_s) for key in waiting if key in self._clusters)
         return {
-            key: f"waits after a failure until {datetime.fromtimestamp(at_s, UTC):%H:%M:%S} UTC"
+            key: f"waits after a failure until {from_us(at_s * 1_000_000):%H:%M:%S} UTC"
             for key, at_s in known
             if at_s > now_s
         }

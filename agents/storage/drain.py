@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from agents.storage.element import StorageElement
 from agents.storage.pools import PoolState
 from agents.storage.store import FileStore
+from fabric.bell import Bell
 from fabric.errors import Conflict, DataCorrupted, Exhausted, GridError
 from fabric.logs import Logger
 
@@ -43,7 +44,7 @@ class PoolKeeper:
     def __init__(self, element: StorageElement, files: FileStore, *, log: Logger) -> None:
         self._element, self._pools, self._files, self._log = element, element.pools, files, log
         self._obstacles: dict[str, str] = {}
-        self._wanted = asyncio.Event()
+        self._wanted = Bell()
         self._changing = asyncio.Lock()
 
     async def report(self) -> list[PoolReport]:
@@ -87,7 +88,7 @@ class PoolKeeper:
                     "remove files first",
                 )
             await self._pools.set_state(path, PoolState.DRAINING)
-            self._wanted.set()
+            self._wanted.ring()
 
     async def remove(self, path: str) -> None:
         """Take an empty pool out. Again: succeeds. Raises NotFound(POOL_UNKNOWN), Conflict(POOL_NOT_EMPTY |
@@ -113,15 +114,11 @@ class PoolKeeper:
     async def run(self) -> None:
         """Empty what is draining. Ends only by cancellation."""
         while True:
+            heard = self._wanted.rung
             for path in self._pools.names():
                 if self._pools.state_of(path) is PoolState.DRAINING:
                     await self.empty(path)
-            try:
-                async with asyncio.timeout(LOOK_AGAIN_S):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
-            self._wanted.clear()
+            await self._wanted.wait(LOOK_AGAIN_S, heard)
 
     async def empty(self, path: str) -> None:
         """Move what can be moved out of a draining pool, once through; the obstacle is in the report."""

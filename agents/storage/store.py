@@ -150,11 +150,13 @@ class FileStore:
     async def page(self, vo: str, after: str, limit: int, damaged: bool = False) -> list[StoredFile]:
         """Up to `limit` files of the VO with ids above `after`, in order of id; with `damaged` only marked ones. Costs
         the same wherever the page lies."""
-        only = "AND damage <> '' " if damaged else ""
+        only = " AND damage <> ''" if damaged else ""
+        return await self._page(f"vo = ? AND id > ?{only}", (vo, after), limit)
 
+    async def _page(self, condition: str, values: tuple[object, ...], limit: int) -> list[StoredFile]:
         def read(connection: sa.Connection) -> list[StoredFile]:
             rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM files WHERE vo = ? AND id > ? {only}ORDER BY id LIMIT ?", (vo, after, limit)
+                f"SELECT {_COLUMNS} FROM files WHERE {condition} ORDER BY id LIMIT ?", (*values, limit)
             )
             return [_file(row) for row in rows]
 
@@ -233,14 +235,7 @@ class FileStore:
 
     async def in_one_pool(self, pool: str, after: str, limit: int) -> list[StoredFile]:
         """Files of a pool with ids above `after`, in order of id. All pages together cost one walk over all files."""
-
-        def read(connection: sa.Connection) -> list[StoredFile]:
-            rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM files WHERE pool = ? AND id > ? ORDER BY id LIMIT ?", (pool, after, limit)
-            )
-            return [_file(row) for row in rows]
-
-        return await self._store.read(read)
+        return await self._page("pool = ? AND id > ?", (pool, after), limit)
 
     async def use_by_pool(self) -> dict[str, tuple[int, int]]:
         """Pool -> (bytes, files). A walk over all files."""
@@ -297,25 +292,11 @@ class FileStore:
 
     async def all_files(self, after: str, limit: int) -> list[StoredFile]:
         """Files with ids above `after`, in order of id."""
-
-        def read(connection: sa.Connection) -> list[StoredFile]:
-            rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM files WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
-            )
-            return [_file(row) for row in rows]
-
-        return await self._store.read(read)
+        return await self._page("id > ?", (after,), limit)
 
     async def damaged(self, after: str, limit: int) -> list[StoredFile]:
         """Damaged files with ids above `after`, in order of id."""
-
-        def read(connection: sa.Connection) -> list[StoredFile]:
-            rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM files WHERE damage <> '' AND id > ? ORDER BY id LIMIT ?", (after, limit)
-            )
-            return [_file(row) for row in rows]
-
-        return await self._store.read(read)
+        return await self._page("damage <> '' AND id > ?", (after,), limit)
 
     async def count_damaged(self) -> int:
         """How many files are marked as damaged."""

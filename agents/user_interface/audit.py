@@ -17,6 +17,7 @@ from agents.user_interface import console
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import GridError, Unavailable
+from fabric.rpc.calls import each_within
 from fabric.settings import Endpoint
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ SILENCE_S = 60.0
 """For an agent to say something while it searches or checks its log; it does so every second or two."""
 DEADLINE_S = 3600.0
 """For it to come to an end: twenty times what a full log takes."""
+_GIVEN_UP = f"nothing was heard for {SILENCE_S:g} s, or no end after {DEADLINE_S:g} s"
 TELL_S = 5.0
 AT_ONCE = 32
 """Agents asked at one moment."""
@@ -127,15 +129,9 @@ class _Progress:
             console.warn(f"{read} of {total} MiB checked")
 
 
-async def _each(stream: Any) -> AsyncIterator[Any]:
-    """Its messages. Raises TimeoutError after too long a silence."""
-    messages = aiter(stream)
-    while True:
-        async with asyncio.timeout(SILENCE_S):
-            message = await anext(messages, None)
-        if message is None:
-            return
-        yield message
+def _each(stream: Any) -> AsyncIterator[Any]:
+    """Its messages. Raises Unavailable after too long a silence."""
+    return each_within(stream, SILENCE_S, "AUDIT_SILENT", _GIVEN_UP)
 
 
 async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
@@ -153,7 +149,7 @@ async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict
         except GridError as error:
             missing[endpoint.name] = error.sentence
         except TimeoutError:
-            missing[endpoint.name] = f"nothing was heard for {SILENCE_S:g} s, or no end after {DEADLINE_S:g} s"
+            missing[endpoint.name] = _GIVEN_UP
 
     agents = [endpoint for endpoints in grid.services.services.values() for endpoint in endpoints if endpoint.rpc]
     await asyncio.gather(*(one(endpoint) for endpoint in agents))

@@ -188,13 +188,27 @@ def file_data(file: catalog.Entry) -> dict[str, Any]:
     }
 
 
+def require_regular(path: Path) -> None:
+    """Raises UsageProblem for what is no file to put, OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UsageProblem(f"{path} is not a regular file; copy what it holds into one first", path=path)
+
+
+def free_target(target: Path, name: str, *, force: bool) -> Path:
+    """Where a file goes: `name` in a directory. Raises AlreadyExists unless by `force`."""
+    if target.is_dir():
+        target = target / name
+    if target.exists() and not force:
+        raise AlreadyExists("FILE_EXISTS", f"{target} exists; use --force to replace it", path=target)
+    return target
+
+
 async def put_command(
     path: Path, lfn: str, se: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid data put`."""
     name = check_lfn(lfn)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UsageProblem(f"{path} is not a regular file; copy what it holds into one first", path=path)
+    require_regular(path)
     async with open_for_user(environ) as grid:
         if not grid.vo:
             raise UsageProblem("for which VO? set GRIDFABRIC_VO")
@@ -213,11 +227,8 @@ async def get_command(
     async with open_for_user(environ) as grid:
         file = (await lookup(grid, [name]))[0]
         content = content_of(file)
-        target = path or Path(PurePosixPath(lfn_of(file)).name)
-        if target.is_dir():
-            target = target / PurePosixPath(lfn_of(file)).name
-        if target.exists() and not force:
-            raise AlreadyExists("FILE_EXISTS", f"{target} exists; use --force to replace it", path=target)
+        name = PurePosixPath(lfn_of(file)).name
+        target = free_target(path or Path(name), name, force=force)
         replica = await _fetch(grid, file, target, se)
     if as_json:
         console.print_json({**file_data(file), "path": str(target), "from": replica.surl})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,6 +59,10 @@ async def _state(grid: Grid, file: catalog.Entry, surl: str) -> str:
         return f"unknown: {error.sentence}"
     if info.checksums != data.checksums_of(file):
         return "another file"
+    return _state_of(info)
+
+
+def _state_of(info: storage.FileInfo) -> str:
     return {"": "intact", "FILE_LOST": "lost"}.get(info.damage, "damaged")
 
 
@@ -72,7 +75,7 @@ def _info_data(info: storage.FileInfo, lfn: str | None) -> dict[str, Any]:
         "sha256": info.checksums.sha256,
         "owner": info.owner,
         "created_at": console.time_us_text(info.created_at_us),
-        "state": {"": "intact", "FILE_LOST": "lost"}.get(info.damage, "damaged"),
+        "state": _state_of(info),
     }
 
 
@@ -159,10 +162,7 @@ async def copy_command(
 
 
 async def _fetch(source: str, target: Path, *, force: bool, as_json: bool, environ: Mapping[str, str]) -> None:
-    if target.is_dir():
-        target = target / PurePosixPath(urlsplit(source).path).name
-    if target.exists() and not force:
-        raise AlreadyExists("FILE_EXISTS", f"{target} exists; use --force to replace it", path=target)
+    target = data.free_target(target, PurePosixPath(urlsplit(source).path).name, force=force)
     async with open_for_user(environ) as grid:
         channel, info = await at_element(grid, source)
         await storage.get_file(channel, info.surl, target, expected=info.checksums)
@@ -178,8 +178,7 @@ async def _store(source: Path, target: str, *, as_json: bool, environ: Mapping[s
         raise UsageProblem(
             f"a storage element chooses the names of its files itself; copy to srm://<host>:<port>/<vo>/, not {target}"
         )
-    if not stat.S_ISREG(source.stat().st_mode):
-        raise UsageProblem(f"{source} is not a regular file; copy what it holds into one first", path=source)
+    data.require_regular(source)
     async with open_for_user(environ) as grid:
         channel = await grid.channel_to(*data.door(target))
         stored = await storage.put_file(channel, source, vo, name_hint=source.name[:200])

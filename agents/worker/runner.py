@@ -675,14 +675,7 @@ class Runner:
     def _stages(self, job: Job) -> dict[str, str]:
         if not _is_wrapped(job.order.description):
             return {}
-        try:
-            descriptor = scratch.open_output(self.root, job.key, wrapper.STAGES_NAME, job.order.uid)
-        except (OSError, scratch.OutputError):
-            return {}
-        try:
-            return wrapper.read_stages(os.read(descriptor, wrapper.MAX_STAGES_BYTES))
-        finally:
-            os.close(descriptor)
+        return wrapper.read_stages(self._piece(job, wrapper.STAGES_NAME, 0))
 
     async def _collect_slowly(self, job: Job) -> None:
         record = job.exit_record or {}

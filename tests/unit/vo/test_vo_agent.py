@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 from support.grid import ORGANISATION, LabGrid
+from support.waiting import until
 
 from agents.vo.client import VoClient
 from agents.vo.model import checked_member
@@ -207,9 +208,3 @@ async def test_before_the_first_member_list_nobody_is_a_stranger(lab):
     with pytest.raises(Refused) as refused:
         await (await lab.channel("storage", credential=lab.user("bob", vo=None))).ready()
     assert refused.value.reason == "NOT_MAPPED"
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - a look at an agent, as an operator does
-            await asyncio.sleep(0.02)
