@@ -6,14 +6,11 @@ import getpass
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.x509 import UnrecognizedExtension
-
-from agents.user_interface import console
 from security.credentials import (
     MAX_CREDENTIAL_BYTES,
     Credential,
@@ -23,8 +20,7 @@ from security.credentials import (
 )
 from security.errors import CredentialError, Reason, utc_text
 from security.files import read_bounded
-from security.proxies import create_proxy, proxy_info
-from security.voms import proxy_extension
+from security.proxies import proxy_info
 
 
 def ask_passphrase(path: Path, *, from_stdin: bool) -> bytes:
@@ -55,63 +51,27 @@ def _locked(path: Path) -> CredentialError:
     )
 
 
-def make(
-    *,
-    environ: Mapping[str, str],
-    now: datetime,
-    certificate: Path | None,
-    key: Path | None,
-    out: Path | None,
-    lifetime: timedelta,
-    key_type: str,
-    limited: bool,
-    path_length: int | None,
-    passphrase_from_stdin: bool,
-    voms: Sequence[str] = (),
-    voms_lifetime: timedelta | None = None,
-    vomses: Path | None = None,
-    targets: Sequence[str] = (),
-) -> tuple[Credential, Path, list[str]]:
-    """A new proxy of the user's certificate, saved with mode 0600. Returns it, where it is, and VO servers' warnings.
-
-    With `voms`, an attribute certificate of each VO is in it (only for the hosts in `targets`, if there are any), or
-    nothing is written. Raises SecurityError, GridError.
-    """
-    if certificate is not None:
-        key = key or (certificate if certificate.suffix in (".p12", ".pfx") else certificate.with_name("userkey.pem"))
-        paths = (certificate, key)
-    else:
-        paths = find_user_certificate(environ)
-    asked = paths[1]
-    target = out or find_proxy_path(environ, os.getuid())
-    refuse_other(target)
-
-    def passphrase() -> bytes:
-        return ask_passphrase(asked, from_stdin=passphrase_from_stdin)
-
-    same = paths[0] == paths[1]
-    user = Credential.load(paths[0], None if same else paths[1], passphrase=passphrase)
-    extensions: list[UnrecognizedExtension] = []
-    warnings: list[str] = []
-    if voms:
-        from agents.user_interface import attributes
-
-        requests = attributes.parse_requests(voms)
-        encoded, warnings = console.run_async(
-            attributes.fetch(user, requests, voms_lifetime or lifetime, now, environ, vomses, targets)
-        )
-        extensions.append(proxy_extension(encoded))
-    proxy = create_proxy(
-        user,
-        lifetime=lifetime,
-        now=now,
-        key_type=key_type,
-        limited=limited,
-        path_length=path_length,
-        extensions=extensions,
+def open_certificate(
+    environ: Mapping[str, str], certificate: Path | None = None, key: Path | None = None, *, pwstdin: bool = False
+) -> Credential:
+    """The user's long-lived credential: the files named, or the ones in the usual places. Raises SecurityError."""
+    if certificate is None:
+        certificate, key = find_user_certificate(environ)
+    elif key is None:
+        key = certificate if certificate.suffix in (".p12", ".pfx") else certificate.with_name("userkey.pem")
+    asked = key
+    return Credential.load(
+        certificate,
+        None if certificate == key else key,
+        passphrase=lambda: ask_passphrase(asked, from_stdin=pwstdin),
     )
-    proxy.save(target)
-    return proxy, target, warnings
+
+
+def place(out: Path | None, environ: Mapping[str, str]) -> Path:
+    """Where a new proxy goes; over nothing but a proxy. Raises CredentialError."""
+    path = out or find_proxy_path(environ, os.getuid())
+    refuse_other(path)
+    return path
 
 
 def refuse_other(path: Path) -> None:
@@ -168,14 +128,14 @@ def _issuer(proxy: Credential) -> Any:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Credential, Path]:
     """The proxy file asked for, or the user's. Raises CredentialError."""
-    place = path or find_proxy_path(environ, os.getuid())
+    found = path or find_proxy_path(environ, os.getuid())
     try:
-        return Credential.load(place), place
+        return Credential.load(found), found
     except CredentialError as error:
         if error.reason is not Reason.CREDENTIAL_NOT_FOUND:
             raise
-        sentence = f"there is no proxy at {place}; make one with: grid proxy init"
-        raise CredentialError(error.reason, sentence, {"path": str(place)}) from None
+        sentence = f"there is no proxy at {found}; make one with: grid proxy init"
+        raise CredentialError(error.reason, sentence, {"path": str(found)}) from None
 
 
 def destroy(path: Path) -> None:

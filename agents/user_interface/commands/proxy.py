@@ -75,32 +75,39 @@ def init(
     from datetime import timedelta
 
     from agents.user_interface import proxy
+    from security.proxies import create_proxy
+    from security.voms import proxy_extension
 
     if target and not voms:
         raise UsageProblem("--target is about the attributes of a VO; name it with --voms")
     now = proxy.now_utc()
-    made, path, warnings = proxy.make(
-        environ=os.environ,
-        now=now,
-        certificate=cert,
-        key=key,
-        out=out,
-        lifetime=timedelta(seconds=console.parse_duration(valid)),
-        key_type=key_type.value,
-        limited=limited,
-        path_length=path_length,
-        passphrase_from_stdin=pwstdin,
-        voms=voms or (),
-        voms_lifetime=timedelta(seconds=console.parse_duration(vomslife)) if vomslife is not None else None,
-        vomses=vomses,
-        targets=target or (),
-    )
-    for warning in warnings:
-        console.warn(warning)
-    facts = proxy.summary(made, path, now)
+    lifetime = timedelta(seconds=console.parse_duration(valid))
+    path = proxy.place(out, os.environ)
+    user = proxy.open_certificate(os.environ, cert, key, pwstdin=pwstdin)
+    extensions = []
     if voms:
         from agents.user_interface import attributes
 
+        requests = attributes.parse_requests(voms)
+        attributes_lifetime = lifetime if vomslife is None else timedelta(seconds=console.parse_duration(vomslife))
+        encoded, warnings = console.run_async(
+            attributes.fetch(user, requests, attributes_lifetime, now, os.environ, vomses, target or ())
+        )
+        for warning in warnings:
+            console.warn(warning)
+        extensions.append(proxy_extension(encoded))
+    made = create_proxy(
+        user,
+        lifetime=lifetime,
+        now=now,
+        key_type=key_type.value,
+        limited=limited,
+        path_length=path_length,
+        extensions=extensions,
+    )
+    made.save(path)
+    facts = proxy.summary(made, path, now)
+    if voms:
         facts["voms"] = attributes.show(made, now, os.environ)
     if as_json:
         console.print_json(facts)

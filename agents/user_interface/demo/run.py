@@ -205,21 +205,13 @@ class Demo:
     async def _make_user(self, grid: Any) -> Any:
         """A certificate, membership in the VO, and a proxy: as `grid user add` and `grid proxy init`."""
         from agents.user_interface import proxy, users
+        from security.proxies import create_proxy
 
         user = await users.add(grid, USER, grid.vo, [], self.work / "globus")
-        made, path, _ = await asyncio.to_thread(
-            proxy.make,
-            environ={},
-            now=proxy.now_utc(),
-            certificate=user.certificate,
-            key=user.key,
-            out=self.work / "proxy.pem",
-            lifetime=PROXY_LIFETIME,
-            key_type="ec-p256",
-            limited=False,
-            path_length=None,
-            passphrase_from_stdin=False,
-        )
+        path = proxy.place(self.work / "proxy.pem", {})
+        credential = proxy.open_certificate({}, user.certificate, user.key)
+        made = create_proxy(credential, lifetime=PROXY_LIFETIME, now=proxy.now_utc())
+        made.save(path)
         console.say(
             f"user {user.subject}, member of {user.vo}, proxy {path.name} until {console.time_text(made.not_after)}"
         )
