@@ -176,7 +176,8 @@ def remove(root: Path, key: str) -> None:
 
 
 def usage(path: Path, max_inodes: int) -> tuple[int, int]:
-    """(bytes, i-nodes) below a directory; stops counting beyond `max_inodes`."""
+    """(bytes, i-nodes) below a directory; stops counting beyond `max_inodes`. Neither holes count, nor room that the
+    file system keeps ready behind the end of a file."""
     size = inodes = 0
     stack = [str(path)]
     while stack and inodes <= max_inodes:
@@ -188,7 +189,7 @@ def usage(path: Path, max_inodes: int) -> tuple[int, int]:
                         status = entry.stat(follow_symlinks=False)
                     except OSError:
                         continue
-                    size += status.st_blocks * 512
+                    size += min(status.st_blocks * 512, status.st_size)
                     if stat.S_ISDIR(status.st_mode):
                         stack.append(entry.path)
                     if inodes > max_inodes:
