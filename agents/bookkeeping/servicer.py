@@ -9,10 +9,10 @@ from typing import Any
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as pb_grpc
 
-from agents.bookkeeping import accounting, wire
+from agents.bookkeeping import accounting, brokers, wire
 from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
-from agents.bookkeeping.model import Event, EventType, JobQuery, JobRecord, Reader
+from agents.bookkeeping.model import MAX_JOB_ID_LENGTH, Event, EventType, JobQuery, JobRecord, Reader
 from agents.bookkeeping.watchers import Watchers
 from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
@@ -34,6 +34,8 @@ RULES = {
     "Usage": _readers,
     "UsageRecords": _readers,
     "Reconcile": administrator,
+    "BeginEpoch": services("broker"),
+    "EndEpoch": services("broker"),
 }
 
 
@@ -64,14 +66,37 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
 
     async def Record(self, request: pb.RecordRequest, context: Any) -> pb.RecordResponse:
         batch = wire.events_from_wire(request)
-        _check_sources(batch, current_peer())
+        peer = current_peer()
+        _check_sources(batch, peer)
         if not batch:
             return pb.RecordResponse()
-        done = await self._store.write(lambda connection: rows.record(connection, batch))
+
+        def record(connection: Any) -> rows.Recorded:
+            if peer.agent_kind == "broker":
+                brokers.require_epoch(connection, peer.agent_name, request.epoch)
+            return rows.record(connection, batch)
+
+        done = await self._store.write(record)
         self.recorded += done.new
         self.duplicates += done.duplicates
         self._watchers.publish(done.changed)
         return pb.RecordResponse(recorded=done.new, duplicates=done.duplicates)
+
+    async def BeginEpoch(self, request: pb.BeginEpochRequest, context: Any) -> pb.BeginEpochResponse:
+        name = current_peer().agent_name
+        _require_name(request.successor)
+        epoch, taken_by = await self._store.write(
+            lambda connection: brokers.begin(connection, name, max(0, request.epoch), request.successor)
+        )
+        return pb.BeginEpochResponse(epoch=epoch, taken_by=taken_by)
+
+    async def EndEpoch(self, request: pb.EndEpochRequest, context: Any) -> pb.EndEpochResponse:
+        by = current_peer().agent_name
+        _require_name(request.broker)
+        if request.broker == by:
+            raise InvalidRequest("BROKER_INVALID", f"{by} cannot take over from itself")
+        over = await self._store.write(lambda connection: brokers.end(connection, request.broker, by))
+        return pb.EndEpochResponse(epoch=over)
 
     async def History(self, request: pb.HistoryRequest, context: Any) -> pb.HistoryResponse:
         reader = self._reader()
@@ -173,6 +198,11 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
             found.extend(page)
             if not after or len(found) >= self._options.max_watched_jobs:
                 return found
+
+
+def _require_name(name: str) -> None:
+    if len(name) > MAX_JOB_ID_LENGTH:
+        raise InvalidRequest("BROKER_INVALID", f"a broker's name has at most {MAX_JOB_ID_LENGTH} characters")
 
 
 def _check_sources(batch: Sequence[Event], peer: Peer) -> None:

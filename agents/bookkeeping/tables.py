@@ -95,6 +95,13 @@ usage = sa.Table(
     sa.Index("usage_job", "job_id"),
     sqlite_with_rowid=False,
 )
+brokers = sa.Table(
+    "brokers",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("taken_by", sa.Text, nullable=False),
+)
 
 
 def _with_starts(connection: sa.Connection) -> None:

@@ -17,6 +17,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 from agents.gatekeeper import publish, wire
 from agents.gatekeeper import store as rows
 from agents.gatekeeper.accounts import Accounts
+from agents.gatekeeper.broker_fences import BrokerFences
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.following import Following
@@ -125,6 +126,7 @@ class Gatekeeper(Agent):
             area=lambda: next((facts["software_area"] for facts in self._facts() if "software_area" in facts), ""),
             changed=self._publish_wanted.set,
         )
+        self._broker_fences = BrokerFences(self._store)
         self.services: Sequence[RpcService] = (
             RpcService(
                 GatekeeperServicer(
@@ -135,6 +137,7 @@ class Gatekeeper(Agent):
                     sandbox=self._sandbox,
                     accounts=self._accounts,
                     software=self._software,
+                    broker_fences=self._broker_fences,
                     following=Following(self._pool, self._driver, self._store, self._sandbox),
                 ),
                 gatekeeper_pb2_grpc.add_GatekeeperServicer_to_server,
@@ -164,6 +167,7 @@ class Gatekeeper(Agent):
         began = time.monotonic()
         await asyncio.to_thread(self._accounts.create, self.context.vos)
         live, attempts, sequence = await self._store.read(rows.load)
+        await self._broker_fences.load()
         self._software.tags = await self._store.read(rows.load_tags)
         self.machine.closure = await self._store.read(rows.load_closure)
         self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))

@@ -15,6 +15,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
+from agents.gatekeeper.broker_fences import BrokerFences
 from agents.gatekeeper.config import GatekeeperOptions
 from agents.gatekeeper.driver import Driver, NewJob
 from agents.gatekeeper.following import Following
@@ -139,9 +140,10 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         sandbox: Sandbox,
         accounts: Accounts,
         software: Software,
+        broker_fences: BrokerFences,
         following: Following,
     ) -> None:
-        self.software, self._following = software, following
+        self.software, self._broker_fences, self._following = software, broker_fences, following
         self._context, self._options, self._driver = context, options, driver
         self._store, self._sandbox, self._accounts = store, sandbox, accounts
 
@@ -184,6 +186,11 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             raise InvalidRequest(
                 "JOB_COUNT", f"a Submit carries 1 to {MAX_JOBS_PER_SUBMIT} jobs, not {len(request.jobs)}"
             )
+        await self._broker_fences.check(
+            peer.subject,
+            (request.broker.broker, request.broker.epoch),
+            [(item.broker, item.epoch) for item in request.over],
+        )
         self._require_disk()
         if self._driver.blocked:
             raise Exhausted("STORE_FULL", f"new jobs cannot be kept: {self._driver.blocked}", retry_after_s=5)

@@ -89,6 +89,14 @@ fences = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("purged_at_us", sa.Integer, nullable=False),
 )
+broker_fences = sa.Table(
+    "broker_fences",
+    metadata,
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("broker", sa.Text, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.PrimaryKeyConstraint("owner", "broker"),
+)
 closures = sa.Table(
     "closures",
     metadata,
@@ -193,6 +201,21 @@ def add_queue_columns(connection: sa.Connection) -> None:
 
 
 MIGRATIONS = (add_queue_columns,)
+
+
+def end_broker_epochs(connection: sa.Connection, owner: str, over: Iterable[tuple[str, int]]) -> None:
+    """Remember until which epoch the brokers of this owner's jobs are not believed any more."""
+    connection.exec_driver_sql(
+        "INSERT INTO broker_fences (owner, broker, epoch) VALUES (?,?,?) ON CONFLICT (owner, broker) "
+        "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+        [(owner, broker, epoch) for broker, epoch in over],
+    )
+
+
+def load_broker_fences(connection: sa.Connection) -> dict[tuple[str, str], int]:
+    """By (owner, broker): the highest epoch that is over."""
+    found = connection.exec_driver_sql("SELECT owner, broker, epoch FROM broker_fences")
+    return {(str(owner), str(broker)): int(epoch) for owner, broker, epoch in found}
 
 
 def set_closure(connection: sa.Connection, closure: Closure) -> None:

@@ -85,10 +85,12 @@ class Event(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., source: _Optional[str] = ..., sequence: _Optional[int] = ..., at_us: _Optional[int] = ..., type: _Optional[_Union[EventType, str]] = ..., attempt: _Optional[int] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RecordRequest(_message.Message):
-    __slots__ = ("events",)
+    __slots__ = ("events", "epoch")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class RecordResponse(_message.Message):
     __slots__ = ("recorded", "duplicates")
@@ -374,3 +376,31 @@ class ReconcileResponse(_message.Message):
     doubled: _containers.RepeatedScalarFieldContainer[str]
     unregistered: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, runs: _Optional[int] = ..., wall_s: _Optional[float] = ..., done_jobs: _Optional[int] = ..., done_wall_s: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., doubled: _Optional[_Iterable[str]] = ..., unregistered: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BeginEpochRequest(_message.Message):
+    __slots__ = ("epoch", "successor")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    successor: str
+    def __init__(self, epoch: _Optional[int] = ..., successor: _Optional[str] = ...) -> None: ...
+
+class BeginEpochResponse(_message.Message):
+    __slots__ = ("epoch", "taken_by")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_BY_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    taken_by: str
+    def __init__(self, epoch: _Optional[int] = ..., taken_by: _Optional[str] = ...) -> None: ...
+
+class EndEpochRequest(_message.Message):
+    __slots__ = ("broker",)
+    BROKER_FIELD_NUMBER: _ClassVar[int]
+    broker: str
+    def __init__(self, broker: _Optional[str] = ...) -> None: ...
+
+class EndEpochResponse(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...

@@ -75,6 +75,16 @@ class BookkeepingStub:
                 request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.FromString,
                 _registered_method=True)
+        self.BeginEpoch = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/BeginEpoch',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochResponse.FromString,
+                _registered_method=True)
+        self.EndEpoch = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/EndEpoch',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.FromString,
+                _registered_method=True)
 
 
 class BookkeepingServicer:
@@ -83,7 +93,8 @@ class BookkeepingServicer:
 
     def Record(self, request, context):
         """Services only. After: every event is durable. At least once: (source, sequence) seen before is ignored.
-        Errors: INVALID_ARGUMENT (an event that can't be read; names it), RESOURCE_EXHAUSTED.
+        Errors: INVALID_ARGUMENT (an event that can't be read; names it), RESOURCE_EXHAUSTED, FAILED_PRECONDITION
+        (BROKER_FENCED: another broker has taken over; nothing of the call was kept).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,6 +149,22 @@ class BookkeepingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BeginEpoch(self, request, context):
+        """One of several brokers begins. After: its events of this epoch are kept; or, where `taken_by` is answered, nothing
+        is changed: it hands its jobs over to that broker and begins again with the epoch answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndEpoch(self, request, context):
+        """A broker takes over from another one. After: the other one's epoch is over, none of its events is kept any more.
+        Idempotent. Errors: FAILED_PRECONDITION (BROKER_TAKEN: by a third one), NOT_FOUND (BROKER_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BookkeepingServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +207,16 @@ def add_BookkeepingServicer_to_server(servicer, server):
                     servicer.Reconcile,
                     request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.FromString,
                     response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.SerializeToString,
+            ),
+            'BeginEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginEpoch,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochResponse.SerializeToString,
+            ),
+            'EndEpoch': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndEpoch,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +436,60 @@ class Bookkeeping:
             '/gridfabric.bookkeeping.v1.Bookkeeping/Reconcile',
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileRequest.SerializeToString,
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.ReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/BeginEpoch',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.BeginEpochResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndEpoch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/EndEpoch',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -144,10 +144,22 @@ class PutSandboxResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("jobs",)
+    __slots__ = ("jobs", "broker", "over")
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    BROKER_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
-    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+    broker: BrokerEpoch
+    over: _containers.RepeatedCompositeFieldContainer[BrokerEpoch]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., broker: _Optional[_Union[BrokerEpoch, _Mapping]] = ..., over: _Optional[_Iterable[_Union[BrokerEpoch, _Mapping]]] = ...) -> None: ...
+
+class BrokerEpoch(_message.Message):
+    __slots__ = ("broker", "epoch")
+    BROKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    broker: str
+    epoch: int
+    def __init__(self, broker: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class SubmitOutcome(_message.Message):
     __slots__ = ("job_id", "accepted", "reason", "sentence")

@@ -122,7 +122,8 @@ class GatekeeperServicer:
 
     def Submit(self, request, context):
         """Before: delegation "default" put. After: every job is durable here. Idempotent by (job_id, attempt);
-        a lower attempt than one seen is refused (fenced). Outcome per job.
+        a lower attempt than one seen is refused (fenced). Outcome per job. Errors: FAILED_PRECONDITION (BROKER_FENCED:
+        another broker has taken over this one's jobs and has said so here, in the same user's name).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
