@@ -48,7 +48,7 @@ from agents.gatekeeper.model import (
     WorkerArrived,
     WorkerLeft,
 )
-from agents.gatekeeper.shares import ShareQueue
+from fabric.shares import ShareQueue
 
 MAX_RETURNS = 8
 """A job that workers gave back this often is failed instead of circling for ever."""

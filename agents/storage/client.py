@@ -28,6 +28,7 @@ from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import BatchReader, Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
 from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
+from fabric.rpc.calls import each_within
 from fabric.tls_door import TlsClosed
 from security.errors import os_error_text
 
@@ -61,6 +62,7 @@ __all__ = [
     "scrub",
     "space",
     "stat",
+    "take_back",
 ]
 
 T = TypeVar("T")
@@ -506,19 +508,35 @@ async def copy(
     *,
     expected: Checksums | None = None,
     put_id: str | None = None,
+    progress: Progress | None = None,
+    max_bytes_per_s: int = 0,
     timeout_s: float = COPY_TIMEOUT_S,
     patience_s: float = COPY_PATIENCE_S,
 ) -> Stored:
-    """Third-party copy: the storage element behind `channel` fetches the file itself. The user must have delegated a
-    proxy to
-    it before (`fabric.rpc.delegation.delegate`). While one of the two is busy or away, tries again for `patience_s`.
-    Repeat with the same `put_id` to be sure of one copy."""
-    request = pb.CopyFromRequest(source_surl=source_surl, vo=vo, put_id=put_id or new_put_id())
+    """Third-party copy: the storage element behind `channel` fetches the file itself, not faster than
+    `max_bytes_per_s`. The user must have delegated a proxy to it before (`fabric.rpc.delegation.delegate`). While one
+    of the two is busy or away, tries again for `patience_s`. Repeat with the same `put_id` to be sure of one copy. What
+    the source refused has the fact `side`. Told of the progress about once a second, also of none."""
+    request = pb.CopyFromRequest(
+        source_surl=source_surl, vo=vo, put_id=put_id or new_put_id(), max_bytes_per_s=max_bytes_per_s
+    )
     if expected is not None:
         request.expected.CopyFrom(wire.checksums_to_wire(expected))
-    stub = storage_pb2_grpc.StorageStub(channel)
-    answer = await _patiently(lambda note: stub.CopyFrom(request, timeout=timeout_s), None, patience_s)
-    return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
+    return await _patiently(lambda note: _copy_once(channel, request, note, timeout_s), progress, patience_s)
+
+
+async def _copy_once(channel: Any, request: pb.CopyFromRequest, progress: Progress, timeout_s: float) -> Stored:
+    moved_bytes = 0
+    async with storage_pb2_grpc.StorageStub(channel).CopyFrom(request, timeout=timeout_s) as call:
+        silence = f"{channel.peer} said nothing of the copy of {request.source_surl} for {STALL_S:g} s; try again"
+        async for answer in each_within(call, STALL_S, "TRANSFER_STALLED", silence):
+            if answer.surl:
+                return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
+            progress(answer.moved_bytes - moved_bytes)
+            moved_bytes = answer.moved_bytes
+    raise DataCorrupted(
+        "STREAM_CUT", f"{channel.peer} ended the copy of {request.source_surl} without a word; try again"
+    )
 
 
 async def stat(channel: Any, surl: str = "", *, path: str = "") -> FileInfo:
@@ -583,6 +601,11 @@ async def exists(channel: Any, surl: str) -> bool:
 async def remove(channel: Any, surl: str) -> None:
     """Delete a file for good. Again: succeeds."""
     await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
+
+
+async def take_back(channel: Any, put_id: str, vo: str) -> None:
+    """End a put or copy of the caller's, or delete what it made. Again: succeeds."""
+    await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(put_id=put_id, vo=vo))
 
 
 async def list_files(channel: Any, vo: str, page_size: int = 0, *, damaged: bool = False) -> AsyncIterator[FileInfo]:

@@ -150,11 +150,21 @@ class StorageElement:
             if self._stopping:
                 raise _stopping() from None
             raise Conflict(
-                "PUT_TAKEN_OVER", f"put {announced.put_id!r} was ended because a repeat of it took over"
+                "PUT_TAKEN_OVER", f"put {announced.put_id!r} was ended: a repeat of it took over, or it was taken back"
             ) from None
         finally:
             if self._uploads.get(key) is task:
                 del self._uploads[key]
+
+    async def abort(self, owner: str, put_id: str, vo: str) -> StoredFile | None:
+        """End a put that is under way. The file, if it was too late for that."""
+        if upload := self._uploads.get((owner, put_id)):
+            upload.cancel()
+            await asyncio.wait([upload])
+        if self._commits:  # the one of this put goes on without whoever waited for it
+            await asyncio.wait(set(self._commits))
+        file = await self._files.by_put(owner, put_id)
+        return file if file is not None and file.vo == vo else None
 
     async def _put(self, announced: Announced, pieces: Pieces) -> StoredFile:
         existing = await self._files.by_put(announced.owner, announced.put_id)

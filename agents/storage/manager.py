@@ -173,6 +173,13 @@ class StorageManager:
             self._log.audit("storage.removed", **peer.trail, surl=surl, vo=vo)
         return done
 
+    async def abort(self, peer: Peer, vo: str, put_id: str) -> None:
+        """End the caller's own put and forget what it made. Raises Refused."""
+        self.may_write(peer, vo)
+        file = await self.element.abort(peer.subject, put_id, vo)
+        if file is not None:
+            await self.remove(peer, vo, file.file_id)
+
     # -- names -------------------------------------------------------------------------------------------------------
 
     async def find(self, peer: Peer, target: Target) -> Entry:

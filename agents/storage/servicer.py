@@ -12,6 +12,7 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import wire
 from agents.storage.client import OpenFile, open_file
+from agents.storage.copying import MARKER_S, Arriving, at_source, check_rate
 from agents.storage.drain import PoolKeeper
 from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
@@ -21,7 +22,7 @@ from agents.storage.model import Announced, Checksums, byte_range, require_intac
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import Surl, is_file_id, parse_surl
 from agents.storage.third_party import Delegations
-from fabric.errors import DataCorrupted, InvalidRequest
+from fabric.errors import DataCorrupted, GridError, InvalidRequest
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 from fabric.vos import Vos
@@ -130,6 +131,9 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
         """See the proto."""
         peer = current_peer(context)
+        if request.put_id:
+            await self._manager.abort(peer, request.vo, request.put_id)
+            return pb.RemoveResponse()
         surl = self._manager.mine(peer, parse_surl(request.surl))
         await self._manager.remove(peer, surl.vo, surl.file_id)
         return pb.RemoveResponse()
@@ -146,19 +150,35 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             next_page_token=files[-1].file_id if len(files) == limit else "",
         )
 
-    async def CopyFrom(self, request: pb.CopyFromRequest, context: Any) -> pb.CopyFromResponse:
+    async def CopyFrom(self, request: pb.CopyFromRequest, context: Any) -> None:
         """See the proto. The bytes come straight from the other storage element, in the caller's name."""
         peer = current_peer(context)
         self._manager.may_write(peer, request.vo)
-        source = self._elsewhere(request.source_surl)
+        source, rate = self._elsewhere(request.source_surl), check_rate(request.max_bytes_per_s)
         expected = wire.checksums_from_wire(request.expected) if request.HasField("expected") else None
         async with self._opened(peer, source, expected) as opened:
             announced = Announced(
                 request.vo, opened.size_bytes, request.put_id, peer.subject, str(source), opened.checksums
             )
-            file = await self._manager.put(peer, announced, opened.pieces(), door=DOOR, source=str(source))
-        return pb.CopyFromResponse(
-            surl=self._manager.surl(file), size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums)
+            arriving = Arriving(opened, rate)
+            put = self._manager.put(peer, announced, arriving.pieces(), door=DOOR, source=str(source))
+            copy = asyncio.create_task(put)
+            try:
+                while not (await asyncio.wait([copy], timeout=MARKER_S))[0]:
+                    await context.write(
+                        pb.CopyFromResponse(size_bytes=opened.size_bytes, moved_bytes=arriving.moved_bytes)
+                    )
+            finally:
+                copy.cancel()
+                await asyncio.wait([copy])
+            file = copy.result()
+        await context.write(
+            pb.CopyFromResponse(
+                surl=self._manager.surl(file),
+                size_bytes=file.size_bytes,
+                checksums=wire.checksums_to_wire(file.checksums),
+                moved_bytes=arriving.moved_bytes,
+            )
         )
 
     async def Repair(self, request: pb.RepairRequest, context: Any) -> pb.RepairResponse:
@@ -182,21 +202,24 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
 
     @asynccontextmanager
     async def _opened(self, peer: Peer, source: Surl, expected: Checksums | None) -> AsyncGenerator[OpenFile]:
-        """A file of another storage element, read with the proxy that the caller delegated. Raises
-        DataCorrupted(SOURCE_DIFFERS)."""
-        credential = self._delegations.get(peer.subject)
-        channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
-        async with open_file(channel, str(source)) as opened:
-            if expected is not None and opened.checksums != expected:
-                raise DataCorrupted(
-                    "SOURCE_DIFFERS",
-                    f"{source} has sha256 {opened.checksums.sha256} and adler32 {opened.checksums.adler32} "
-                    "where sha256 "
-                    f"{expected.sha256} and adler32 {expected.adler32} were expected; nothing was copied, use "
-                    "another replica",
-                    surl=source,
-                )
-            yield opened
+        """A file of another storage element, read with the proxy that the caller delegated. Raises what the other one
+        does, with the fact `side`; DataCorrupted(SOURCE_DIFFERS)."""
+        credential, opening = self._delegations.get(peer.subject), True
+        try:
+            channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
+            async with open_file(channel, str(source)) as opened:
+                if expected is not None and opened.checksums != expected:
+                    raise DataCorrupted(
+                        "SOURCE_DIFFERS",
+                        f"{source} has sha256 {opened.checksums.sha256} and adler32 {opened.checksums.adler32} "
+                        f"where sha256 {expected.sha256} and adler32 {expected.adler32} were expected; nothing was "
+                        "copied, use another replica",
+                        surl=source,
+                    )
+                opening = False
+                yield opened
+        except GridError as error:
+            raise (at_source(error) if opening else error) from error.__cause__
 
     # -- for operators -----------------------------------------------------------------------------------------------
 

@@ -275,7 +275,36 @@ async def test_third_party_copy_with_the_users_delegated_proxy(lab: LabGrid, sou
     await refused(DataCorrupted, "SOURCE_DIFFERS", client.copy(ral, stored.surl, "cms", expected=wrong))
     await refused(InvalidRequest, "SOURCE_IS_HERE", client.copy(cern, stored.surl, "cms"))
     gone = stored.surl[:-4] + "ffff"
-    await refused(NotFound, "FILE_NOT_FOUND", client.copy(ral, gone, "cms"))
+    error = await refused(NotFound, "FILE_NOT_FOUND", client.copy(ral, gone, "cms"))
+    assert error.facts["side"] == "source"
+    await refused(InvalidRequest, "RATE_INVALID", client.copy(ral, stored.surl, "cms", max_bytes_per_s=1))
+
+    await client.take_back(await lab.channel("storage", site="RAL", credential=lab.user("carol")), "copy", "cms")
+    assert len([f async for f in client.list_files(ral, "cms")]) == 1
+    for _ in range(2):
+        await client.take_back(ral, "copy", "cms")
+    assert [f async for f in client.list_files(ral, "cms")] == [] and on_disk(lab, "RAL") == []
+
+
+async def test_a_copy_with_a_speed_limit_tells_how_far_it_is_and_is_taken_back(lab: LabGrid, tmp_path: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    (tmp_path / "large").write_bytes(bytes(12 << 20))
+    stored = await client.put_file(cern, tmp_path / "large", "cms")
+    await delegate(ral, lab.user("alice"))
+    told: asyncio.Queue[int] = asyncio.Queue()
+    rate = 256 << 10
+    copy = asyncio.create_task(
+        client.copy(ral, stored.surl, "cms", put_id="slow", progress=told.put_nowait, max_bytes_per_s=rate)
+    )
+    moved = 0
+    async with asyncio.timeout(60):
+        while not moved:
+            moved += await told.get()
+    assert moved < 12 << 20
+    await client.take_back(ral, "slow", "cms")
+    await refused(Conflict, "PUT_TAKEN_OVER", copy)
+    assert on_disk(lab, "RAL") == []
 
 
 async def test_a_copy_of_a_rotten_source_is_refused_and_leaves_nothing(lab: LabGrid, source: Path) -> None:

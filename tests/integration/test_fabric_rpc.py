@@ -243,12 +243,12 @@ async def test_services_are_known_by_their_names(lab: LabGrid, toy: RunningAgent
     await broker.Stat(storage_pb2.StatRequest())
     peer = storage_of(toy).peers[-1]
     assert (peer.agent_kind, peer.agent_site, peer.agent_name) == ("broker", "RAL", "broker.RAL")
-    assert (await refusal(broker.CopyFrom(storage_pb2.CopyFromRequest()))).reason == "SERVICE_REQUIRED"
+    assert (await refusal(broker.Repair(storage_pb2.RepairRequest()))).reason == "SERVICE_REQUIRED"
     assert (await refusal(broker.Remove(storage_pb2.RemoveRequest()))).reason == "USER_REQUIRED"
     worker = await stub_for(lab, lab.service("worker", site="RAL"))
-    error = await refusal(worker.CopyFrom(storage_pb2.CopyFromRequest()))
+    error = await refusal(worker.Repair(storage_pb2.RepairRequest()))
     assert isinstance(error, Refused) and error.reason == "OTHER_SITE"
-    await (await stub_for(lab, lab.service("worker", site="CERN"))).CopyFrom(storage_pb2.CopyFromRequest())
+    await (await stub_for(lab, lab.service("worker", site="CERN"))).Repair(storage_pb2.RepairRequest())
 
 
 async def test_operators_are_no_users_and_users_no_operators(lab: LabGrid, toy: RunningAgent) -> None:

@@ -1,7 +1,7 @@
 """An agent that does nothing useful, over the storage and information protocols: enough to see every kind of call.
 
 `Stat` does what its `surl` says; `Put` counts bytes; `Get` sends pieces; `Publish` echoes sequences; `Remove` needs a
-full proxy; `List` a broker; `CopyFrom` a worker of the same site; `Space` an operator.
+full proxy; `List` a broker; `Repair` a worker of the same site; `Space` an operator.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class ToyStorage(storage_pb2_grpc.StorageServicer):
     async def PrepareToPut(self, request: Any, context: Any) -> Any:
         return storage_pb2.PrepareToPutResponse()
 
-    async def CopyFrom(self, request: Any, context: Any) -> Any:
-        return storage_pb2.CopyFromResponse()
+    async def Repair(self, request: Any, context: Any) -> Any:
+        return storage_pb2.RepairResponse()
 
     async def Space(self, request: Any, context: Any) -> Any:
         return storage_pb2.SpaceResponse()
@@ -98,7 +98,7 @@ class ToyAgent(Agent):
         "Stat": rules.any_of(rules.user, rules.any_service),
         "Remove": rules.full_user,
         "List": rules.services("broker"),
-        "CopyFrom": rules.site_services("worker"),
+        "Repair": rules.site_services("worker"),
         "Space": rules.administrator,
     }
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/storage/v1/storage.proto\x12\x15gridfabric.storage.v1\",\n\tChecksums\x12\x0f\n\x07\x61\x64ler32\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x83\x01\n\tPutHeader\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\tname_hint\x18\x03 \x01(\t\x12\x0e\n\x06put_id\x18\x04 \x01(\t\x12\x33\n\tchecksums\x18\x05 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"A\n\nPutTrailer\x12\x33\n\tchecksums\x18\x01 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"\x80\x01\n\nPutRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .gridfabric.storage.v1.PutHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x07trailer\x18\x03 \x01(\x0b\x32!.gridfabric.storage.v1.PutTrailer\"d\n\x0bPutResponse\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x33\n\tchecksums\x18\x03 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"$\n\x14PrepareToPutResponse\x12\x0c\n\x04turl\x18\x01 \x01(\t\"O\n\nGetRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12\x13\n\x0b\x61\x63\x63\x65pt_turl\x18\x04 \x01(\x08\"r\n\x0bGetResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x33\n\tchecksums\x18\x02 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04turl\x18\x04 \x01(\t\")\n\x0bStatRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\xcd\x01\n\x08\x46ileInfo\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\n\n\x02vo\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x33\n\tchecksums\x18\x04 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x15\n\rcreated_at_us\x18\x05 \x01(\x03\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x11\n\tname_hint\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x61mage\x18\x08 \x01(\t\x12\x15\n\rdamaged_at_us\x18\t \x01(\x03\"=\n\x0cStatResponse\x12-\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\"\x1d\n\rRemoveRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\"\x10\n\x0eRemoveResponse\"Q\n\x0bListRequest\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61maged\x18\x04 \x01(\x08\"W\n\x0cListResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x0f\x43opyFromRequest\x12\x13\n\x0bsource_surl\x18\x01 \x01(\t\x12\x32\n\x08\x65xpected\x18\x02 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x0e\n\x06put_id\x18\x03 \x01(\t\x12\n\n\x02vo\x18\x04 \x01(\t\"i\n\x10\x43opyFromResponse\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x33\n\tchecksums\x18\x03 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"2\n\rRepairRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x13\n\x0bsource_surl\x18\x02 \x01(\t\"\"\n\x0eRepairResponse\x12\x10\n\x08repaired\x18\x01 \x01(\x08\"\x12\n\x10ListPoolsRequest\"C\n\x11ListPoolsResponse\x12.\n\x05pools\x18\x01 \x03(\x0b\x32\x1f.gridfabric.storage.v1.PoolInfo\"\x96\x01\n\x08PoolInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x03\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\x12\x12\n\nfree_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07\x61nswers\x18\x07 \x01(\x08\x12\x10\n\x08obstacle\x18\x08 \x01(\t\"\x1b\n\x0bPoolRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1c\n\x0cPoolResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1b\n\x0cScrubRequest\x12\x0b\n\x03now\x18\x01 \x01(\x08\"\xa0\x01\n\rScrubResponse\x12\x13\n\x0b\x62\x65gan_at_us\x18\x01 \x01(\x03\x12\x13\n\x0b\x65nded_at_us\x18\x02 \x01(\x03\x12\r\n\x05\x66iles\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\x03\x12\x31\n\x08\x65xamples\x18\x06 \x03(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\"\x0e\n\x0cSpaceRequest\"~\n\x07VoSpace\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x03\"e\n\rSpaceResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x12\n\nfree_bytes\x18\x02 \x01(\x03\x12+\n\x03vos\x18\x03 \x03(\x0b\x32\x1e.gridfabric.storage.v1.VoSpace2\xbe\t\n\x07Storage\x12N\n\x03Put\x12!.gridfabric.storage.v1.PutRequest\x1a\".gridfabric.storage.v1.PutResponse(\x01\x12]\n\x0cPrepareToPut\x12 .gridfabric.storage.v1.PutHeader\x1a+.gridfabric.storage.v1.PrepareToPutResponse\x12N\n\x03Get\x12!.gridfabric.storage.v1.GetRequest\x1a\".gridfabric.storage.v1.GetResponse0\x01\x12O\n\x04Stat\x12\".gridfabric.storage.v1.StatRequest\x1a#.gridfabric.storage.v1.StatResponse\x12U\n\x06Remove\x12$.gridfabric.storage.v1.RemoveRequest\x1a%.gridfabric.storage.v1.RemoveResponse\x12O\n\x04List\x12\".gridfabric.storage.v1.ListRequest\x1a#.gridfabric.storage.v1.ListResponse\x12[\n\x08\x43opyFrom\x12&.gridfabric.storage.v1.CopyFromRequest\x1a\'.gridfabric.storage.v1.CopyFromResponse\x12R\n\x05Space\x12#.gridfabric.storage.v1.SpaceRequest\x1a$.gridfabric.storage.v1.SpaceResponse\x12U\n\x06Repair\x12$.gridfabric.storage.v1.RepairRequest\x1a%.gridfabric.storage.v1.RepairResponse\x12^\n\tListPools\x12\'.gridfabric.storage.v1.ListPoolsRequest\x1a(.gridfabric.storage.v1.ListPoolsResponse\x12R\n\x07\x41\x64\x64Pool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12T\n\tDrainPool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12U\n\nRemovePool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12R\n\x05Scrub\x12#.gridfabric.storage.v1.ScrubRequest\x1a$.gridfabric.storage.v1.ScrubResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/storage/v1/storage.proto\x12\x15gridfabric.storage.v1\",\n\tChecksums\x12\x0f\n\x07\x61\x64ler32\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x83\x01\n\tPutHeader\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x11\n\tname_hint\x18\x03 \x01(\t\x12\x0e\n\x06put_id\x18\x04 \x01(\t\x12\x33\n\tchecksums\x18\x05 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"A\n\nPutTrailer\x12\x33\n\tchecksums\x18\x01 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"\x80\x01\n\nPutRequest\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .gridfabric.storage.v1.PutHeader\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x32\n\x07trailer\x18\x03 \x01(\x0b\x32!.gridfabric.storage.v1.PutTrailer\"d\n\x0bPutResponse\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x33\n\tchecksums\x18\x03 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\"$\n\x14PrepareToPutResponse\x12\x0c\n\x04turl\x18\x01 \x01(\t\"O\n\nGetRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12\x13\n\x0b\x61\x63\x63\x65pt_turl\x18\x04 \x01(\x08\"r\n\x0bGetResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x12\x33\n\tchecksums\x18\x02 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04turl\x18\x04 \x01(\t\")\n\x0bStatRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\xcd\x01\n\x08\x46ileInfo\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\n\n\x02vo\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x33\n\tchecksums\x18\x04 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x15\n\rcreated_at_us\x18\x05 \x01(\x03\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x11\n\tname_hint\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x61mage\x18\x08 \x01(\t\x12\x15\n\rdamaged_at_us\x18\t \x01(\x03\"=\n\x0cStatResponse\x12-\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\"9\n\rRemoveRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x0e\n\x06put_id\x18\x02 \x01(\t\x12\n\n\x02vo\x18\x03 \x01(\t\"\x10\n\x0eRemoveResponse\"Q\n\x0bListRequest\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x61maged\x18\x04 \x01(\x08\"W\n\x0cListResponse\x12.\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8f\x01\n\x0f\x43opyFromRequest\x12\x13\n\x0bsource_surl\x18\x01 \x01(\t\x12\x32\n\x08\x65xpected\x18\x02 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x0e\n\x06put_id\x18\x03 \x01(\t\x12\n\n\x02vo\x18\x04 \x01(\t\x12\x17\n\x0fmax_bytes_per_s\x18\x05 \x01(\x03\"~\n\x10\x43opyFromResponse\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x33\n\tchecksums\x18\x03 \x01(\x0b\x32 .gridfabric.storage.v1.Checksums\x12\x13\n\x0bmoved_bytes\x18\x04 \x01(\x03\"2\n\rRepairRequest\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x13\n\x0bsource_surl\x18\x02 \x01(\t\"\"\n\x0eRepairResponse\x12\x10\n\x08repaired\x18\x01 \x01(\x08\"\x12\n\x10ListPoolsRequest\"C\n\x11ListPoolsResponse\x12.\n\x05pools\x18\x01 \x03(\x0b\x32\x1f.gridfabric.storage.v1.PoolInfo\"\x96\x01\n\x08PoolInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x03\x12\x12\n\nused_bytes\x18\x04 \x01(\x03\x12\x12\n\nfree_bytes\x18\x05 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07\x61nswers\x18\x07 \x01(\x08\x12\x10\n\x08obstacle\x18\x08 \x01(\t\"\x1b\n\x0bPoolRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1c\n\x0cPoolResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x1b\n\x0cScrubRequest\x12\x0b\n\x03now\x18\x01 \x01(\x08\"\xa0\x01\n\rScrubResponse\x12\x13\n\x0b\x62\x65gan_at_us\x18\x01 \x01(\x03\x12\x13\n\x0b\x65nded_at_us\x18\x02 \x01(\x03\x12\r\n\x05\x66iles\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\x03\x12\x31\n\x08\x65xamples\x18\x06 \x03(\x0b\x32\x1f.gridfabric.storage.v1.FileInfo\"\x0e\n\x0cSpaceRequest\"~\n\x07VoSpace\x12\n\n\x02vo\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\x16\n\x0ereserved_bytes\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x06 \x01(\x03\"e\n\rSpaceResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x12\n\nfree_bytes\x18\x02 \x01(\x03\x12+\n\x03vos\x18\x03 \x03(\x0b\x32\x1e.gridfabric.storage.v1.VoSpace2\xc0\t\n\x07Storage\x12N\n\x03Put\x12!.gridfabric.storage.v1.PutRequest\x1a\".gridfabric.storage.v1.PutResponse(\x01\x12]\n\x0cPrepareToPut\x12 .gridfabric.storage.v1.PutHeader\x1a+.gridfabric.storage.v1.PrepareToPutResponse\x12N\n\x03Get\x12!.gridfabric.storage.v1.GetRequest\x1a\".gridfabric.storage.v1.GetResponse0\x01\x12O\n\x04Stat\x12\".gridfabric.storage.v1.StatRequest\x1a#.gridfabric.storage.v1.StatResponse\x12U\n\x06Remove\x12$.gridfabric.storage.v1.RemoveRequest\x1a%.gridfabric.storage.v1.RemoveResponse\x12O\n\x04List\x12\".gridfabric.storage.v1.ListRequest\x1a#.gridfabric.storage.v1.ListResponse\x12]\n\x08\x43opyFrom\x12&.gridfabric.storage.v1.CopyFromRequest\x1a\'.gridfabric.storage.v1.CopyFromResponse0\x01\x12R\n\x05Space\x12#.gridfabric.storage.v1.SpaceRequest\x1a$.gridfabric.storage.v1.SpaceResponse\x12U\n\x06Repair\x12$.gridfabric.storage.v1.RepairRequest\x1a%.gridfabric.storage.v1.RepairResponse\x12^\n\tListPools\x12\'.gridfabric.storage.v1.ListPoolsRequest\x1a(.gridfabric.storage.v1.ListPoolsResponse\x12R\n\x07\x41\x64\x64Pool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12T\n\tDrainPool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12U\n\nRemovePool\x12\".gridfabric.storage.v1.PoolRequest\x1a#.gridfabric.storage.v1.PoolResponse\x12R\n\x05Scrub\x12#.gridfabric.storage.v1.ScrubRequest\x1a$.gridfabric.storage.v1.ScrubResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,41 +54,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATRESPONSE']._serialized_start=1028
   _globals['_STATRESPONSE']._serialized_end=1089
   _globals['_REMOVEREQUEST']._serialized_start=1091
-  _globals['_REMOVEREQUEST']._serialized_end=1120
-  _globals['_REMOVERESPONSE']._serialized_start=1122
-  _globals['_REMOVERESPONSE']._serialized_end=1138
-  _globals['_LISTREQUEST']._serialized_start=1140
-  _globals['_LISTREQUEST']._serialized_end=1221
-  _globals['_LISTRESPONSE']._serialized_start=1223
-  _globals['_LISTRESPONSE']._serialized_end=1310
-  _globals['_COPYFROMREQUEST']._serialized_start=1312
-  _globals['_COPYFROMREQUEST']._serialized_end=1430
-  _globals['_COPYFROMRESPONSE']._serialized_start=1432
-  _globals['_COPYFROMRESPONSE']._serialized_end=1537
-  _globals['_REPAIRREQUEST']._serialized_start=1539
-  _globals['_REPAIRREQUEST']._serialized_end=1589
-  _globals['_REPAIRRESPONSE']._serialized_start=1591
-  _globals['_REPAIRRESPONSE']._serialized_end=1625
-  _globals['_LISTPOOLSREQUEST']._serialized_start=1627
-  _globals['_LISTPOOLSREQUEST']._serialized_end=1645
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=1647
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1714
-  _globals['_POOLINFO']._serialized_start=1717
-  _globals['_POOLINFO']._serialized_end=1867
-  _globals['_POOLREQUEST']._serialized_start=1869
-  _globals['_POOLREQUEST']._serialized_end=1896
-  _globals['_POOLRESPONSE']._serialized_start=1898
-  _globals['_POOLRESPONSE']._serialized_end=1926
-  _globals['_SCRUBREQUEST']._serialized_start=1928
-  _globals['_SCRUBREQUEST']._serialized_end=1955
-  _globals['_SCRUBRESPONSE']._serialized_start=1958
-  _globals['_SCRUBRESPONSE']._serialized_end=2118
-  _globals['_SPACEREQUEST']._serialized_start=2120
-  _globals['_SPACEREQUEST']._serialized_end=2134
-  _globals['_VOSPACE']._serialized_start=2136
-  _globals['_VOSPACE']._serialized_end=2262
-  _globals['_SPACERESPONSE']._serialized_start=2264
-  _globals['_SPACERESPONSE']._serialized_end=2365
-  _globals['_STORAGE']._serialized_start=2368
-  _globals['_STORAGE']._serialized_end=3582
+  _globals['_REMOVEREQUEST']._serialized_end=1148
+  _globals['_REMOVERESPONSE']._serialized_start=1150
+  _globals['_REMOVERESPONSE']._serialized_end=1166
+  _globals['_LISTREQUEST']._serialized_start=1168
+  _globals['_LISTREQUEST']._serialized_end=1249
+  _globals['_LISTRESPONSE']._serialized_start=1251
+  _globals['_LISTRESPONSE']._serialized_end=1338
+  _globals['_COPYFROMREQUEST']._serialized_start=1341
+  _globals['_COPYFROMREQUEST']._serialized_end=1484
+  _globals['_COPYFROMRESPONSE']._serialized_start=1486
+  _globals['_COPYFROMRESPONSE']._serialized_end=1612
+  _globals['_REPAIRREQUEST']._serialized_start=1614
+  _globals['_REPAIRREQUEST']._serialized_end=1664
+  _globals['_REPAIRRESPONSE']._serialized_start=1666
+  _globals['_REPAIRRESPONSE']._serialized_end=1700
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1702
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1720
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1722
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1789
+  _globals['_POOLINFO']._serialized_start=1792
+  _globals['_POOLINFO']._serialized_end=1942
+  _globals['_POOLREQUEST']._serialized_start=1944
+  _globals['_POOLREQUEST']._serialized_end=1971
+  _globals['_POOLRESPONSE']._serialized_start=1973
+  _globals['_POOLRESPONSE']._serialized_end=2001
+  _globals['_SCRUBREQUEST']._serialized_start=2003
+  _globals['_SCRUBREQUEST']._serialized_end=2030
+  _globals['_SCRUBRESPONSE']._serialized_start=2033
+  _globals['_SCRUBRESPONSE']._serialized_end=2193
+  _globals['_SPACEREQUEST']._serialized_start=2195
+  _globals['_SPACEREQUEST']._serialized_end=2209
+  _globals['_VOSPACE']._serialized_start=2211
+  _globals['_VOSPACE']._serialized_end=2337
+  _globals['_SPACERESPONSE']._serialized_start=2339
+  _globals['_SPACERESPONSE']._serialized_end=2440
+  _globals['_STORAGE']._serialized_start=2443
+  _globals['_STORAGE']._serialized_end=3659
 # @@protoc_insertion_point(module_scope)

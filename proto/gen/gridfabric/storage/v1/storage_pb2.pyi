@@ -121,10 +121,14 @@ class StatResponse(_message.Message):
     def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("surl",)
+    __slots__ = ("surl", "put_id", "vo")
     SURL_FIELD_NUMBER: _ClassVar[int]
+    PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
     surl: str
-    def __init__(self, surl: _Optional[str] = ...) -> None: ...
+    put_id: str
+    vo: str
+    def __init__(self, surl: _Optional[str] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ...) -> None: ...
 
 class RemoveResponse(_message.Message):
     __slots__ = ()
@@ -151,26 +155,30 @@ class ListResponse(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CopyFromRequest(_message.Message):
-    __slots__ = ("source_surl", "expected", "put_id", "vo")
+    __slots__ = ("source_surl", "expected", "put_id", "vo", "max_bytes_per_s")
     SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     source_surl: str
     expected: Checksums
     put_id: str
     vo: str
-    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ...) -> None: ...
+    max_bytes_per_s: int
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class CopyFromResponse(_message.Message):
-    __slots__ = ("surl", "size_bytes", "checksums")
+    __slots__ = ("surl", "size_bytes", "checksums", "moved_bytes")
     SURL_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     surl: str
     size_bytes: int
     checksums: Checksums
-    def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+    moved_bytes: int
+    def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
 
 class RepairRequest(_message.Message):
     __slots__ = ("surl", "source_surl")

@@ -66,7 +66,7 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListResponse.FromString,
                 _registered_method=True)
-        self.CopyFrom = channel.unary_unary(
+        self.CopyFrom = channel.unary_stream(
                 '/gridfabric.storage.v1.Storage/CopyFrom',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
@@ -145,7 +145,8 @@ class StorageServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
-        """After: gone. Idempotent. Members of the file's VO only.
+        """After: gone, whether named by its SURL or by the caller's own put, which ends if it is under way. Idempotent. Members
+        of the file's VO only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +161,8 @@ class StorageServicer:
 
     def CopyFrom(self, request, context):
         """Third-party copy: this SE reads the file from another one with the caller's delegated proxy ("default"),
-        verifies both checksums and keeps it. The bytes do not pass through the caller.
+        verifies both checksums and keeps it. The bytes do not pass through the caller. While they move, a message a second
+        says how many have come; the last message has the SURL. A caller that goes away ends the copy, and nothing is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,7 +253,7 @@ def add_StorageServicer_to_server(servicer, server):
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListResponse.SerializeToString,
             ),
-            'CopyFrom': grpc.unary_unary_rpc_method_handler(
+            'CopyFrom': grpc.unary_stream_rpc_method_handler(
                     servicer.CopyFrom,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.SerializeToString,
@@ -477,7 +479,7 @@ class Storage:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/gridfabric.storage.v1.Storage/CopyFrom',

@@ -1,4 +1,4 @@
-"""Whose job goes next: shares between VOs, priorities within one, and nobody waits for ever. Pure.
+"""Whose work goes next: shares between VOs, priorities within one, and nobody waits for ever. Pure.
 
 Between VOs: stride scheduling. Each VO has a virtual time that its hand-outs move on by 1/share; the VO that is least
 far goes next, and one that comes back with jobs after a pause begins where the others are. While a VO has jobs that may
@@ -27,9 +27,9 @@ class _Vo:
     share: float
     virtual: float = 0.0
     handed: int = 0
-    by_age: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    by_age: OrderedDict[str, int] = field(default_factory=OrderedDict[str, int])
     """Job id to priority, oldest first."""
-    by_priority: dict[int, OrderedDict[str, None]] = field(default_factory=dict)
+    by_priority: dict[int, OrderedDict[str, None]] = field(default_factory=dict[int, OrderedDict[str, None]])
     """Only priorities that have jobs."""
 
 

@@ -1,4 +1,4 @@
-"""Shares, priorities, and that nobody starves: the bounds that `agents/gatekeeper/shares.py` states."""
+"""Shares, priorities, and that nobody starves: the bounds that `fabric/shares.py` states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.gatekeeper.shares import AGED_EVERY, ShareQueue
+from fabric.shares import AGED_EVERY, ShareQueue
 
 VOS = ("alice", "atlas", "cms", "lhcb")
 shares = st.dictionaries(st.sampled_from(VOS), st.floats(0.05, 100), min_size=2)
