@@ -10,7 +10,7 @@ same of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -157,14 +157,15 @@ class InformationMachine:
             return Outcome(publication.sequence)
         before = producer.state
         changes = _Changes()
-        in_order = producer.sequence is not None and publication.sequence == producer.sequence + 1
+        due = None if producer.sequence is None else producer.sequence + (not publication.continued)
+        in_order = publication.sequence == due
         has_entries = before in (ProducerState.CURRENT, ProducerState.UNREACHABLE)
         if publication.withdraw:
             self._withdraw(producer, now, changes)
             return self._outcome(producer, before, publication, changes)
         if not publication.snapshot and not (in_order and has_entries):
             return Outcome(publication.sequence, resend_snapshot=True)
-        self._check_size(producer, publication)
+        self._check_size(producer, publication, changes)
         producer.sequence = publication.sequence
         producer.last_seen = now
         valid_for_s = min(max(publication.valid_for_s, 0.1), self.limits.longest_valid_for_s)
@@ -303,13 +304,16 @@ class InformationMachine:
             attributes["GridFabricProducerLastSeen"] = ldap_time(last_seen)
         self._put(make_entry(dn, attributes, Provenance(producer, producer.name, producer.since)), changes)
 
-    def _check_size(self, producer: Producer, publication: Publication) -> None:
+    def _check_size(self, producer: Producer, publication: Publication, changes: _Changes) -> None:
         known = 0 if publication.snapshot else len(producer.entries)
         if known + len(publication.changed) <= self.limits.max_entries:
             return
         base = site_dn(producer.site)
         named = {Dn((*one.entry.dn.rdns, *base.rdns)).key for one in publication.changed}
         total = len(named if publication.snapshot else named | producer.entries.keys())
+        if total > self.limits.max_entries and producer.unconfirmed and not publication.snapshot:
+            self._confirm(producer, changes, but=named)  # makes room for what the snapshot names
+            total = len(named | producer.entries.keys())
         if total > self.limits.max_entries:
             raise Exhausted(
                 "PUBLICATION_TOO_LARGE",
@@ -403,9 +407,9 @@ class InformationMachine:
         self._owner[dn.key] = producer.name
         self._put(entry, changes)
 
-    def _confirm(self, producer: Producer, changes: _Changes) -> None:
+    def _confirm(self, producer: Producer, changes: _Changes, but: Set[Key] = frozenset()) -> None:
         """The snapshot is whole: what it did not name is gone."""
-        for key in sorted(producer.unconfirmed, key=len, reverse=True):
+        for key in sorted(producer.unconfirmed - but, key=len, reverse=True):
             if key in producer.entries:
                 self._remove(key, changes)
         producer.unconfirmed.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fabric.information_tree import (
@@ -87,6 +87,25 @@ class Publication:
     """Relative to the site."""
     valid_for_s: float = 8.0
     withdraw: bool = False
+    continued: bool = False
+    """More of the message before, under the same number."""
+
+    def parts(self, size: int) -> Iterator[Publication]:
+        """The same in parts of at most `size` names, to be taken in this order."""
+        if len(self.removed) + len(self.changed) <= size:
+            yield self
+            return
+        removed = sorted(self.removed, key=len, reverse=True)
+        names = [*removed, *sorted(self.changed, key=lambda one: len(one.entry.dn))]
+        for begin in range(0, len(names), size):
+            some = names[begin : begin + size]
+            yield replace(
+                self,
+                snapshot=self.snapshot and not begin,
+                continued=begin > 0,
+                removed=tuple(name for name in some if isinstance(name, Dn)),
+                changed=tuple(name for name in some if isinstance(name, Published)),
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from datetime import datetime
 
 from agents.information.feed import Feed
 from agents.information.machine import InformationMachine, site_dn
 from agents.information.model import Change, Outcome, Provenance, Publication
+from agents.information.turns import Turns
 from fabric.clock import Clock, to_us
 from fabric.information import Publisher
 from fabric.ldap import Dn, Entry
 from fabric.logs import Logger
+
+STEP_ENTRIES = 16
+"""Taken before others may have a turn: a millisecond if they are changes, a few if they are new."""
 
 
 class InformationService:
@@ -25,6 +29,7 @@ class InformationService:
         """Towards the top level; None at the top."""
         self._clock = clock
         self._log = log
+        self._turns = Turns()
         self._streams = itertools.count(1)
         self._depth = len(site_dn(machine.site))
 
@@ -39,17 +44,31 @@ class InformationService:
         producer = self.machine.producers.get(name)
         return producer is not None and producer.stream == stream
 
-    def publish(self, name: str, stream: int, publication: Publication) -> Outcome:
-        """One message of a producer. Raises Exhausted."""
-        outcome = self.machine.publish(name, stream, publication, self._clock.now())
-        self._tell(outcome.change)
-        if outcome.became is not None:
-            self._log.info("producer." + outcome.became.value, producer=name)
+    async def publish(self, name: str, stream: int, publication: Publication) -> Outcome:
+        """One message of a producer, without `change`, which everybody was told of. Raises Exhausted."""
+        outcome = await self._turns.run(self._take(name, stream, publication))
         for rejection in outcome.rejected[:10]:
             self._log.warning("entry.rejected", producer=name, dn=rejection.dn, reason=rejection.reason)
         if len(outcome.rejected) > 10:
             self._log.warning("entry.rejected_more", producer=name, count=len(outcome.rejected) - 10)
         return outcome
+
+    def _take(self, name: str, stream: int, publication: Publication) -> Generator[None, None, Outcome]:
+        taken: list[Outcome] = []
+        for part in publication.parts(STEP_ENTRIES):
+            if taken:
+                yield
+            outcome = self.machine.publish(name, stream, part, self._clock.now())
+            self._tell(outcome.change)
+            if outcome.became is not None:
+                self._log.info("producer." + outcome.became.value, producer=name)
+            taken.append(outcome)
+        return Outcome(
+            publication.sequence,
+            any(outcome.resend_snapshot for outcome in taken),
+            rejected=tuple(rejection for outcome in taken for rejection in outcome.rejected),
+            unknown=tuple(dn for outcome in taken for dn in outcome.unknown),
+        )
 
     def publish_own(self, name: str, make: Callable[[datetime], list[Entry]]) -> None:
         """This server's own entries."""

@@ -68,7 +68,7 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
             publication, unreadable = wire.publication(request)
             for rejection in unreadable[:10]:
                 self._log.warning("entry.rejected", producer=name, dn=rejection.dn, reason=rejection.reason)
-            outcome = self._service.publish(name, stream, publication)
+            outcome = await self._service.publish(name, stream, publication)
             is_news = bool(request.snapshot or request.changed or request.removed_dns or request.withdraw)
             now = self._clock.monotonic()
             is_due = is_news or was_news or outcome.resend_snapshot
