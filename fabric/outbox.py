@@ -18,6 +18,7 @@ import sqlalchemy
 
 from fabric.errors import Exhausted, GridError, InvalidRequest
 from fabric.logs import Logger, null_logger
+from fabric.pace import Pace
 from fabric.store import Store
 
 MAX_BATCH = 1_000
@@ -30,6 +31,8 @@ made."""
 MAX_PAUSE_S = 5.0
 """Longest pause between attempts."""
 FIRST_PAUSE_S = 0.1
+MAX_GATHER_S = 0.05
+"""Messages this close together are delivered together, when many come."""
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,40}\Z")
 
@@ -63,6 +66,7 @@ class Outbox:
         self._news = asyncio.Event()
         self._empty = asyncio.Event()
         self._poison = False
+        self._pace = Pace(0.0, MAX_GATHER_S)
         self.last_error: GridError | None = None
         """Why the last delivery failed; None after a good one."""
         self.delivered = 0
@@ -115,9 +119,13 @@ class Outbox:
         """Deliver for ever; one such task for each outbox. Ends only by cancellation."""
         self._loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
+        batch: Sequence[OutboxItem] = ()
         while True:
+            if len(batch) < MAX_BATCH:
+                await self._pace.gather()
             self._news.clear()
             batch = await self._store.read(self._next)
+            self._pace.took(len(batch))
             if not batch:
                 self._waiting = 0 if not self._news.is_set() else self._waiting
                 self._empty.set()

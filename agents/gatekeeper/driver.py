@@ -19,6 +19,7 @@ from agents.gatekeeper.machine import GatekeeperMachine
 from agents.gatekeeper.model import Command, Event, Outcome, State, Submitted, Turn, Update
 from fabric.clock import to_us
 from fabric.errors import Exhausted, GridError, Unavailable
+from fabric.pace import Pace
 
 MAX_EVENTS_PER_TURN = 4000
 MAX_WAITING_EVENTS = 100_000
@@ -26,6 +27,8 @@ MAX_WATCH_BACKLOG = 50_000
 """Updates that one watcher may lag behind before its stream is ended."""
 GATHER_S = 0.002
 """Events this close together share a transaction."""
+MAX_GATHER_S = 0.03
+"""And these, when many come."""
 _RETRY_S = 1.0
 
 
@@ -103,6 +106,7 @@ class Driver:
         self._groups: list[_Group] = []
         self._waiting = 0
         self._wake = asyncio.Event()
+        self._pace = Pace(GATHER_S, MAX_GATHER_S)
         self._watchers: set[Watcher] = set()
         self.descriptions: dict[str, bytes] = {}
         """Of jobs not yet handed out; others are read from the store."""
@@ -141,8 +145,9 @@ class Driver:
         """For ever; spawn it."""
         while True:
             await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
+            await self._pace.gather()
             groups = self._take()
+            self._pace.took(sum(len(group.events) for group in groups))
             if not groups:
                 continue
             try:

@@ -13,10 +13,13 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 from agents.worker.model import Job, Name, Result
 from fabric.errors import GridError, Unavailable
+from fabric.pace import Pace
 from fabric.settings import Endpoint
 
 GATHER_S = 0.005
 """Reports this close together travel in one message."""
+MAX_GATHER_S = 0.03
+"""And these, when many come."""
 MAX_REPORT_BYTES = 1024 * 1024
 MAX_REPORTS = 500
 WELCOME_TIMEOUT_S = 30.0
@@ -45,6 +48,7 @@ class Link:
         self._refused: deque[Name] = deque()
         self._wanted: deque[tuple[str, bytes]] = deque()
         self._wake = asyncio.Event()
+        self._pace = Pace(GATHER_S, MAX_GATHER_S)
         self._broken = asyncio.Event()
         self._seen = 0
         self._told: tuple[int, int, str] | None = None
@@ -188,10 +192,11 @@ class Link:
             try:
                 async with asyncio.timeout(heartbeat_s / 2):
                     await self._wake.wait()
-                await asyncio.sleep(GATHER_S)
+                await self._pace.gather()
             except TimeoutError:
                 self._told = None  # say something
             self._wake.clear()
+            self._pace.took(len(self._started) + len(self._finished))
             while (report := self._next_report()) is not None:
                 await stream.write(report)
 

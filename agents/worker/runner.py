@@ -60,6 +60,7 @@ from agents.worker.slurm import SlurmClient
 from agents.worker.starter_client import StarterClient
 from fabric.clock import to_us
 from fabric.errors import GridError
+from fabric.pace import Pace
 from security.credentials import Credential
 
 MAX_INLINE_BYTES = 64 * 1024
@@ -72,6 +73,8 @@ PEEK_S = 5.0
 PEEK_LOOK_S = 0.2
 """A file is looked at so often, for PEEK_S, until it has grown."""
 GATHER_S = 0.002
+MAX_GATHER_S = 0.02
+"""How long events are gathered before a turn: usually, and when many come."""
 _LIMITS = {
     "WALL_TIME": "it ran longer than its wall time limit",
     "CPU_TIME": "it used more processor time than its limit",
@@ -123,6 +126,7 @@ class Runner:
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
+        self._pace = Pace(GATHER_S, MAX_GATHER_S)
         self.finished = self.failed = 0
         self.stopping = False
         self.facts: dict[str, str] = {}
@@ -184,9 +188,10 @@ class Runner:
         """For ever: events in batches through the machine."""
         while True:
             await self._wake.wait()
-            await asyncio.sleep(GATHER_S)
+            await self._pace.gather()
             self._wake.clear()
             events, self._events = self._events, []
+            self._pace.took(len(events))
             if not events:
                 continue
             try:
