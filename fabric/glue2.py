@@ -275,7 +275,10 @@ def _manager(
 ) -> Iterator[Entry]:
     identity = f"{owner}_Manager"
     dn = service.child("GLUE2ManagerID", identity)
-    slots = sum(ce.total_cpus for ce in elements)
+    most: dict[str, int] = {}
+    for ce in elements:  # the queues of a cluster share its slots
+        most[ce.cluster] = max(most.get(ce.cluster, 0), ce.total_cpus)
+    slots = sum(most.values())
     attributes: dict[str, Value] = {
         "ManagerID": identity,
         "ManagerProductName": elements[0].lrms,

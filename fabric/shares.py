@@ -7,15 +7,19 @@ start, of the hand-outs that follow one is its own at the latest after
     bound = sum over the other VOs of (share / own share + 2)
 
 because each of the others can be handed at most share/own + 1 jobs until its virtual time has passed, and one more that
-was due before. Within a VO: the highest priority first, oldest first within it, and every `AGED_EVERY`-th is the oldest
-of all, whatever its priority: the job at position p of a VO by age is handed out after at most p * AGED_EVERY
-hand-outs of that VO.
+was due before. Within a VO, over all its queues: the highest priority first, oldest first within it, and every
+`AGED_EVERY`-th is the oldest of all, whatever its priority: the job at position p of a VO by age is handed out after at
+most p * AGED_EVERY hand-outs of that VO.
+
+A queue that is full or shut takes part in neither: its jobs may not start, and a VO that has no others pauses. So both
+bounds count jobs of open queues, and hold over all of these together.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 AGED_EVERY = 8
@@ -23,25 +27,46 @@ DEFAULT_SHARE = 1.0
 
 
 @dataclass(slots=True)
+class _Lane:
+    """Jobs of one VO in one queue. Only lanes that have jobs are kept."""
+
+    by_age: OrderedDict[str, tuple[int, int]] = field(default_factory=OrderedDict[str, tuple[int, int]])
+    """Job id to priority and number of arrival, oldest first."""
+    by_priority: dict[int, OrderedDict[str, None]] = field(default_factory=dict[int, OrderedDict[str, None]])
+    """Only priorities that have jobs."""
+
+    def oldest(self) -> tuple[int, str]:
+        """Its number, and which it is."""
+        job_id, (_, number) = next(iter(self.by_age.items()))
+        return number, job_id
+
+    def first(self) -> tuple[int, int, str]:
+        """Priority turned round, number, and which it is: the least of several goes first."""
+        priority = max(self.by_priority)
+        job_id = next(iter(self.by_priority[priority]))
+        return -priority, self.by_age[job_id][1], job_id
+
+
+@dataclass(slots=True)
 class _Vo:
     share: float
     virtual: float = 0.0
     handed: int = 0
-    by_age: OrderedDict[str, int] = field(default_factory=OrderedDict[str, int])
-    """Job id to priority, oldest first."""
-    by_priority: dict[int, OrderedDict[str, None]] = field(default_factory=dict[int, OrderedDict[str, None]])
-    """Only priorities that have jobs."""
+    lanes: dict[str, _Lane] = field(default_factory=dict[str, _Lane])
+    """By queue."""
 
 
 class ShareQueue:
-    """Jobs that may start, of all VOs. All operations take time in the number of VOs and priorities, not of jobs."""
+    """Jobs that may start, of all VOs and queues. All operations take time in the number of VOs, queues and priorities,
+    not of jobs."""
 
     def __init__(self, shares: Mapping[str, float]) -> None:
         """`shares`: of each VO that has one; the others have 1 each."""
         self._shares = dict(shares)
         self._vos: dict[str, _Vo] = {}
-        self._places: dict[str, str] = {}
-        """Job id to VO."""
+        self._places: dict[str, tuple[str, str]] = {}
+        """Job id to VO and queue."""
+        self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -60,47 +85,59 @@ class ShareQueue:
     def _share(self, vo: str) -> float:
         return self._shares.get(vo, DEFAULT_SHARE)
 
-    def add(self, job_id: str, vo: str, priority: int = 0, *, first: bool = False) -> None:
+    def add(self, job_id: str, vo: str, priority: int = 0, *, queue: str = "", first: bool = False) -> None:
         """A job may start. `first`: it was handed out in vain, and goes before the others of its VO and priority."""
         here = self._vos.get(vo)
         if here is None:
             here = self._vos[vo] = _Vo(self._share(vo))
-        if not here.by_age:
+        if not here.lanes:
             here.virtual = max(here.virtual, self._now())
-        level = here.by_priority.setdefault(priority, OrderedDict())
-        here.by_age[job_id] = priority
+        lane = here.lanes.setdefault(queue, _Lane())
+        level = lane.by_priority.setdefault(priority, OrderedDict())
+        number = next(self._numbers)
+        lane.by_age[job_id] = (priority, -number if first else number)
         level[job_id] = None
-        self._places[job_id] = vo
+        self._places[job_id] = (vo, queue)
         if first:
-            here.by_age.move_to_end(job_id, last=False)
+            lane.by_age.move_to_end(job_id, last=False)
             level.move_to_end(job_id, last=False)
 
     def _now(self) -> float:
-        return min((vo.virtual for vo in self._vos.values() if vo.by_age), default=0.0)
+        return min((vo.virtual for vo in self._vos.values() if vo.lanes), default=0.0)
 
     def discard(self, job_id: str) -> None:
         """It may not start any more; nothing if it is not here."""
-        vo = self._places.pop(job_id, None)
-        if vo is None:
+        place = self._places.pop(job_id, None)
+        if place is None:
             return
-        here = self._vos[vo]
-        priority = here.by_age.pop(job_id)
-        level = here.by_priority[priority]
+        here = self._vos[place[0]]
+        lane = here.lanes[place[1]]
+        priority, _ = lane.by_age.pop(job_id)
+        level = lane.by_priority[priority]
         del level[job_id]
         if not level:
-            del here.by_priority[priority]
+            del lane.by_priority[priority]
+        if not lane.by_age:
+            del here.lanes[place[1]]
 
-    def take(self) -> str | None:
-        """The next job, which counts as handed out; None if there is none."""
-        waiting = [(vo.virtual, name) for name, vo in self._vos.items() if vo.by_age]
-        if not waiting:
+    def take(self, shut: Collection[str] = ()) -> str | None:
+        """The next job of a queue that is not shut, which counts as handed out; None if there is none."""
+        open_lanes = {
+            name: lanes
+            for name, vo in self._vos.items()
+            if (lanes := [lane for queue, lane in vo.lanes.items() if queue not in shut])
+        }
+        if not open_lanes:
             return None
-        here = self._vos[min(waiting)[1]]
+        virtual, name = min((self._vos[name].virtual, name) for name in open_lanes)
+        for pausing in self._vos.keys() - open_lanes.keys():
+            self._vos[pausing].virtual = max(self._vos[pausing].virtual, virtual)
+        here = self._vos[name]
         here.virtual += 1 / here.share
         here.handed += 1
-        if here.handed % AGED_EVERY == 0 or len(here.by_priority) == 1:
-            job_id = next(iter(here.by_age))
+        if here.handed % AGED_EVERY == 0:
+            job_id = min(lane.oldest() for lane in open_lanes[name])[1]
         else:
-            job_id = next(iter(here.by_priority[max(here.by_priority)]))
+            job_id = min(lane.first() for lane in open_lanes[name])[2]
         self.discard(job_id)
         return job_id

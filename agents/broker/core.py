@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ from agents.broker.matching import (
     Shares,
     match_pass,
     room_of,
+    used_slots,
     why_chosen,
 )
 from agents.broker.model import ComputingElement, JobDescription, JobState
@@ -445,11 +447,17 @@ class BrokerCore:
         self._blocked = {key: value for key, value in self._blocked.items() if value[0] > now_s}
         rooms: dict[str, Room] = {}
         probed = self.blacklist.probed(now_s)
+        used = Counter[str]()
+        for key, ce in self.ces.items():
+            used[ce.gatekeeper] += used_slots(ce, self.board.load(key))
         for key, ce in self.ces.items():
             if ce.alive and ce.port and ce.gatekeeper not in self._blocked:
                 load = self.board.load(key)
                 load.ended_per_s, kept = self.board.rate(key, now_s), load.ended_per_s
-                rooms[key] = room_of(ce, load, options.queue_ahead_s, options.queue_factor, options.queue_least)
+                elsewhere = used[ce.gatekeeper] - used_slots(ce, load)
+                rooms[key] = room_of(
+                    ce, load, options.queue_ahead_s, options.queue_factor, options.queue_least, elsewhere
+                )
                 load.ended_per_s = kept
                 if ce.gatekeeper in self.suspects or key in probed:
                     busy = load.pending or (key in probed and load.running)

@@ -173,15 +173,22 @@ class Room:
     slots: int
 
 
-def room_of(ce: ComputingElement, load: CeLoad, queue_ahead_s: float, queue_factor: float, least: int) -> Room:
+def used_slots(ce: ComputingElement, load: CeLoad) -> int:
+    """Slots that its jobs have or are about to have: others' are what the CE reported beyond ours; ours are counted
+    exactly by their own events."""
+    return max(0, ce.running - load.reported_running) + load.running + load.pending
+
+
+def room_of(
+    ce: ComputingElement, load: CeLoad, queue_ahead_s: float, queue_factor: float, least: int, elsewhere: int = 0
+) -> Room:
     """How many more jobs a CE takes: its free slots, and a queue that feeds it for ``queue_ahead_s`` at its own speed.
 
-    Others' jobs are what the CE reported beyond ours; ours are counted exactly by their own events.
+    ``elsewhere``: slots used by the other queues of its gatekeeper, which share them.
     """
     slots = ce.slots
-    others_running = max(0, ce.running - load.reported_running)
     others_waiting = max(0, ce.waiting - load.reported_pending)
-    free = slots - others_running - load.running - load.pending - others_waiting
+    free = slots - used_slots(ce, load) - others_waiting - elsewhere
     queue = max(least, math.ceil(queue_factor * slots), math.ceil(load.ended_per_s * queue_ahead_s)) if slots else 0
     if free < 0:
         queue, free = max(0, queue + free), 0

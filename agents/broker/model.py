@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum, IntEnum
 from typing import Any
+
+from agents.broker.jdl_syntax import join_terms
 
 PARAMETER_MARK = "_PARAM_"
 """Replaced in every string of a parametric job."""
@@ -259,9 +262,16 @@ class Cluster:
     def of(job: JobDescription, vo: str, owner: str, fqans: tuple[str, ...]) -> Cluster:
         """Of a job before its first attempt; id 0 until it is stored."""
         return Cluster(
-            0, job.requirements, job.rank, vo, owner, job.input_data, job.extra,
+            0, _with_limits(job), job.rank, vo, owner, job.input_data, job.extra,
             fqans=fqans, fuzzy_rank=job.fuzzy_rank, expires_at_s=job.expires_at_s,
         )  # fmt: skip
+
+
+def _with_limits(job: JobDescription) -> str:
+    """Requirements, and that the queue lets the job run as long as it asks for. GLUE counts whole minutes."""
+    limits = (("MaxWallClockTime", job.limits.wall_s), ("MaxCPUTime", job.limits.cpu_s))
+    terms = [f"other.GlueCEPolicy{name} >= {math.ceil(asked_s / 60)}" for name, asked_s in limits if asked_s]
+    return join_terms([job.requirements, *terms] if job.requirements else terms) if terms else job.requirements
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ def sandbox_files(request: pb.SubmitRequest) -> dict[str, SandboxFile]:
 
 def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str) -> gk_pb.Job:
     """A job as its gatekeeper gets it; ``description`` already has the job's parameter."""
-    job = gk_pb.Job(job_id=row.job_id, attempt=row.job.attempt)
+    queue = row.job.ce.partition("/jobmanager-")[2].partition("-")[2]
+    job = gk_pb.Job(job_id=row.job_id, attempt=row.job.attempt, queue=queue)
     wire = job.description
     wire.executable = description.executable
     wire.arguments.extend(description.arguments)

@@ -18,11 +18,11 @@ from agents.gatekeeper import publish, wire
 from agents.gatekeeper import store as rows
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.broker_fences import BrokerFences
-from agents.gatekeeper.config import GatekeeperOptions
+from agents.gatekeeper.config import GatekeeperOptions, QueueOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.following import Following
 from agents.gatekeeper.machine import GatekeeperMachine, Worker
-from agents.gatekeeper.model import CancelAsked, Job, Purged, Rules, State, Ticked, Update
+from agents.gatekeeper.model import CancelAsked, Closure, Job, Purged, QueueRules, Rules, State, Ticked, Update
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
     GATEKEEPER_RULES,
@@ -76,7 +76,9 @@ class Gatekeeper(Agent):
         super().__init__(context)
         settings = context.settings
         self.options = parse_options(GatekeeperOptions, settings.options, f"options of {settings.name}")
-        access.check(self.options.access, f"options of {settings.name}, access")
+        self.queues = self.options.every_queue()
+        for queue in self.queues.values():
+            access.check(queue.access, f"options of {settings.name}, access of {queue.name}")
         self._store = context.store("gatekeeper", rows.metadata, rows.MIGRATIONS)
         self._outbox = Outbox(self._store, settings.name)
         self._accounts = Accounts(
@@ -98,9 +100,10 @@ class Gatekeeper(Agent):
                 max_queued=self.options.max_queued,
                 max_running=self.options.max_running,
                 shares=self.options.shares,
+                queues={name: QueueRules(queue.max_queued, queue.max_running) for name, queue in self.queues.items()},
             )
         )
-        self._pool = WorkerPool(context, self._store, self.options.heartbeat_s, self.computing_element)
+        self._pool = WorkerPool(context, self._store, self.options.heartbeat_s, self._contact)
         self._driver = Driver(
             self.machine,
             self._store,
@@ -156,9 +159,12 @@ class Gatekeeper(Agent):
         rpc = self.context.rpc
         return rpc.port if rpc is not None and rpc.port else self.context.settings.rpc_port
 
-    def computing_element(self) -> str:
-        """GlueCEUniqueID."""
-        return f"{self.context.settings.advertise}:{self.port}/jobmanager-{self.options.batch}-{self.options.queue}"
+    def _contact(self) -> str:
+        return f"{self.context.settings.advertise}:{self.port}/jobmanager-{self.options.batch}"
+
+    def computing_element(self, queue: str) -> str:
+        """GlueCEUniqueID of a queue."""
+        return f"{self._contact()}-{queue}"
 
     # ---- life
 
@@ -169,7 +175,7 @@ class Gatekeeper(Agent):
         live, attempts, sequence = await self._store.read(rows.load)
         await self._broker_fences.load()
         self._software.tags = await self._store.read(rows.load_tags)
-        self.machine.closure = await self._store.read(rows.load_closure)
+        self.machine.closures = await self._store.read(rows.load_closures)
         self.machine.recover(live, attempts, sequence, to_us(self.context.clock.now()))
         known = await self._store.read(rows.sandbox_all)
         missing, removed = await asyncio.to_thread(self._sandbox.area.open, known)
@@ -204,7 +210,8 @@ class Gatekeeper(Agent):
     async def stop(self) -> None:
         """Take nothing new, tell the workers, flush events, give back leases without jobs."""
         self._stopping = True
-        self.machine.closure = dataclasses.replace(self.machine.closure, draining=True)
+        whole = self.machine.closures.get("", Closure())
+        self.machine.closures[""] = dataclasses.replace(whole, draining=True)
         self._pool.drain()
         await self._accounts.release(self._owners, self.context.clock.monotonic(), 0.0)
         if self.context.settings.endpoints("bookkeeping"):
@@ -222,7 +229,7 @@ class Gatekeeper(Agent):
 
     def _record(self, connection: sa.Connection, updates: Sequence[Update], accepted: set[str]) -> None:
         settings = self.context.settings
-        events = wire.events_to_wire(updates, settings.name, settings.site, self.computing_element(), accepted)
+        events = wire.events_to_wire(updates, settings.name, settings.site, self.computing_element, accepted)
         if events:
             self._outbox.add(connection, [event.SerializeToString() for event in events])
 
@@ -381,26 +388,51 @@ class Gatekeeper(Agent):
         self._publish_wanted.set()
 
     def _measure(self) -> publish.Measured:
-        total, free, running, waiting = self.machine.counts()
         full = self._sandbox.area.free_disk_bytes() < self.options.min_free_disk_bytes or bool(self._driver.blocked)
-        status, why = self._status(full)
-        closed = status != glue_model.PRODUCTION
         return publish.Measured(
-            total, 0 if closed else free, running, waiting, status, why, round(self._driver.mean_wall_s, 1),
-            *access.published(self.options.access, self.context.vos.served),
+            tuple(self._measure_queue(queue, full) for queue in self.queues.values()),
+            self.machine.counts()[0],
             tuple(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
-        )  # fmt: skip
+        )
 
-    def _status(self, full: bool) -> tuple[str, str]:
+    def _measure_queue(self, queue: QueueOptions, full: bool) -> publish.QueueMeasured:
+        machine = self.machine
+        total, free, _, _ = machine.counts()
+        running = machine.running_in[queue.name]
+        if queue.max_running:
+            total, free = min(total, queue.max_running), min(free, max(0, queue.max_running - running))
+        status, why = self._status(queue.name, full)
+        ahead = (other.name for other in self.queues.values() if other.priority >= queue.priority)
+        vos, fqans = access.published(queue.access, self.context.vos.served)
+        return publish.QueueMeasured(
+            name=queue.name,
+            total_slots=total,
+            free_slots=free if status == glue_model.PRODUCTION else 0,
+            running=running,
+            waiting=machine.waiting_in[queue.name],
+            ahead=sum(machine.waiting_in[name] for name in ahead),
+            status=status,
+            why=why,
+            mean_wall_s=round(self._driver.mean_wall_s.get(queue.name, 0.0), 1),
+            max_wall_s=queue.max_wall_s,
+            max_cpu_s=queue.max_cpu_s,
+            max_waiting=queue.max_queued or self.options.max_queued,
+            priority=queue.priority,
+            vos=vos,
+            fqans=fqans,
+        )
+
+    def _status(self, queue: str, full: bool) -> tuple[str, str]:
         """GlueCEStateStatus and why."""
-        closure, now_us = self.machine.closure, to_us(self.context.clock.now())
-        if closure.draining:
-            maintenance = closure.holds(now_us)
-            return (glue_model.CLOSED if maintenance else glue_model.DRAINING), closure.reason or "it stops"
+        closures, now_us = self.machine.closures_of(queue), to_us(self.context.clock.now())
+        draining = next((closure for closure in closures if closure.draining), None)
+        held = next((closure for closure in closures if closure.holds(now_us)), None)
+        if draining is not None:
+            return (glue_model.CLOSED if held else glue_model.DRAINING), draining.reason or "it stops"
         if full:
             return glue_model.CLOSED, "no disk is free"
-        if closure.holds(now_us):
-            return glue_model.QUEUEING, closure.reason
+        if held is not None:
+            return glue_model.QUEUEING, held.reason
         return glue_model.PRODUCTION, "; ".join(self._unfit())
 
     def _facts(self) -> list[dict[str, str]]:
@@ -415,7 +447,6 @@ class Gatekeeper(Agent):
 
     async def _publish(self) -> None:
         settings = self.context.settings
-        limits = (self.options.max_wall_s, self.options.max_cpu_s, self.options.max_queued)
         while True:
             await self._publish_wanted.wait()
             self._publish_wanted.clear()
@@ -425,12 +456,10 @@ class Gatekeeper(Agent):
                 self.context.publisher.replace(
                     publish.entries(
                         settings,
-                        ce=self.computing_element(),
+                        contact=self._contact(),
                         port=self.port,
-                        queue=self.options.queue,
                         lrms=self.options.batch,
                         measured=measured,
-                        limits=limits,
                         operating_system=self.options.operating_system,
                         facts=self._facts(),
                         started=self._started_text,
@@ -459,9 +488,12 @@ class Gatekeeper(Agent):
             numbers[state.value.lower()] = float(self._driver.numbers.ended.get(state.value, 0))
         if self._stopping:
             return AgentHealth(AgentState.DRAINING, "stopping", numbers)
-        status, why = self._status(full=False)
-        if status != glue_model.PRODUCTION:
-            return AgentHealth(AgentState.DRAINING, f"{status}: {why}; {running} run, {waiting} wait", numbers)
+        states = {queue: self._status(queue, full=False) for queue in self.queues}
+        shut = {queue: state for queue, state in states.items() if state[0] != glue_model.PRODUCTION}
+        if shut:
+            told = publish.told_of({queue: f"{status}: {why}" for queue, (status, why) in shut.items()}, len(states))
+            state = AgentState.DRAINING if len(shut) == len(states) else AgentState.GREEN
+            return AgentHealth(state, f"{told}; {running} run, {waiting} wait", numbers)
         unfit = self._unfit()
         mode = (
             "accounts leased, jobs run under them"

@@ -68,10 +68,19 @@ async def release(channel: Any, job_ids: Sequence[str]) -> None:
 
 
 async def close(
-    channel: Any, *, draining: bool = False, reason: str = "", begins_at_us: int = 0, ends_at_us: int = 0
+    channel: Any,
+    *,
+    draining: bool = False,
+    reason: str = "",
+    begins_at_us: int = 0,
+    ends_at_us: int = 0,
+    queue: str = "",
 ) -> tuple[int, int]:
-    """Shut the queue as an operator, or open it again (without arguments). Returns (jobs running, jobs waiting)."""
-    request = pb.CloseRequest(draining=draining, reason=reason, begins_at_us=begins_at_us, ends_at_us=ends_at_us)
+    """Shut a queue, or all of them, as an operator, or open again (without further arguments). Returns (jobs running,
+    jobs waiting). Raises NotFound QUEUE_UNKNOWN, Conflict ALL_QUEUES_SHUT, InvalidRequest CLOSURE_INVALID."""
+    request = pb.CloseRequest(
+        draining=draining, reason=reason, begins_at_us=begins_at_us, ends_at_us=ends_at_us, queue=queue
+    )
     answer = await _stub(channel).Close(request)
     return answer.running, answer.waiting
 

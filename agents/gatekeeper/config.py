@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from fabric.errors import InvalidRequest
 
 GIB = 1024**3
 MIB = 1024**2
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_.]{1,64}\Z")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,27 @@ class PoolOptions:
 
 
 @dataclass(frozen=True)
+class QueueOptions:
+    """One queue of several. What is 0 or empty is as the gatekeeper's option of that name says."""
+
+    name: str
+    """The last part of its CE's unique id: letters, digits, `_` and `.`."""
+    max_wall_s: int = 0
+    max_cpu_s: int = 0
+    max_memory_bytes: int = 0
+    max_disk_bytes: int = 0
+    max_queued: int = field(default=0, metadata={"minimum": 0})
+    """Jobs that wait in it at once; 0: only all queues together are limited."""
+    max_running: int = field(default=0, metadata={"minimum": 0})
+    """Slots that its jobs use at a time; 0: only all queues together are limited."""
+    priority: int = field(default=0, metadata={"minimum": -1000, "maximum": 1000})
+    """Added to that of its jobs, among those of their VO in all queues."""
+    access: tuple[str, ...] = ()
+    partition: str = ""
+    """Of Slurm, where its jobs go; empty: the worker's own."""
+
+
+@dataclass(frozen=True)
 class GatekeeperOptions:
     """Section `options` of a gatekeeper."""
 
@@ -29,7 +54,9 @@ class GatekeeperOptions:
     """The batch system, published as GlueCEInfoLRMSType: `fabric`, our scheduler over worker nodes; `fork`, this host;
     `slurm`, a cluster. With the latter two one worker on this host is enough, and the grid description adds it."""
     queue: str = "long"
-    """Name of the queue: the last part of the CE's unique id."""
+    """Name of the queue, where there is only one: the last part of the CE's unique id."""
+    queues: tuple[QueueOptions, ...] = ()
+    """Several queues over the same slots, each published as a CE. A job that names none goes to the first."""
     access: tuple[str, ...] = ()
     """FQANs whose holders may run jobs here (fabric/access.py), published as GlueCEAccessControlBaseRule. Empty: every
     member of the grid's VOs."""
@@ -44,7 +71,7 @@ class GatekeeperOptions:
     """How long a pool account stays leased after its owner's last job was purged."""
 
     max_queued: int = field(default=20_000, metadata={"minimum": 1})
-    """Jobs that wait here at once; more are refused with QUEUE_FULL."""
+    """Jobs that wait here at once, in all queues; more are refused with QUEUE_FULL."""
     max_running: int = field(default=0, metadata={"minimum": 0})
     """Jobs on workers at a time, whatever slots there are; 0: no other limit."""
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -88,3 +115,27 @@ class GatekeeperOptions:
     """Changes are published at most this often."""
     operating_system: str = ""
     """Published name; empty: this host's."""
+
+    def every_queue(self) -> dict[str, QueueOptions]:
+        """All queues by name, the first one first, with the gatekeeper's limits and access where they have none.
+
+        Raises InvalidRequest SETTINGS_INVALID: a name that is none, or twice there.
+        """
+        found: dict[str, QueueOptions] = {}
+        for queue in self.queues or (QueueOptions(self.queue),):
+            if queue.name in found or not _QUEUE_NAME.match(queue.name):
+                raise InvalidRequest(
+                    "SETTINGS_INVALID",
+                    f"the name {queue.name[:80]!r} of a gatekeeper's queue is another one's too, or not 1 to 64 "
+                    "letters, digits, _ and .",
+                    key="queues",
+                )
+            found[queue.name] = replace(
+                queue,
+                max_wall_s=queue.max_wall_s or self.max_wall_s,
+                max_cpu_s=queue.max_cpu_s or self.max_cpu_s,
+                max_memory_bytes=queue.max_memory_bytes or self.max_memory_bytes,
+                max_disk_bytes=queue.max_disk_bytes or self.max_disk_bytes,
+                access=queue.access or self.access,
+            )
+        return found

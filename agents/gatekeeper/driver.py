@@ -111,8 +111,8 @@ class Driver:
         self.descriptions: dict[str, bytes] = {}
         """Of jobs not yet handed out; others are read from the store."""
         self.numbers = Numbers()
-        self.mean_wall_s = 0.0
-        """How long payloads took lately."""
+        self.mean_wall_s: dict[str, float] = {}
+        """How long payloads took lately, by queue."""
         self.blocked = ""
         """Why nothing can be kept now; empty when all is well."""
 
@@ -192,14 +192,15 @@ class Driver:
         payloads: dict[int, Any] = {}
         for group in groups:
             payloads |= {id(group.events[position]): payload for position, payload in group.payloads.items()}
-        if turn.changed or turn.purged or turn.closure is not None:
+        if turn.changed or turn.purged or turn.closures is not None:
             await self._keep(turn, events, payloads)
         self.numbers.turns += 1
         self.numbers.events += len(events)
         self.numbers.accepted += len(turn.accepted)
         for job in turn.ended:
             if job.state is State.DONE:
-                self.mean_wall_s += 0.1 * (job.usage.wall_s - self.mean_wall_s)
+                mean_s = self.mean_wall_s.get(job.queue, 0.0)
+                self.mean_wall_s[job.queue] = mean_s + 0.1 * (job.usage.wall_s - mean_s)
             self.numbers.ended[job.state.value] = self.numbers.ended.get(job.state.value, 0) + 1
         self._answer(groups, turn)
         self._tell(turn.updates)
@@ -231,8 +232,8 @@ class Driver:
             rows.release_inputs(connection, [job.job_id for job in turn.ended])
             rows.put_outputs(connection, outputs)
             rows.purge(connection, turn.purged, now_us)
-            if turn.closure is not None:
-                rows.set_closure(connection, turn.closure)
+            if turn.closures is not None:
+                rows.set_closures(connection, turn.closures)
             if turn.updates:
                 rows.set_sequence(connection, turn.updates[-1].sequence)
                 self._record(connection, turn.updates, accepted_ids)

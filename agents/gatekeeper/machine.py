@@ -17,6 +17,7 @@ the current one changes nothing: it is acknowledged so that the worker forgets i
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ from agents.gatekeeper.model import (
     KillOnWorker,
     Outcome,
     Purged,
+    QueueRules,
     ReleaseAsked,
     Rules,
     RunOnWorker,
@@ -95,7 +97,12 @@ class GatekeeperMachine:
         """Highest attempt seen per job id, also of ended and (for a day) of purged jobs: the fence."""
         self.workers: dict[str, Worker] = {}
         self.sequence = 0
-        self.closure = Closure()
+        self.closures: dict[str, Closure] = {}
+        """Of queues that are shut or will be; "" is all of them."""
+        self.waiting_in: Counter[str] = Counter()
+        """Jobs QUEUED by queue."""
+        self.running_in: Counter[str] = Counter()
+        """Jobs ASSIGNED or RUNNING by queue."""
         self._turn = Turn()
         self._now_us = 0
 
@@ -115,13 +122,13 @@ class GatekeeperMachine:
                 if job.blocked_by is not None:
                     self._away(job.blocked_by.worker, now_us)
             else:
-                self._away(job.worker, now_us).held.add(job.job_id)
+                self._onto(self._away(job.worker, now_us), job)
 
     def restart(self, jobs: Iterable[Job], attempts: dict[str, int], sequence: int, now_us: int) -> None:
         """Forget everything but the numbers of purged fences and recover."""
-        closure = self.closure
+        closures = self.closures
         self.__init__(self.rules)  # type: ignore[misc]
-        self.closure = closure
+        self.closures = closures
         self.recover(jobs, attempts, sequence, now_us)
 
     def _away(self, name: str, now_us: int) -> Worker:
@@ -159,7 +166,7 @@ class GatekeeperMachine:
             case ReleaseAsked():
                 self._release(event)
             case ClosureAsked():
-                self._close(event.closure)
+                self._close(event.queue, event.closure)
             case WorkerArrived():
                 self._arrived(event)
             case WorkerLeft():
@@ -172,7 +179,27 @@ class GatekeeperMachine:
     @property
     def waits_for_time(self) -> bool:
         """Whether a tick may change something soon."""
-        return bool(self.jobs or self.closure.ends_at_us) or any(not one.stream for one in self.workers.values())
+        ends = any(closure.ends_at_us for closure in self.closures.values())
+        return bool(self.jobs) or ends or any(not one.stream for one in self.workers.values())
+
+    def closures_of(self, queue: str) -> list[Closure]:
+        """What shuts a queue: the site's closure of all of them, and its own."""
+        if not self.closures:
+            return []
+        return [self.closures[name] for name in ("", queue) if name in self.closures]
+
+    def _time_for(self, job: Job) -> bool:
+        """Whether it ends before a maintenance, if it starts now."""
+        return all(closure.leaves_time_for(job, self._now_us) for closure in self.closures_of(job.queue))
+
+    def _shut(self) -> set[str]:
+        """Queues of which nothing may start now: under maintenance, or with as many running as they may have."""
+        full = {
+            name
+            for name, rules in self.rules.queues.items()
+            if rules.max_running and self.running_in[name] >= rules.max_running
+        }
+        return full | {name for name, closure in self.closures.items() if closure.holds(self._now_us)}
 
     # ---- submit
 
@@ -187,12 +214,15 @@ class GatekeeperMachine:
         if job.attempt == seen:  # the same again, after a lost answer
             self._turn.outcomes.append(Outcome(job.job_id, accepted=True))
             return
-        if self.closure.draining:
-            why = self.closure.reason or "it stops"
+        draining = next((closure for closure in self.closures_of(job.queue) if closure.draining), None)
+        if draining is not None:
+            why = draining.reason or "it stops"
             self._outcome(job, "DRAINING", f"this computing element takes no new jobs ({why}); try another one")
             return
-        most = self.rules.max_queued
-        if self.waiting >= most and not (present is not None and present.state is State.QUEUED):
+        own = self.rules.queues.get(job.queue, QueueRules()).max_queued or self.rules.max_queued
+        full = self.waiting >= self.rules.max_queued or self.waiting_in[job.queue] >= own
+        if full and not (present is not None and present.state is State.QUEUED):
+            most = min(own, self.rules.max_queued)
             self._outcome(job, "QUEUE_FULL", f"the queue is full ({most} jobs); try again later")
             return
         if present is not None:
@@ -338,14 +368,20 @@ class GatekeeperMachine:
         job.reason, job.sentence = reason, sentence
         self._announce(job, State.QUEUED, self._now_us)
 
-    def _close(self, closure: Closure) -> None:
-        self.closure = self._turn.closure = closure
+    def _close(self, queue: str, closure: Closure) -> None:
+        """One for all queues takes the place of all others."""
+        closures = {queue: closure} if not queue else self.closures | {queue: closure}
+        self._keep_closures(closures)
+
+    def _keep_closures(self, closures: dict[str, Closure]) -> None:
+        self.closures = {queue: closure for queue, closure in closures.items() if closure != Closure()}
+        self._turn.closures = dict(self.closures)
         self._sort_parked()
 
     def _sort_parked(self) -> None:
         """What was too long for the time before a maintenance may not be any more."""
         for job_id in list(self.parked):
-            del self.parked[job_id]
+            self._dequeue(job_id)
             self._enqueue(self.jobs[job_id])
 
     # ---- workers
@@ -383,8 +419,9 @@ class GatekeeperMachine:
         worker.lost_at_us = self._now_us + self.rules.worker_lost_us
 
     def _tick(self) -> None:
-        if self.closure.ends_at_us and self.closure.ends_at_us <= self._now_us:
-            self._close(Closure())
+        over = {name for name, closure in self.closures.items() if 0 < closure.ends_at_us <= self._now_us}
+        if over:
+            self._keep_closures({name: closure for name, closure in self.closures.items() if name not in over})
         for worker in list(self.workers.values()):
             if worker.stream or worker.lost_at_us > self._now_us:
                 continue
@@ -416,7 +453,7 @@ class GatekeeperMachine:
     def _assign(self) -> None:
         """QUEUED -> ASSIGNED, in the order of the shares, each to the worker with the most room; at most one
         transaction's worth."""
-        if not self.queue or self.closure.holds(self._now_us):
+        if not self.queue or any(closure.holds(self._now_us) for closure in self.closures_of("")):
             return
         rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
         if not rooms:
@@ -425,18 +462,23 @@ class GatekeeperMachine:
         left = MAX_ASSIGNED_PER_TURN
         if self.rules.max_running:
             left = min(left, self.rules.max_running - sum(len(worker.held) for worker in self.workers.values()))
-        while rooms and left > 0 and (job_id := self.queue.take()) is not None:
+        shut = self._shut()
+        while rooms and left > 0 and (job_id := self.queue.take(shut)) is not None:
             job = self.jobs[job_id]
-            if not self.closure.leaves_time_for(job, self._now_us):
-                self.parked[job_id] = None
+            self.waiting_in[job.queue] -= 1
+            if not self._time_for(job):
+                self._enqueue(job)  # parked
                 continue
             left -= 1
             room, name = rooms[0]
             worker = self.workers[name]
             job.run += 1
             job.worker = name
-            worker.held.add(job_id)
+            self._onto(worker, job)
             worker.sent += 1
+            most = self.rules.queues.get(job.queue, QueueRules()).max_running
+            if most and self.running_in[job.queue] >= most:
+                shut.add(job.queue)
             self._announce(job, State.ASSIGNED, self._now_us)
             self._turn.commands.append(RunOnWorker(name, worker.stream, job, job.run))
             if room + 1 < 0:
@@ -454,7 +496,7 @@ class GatekeeperMachine:
             Update(
                 self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code,
                 job.reason,
-                job.sentence, job.usage, job.started, job.account, job.fqan,
+                job.sentence, job.usage, job.started, job.account, job.fqan, job.queue,
             )
         )  # fmt: skip
 
@@ -467,19 +509,27 @@ class GatekeeperMachine:
         self._announce(job, state, at_us)
 
     def _enqueue(self, job: Job, *, first: bool = False) -> None:
-        if job.held or job.blocked_by is not None or not self.closure.leaves_time_for(job, self._now_us):
+        self.waiting_in[job.queue] += 1
+        if job.held or job.blocked_by is not None or not self._time_for(job):
             self.parked[job.job_id] = None
         else:
-            self.queue.add(job.job_id, job.vo, job.priority, first=first)
+            self.queue.add(job.job_id, job.vo, job.priority, queue=job.queue, first=first)
 
     def _dequeue(self, job_id: str) -> None:
+        if job_id in self.queue or job_id in self.parked:
+            self.waiting_in[self.jobs[job_id].queue] -= 1
         self.queue.discard(job_id)
         self.parked.pop(job_id, None)
 
+    def _onto(self, worker: Worker, job: Job) -> None:
+        worker.held.add(job.job_id)
+        self.running_in[job.queue] += 1
+
     def _off_worker(self, job: Job) -> None:
         worker = self.workers.get(job.worker)
-        if worker is not None:
+        if worker is not None and job.job_id in worker.held:
             worker.held.discard(job.job_id)
+            self.running_in[job.queue] -= 1
 
     def _kill(self, job: Job, reason: str) -> None:
         self._kill_there(job.worker, job.job_id, job.attempt, job.run, reason)

@@ -95,6 +95,7 @@ class Job:
     """Its owner, or the site, wants it to wait until it is released."""
     fqan: str = ""
     """The primary one of its owner's attributes at submission, for accounting."""
+    queue: str = ""
 
     @property
     def ended(self) -> bool:
@@ -103,8 +104,16 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueRules:
+    """The bounds of one queue; 0: none of its own."""
+
+    max_queued: int = 0
+    max_running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
-    """What a site has decided about its queue."""
+    """What a site has decided about its queues."""
 
     worker_lost_us: int
     max_queued: int
@@ -112,11 +121,12 @@ class Rules:
     """Jobs on workers at a time; 0: as many as there are slots."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """VO to its part of the hand-outs, relative to the others; 1 where nothing is said."""
+    queues: Mapping[str, QueueRules] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Closure:
-    """Whether, why and when the site keeps its queue shut. The usual one is open.
+    """Whether, why and when the site keeps a queue, or all of them, shut. The usual one is open.
 
     `draining`: nothing new is accepted; what waits is run. A maintenance has a beginning and perhaps an end: jobs that
     cannot end before it, by their wall time limit, wait until it is over, and during it nothing starts.
@@ -172,9 +182,10 @@ class ReleaseAsked:
 
 @dataclass(frozen=True, slots=True)
 class ClosureAsked:
-    """An operator shuts or opens the queue."""
+    """An operator shuts or opens a queue, or with an empty name all of them."""
 
     closure: Closure
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +341,7 @@ class Update:
     started: bool = False
     account: str = ""
     fqan: str = ""
+    queue: str = ""
 
 
 Command = RunOnWorker | KillOnWorker | AcknowledgeWorker
@@ -347,8 +359,8 @@ class Turn:
     ended_by_report: list[tuple[Job, JobEnded]] = field(default_factory=list)
     """Ends whose report carries output to keep."""
     purged: list[str] = field(default_factory=list)
-    closure: Closure | None = None
-    """The new one, to be kept."""
+    closures: dict[str, Closure] | None = None
+    """By queue, "" for all of them; to be kept when they changed."""
     updates: list[Update] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)

@@ -13,21 +13,37 @@ from fabric.settings import Endpoint, Settings
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One look at the queue and the workers."""
+class QueueMeasured:
+    """One look at a queue, and what the site has decided about it."""
 
+    name: str
     total_slots: int
+    """That its jobs may use at a time."""
     free_slots: int
     running: int
     waiting: int
+    ahead: int
+    """Jobs that wait in queues of its priority or a higher one."""
     status: str
     why: str
     """Of a status that is not Production."""
     mean_wall_s: float
+    max_wall_s: int
+    max_cpu_s: int
+    max_waiting: int
+    priority: int
     vos: tuple[str, ...]
     """Whose members are all let in."""
     fqans: tuple[str, ...] = ()
     """Groups and roles of other VOs that are let in."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One look at the queues and the workers."""
+
+    queues: tuple[QueueMeasured, ...]
+    total_slots: int
     tags: tuple[str, ...] = ()
     """Of software, as the VOs' managers say."""
 
@@ -35,24 +51,23 @@ class Measured:
 def entries(
     settings: Settings,
     *,
-    ce: str,
+    contact: str,
     port: int,
-    queue: str,
     lrms: str,
     measured: Measured,
-    limits: tuple[int, int, int],
     operating_system: str,
     facts: Sequence[Mapping[str, str]],
     started: str,
 ) -> list[Any]:
-    """Cluster, subcluster, CE with its close SEs, and service. `limits`: wall s, cpu s, waiting jobs."""
+    """Cluster, subcluster, a CE for each queue with its close SEs, and service. `contact`: a CE's id without its
+    queue."""
     close = tuple(storage_id(endpoint) for endpoint in settings.endpoints("storage", site=settings.site))
     cluster = settings.advertise if settings.advertise not in ("localhost", "127.0.0.1") else f"{settings.name}"
     one = facts[0] if facts else {}
     subcluster = glue_model.SubCluster(
         cluster=cluster,
         site=settings.site,
-        computing_elements=(ce,),
+        computing_elements=tuple(f"{contact}-{queue.name}" for queue in measured.queues),
         logical_cpus=measured.total_slots,
         physical_cpus=min(measured.total_slots, sum(_number(fact, "cpus") for fact in facts)),
         ram_mb=_number(one, "memory_bytes") // 2**20,
@@ -66,44 +81,57 @@ def entries(
         clock_mhz=_number(one, "cpu_mhz"),
         software=tuple(sorted({tag for fact in facts for tag in fact.get("software", "").split()} | {*measured.tags})),
     )
-    waiting_s = _waiting_s(measured)
-    element = glue_model.ComputingElement(
-        unique_id=ce,
-        cluster=cluster,
-        host=settings.advertise,
-        port=port,
-        queue=queue,
-        lrms=lrms,
-        total_cpus=measured.total_slots,
-        status=measured.status,
-        free_slots=measured.free_slots,
-        running_jobs=measured.running,
-        waiting_jobs=measured.waiting,
-        estimated_response_s=waiting_s,
-        worst_response_s=max(waiting_s * 2, waiting_s),
-        max_wall_minutes=max(1, limits[0] // 60),
-        max_cpu_minutes=max(1, limits[1] // 60),
-        max_waiting_jobs=limits[2],
-        max_running_jobs=measured.total_slots,
-        max_total_jobs=measured.total_slots + limits[2],
-        vos=measured.vos,
-        fqans=measured.fqans,
-        close_storage=close,
-        application_dir=one.get("software_area", ""),
-    )
+    elements = [
+        glue_model.ComputingElement(
+            unique_id=f"{contact}-{queue.name}",
+            cluster=cluster,
+            host=settings.advertise,
+            port=port,
+            queue=queue.name,
+            lrms=lrms,
+            total_cpus=queue.total_slots,
+            status=queue.status,
+            free_slots=queue.free_slots,
+            running_jobs=queue.running,
+            waiting_jobs=queue.waiting,
+            estimated_response_s=_waiting_s(queue),
+            worst_response_s=2 * _waiting_s(queue),
+            max_wall_minutes=max(1, queue.max_wall_s // 60),
+            max_cpu_minutes=max(1, queue.max_cpu_s // 60),
+            max_waiting_jobs=queue.max_waiting,
+            max_running_jobs=queue.total_slots,
+            max_total_jobs=queue.total_slots + queue.max_waiting,
+            priority=queue.priority,
+            vos=queue.vos,
+            fqans=queue.fqans,
+            close_storage=close,
+            application_dir=one.get("software_area", ""),
+        )
+        for queue in measured.queues
+    ]
+    why = {queue.name: f"{queue.status}: {queue.why}" if queue.why else queue.status for queue in measured.queues}
     service = glue_model.Service(
-        unique_id=f"{ce.rpartition('/')[0]}/gatekeeper",
+        unique_id=f"{contact.rpartition('/')[0]}/gatekeeper",
         kind="org.gridfabric.gatekeeper",
         endpoint=f"grpcs://{settings.advertise}:{port}",
         site=settings.site,
         name=settings.name,
-        status="OK" if measured.status == glue_model.PRODUCTION else "Warning",
-        status_info=f"{measured.status}: {measured.why}" if measured.why else measured.status,
-        vos=measured.vos,
-        fqans=measured.fqans,
+        status="OK" if any(queue.status == glue_model.PRODUCTION for queue in measured.queues) else "Warning",
+        status_info=told_of(why, len(why)),
+        vos=tuple(sorted({vo for queue in measured.queues for vo in queue.vos})),
+        fqans=tuple(sorted({fqan for queue in measured.queues for fqan in queue.fqans})),
         started=started,
     )
-    return [*glue13.cluster_entries(subcluster), *glue13.ce_entries(element), *glue13.service_entries(service)]
+    queues = [entry for element in elements for entry in glue13.ce_entries(element)]
+    return [*glue13.cluster_entries(subcluster), *queues, *glue13.service_entries(service)]
+
+
+def told_of(queues: Mapping[str, str], of: int) -> str:
+    """What is said of some of so many queues, in one sentence where it is the same of all."""
+    said = set(queues.values())
+    if len(said) == 1 and len(queues) == of:
+        return said.pop()
+    return "; ".join(f"{queue} {text}" for queue, text in queues.items())
 
 
 def storage_id(endpoint: Endpoint) -> str:
@@ -111,13 +139,13 @@ def storage_id(endpoint: Endpoint) -> str:
     return f"{endpoint.host}:{endpoint.rpc}"
 
 
-def _waiting_s(measured: Measured) -> int:
+def _waiting_s(queue: QueueMeasured) -> int:
     """How long a job that comes now will wait, from what waits and how long jobs took lately."""
-    if measured.total_slots == 0:
+    if queue.total_slots == 0:
         return glue_model.UNKNOWN_TIME
-    if measured.free_slots > measured.waiting:
+    if queue.free_slots > queue.ahead:
         return 0
-    return int((measured.waiting + 1 - measured.free_slots) * max(measured.mean_wall_s, 1.0) / measured.total_slots)
+    return int((queue.ahead + 1 - queue.free_slots) * max(queue.mean_wall_s, 1.0) / queue.total_slots)
 
 
 def _number(facts: Mapping[str, str], name: str) -> int:

@@ -16,7 +16,7 @@ from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
 from agents.gatekeeper.broker_fences import BrokerFences
-from agents.gatekeeper.config import GatekeeperOptions
+from agents.gatekeeper.config import GatekeeperOptions, QueueOptions
 from agents.gatekeeper.driver import Driver, NewJob
 from agents.gatekeeper.following import Following
 from agents.gatekeeper.model import (
@@ -145,6 +145,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
     ) -> None:
         self.software, self._broker_fences, self._following = software, broker_fences, following
         self._context, self._options, self._driver = context, options, driver
+        self._queues = options.every_queue()
         self._store, self._sandbox, self._accounts = store, sandbox, accounts
 
     async def MissingSandbox(self, request: pb.MissingSandboxRequest, context: Any) -> pb.MissingSandboxResponse:
@@ -204,8 +205,10 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
         wires: list[tuple[int, pb.Job]] = []
         for position, job in enumerate(request.jobs):
             try:
-                wire.check_job(job, self._options, self._context.vos.served, peer.vo)
-                access.require(self._options.access, peer, f"this computing element's queue {self._options.queue}")
+                queue = self._queue(job.queue)
+                wire.check_job(job, self._options, queue, self._context.vos.served, peer.vo)
+                access.require(queue.access, peer, f"this computing element's queue {queue.name}")
+                job.queue = queue.name
                 wires.append((position, job))
             except GridError as error:
                 outcomes[position] = Outcome(job.job_id, accepted=False, reason=error.reason, sentence=error.sentence)
@@ -228,6 +231,17 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                     "job.refused", peer=peer.subject, job_id=job_id, reason=outcome.reason, sentence=outcome.sentence
                 )
         return pb.SubmitResponse(outcomes=[wire.outcome_to_wire(outcomes[i]) for i in range(len(request.jobs))])
+
+    def _queue(self, name: str) -> QueueOptions:
+        """The queue of this name, or the first one. Raises NotFound QUEUE_UNKNOWN."""
+        if not name:
+            return next(iter(self._queues.values()))
+        queue = self._queues.get(name)
+        if queue is None:
+            raise NotFound(
+                "QUEUE_UNKNOWN", f"this gatekeeper has no queue {name[:80]!r}; its queues: {', '.join(self._queues)}"
+            )
+        return queue
 
     async def _missing(self, wires: Sequence[tuple[int, pb.Job]]) -> set[str]:
         wanted = sorted({file.sha256 for _, job in wires for file in job.description.input_sandbox})
@@ -272,7 +286,8 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 Submitted(
                     Job(
                         job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us,
-                        priority=priority, wall_s=wall_s, fqan=next(iter(peer.fqans), ""),
+                        priority=priority + self._queues[job.queue].priority, wall_s=wall_s,
+                        fqan=next(iter(peer.fqans), ""), queue=job.queue,
                     )
                 )
             )  # fmt: skip
@@ -346,16 +361,28 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
     async def Close(self, request: pb.CloseRequest, context: Any) -> pb.CloseResponse:
         """Durable when answered, and published then."""
         closure = wire.closure_from_wire(request)
-        await self._driver.ask([ClosureAsked(closure)])
+        machine = self._driver.machine
+        if request.queue:
+            self._queue(request.queue)
+            whole = machine.closures.get("")
+            if whole is not None:
+                raise Conflict(
+                    "ALL_QUEUES_SHUT",
+                    f"all queues are shut here ({whole.reason}); open them all first, then shut single ones",
+                )
+        await self._driver.ask([ClosureAsked(closure, request.queue)])
         self._context.log.audit(
             "queue.closure",
+            queue=request.queue or None,
             peer=current_peer(context).subject,
             draining=closure.draining,
             reason=closure.reason,
             begins_at_us=closure.begins_at_us,
             ends_at_us=closure.ends_at_us,
         )
-        _, _, running, waiting = self._driver.machine.counts()
+        _, _, running, waiting = machine.counts()
+        if request.queue:
+            running, waiting = machine.running_in[request.queue], machine.waiting_in[request.queue]
         return pb.CloseResponse(running=running, waiting=waiting)
 
     async def Tags(self, request: pb.TagsRequest, context: Any) -> pb.TagsResponse:

@@ -8,7 +8,7 @@ no table of updates: it is the rows with a greater sequence, in order.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -54,6 +54,7 @@ jobs = sa.Table(
     sa.Column("limit_wall_s", sa.Integer, nullable=False, server_default="0"),
     sa.Column("held", sa.Integer, nullable=False, server_default="0"),
     sa.Column("fqan", sa.Text, nullable=False, server_default=""),
+    sa.Column("queue", sa.Text, nullable=False, server_default=""),
     sa.Index("jobs_owner_sequence", "owner", "sequence"),
     sa.Index("jobs_state", "state", "ended_at_us"),
 )
@@ -104,6 +105,7 @@ closures = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("begins_at_us", sa.Integer, nullable=False),
     sa.Column("ends_at_us", sa.Integer, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False, server_default=""),
 )
 tags = sa.Table(
     "tags",
@@ -115,7 +117,19 @@ tags = sa.Table(
 counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Integer))
 
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
-_FIXED = {"job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s", "fqan"}
+_FIXED = {
+    "job_id",
+    "owner",
+    "vo",
+    "account",
+    "uid",
+    "gid",
+    "accepted_at_us",
+    "priority",
+    "limit_wall_s",
+    "fqan",
+    "queue",
+}
 _CHANGING = [name for name in _JOB_COLUMNS if name not in _FIXED]
 _SELECT = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
 _INSERT = (
@@ -141,7 +155,7 @@ def _values(job: Job) -> dict[str, Any]:
         "sequence": job.sequence, "blocked_worker": hold.worker if hold else "",
         "blocked_attempt": hold.attempt if hold else 0, "blocked_run": hold.run if hold else 0,
         "priority": job.priority, "limit_wall_s": job.wall_s, "held": int(job.held),
-        "fqan": job.fqan,
+        "fqan": job.fqan, "queue": job.queue,
     }  # fmt: skip
 
 
@@ -150,7 +164,7 @@ def _job(row: Any) -> Job:
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, state, run, worker, cancel_reason, returns,
         started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
-        sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held, fqan,
+        sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held, fqan, queue,
     ) = row  # fmt: skip
     return Job(
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
@@ -158,7 +172,7 @@ def _job(row: Any) -> Job:
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
         Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None, priority, limit_wall_s,
-        bool(held), fqan,
+        bool(held), fqan, queue,
     )  # fmt: skip
 
 
@@ -167,7 +181,7 @@ def update_of(job: Job) -> Update:
     return Update(
         job.sequence, job.job_id, job.attempt, job.owner, job.vo, job.state, job.changed_at_us, job.worker,
         job.exit_code,
-        job.reason, job.sentence, job.usage, job.started, job.account, job.fqan,
+        job.reason, job.sentence, job.usage, job.started, job.account, job.fqan, job.queue,
     )  # fmt: skip
 
 
@@ -200,7 +214,13 @@ def add_queue_columns(connection: sa.Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN fqan TEXT NOT NULL DEFAULT ''")
 
 
-MIGRATIONS = (add_queue_columns,)
+def add_queues(connection: sa.Connection) -> None:
+    """Migration 2 to 3: several queues."""
+    for table in {"jobs", "closures"}.intersection(sa.inspect(connection).get_table_names()):
+        connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN queue TEXT NOT NULL DEFAULT ''")
+
+
+MIGRATIONS = (add_queue_columns, add_queues)
 
 
 def end_broker_epochs(connection: sa.Connection, owner: str, over: Iterable[tuple[str, int]]) -> None:
@@ -218,16 +238,16 @@ def load_broker_fences(connection: sa.Connection) -> dict[tuple[str, str], int]:
     return {(str(owner), str(broker)): int(epoch) for owner, broker, epoch in found}
 
 
-def set_closure(connection: sa.Connection, closure: Closure) -> None:
-    """Remember whether and when the queue is shut."""
+def set_closures(connection: sa.Connection, by_queue: Mapping[str, Closure]) -> None:
+    """Remember which queues are shut, and when."""
     connection.execute(closures.delete())
-    connection.execute(closures.insert().values(**dataclasses.asdict(closure)))
+    for queue, closure in by_queue.items():
+        connection.execute(closures.insert().values(**dataclasses.asdict(closure), queue=queue))
 
 
-def load_closure(connection: sa.Connection) -> Closure:
-    """As it was last set."""
-    row = connection.execute(closures.select()).first()
-    return Closure(bool(row[0]), row[1], row[2], row[3]) if row is not None else Closure()
+def load_closures(connection: sa.Connection) -> dict[str, Closure]:
+    """As they were last set."""
+    return {row.queue: Closure(bool(row[0]), row[1], row[2], row[3]) for row in connection.execute(closures.select())}
 
 
 def change_tags(connection: sa.Connection, vo: str, add: Sequence[str], remove: Sequence[str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
-from agents.gatekeeper.config import GatekeeperOptions
+from agents.gatekeeper.config import GatekeeperOptions, QueueOptions
 from agents.gatekeeper.model import (
     ENDED,
     Closure,
@@ -48,8 +48,8 @@ WIRE_STATE = {state: pb.JobState.Value(f"JOB_STATE_{state.value}") for state in 
 # ---- job descriptions
 
 
-def check_job(job: pb.Job, options: GatekeeperOptions, vos: Sequence[str], user_vo: str) -> None:
-    """Refuse what cannot be run here and fill in the queue's limits. Raises DescriptionInvalidError."""
+def check_job(job: pb.Job, options: GatekeeperOptions, queue: QueueOptions, vos: Sequence[str], user_vo: str) -> None:
+    """Refuse what cannot be run in this queue and fill in its limits. Raises DescriptionInvalidError."""
     if not 1 <= len(job.job_id) <= MAX_JOB_ID or not _JOB_ID.match(job.job_id):
         raise DescriptionInvalidError(
             "job_id", f"must be 1 to {MAX_JOB_ID} characters of a URL, not {job.job_id[:80]!r}"
@@ -74,7 +74,7 @@ def check_job(job: pb.Job, options: GatekeeperOptions, vos: Sequence[str], user_
     _check_protocols(description.data_access_protocols)
     _check_streams(description)
     _check_output(description)
-    _check_limits(description.limits, options)
+    _check_limits(description.limits, queue)
 
 
 def _check_input(description: pb.JobDescription, options: GatekeeperOptions) -> None:
@@ -162,11 +162,13 @@ def _check_output(description: pb.JobDescription) -> None:
         _check_text(output.storage_element or "-", "output data", 256)
 
 
-def _check_limits(limits: pb.Limits, options: GatekeeperOptions) -> None:
+def _check_limits(limits: pb.Limits, queue: QueueOptions) -> None:
     for name in ("wall_s", "cpu_s", "memory_bytes", "disk_bytes"):
-        wanted, most = getattr(limits, name), getattr(options, f"max_{name}")
+        wanted, most = getattr(limits, name), getattr(queue, f"max_{name}")
         if not 0 <= wanted <= most:
-            raise DescriptionInvalidError(f"limit {name}", f"of {wanted} is not within 0 to {most}, this queue's limit")
+            raise DescriptionInvalidError(
+                f"limit {name}", f"of {wanted} is not within 0 to {most}, queue {queue.name}'s limit"
+            )
         setattr(limits, name, wanted or most)
 
 
@@ -232,6 +234,7 @@ def run_to_wire(job: Job, run: int, description: bytes) -> pb.RunJob:
         uid=job.uid,
         gid=job.gid,
         delegation=job.owner,
+        queue=job.queue,
     )
 
 
@@ -246,9 +249,10 @@ _EVENT_TYPE = {
 
 
 def events_to_wire(
-    updates: Iterable[Update], source: str, site: str, ce: str, accepted: set[str]
+    updates: Iterable[Update], source: str, site: str, ce_of: Callable[[str], str], accepted: set[str]
 ) -> list[bookkeeping_pb2.Event]:
-    """What bookkeeping is told of these updates. QUEUED counts only for the ids in `accepted`, not for a requeue.
+    """What bookkeeping is told of these updates; `ce_of` gives a queue's CE. QUEUED counts only for the
+    ids in `accepted`, not for a requeue.
 
     The end of a run says what it used: bookkeeping makes its usage record of that.
     """
@@ -257,6 +261,7 @@ def events_to_wire(
         kind = _EVENT_TYPE.get(update.state)
         if kind is None or (update.state is State.QUEUED and update.job_id not in accepted):
             continue
+        ce = ce_of(update.queue)
         fields = {"ce": ce, "owner": update.owner, "vo": update.vo}
         if update.worker:
             fields["worker"] = update.worker

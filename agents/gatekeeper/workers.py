@@ -72,9 +72,9 @@ class _Link:
 class WorkerPool:
     """All workers' streams."""
 
-    def __init__(self, context: Any, store: Any, heartbeat_s: float, computing_element: Callable[[], str]) -> None:
+    def __init__(self, context: Any, store: Any, heartbeat_s: float, contact: Callable[[], str]) -> None:
         self._context, self._store = context, store
-        self._heartbeat_s, self._computing_element = heartbeat_s, computing_element
+        self._heartbeat_s, self._contact = heartbeat_s, contact
         self._links: dict[str, _Link] = {}
         self._streams = itertools.count(1)
         self._peek_ids = itertools.count(random.getrandbits(40))  # not those of before a restart
@@ -173,7 +173,7 @@ class WorkerPool:
             yield pb.WorkerOrder(
                 welcome=pb.Welcome(
                     heartbeat_ms=int(self._heartbeat_s * 1000),
-                    computing_element=self._computing_element(),
+                    contact=self._contact(),
                     now_us=to_us(self._context.clock.now()),
                 )
             )

@@ -253,6 +253,15 @@ def _door(entry: Entry) -> tuple[str, tuple[str, int]] | None:
     return (name, (host.strip("[]"), int(port))) if name and host and port.isdigit() else None
 
 
+def slots_of(elements: Iterable[ComputingElement]) -> int:
+    """What there is to run jobs in: the queues of a gatekeeper share its slots."""
+    most: dict[str, int] = {}
+    for ce in elements:
+        gatekeeper = ce.name.partition("/")[0]
+        most[gatekeeper] = max(most.get(gatekeeper, 0), ce.total)
+    return sum(most.values())
+
+
 async def sites_command(*, as_json: bool) -> None:
     """`grid info sites`."""
     server = top_server()
@@ -269,7 +278,7 @@ async def sites_command(*, as_json: bool) -> None:
             {
                 "site": name,
                 "ces": len(mine),
-                "slots": sum(ce.total for ce in mine),
+                "slots": slots_of(mine),
                 "free": sum(ce.free for ce in mine),
                 "running": sum(ce.running for ce in mine),
                 "waiting": sum(ce.waiting for ce in mine),

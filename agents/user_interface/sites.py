@@ -25,25 +25,26 @@ def gatekeepers_of(grid: Grid, where: str) -> list[Endpoint]:
     return found
 
 
-async def drain(where: str, reason: str, state: Path | None, *, as_json: bool) -> None:
+async def drain(where: str, reason: str, queue: str, state: Path | None, *, as_json: bool) -> None:
     """`grid site drain`."""
-    await _close(where, state, "draining", as_json=as_json, draining=True, reason=reason)
+    await _close(where, state, "draining", as_json=as_json, draining=True, reason=reason, queue=queue)
 
 
 async def maintenance(
-    where: str, reason: str, begins_s: float, lasts_s: float | None, state: Path | None, *, as_json: bool
+    where: str, reason: str, begins_s: float, lasts_s: float | None, queue: str, state: Path | None, *, as_json: bool
 ) -> None:
     """`grid site maintenance`."""
     begins = datetime.now(UTC) + timedelta(seconds=begins_s)
     ends = begins + timedelta(seconds=lasts_s) if lasts_s is not None else None
     text = f"maintenance from {utc_text(begins)} {f'to {utc_text(ends)}' if ends else 'until resumed'}"
     ends_at_us = to_us(ends) if ends else 0
-    await _close(where, state, text, as_json=as_json, reason=reason, begins_at_us=to_us(begins), ends_at_us=ends_at_us)
+    closure = {"reason": reason, "begins_at_us": to_us(begins), "ends_at_us": ends_at_us, "queue": queue}
+    await _close(where, state, text, as_json=as_json, **closure)
 
 
-async def resume(where: str, state: Path | None, *, as_json: bool) -> None:
+async def resume(where: str, queue: str, state: Path | None, *, as_json: bool) -> None:
     """`grid site resume`."""
-    await _close(where, state, "open", as_json=as_json)
+    await _close(where, state, "open", as_json=as_json, queue=queue)
 
 
 async def _close(where: str, state: Path | None, text: str, *, as_json: bool, **closure: Any) -> None:
@@ -51,7 +52,8 @@ async def _close(where: str, state: Path | None, text: str, *, as_json: bool, **
     async with as_operator(state) as grid:
         for endpoint in gatekeepers_of(grid, where):
             running, waiting = await client.close(await grid.channel_to(endpoint.host, endpoint.rpc), **closure)
-            rows.append({"gatekeeper": endpoint.name, "queue": text, "running": running, "waiting": waiting})
+            queue = f"{closure['queue']}: {text}" if closure["queue"] else text
+            rows.append({"gatekeeper": endpoint.name, "queue": queue, "running": running, "waiting": waiting})
     if as_json:
         console.print_json(rows)
     else:

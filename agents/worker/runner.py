@@ -121,7 +121,7 @@ class Runner:
             pause_s=options.black_hole_pause_s,
         )
         self._disk_problem = self._clock_problem = ""
-        self._computing_element = ""
+        self._contact = ""
         self._peeking: set[int] = set()
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
@@ -411,7 +411,7 @@ class Runner:
         too_much = welcome.now_us and skew_s > self.options.max_clock_skew_s
         self._clock_problem = f"CLOCK: this clock is {skew_s:.0f} s away from the gatekeeper's" if too_much else ""
         self._judge_fitness()
-        self._computing_element = welcome.computing_element
+        self._contact = welcome.contact
         self.proxies.reconnected({job.owner for job in self.machine.jobs.values()})
         self.feed([LinkOpened()])
 
@@ -606,7 +606,7 @@ class Runner:
     def _broker_info(self, job: Job, replicas: Mapping[str, Sequence[str]]) -> bytes:
         description, settings = job.order.description, self.context.settings
         return broker_info(
-            ce=self._computing_element,
+            ce=f"{self._contact}-{job.order.queue}",
             close_storage=settings.endpoints("storage", site=settings.site),
             storage=settings.endpoints("storage"),
             replicas=replicas,

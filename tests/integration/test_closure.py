@@ -12,7 +12,7 @@ from support.grid import LabGrid
 from support.site import Site, job
 
 from agents.gatekeeper import client
-from fabric.errors import InvalidRequest, Refused
+from fabric.errors import Conflict, InvalidRequest, NotFound, Refused
 
 
 @pytest.fixture
@@ -77,3 +77,47 @@ async def test_only_operators_shut_a_queue_and_they_say_why(site: Site) -> None:
             await client.close(operator, **wrong)  # type: ignore[arg-type]
         assert caught.value.reason == "CLOSURE_INVALID"
     assert (await site.run(job("-c", "exit 0"))).state == pb.JOB_STATE_DONE
+
+
+async def test_of_several_queues_each_has_its_limits_its_slots_and_is_shut_by_itself(site: Site) -> None:
+    short = {"name": "short", "max_wall_s": 600, "max_running": 1, "priority": 5}
+    site.gatekeeper_options["queues"] = [short, {"name": "long", "max_wall_s": 7200}]
+    await site.lab.stop("gatekeeper.CERN")
+    await site.lab.start("gatekeeper", options=site.gatekeeper_options)
+    site.channel = await site.lab.channel("gatekeeper", credential=site.alice)
+    operator = await site.lab.channel("gatekeeper", credential=site.lab.operator())
+    contact = f"localhost:{site.lab.port('gatekeeper.CERN')}/jobmanager-fabric"
+    limits = {"GlueCEPolicyMaxWallClockTime": "10", "GlueCEInfoTotalCPUs": "1", "GlueCEPolicyPriority": "5"}
+    await site.published("GlueCE", GlueCEUniqueID=f"{contact}-short", GlueCEStateFreeCPUs="1", **limits)
+    await site.published("GlueCE", GlueCEUniqueID=f"{contact}-long", GlueCEInfoTotalCPUs="4")
+
+    def queued(queue: str, script: str, wall_s: int = 0) -> pb.Job:
+        one = job("-c", script, limits=pb.Limits(wall_s=wall_s))
+        one.queue = queue
+        return one
+
+    first, second = (queued("short", "while ! [ -e go ]; do sleep 0.1; done") for _ in range(2))
+    other = queued("long", "exit 0", wall_s=3600)
+    await site.submit(first, second, other)
+    await site.reaches(first, pb.JOB_STATE_RUNNING)
+    assert (await site.ended(other))[0].state == pb.JOB_STATE_DONE
+    await site.published(
+        "GlueCE", GlueCEUniqueID=f"{contact}-short", GlueCEStateWaitingJobs="1", GlueCEStateFreeCPUs="0"
+    )
+    assert await client.close(operator, draining=True, reason="full", queue="short") == (1, 1)
+    refused = await client.submit(site.channel, [queued("short", "exit 0"), queued("none", "exit 0")])
+    assert [one.reason for one in refused] == ["DRAINING", "QUEUE_UNKNOWN"]
+    (too_long,) = await client.submit(site.channel, [queued("short", "exit 0", wall_s=3600)])
+    assert (too_long.reason, "queue short's limit" in too_long.sentence) == ("DESCRIPTION_INVALID", True)
+    assert (await site.run(queued("long", "exit 0"))).state == pb.JOB_STATE_DONE
+    await site.published("GlueService", GlueServiceStatusInfo="short Draining: full; long Production")
+    await client.cancel(site.channel, [first.job_id])
+    await site.reaches(second, pb.JOB_STATE_RUNNING)
+    await client.close(operator, draining=True, reason="all")
+    with pytest.raises(Conflict) as caught:
+        await client.close(operator, queue="short")
+    assert caught.value.reason == "ALL_QUEUES_SHUT"
+    with pytest.raises(NotFound):
+        await client.close(operator, queue="none", draining=True, reason="x")
+    await client.cancel(site.channel, [second.job_id])
+    await site.ended(first, second)

@@ -181,7 +181,7 @@ async def _play(log: swf.Trace, state: Path, speed: float, burn: bool) -> tuple[
             console.say(f"{len(log.jobs)} jobs of {len(parts)} people in {len(needed)} VOs")
             await ground.enrol(needed)
             people = {key: await ground.member("user", key[0]) for key in parts}
-            slots = sum(ce.total for ce in await information.computing_elements(services.one("top", "ldap")))
+            slots = information.slots_of(await information.computing_elements(services.one("top", "ldap")))
             worked_s = sum(due.run_s for part in parts.values() for due in part)
             patience_s = PATIENCE_S + worked_s / max(1, slots)
             score = Score()

@@ -28,7 +28,7 @@ from agents.broker.matching import (
     room_of,
     why_chosen,
 )
-from agents.broker.model import Cluster, ComputingElement, JobState
+from agents.broker.model import Cluster, ComputingElement, JobDescription, JobState, Limits
 from agents.broker.tables import Change
 
 
@@ -215,6 +215,17 @@ def test_room_counts_own_jobs_exactly_and_others_as_reported():
     assert room_of(element, load, 2, 2, 2).free == 2
     assert room_of(ce(free=0), CeLoad(), 2, 2, 2) == Room(0, 0, 0)
     assert room_of(element, CeLoad(ended_per_s=100), 2, 2, 2).queue == 200
+    assert room_of(ce(free=4), CeLoad(), 2, 2, 2, elsewhere=3) == Room(1, 8, 4)
+
+
+def test_a_job_matches_only_queues_that_let_it_run_as_long_as_it_asks_for():
+    asked = JobDescription("/bin/true", requirements="other.A || other.B", limits=Limits(wall_s=61 * 60 - 59, cpu_s=1))
+    cluster = Cluster.of(asked, "cms", "/CN=a", ())
+    assert cluster.requirements.endswith(
+        "(other.GlueCEPolicyMaxWallClockTime >= 61) && (other.GlueCEPolicyMaxCPUTime >= 1)"
+    )
+    short = Cluster.of(dataclasses.replace(asked, requirements="", limits=Limits(wall_s=3600)), "cms", "/CN=a", ())
+    assert [CompiledCluster(one).matches(CompiledCe(ce())) for one in (cluster, short)] == [False, True]
 
 
 def test_one_users_many_jobs_do_not_hold_up_anothers_one():

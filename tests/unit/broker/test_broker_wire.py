@@ -17,9 +17,10 @@ def test_prologue_and_epilogue_reach_the_gatekeeper_and_may_be_executed() -> Non
         PrologueArguments = "a 'b c'"; DataAccessProtocol = "https";"""
     ).jobs()
     files = {path: SandboxFile(path, "0" * 64, 1) for path in job.input_sandbox}
-    made = wire.gatekeeper_job(
-        JobRow(1, "https://x/y", 1, 1, "", "/CN=a", 1, machine.Job()), job, files, "cms"
-    ).description
+    row = JobRow(1, "https://x/y", 1, 1, "", "/CN=a", 1, machine.Job(ce="ce.cern.ch:2119/jobmanager-slurm-my-short"))
+    sent = wire.gatekeeper_job(row, job, files, "cms")
+    assert sent.queue == "my-short"
+    made = sent.description
     assert (made.prologue.executable, list(made.prologue.arguments)) == ("p.sh", ["a", "b c"])
     assert not made.HasField("epilogue")
     assert {file.name: file.executable for file in made.input_sandbox} == {"p.sh": True, "data": False}

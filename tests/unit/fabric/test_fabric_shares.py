@@ -40,6 +40,56 @@ def test_a_vo_with_waiting_jobs_is_served_within_its_bound(shares: dict[str, flo
         since = {vo: count for vo, count in since.items() if waiting[vo]}
 
 
+QUEUES = ("short", "long")
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(VOS), st.sampled_from(QUEUES), st.integers(-2, 2)),
+        st.sampled_from(QUEUES),
+        st.none(),
+    ),
+    max_size=200,
+)
+
+
+@given(shares, moves)
+@settings(deadline=None)
+def test_both_bounds_hold_over_queues_that_fill_and_empty(shares: dict[str, float], moves: list[object]) -> None:
+    """A name of a queue shuts or opens it, None hands out; a VO's count begins anew while it has nothing that may
+    start."""
+    queue, shut = ShareQueue(shares), set[str]()
+    jobs: dict[str, tuple[str, str]] = {}
+    since: Counter[str] = Counter()
+    head: dict[str, tuple[str, int]] = {}
+    for number, move in enumerate([*moves, *([None] * len(moves))]):
+        if isinstance(move, str):
+            shut ^= {move}
+            head.clear()
+        elif isinstance(move, tuple):
+            vo, lane, priority = move
+            jobs[f"j{number}"] = (vo, lane)
+            queue.add(f"j{number}", vo, priority, queue=lane)
+        may = {vo for vo, lane in jobs.values() if lane not in shut}
+        since = Counter({vo: count for vo, count in since.items() if vo in may})
+        if move is not None:
+            continue
+        oldest = {vo: next(job for job, place in jobs.items() if place[0] == vo and place[1] not in shut) for vo in may}
+        bounds = {vo: queue.bound(vo) for vo in may}
+        job_id = queue.take(shut)
+        assert (job_id is None) == (not may)
+        if job_id is None:
+            continue
+        served, lane = jobs.pop(job_id)
+        assert lane not in shut
+        for vo in may:
+            since[vo] += 1
+            assert since[vo] <= bounds[vo], (vo, shares)
+        since[served] = 0
+        known, handed = head.get(served, ("", 0))
+        handed = handed + 1 if known == oldest[served] else 1
+        head[served] = (oldest[served], handed)
+        assert handed <= AGED_EVERY
+
+
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=120), st.data())
 @settings(deadline=None)
 def test_the_oldest_of_a_vo_waits_for_a_bounded_number_of_others(priorities: list[int], data: st.DataObject) -> None:
@@ -86,6 +136,26 @@ def test_priority_goes_first_and_what_came_back_goes_before_its_equals() -> None
     assert queue.take() == "b"
     queue.add("b", "cms", 5, first=True)
     assert [queue.take() for _ in range(5)] == ["b", "d", "a", "c", None]
+
+
+def test_over_queues_priority_goes_first_then_age_and_a_shut_queue_keeps_its_jobs() -> None:
+    queue = ShareQueue({})
+    for job_id, lane, priority in (("a", "long", 0), ("b", "short", 5), ("c", "short", 0), ("d", "long", 5)):
+        queue.add(job_id, "cms", priority, queue=lane)
+    queue.add("e", "atlas", queue="short")
+    assert [queue.take({"short"}), queue.take({"short"}), queue.take({"short"})] == ["d", "a", None]
+    assert [queue.take(), queue.take(), queue.take()] == ["e", "b", "c"]
+
+
+def test_a_vo_whose_queue_was_shut_earns_no_credit() -> None:
+    queue = ShareQueue({})
+    for number in range(100):
+        queue.add(f"cms{number}", "cms", queue="long")
+        queue.add(f"atlas{number}", "atlas", queue="short")
+    for _ in range(50):
+        queue.take({"short"})
+    served = Counter(str(queue.take()).rstrip("0123456789") for _ in range(20))
+    assert abs(served["cms"] - served["atlas"]) <= 2
 
 
 def test_what_is_discarded_is_never_handed_out() -> None:

@@ -16,6 +16,7 @@ from agents.gatekeeper.model import (
     JobReturned,
     JobStarted,
     KillOnWorker,
+    QueueRules,
     ReleaseAsked,
     Rules,
     RunOnWorker,
@@ -50,8 +51,9 @@ class Site:
         self(JobStarted("w", job_id, 1, 1, at_us=5))
 
 
-def submitted(job_id: str = "j", attempt: int = 1, wall_s: int = 0) -> Submitted:
-    return Submitted(Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND, wall_s=wall_s))
+def submitted(job_id: str = "j", attempt: int = 1, wall_s: int = 0, queue: str = "") -> Submitted:
+    job = Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND, wall_s=wall_s, queue=queue)
+    return Submitted(job)
 
 
 def states(turn: Turn) -> list[tuple[str, str]]:
@@ -279,7 +281,7 @@ def test_a_job_that_would_run_into_a_maintenance_waits_until_it_is_over() -> Non
     assert states(site(Ticked(), submitted("another", wall_s=1))) == [("another", "QUEUED")]
     site.now_us = 200 * SECOND
     turn = site(Ticked())
-    assert turn.closure == Closure()
+    assert turn.closures == {}
     assert states(turn) == [("long", "ASSIGNED"), ("another", "ASSIGNED")]
 
 
@@ -299,3 +301,72 @@ def test_no_more_run_than_the_rules_allow() -> None:
     assert sum(isinstance(command, RunOnWorker) for command in turn.commands) == 2
     site(JobStarted("w", "j0", 1, 1, at_us=5))
     assert states(site(ended("j0"))) == [("j0", "DONE"), ("j2", "ASSIGNED")]
+
+
+def queues(short: QueueRules) -> Site:
+    site = Site()
+    rules = Rules(worker_lost_us=60 * SECOND, max_queued=3, queues={"short": short, "long": QueueRules()})
+    site.machine = GatekeeperMachine(rules)
+    return site
+
+
+def counted(site: Site) -> tuple[dict[str, int], dict[str, int]]:
+    machine = site.machine
+    return dict(+machine.running_in), dict(+machine.waiting_in)
+
+
+def test_a_queue_has_slots_of_its_own_limit_and_the_others_go_on() -> None:
+    site = queues(QueueRules(max_running=1))
+    site.worker(slots=3)
+    turn = site(*(submitted(name, queue="short") for name in ("s1", "s2")), submitted("l1", queue="long"))
+    assert [job for job, state in states(turn) if state == "ASSIGNED"] == ["s1", "l1"]
+    assert counted(site) == ({"short": 1, "long": 1}, {"short": 1})
+    site(JobStarted("w", "s1", 1, 1, at_us=5))
+    assert states(site(ended("s1"))) == [("s1", "DONE"), ("s2", "ASSIGNED")]
+    assert states(site(CreditGiven("w", 1, 2, 3), JobReturned("w", "s2", 1, 1)))[-1] == ("s2", "ASSIGNED")
+    assert counted(site) == ({"short": 1, "long": 1}, {})
+
+
+def test_a_full_queue_refuses_and_the_others_take() -> None:
+    site = queues(QueueRules(max_queued=1))
+    turn = site(*(submitted(f"s{n}", queue="short") for n in range(2)), *(submitted(f"l{n}") for n in range(3)))
+    assert [(one.accepted, one.reason) for one in turn.outcomes] == [
+        (True, ""), (False, "QUEUE_FULL"), (True, ""), (True, ""), (False, "QUEUE_FULL"),
+    ]  # fmt: skip
+    assert turn.outcomes[1].sentence == "the queue is full (1 jobs); try again later"
+    site(CancelAsked("s0"), submitted("s3", queue="short"))
+    assert counted(site) == ({}, {"short": 1, "": 2})
+
+
+def test_a_queue_is_drained_or_under_maintenance_by_itself() -> None:
+    site = queues(QueueRules())
+    site.worker(slots=9)
+    site(ClosureAsked(Closure(draining=True, reason="no more"), "short"))
+    turn = site(submitted("s1", queue="short"), submitted("l1", queue="long"))
+    assert [(one.job_id, one.reason) for one in turn.outcomes] == [("s1", "DRAINING"), ("l1", "")]
+    maintenance = Closure(reason="disks", begins_at_us=site.now_us, ends_at_us=9 * SECOND)
+    turn = site(ClosureAsked(maintenance, "short"), submitted("s2", queue="short"), submitted("l2", queue="long"))
+    assert [job for job, state in states(turn) if state == "ASSIGNED"] == ["l2"]
+    assert turn.closures == {"short": maintenance}
+    site.now_us = 9 * SECOND
+    turn = site(Ticked())
+    assert (states(turn), turn.closures) == ([("s2", "ASSIGNED")], {})
+
+
+def test_what_is_said_of_all_queues_takes_the_place_of_what_was_said_of_one() -> None:
+    site = queues(QueueRules())
+    site(ClosureAsked(Closure(draining=True, reason="one"), "short"))
+    assert site(ClosureAsked(Closure(draining=True, reason="all"))).closures == {"": Closure(True, "all")}
+    assert [one.reason for one in site(submitted(queue="long")).outcomes] == ["DRAINING"]
+    assert site(ClosureAsked(Closure())).closures == {}
+
+
+def test_counts_by_queue_survive_recovery_and_newer_attempts() -> None:
+    site = queues(QueueRules(max_running=1))
+    site.worker(slots=1)
+    site(submitted("a", queue="short"), submitted("b", queue="short"), submitted("c", queue="gone"))
+    jobs = list(site.machine.jobs.values())
+    site.machine.restart(jobs, {}, 9, site.now_us)
+    assert counted(site) == ({"short": 1}, {"short": 1, "gone": 1})
+    site(submitted("a", attempt=2, queue="long"))
+    assert counted(site) == ({}, {"short": 1, "gone": 1, "long": 1})

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.accounts import Accounts
-from agents.gatekeeper.config import GatekeeperOptions, PoolOptions
+from agents.gatekeeper.config import GatekeeperOptions, PoolOptions, QueueOptions
 from agents.gatekeeper.model import DescriptionInvalidError, Hold, Job, State, Usage
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.workers import WorkerPool, _Link
@@ -39,7 +39,7 @@ def job(**more: Any) -> pb.Job:
 
 
 def check(one: pb.Job, vo: str = "cms") -> None:
-    wire.check_job(one, OPTIONS, ("cms", "atlas"), vo)
+    wire.check_job(one, OPTIONS, OPTIONS.every_queue()["long"], ("cms", "atlas"), vo)
 
 
 def test_limits_of_the_queue_are_filled_in() -> None:
@@ -315,3 +315,22 @@ async def test_a_delegation_that_was_refreshed_within_the_second_is_a_new_one(tm
     await pool.renew()
     await pool.renew()
     assert [proxy.reason for proxy in link.proxies] == ["", ""]
+
+
+def test_queues_have_their_own_limits_and_else_the_gatekeepers() -> None:
+    short = QueueOptions("short", max_wall_s=60, access=("/cms/Role=production",), priority=5)
+    queues = GatekeeperOptions(queues=(short, QueueOptions("long")), max_cpu_s=10).every_queue()
+    assert list(queues) == ["short", "long"]
+    assert (queues["short"].max_wall_s, queues["short"].max_cpu_s) == (60, 10)
+    assert (queues["long"].max_wall_s, queues["long"].access) == (24 * 3600, ())
+    one = job(limits=pb.Limits(wall_s=61))
+    with pytest.raises(DescriptionInvalidError) as caught:
+        wire.check_job(one, OPTIONS, queues["short"], ("cms",), "cms")
+    assert "queue short's limit" in caught.value.sentence
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("",), ("a-b",), ("a/b",), ("x" * 65,)])
+def test_names_of_queues_are_checked(names: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        GatekeeperOptions(queues=tuple(map(QueueOptions, names))).every_queue()
+    assert caught.value.reason == "SETTINGS_INVALID"

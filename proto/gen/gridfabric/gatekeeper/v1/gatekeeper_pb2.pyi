@@ -108,14 +108,16 @@ class Script(_message.Message):
     def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "attempt", "description")
+    __slots__ = ("job_id", "attempt", "description", "queue")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     description: JobDescription
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ...) -> None: ...
+    queue: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., queue: _Optional[str] = ...) -> None: ...
 
 class MissingSandboxRequest(_message.Message):
     __slots__ = ("sha256",)
@@ -202,16 +204,18 @@ class HoldResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("draining", "reason", "begins_at_us", "ends_at_us")
+    __slots__ = ("draining", "reason", "begins_at_us", "ends_at_us", "queue")
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BEGINS_AT_US_FIELD_NUMBER: _ClassVar[int]
     ENDS_AT_US_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     draining: bool
     reason: str
     begins_at_us: int
     ends_at_us: int
-    def __init__(self, draining: _Optional[bool] = ..., reason: _Optional[str] = ..., begins_at_us: _Optional[int] = ..., ends_at_us: _Optional[int] = ...) -> None: ...
+    queue: str
+    def __init__(self, draining: _Optional[bool] = ..., reason: _Optional[str] = ..., begins_at_us: _Optional[int] = ..., ends_at_us: _Optional[int] = ..., queue: _Optional[str] = ...) -> None: ...
 
 class CloseResponse(_message.Message):
     __slots__ = ("running", "waiting")
@@ -529,17 +533,17 @@ class PeekedResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("heartbeat_ms", "computing_element", "now_us")
+    __slots__ = ("heartbeat_ms", "contact", "now_us")
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
-    COMPUTING_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    CONTACT_FIELD_NUMBER: _ClassVar[int]
     NOW_US_FIELD_NUMBER: _ClassVar[int]
     heartbeat_ms: int
-    computing_element: str
+    contact: str
     now_us: int
-    def __init__(self, heartbeat_ms: _Optional[int] = ..., computing_element: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
+    def __init__(self, heartbeat_ms: _Optional[int] = ..., contact: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
-    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run")
+    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run", "queue")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -549,6 +553,7 @@ class RunJob(_message.Message):
     GID_FIELD_NUMBER: _ClassVar[int]
     DELEGATION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     description: JobDescription
@@ -558,7 +563,8 @@ class RunJob(_message.Message):
     gid: int
     delegation: str
     run: int
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ...) -> None: ...
+    queue: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ..., queue: _Optional[str] = ...) -> None: ...
 
 class ProxyGranted(_message.Message):
     __slots__ = ("owner", "chain_pem", "reason", "sentence")

@@ -152,7 +152,9 @@ class GatekeeperServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """Shuts or opens the queue; durable, the last one counts. Operators only. Errors: INVALID_ARGUMENT (CLOSURE_INVALID).
+        """Shuts or opens a queue, or all of them, which takes the place of what was said of single ones; durable, the last one
+        counts. Operators only. Errors: INVALID_ARGUMENT (CLOSURE_INVALID), NOT_FOUND (QUEUE_UNKNOWN), FAILED_PRECONDITION
+        (ALL_QUEUES_SHUT: one cannot be opened by itself).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
