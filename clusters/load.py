@@ -170,11 +170,14 @@ def _with_batch_worker(agents: list[AgentDescription]) -> list[AgentDescription]
     batch = gatekeeper.options.get("batch", "fabric") if gatekeeper is not None else "fabric"
     if gatekeeper is None or batch not in ("fork", "slurm"):
         return agents
+    queues = gatekeeper.options.get("queues")
+    named = [queue for queue in queues if isinstance(queue, Mapping)] if isinstance(queues, list) else []
+    partitions = {queue.get("name"): queue["partition"] for queue in named if queue.get("partition")}
+    defaults = {"batch": batch, "partitions": partitions} if partitions else {"batch": batch}
     if not any(agent.kind == "worker" for agent in agents):
         agents = [*agents, AgentDescription("worker", f"worker.{gatekeeper.site}", gatekeeper.site, gatekeeper.host)]
     return [
-        replace(agent, options={"batch": batch, **agent.options}) if agent.kind == "worker" else agent
-        for agent in agents
+        replace(agent, options={**defaults, **agent.options}) if agent.kind == "worker" else agent for agent in agents
     ]
 
 

@@ -22,6 +22,8 @@ class WorkerOptions:
     """Payload processes at a time; 0: one per processor of this host, or of the partition."""
     partition: str = ""
     """Of Slurm; empty: its default."""
+    partitions: Mapping[str, str] = field(default_factory=dict)
+    """Queue of the gatekeeper to partition; jobs of the others go to `partition`."""
     slurm_conf: str = ""
     """Configuration file of the cluster; empty: where Slurm looks for it."""
     batch_poll_s: float = field(default=1.0, metadata={"minimum": 0.05})

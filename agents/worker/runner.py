@@ -570,6 +570,7 @@ class Runner:
             "open_files": self.options.open_files,
             "processes": self.options.processes,
             "grace_s": self.options.term_grace_s,
+            "queue": order.queue,
         }
 
     def _environment(self, job: Job, path: str) -> dict[str, str]:

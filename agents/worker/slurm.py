@@ -130,9 +130,13 @@ class SlurmClient:
         return found
 
     async def capacity(self) -> int:
-        """Processors of the partition, busy or not."""
-        said = await self._ask("sinfo", "--noheader", "--format=%C", *self._partition())
-        return sum(int(line.split("/")[3]) for line in said.split() if line.count("/") == 3) if said else 0
+        """Processors of the nodes of all partitions that are used, busy or not."""
+        options = self._options
+        used = {options.partition, *options.partitions.values()}
+        only = [] if "" in used else [f"--partition={','.join(sorted(used))}"]
+        said = await self._ask("sinfo", "--noheader", "--Node", "--format=%N|%c", *only)
+        nodes = dict(line.split("|") for line in said.split() if line.count("|") == 1) if said else {}
+        return sum(int(count) for count in nodes.values() if count.isdecimal())
 
     def was_started(self, key: str) -> bool:
         """A shepherd has claimed it."""
@@ -296,8 +300,9 @@ class SlurmClient:
         self._known.pop(known.key, None)
         self._on_message({"event": "refused", "jobs": [[known.key, why]]})
 
-    def _partition(self) -> list[str]:
-        return [f"--partition={self._options.partition}"] if self._options.partition else []
+    def _partition(self, queue: str) -> list[str]:
+        name = self._options.partitions.get(queue, self._options.partition)
+        return [f"--partition={name}"] if name else []
 
     def _submission(self, order: dict[str, Any]) -> list[str]:
         minutes = math.ceil((float(order.get("wall_s") or 0) + float(order.get("grace_s") or 0)) / 60) + 1
@@ -305,7 +310,7 @@ class SlurmClient:
         return [
             "sbatch", "--parsable", "--no-requeue", "--ntasks=1", "--export=NONE", "--output=/dev/null",
             f"--job-name={self._prefix}{order['key']}", f"--comment={order['env'].get('GRIDFABRIC_JOB_ID', '')}",
-            f"--chdir={self._state_dir}", *self._partition(),
+            f"--chdir={self._state_dir}", *self._partition(order.get("queue", "")),
             *([f"--time={minutes}"] if order.get("wall_s") else []), *([f"--mem={megabytes}"] if megabytes else []),
         ]  # fmt: skip
 

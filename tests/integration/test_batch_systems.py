@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -171,3 +173,30 @@ async def test_a_held_job_waits_and_a_released_one_runs(site: Site) -> None:
     assert (status.state, status.reason) == (pb.JOB_STATE_QUEUED, "HELD")
     await client.release(site.channel, [held.job_id])
     assert (await site.ended(held, seconds=60))[0].state == pb.JOB_STATE_DONE
+
+
+@pytest.mark.parametrize("site", ("slurm",), indirect=True)
+async def test_queues_are_partitions_of_slurm(site: Site, cluster: private_slurm.Slurm) -> None:
+    queues = [{"name": "short", "max_wall_s": 600, "partition": "short"}, {"name": "long"}]
+    await site.start({"partitions": {"short": "short"}}, {"queues": queues})
+    await site.published("GlueCE", GlueCEInfoTotalCPUs="4", GlueCEName="short")  # nodes of two partitions count once
+    jobs = [job("-c", "sleep 300") for _ in range(2)]
+    for one, queue in zip(jobs, ("short", "long"), strict=True):
+        one.queue = queue
+    await site.submit(*jobs)
+    for one in jobs:
+        await site.reaches(one, pb.JOB_STATE_RUNNING, 60)
+    listing = await asyncio.to_thread(
+        subprocess.run,
+        ["squeue", "--noheader", "--format=%P %k"],
+        env={"PATH": os.environ["PATH"], "SLURM_CONF": str(cluster.configuration)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert {f"{queue} {one.job_id}" for one, queue in zip(jobs, ("short", "grid"), strict=True)} <= {
+        line.strip() for line in listing.stdout.splitlines()
+    }
+    await client.cancel(site.channel, [one.job_id for one in jobs])
+    await site.ended(*jobs, seconds=60)

@@ -55,6 +55,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,default_queue_depth=1000,batch_sched_delay=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
 PartitionName=grid Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes={host} MaxTime=60 State=UP
 """
 
 

@@ -221,6 +221,9 @@ def test_a_batch_system_of_the_gatekeepers_host_needs_no_worker_in_the_descripti
     assert [agent.options for agent in workers] == [{"batch": "slurm", "partition": "grid"}]
     workers = [agent for agent in load.loads(SMALL).agents() if agent.kind == "worker"]
     assert [agent.options for agent in workers] == [{"slots": 3}]
+    queues = 'batch = "slurm", queues = [{ name = "short", partition = "debug" }, { name = "long" }]'
+    workers = [a for a in load.loads(text.replace('batch = "slurm"', queues)).agents() if a.kind == "worker"]
+    assert [agent.options for agent in workers] == [{"batch": "slurm", "partitions": {"short": "debug"}}]
 
 
 def test_a_grid_may_have_several_brokers():
