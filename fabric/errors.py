@@ -257,6 +257,15 @@ def from_details(details: bytes, status_name: str = "") -> GridError | None:
     return kind(info.reason, status.message, **dict(info.metadata))
 
 
+def from_verdict(details: bytes) -> GridError | None:
+    """What one part of a call with many was refused with; None if `details` are empty. What cannot be read is a
+    Defect, never a success."""
+    if not details:
+        return None
+    unreadable = Defect("VERDICT_UNREADABLE", "the service refused this and its reason cannot be read; ask its log")
+    return from_details(details) or unreadable
+
+
 def _from_grpc(status_name: str, message: str, peer: str) -> GridError:
     """A status made by grpc itself, or by a server that is not ours."""
     kind = CLASS_OF_STATUS.get(status_name) or _FOREIGN_STATUS.get(status_name, Defect)

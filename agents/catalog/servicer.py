@@ -24,13 +24,14 @@ from agents.catalog.model import (
 from agents.catalog.names import ROOT, Lfn, parse_file_lfn, parse_guid, parse_lfn
 from agents.catalog.store import CatalogStore
 from fabric.clock import Clock, to_us
-from fabric.errors import Conflict, InvalidRequest, Refused
+from fabric.errors import Conflict, GridError, InvalidRequest, Refused, to_details
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, services, user
 
 RULES: dict[str, Rule] = {
     "Register": user,
+    "RegisterMany": user,
     "AddReplica": user,
     "RemoveReplica": user,
     "Lookup": any_of(user, services("broker")),
@@ -57,26 +58,57 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     async def Register(self, request: pb.RegisterRequest, context: Any) -> pb.RegisterResponse:
         """See the proto."""
         peer = current_peer(context)
-        lfn = _own(peer, parse_file_lfn(request.lfn))
+        new = self._new_file(peer, Caller.of(peer), request)
+        entry = await self._store.register(new)
+        self._registered(peer, new)
+        return pb.RegisterResponse(file=wire.entry_to_wire(entry))
+
+    async def RegisterMany(self, request: pb.RegisterManyRequest, context: Any) -> pb.RegisterManyResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        _require_few(len(request.registrations))
+        caller = Caller.of(peer)
+        understood: list[NewFile] = []
+        errors: dict[int, GridError] = {}
+        for number, registration in enumerate(request.registrations):
+            try:
+                understood.append(self._new_file(peer, caller, registration))
+            except GridError as error:
+                errors[number] = error
+        done = iter(zip(understood, await self._store.register_many(understood), strict=True))
+        for number in range(len(request.registrations)):
+            if number not in errors:
+                new, error = next(done)
+                if error is None:
+                    self._registered(peer, new)
+                else:
+                    errors[number] = error
+        return pb.RegisterManyResponse(
+            errors=[
+                to_details(errors[number]) if number in errors else b"" for number in range(len(request.registrations))
+            ]
+        )
+
+    def _new_file(self, peer: Peer, caller: Caller, request: pb.RegisterRequest) -> NewFile:
+        """What somebody wants registered. Raises InvalidRequest, Refused(OTHER_VO)."""
         now_us = to_us(self._clock.now())
         replica = None
         if request.HasField("replica"):
             replica = check_replica(request.replica.surl, request.replica.storage_element, now_us)
-        new = NewFile(
-            lfn=lfn,
+        return NewFile(
+            lfn=_own(peer, parse_file_lfn(request.lfn)),
             guid=parse_guid(request.guid),
             content=check_content(request.size_bytes, request.adler32, request.sha256),
             replica=replica,
-            caller=Caller.of(peer),
+            caller=caller,
             make_parents=request.make_parents,
             now_us=now_us,
         )
-        entry = await self._store.register(new)
+
+    def _registered(self, peer: Peer, new: NewFile) -> None:
         self.registered += 1
-        self._log.audit(
-            "catalog.registered", **peer.trail, lfn=lfn.path, guid=new.guid, surl=request.replica.surl or None
-        )
-        return pb.RegisterResponse(file=wire.entry_to_wire(entry))
+        surl = new.replica.surl if new.replica is not None else None
+        self._log.audit("catalog.registered", **peer.trail, lfn=new.lfn.path, guid=new.guid, surl=surl)
 
     async def AddReplica(self, request: pb.AddReplicaRequest, context: Any) -> pb.AddReplicaResponse:
         """See the proto."""
@@ -103,12 +135,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         """See the proto."""
         peer = current_peer(context)
         asked = len(request.lfns) + len(request.guids) + len(request.surls)
-        if asked > MAX_LOOKUP:
-            raise InvalidRequest(
-                "TOO_MANY_NAMES",
-                f"{asked} names in one look-up; ask for at most {MAX_LOOKUP} at once",
-                limit=MAX_LOOKUP,
-            )
+        _require_few(asked)
         is_service = bool(peer.agent_kind)
         lfns = {text: lfn if is_service else _own(peer, lfn) for text in request.lfns for lfn in [parse_lfn(text)]}
         guids = {text: parse_guid(text) for text in request.guids}
@@ -190,6 +217,13 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     @property
     def _by_owner(self) -> bool:
         return self._config.removal == "owner"
+
+
+def _require_few(names: int) -> None:
+    if names > MAX_LOOKUP:
+        raise InvalidRequest(
+            "TOO_MANY_NAMES", f"{names} names in one call; send at most {MAX_LOOKUP} at once", limit=MAX_LOOKUP
+        )
 
 
 def _manageable(peer: Peer, text: str) -> Lfn:

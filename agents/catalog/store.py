@@ -9,6 +9,7 @@ sync.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from agents.catalog import access
 from agents.catalog.access import AccessList, Caller, Grant, Right
 from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
-from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, NotFound, Refused
+from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
 from fabric.store import Store
 
 metadata = access.metadata
@@ -89,6 +90,14 @@ class CatalogStore:
     async def register(self, new: NewFile) -> Entry:
         """See `register`."""
         return await self._store.write(lambda connection: register(connection, new))
+
+    async def register_many(self, new: Sequence[NewFile]) -> list[GridError | None]:
+        """`register` each, in as few transactions as may be: what each was refused with."""
+        outcomes = await asyncio.gather(*map(self.register, new), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, GridError):
+                raise outcome
+        return [outcome if isinstance(outcome, GridError) else None for outcome in outcomes]
 
     async def add_replica(self, key: Lfn | str, caller: Caller, found: Content, replica: Replica) -> None:
         """See `add_replica`."""

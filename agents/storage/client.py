@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat as stat_module
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,31 +23,54 @@ from agents.storage import https_client, wire
 from agents.storage.framing import Piece, get_call, put_data
 from agents.storage.http_stream import chunk_head
 from agents.storage.memory import keep_buffers
-from agents.storage.model import LARGE_BYTES, PIECE_BYTES, Checksums, require_equal
+from agents.storage.model import (
+    LARGE_BYTES,
+    MAX_TOGETHER,
+    MAX_TOGETHER_BYTES,
+    PIECE_BYTES,
+    SMALL_BYTES,
+    Checksums,
+    require_equal,
+)
 from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.pool import BatchReader, Hasher, PieceReader
 from agents.storage.surl import Surl, parse_surl
-from fabric.errors import DataCorrupted, DeadlineExceeded, Exhausted, InvalidRequest, NotFound, Unavailable
+from fabric.errors import (
+    DataCorrupted,
+    DeadlineExceeded,
+    Exhausted,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    from_verdict,
+)
 from fabric.rpc.calls import each_within
 from fabric.tls_door import TlsClosed
 from security.errors import os_error_text
 
 __all__ = [
+    "MAX_TOGETHER",
+    "MAX_TOGETHER_BYTES",
+    "SMALL_BYTES",
     "Checksums",
     "FileInfo",
     "OpenFile",
     "PoolInfo",
     "ScrubStatus",
+    "SmallFile",
     "Stored",
     "Surl",
     "Usage",
     "VoUsage",
     "add_pool",
+    "checksums_of",
     "checksums_of_file",
     "copy",
     "drain_pool",
     "exists",
     "get_file",
+    "get_small",
     "list_files",
     "new_put_id",
     "open_file",
@@ -55,11 +78,13 @@ __all__ = [
     "pools",
     "put_file",
     "put_open_file",
+    "put_small",
     "read_range",
     "remove",
     "remove_pool",
     "repair",
     "scrub",
+    "small_file",
     "space",
     "stat",
     "take_back",
@@ -164,6 +189,13 @@ def checksums_of_file(path: str | os.PathLike[str]) -> Checksums:
                 hasher.update(piece)
     except OSError as error:
         raise _unreadable(str(path), error) from error
+    return hasher.checksums()
+
+
+def checksums_of(data: bytes) -> Checksums:
+    """Of bytes in memory, computed."""
+    hasher = Hasher()
+    hasher.update(data)
     return hasher.checksums()
 
 
@@ -283,6 +315,91 @@ async def _put_once(
     stored = Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
     require_equal(f"{name} at {stored.surl}", size_bytes, stored.checksums, sums)
     return stored
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFile:
+    """A file to be put together with others, whole in memory."""
+
+    data: bytes
+    checksums: Checksums
+    put_id: str
+    name_hint: str = ""
+
+
+def small_file(path: str | os.PathLike[str], put_id: str, name_hint: str = "") -> SmallFile:
+    """A local file, read now. Raises InvalidRequest(FILE_UNREADABLE | FILE_LARGE)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb", buffering=0) as file:
+            if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InvalidRequest("FILE_UNREADABLE", f"{path} is not a regular file; give a file")
+            data = file.read(SMALL_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    if len(data) > SMALL_BYTES:
+        raise InvalidRequest("FILE_LARGE", f"{path} grew beyond {SMALL_BYTES} bytes; put it alone when it is complete")
+    return SmallFile(data, checksums_of(data), put_id, name_hint)
+
+
+async def put_small(
+    channel: Any, files: Sequence[SmallFile], vo: str, *, patience_s: float = PATIENCE_S
+) -> list[Stored | GridError]:
+    """Put files by one call, at most MAX_TOGETHER with MAX_TOGETHER_BYTES in all: what became of each, in order. What
+    is kept is on the disk. Tries again as `put_file`; raises GridError only if nobody knows about any of them."""
+    request = pb.PutManyRequest(
+        files=[
+            pb.SmallFile(
+                header=pb.PutHeader(
+                    vo=vo,
+                    size_bytes=len(file.data),
+                    name_hint=file.name_hint,
+                    put_id=file.put_id,
+                    checksums=wire.checksums_to_wire(file.checksums),
+                ),
+                data=file.data,
+            )
+            for file in files
+        ]
+    )
+    stub = storage_pb2_grpc.StorageStub(channel)
+    answer = await _patiently(lambda note: stub.PutMany(request, timeout=ANSWER_S), None, patience_s)
+    if len(answer.verdicts) != len(files):
+        raise Unavailable(
+            "ANSWER_INCOMPLETE", f"{len(answer.verdicts)} verdicts came for {len(files)} files; try again"
+        )
+    return [
+        from_verdict(verdict.error) or Stored(verdict.surl, len(file.data), file.checksums)
+        for file, verdict in zip(files, answer.verdicts, strict=True)
+    ]
+
+
+async def get_small(
+    channel: Any, surls: Sequence[str], *, patience_s: float = PATIENCE_S
+) -> list[tuple[bytes, Checksums] | GridError]:
+    """Read small files by as few calls as may be, at most MAX_TOGETHER: the bytes of each with its checksums, which are
+    verified, or why it cannot be read."""
+    stub = storage_pb2_grpc.StorageStub(channel)
+    found: list[tuple[bytes, Checksums] | GridError] = []
+    while rest := surls[len(found) :]:
+        request = pb.GetManyRequest(surls=rest)
+        answer = await _patiently(lambda note, r=request: stub.GetMany(r, timeout=STALL_S), None, patience_s)
+        if not 0 < len(answer.files) <= len(rest):
+            raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {rest[0]}; read another replica")
+        found += [_verified(surl, file) for surl, file in zip(rest, answer.files, strict=False)]
+    return found
+
+
+def _verified(surl: str, file: pb.GotFile) -> tuple[bytes, Checksums] | GridError:
+    error = from_verdict(file.error)
+    if error is not None:
+        return error
+    try:
+        checksums = wire.checksums_from_wire(file.checksums)
+        require_equal(surl, len(file.data), checksums_of(file.data), checksums)
+    except GridError as refused:
+        return refused
+    return file.data, checksums
 
 
 async def _put_by_https(

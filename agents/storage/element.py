@@ -14,6 +14,7 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agents.storage.admission import Admission
@@ -28,17 +29,20 @@ from agents.storage.model import (
     Entry,
     StoredFile,
     check_announcement,
+    checksums_missing,
+    require_checksums,
     require_equal,
     require_intact,
+    require_same,
 )
 from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
-from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool
+from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool, read_together, write_together
 from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
-from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, GridError, NotFound, Unavailable
 from fabric.logs import Logger
 
 T = TypeVar("T")
@@ -48,8 +52,23 @@ IO_THREADS = 16
 COLLECT_EVERY_S = 30.0
 """How often bytes whose deletion failed (disk away) are tried again."""
 
+PLACE_DIGITS = 4
+"""Files that came together have ids that begin alike, and so lie in one directory: one directory is synced, not 256."""
+
 Pieces = AsyncIterator[Piece | Checksums]
 """A file as it arrives: data in order, then the sender's checksums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A small file on its way to disk: the `number` of its outcome, and what it is."""
+
+    number: int
+    announced: Announced
+    checksums: Checksums
+    data: Piece
+    incoming: Incoming
+    reservation: Reservation
 
 
 class StorageElement:
@@ -172,7 +191,7 @@ class StorageElement:
             return await self._repeat(existing, announced, pieces)
         with self.admission.transfer(announced.owner):
             reservation = self._ledger.reserve(announced.vo, announced.size_bytes, await self.pools.writable())
-            incoming = self._incoming(reservation, announced.size_bytes)
+            incoming = self._incoming(reservation, announced.size_bytes, self._new_id())
             try:
                 self._failpoints.reached("storage.put.reserved")
                 await self._io(incoming.begin)
@@ -180,10 +199,7 @@ class StorageElement:
                 incoming.verify_size()
                 found = incoming.hasher.checksums()
                 if sent is None:
-                    raise InvalidRequest(
-                        "CHECKSUM_MISSING",
-                        "the upload ended without checksums, so nobody can say that it is whole; send both",
-                    )
+                    raise checksums_missing()
                 for expected in {sent, announced.checksums or sent}:
                     require_equal(f"put {announced.put_id!r}", announced.size_bytes, found, expected)
             except BaseException:
@@ -191,11 +207,11 @@ class StorageElement:
                 raise
             return await self._to_the_end(self._commit(announced, incoming, reservation, found))
 
-    def _incoming(self, reservation: Reservation, size_bytes: int) -> Incoming:
+    def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str) -> Incoming:
         pool = self.pools.get(reservation.pool)
         if pool is None:
             raise Unavailable("POOL_UNUSABLE", f"pool {reservation.pool} went away just now; send the file again")
-        return Incoming(pool, self._new_id(), size_bytes)
+        return Incoming(pool, file_id, size_bytes)
 
     async def _to_the_end(self, commit: Coroutine[Any, Any, T]) -> T:
         """Whoever waits for it may go away."""
@@ -242,7 +258,27 @@ class StorageElement:
     async def _commit(
         self, announced: Announced, incoming: Incoming, reservation: Reservation, checksums: Checksums
     ) -> StoredFile:
-        file = StoredFile(
+        file = self._new_file(announced, incoming, checksums)
+        try:
+            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.put.{step}"))
+            kept, replaced = await self._files.add(file, announced.path, announced.replaces)
+        except BaseException:
+            await self._drop(incoming, reservation)
+            raise
+        self._failpoints.reached("storage.put.committed")
+        if kept is not file:
+            await self._drop(incoming, reservation)
+            require_same(kept, announced, checksums)
+            return kept
+        self._ledger.commit(reservation)
+        self._io(incoming.settle)
+        self._changed.set()
+        if replaced is not None:
+            await self._forget(replaced)
+        return kept
+
+    def _new_file(self, announced: Announced, incoming: Incoming, checksums: Checksums) -> StoredFile:
+        return StoredFile(
             file_id=incoming.file_id,
             vo=announced.vo,
             size_bytes=announced.size_bytes,
@@ -254,23 +290,73 @@ class StorageElement:
             created_at_us=to_us(self._clock.now()),
             disk_id=incoming.file_id,
         )
+
+    async def put_many(self, owner: str, files: Sequence[tuple[Announced, Piece]]) -> list[StoredFile | GridError]:
+        """Keep small files of one owner whose bytes are here, synced together: what became of each, in order. Each is
+        kept or refused by itself, as by `put`. Raises Exhausted(TOO_MANY_TRANSFERS), Unavailable: then none is kept
+        for sure, and all may be sent again."""
+        if self._stopping:
+            raise _stopping()
+        with self.admission.transfer(owner):
+            return await self._to_the_end(self._put_many(owner, files))
+
+    async def _put_many(self, owner: str, files: Sequence[tuple[Announced, Piece]]) -> list[StoredFile | GridError]:
+        known = await self._files.by_puts(owner, [announced.put_id for announced, _ in files])
+        pools = await self.pools.writable()
+        place = self._new_id()[:PLACE_DIGITS]
+        outcomes: list[StoredFile | GridError | None] = []
+        arrived: list[Arrived] = []
+        for announced, data in files:
+            try:
+                check_announcement(announced)
+                checksums = require_checksums(announced)
+                if (existing := known.get(announced.put_id)) is not None:
+                    require_same(existing, announced, checksums)
+                    require_intact(existing)
+                    outcomes.append(existing)
+                    continue
+                reservation = self._ledger.reserve(announced.vo, announced.size_bytes, pools)
+            except GridError as error:
+                outcomes.append(error)
+                continue
+            incoming = self._incoming(reservation, announced.size_bytes, place + self._new_id()[PLACE_DIGITS:])
+            arrived.append(Arrived(len(outcomes), announced, checksums, data, incoming, reservation))
+            outcomes.append(None)
         try:
-            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.put.{step}"))
-            kept, replaced = await self._files.add(file, announced.path, announced.replaces)
-        except BaseException:
-            await self._drop(incoming, reservation)
-            raise
-        self._failpoints.reached("storage.put.committed")
-        if kept is not file:
-            await self._drop(incoming, reservation)
-            _require_same(kept, announced, checksums)
-            return kept
-        self._ledger.commit(reservation)
-        self._io(incoming.settle)
+            await self._keep_together(arrived, outcomes)
+        finally:
+            await self._drop_all([(one.incoming, one.reservation) for one in arrived if one.reservation.open])
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _keep_together(self, arrived: Sequence[Arrived], outcomes: list[StoredFile | GridError | None]) -> None:
+        """What became of each goes into `outcomes`; the reservations of those that are new here are committed."""
+        refused = await self._io(
+            write_together,
+            [(one.incoming, one.data, one.checksums) for one in arrived],
+            lambda step: self._failpoints.reached(f"storage.together.{step}"),
+        )
+        for one, error in zip(arrived, refused, strict=True):
+            outcomes[one.number] = error
+        whole = [one for one in arrived if outcomes[one.number] is None]
+        new = [self._new_file(one.announced, one.incoming, one.checksums) for one in whole]
+        kept = await self._files.add_many(new) if new else []
+        self._failpoints.reached("storage.together.committed")
+        for one, file, found in zip(whole, new, kept, strict=True):
+            try:
+                if found is file:
+                    self._ledger.commit(one.reservation)
+                    self.bytes_in += file.size_bytes
+                else:
+                    require_same(found, one.announced, one.checksums)
+                outcomes[one.number] = found
+            except GridError as error:
+                outcomes[one.number] = error
+        self._io(_settle_all, [one.incoming for one in whole if not one.reservation.open])
         self._changed.set()
-        if replaced is not None:
-            await self._forget(replaced)
-        return kept
+
+    async def _drop_all(self, files: Sequence[tuple[Incoming, Reservation]]) -> None:
+        for incoming, reservation in files:
+            await self._drop(incoming, reservation)
 
     async def _repeat(self, existing: StoredFile, announced: Announced, pieces: Pieces) -> StoredFile:
         """A put that was done before. Its bytes are not looked at again, only its checksums."""
@@ -278,20 +364,20 @@ class StorageElement:
         while sent is None:
             piece = await self._next(pieces)
             if piece is None:
-                raise InvalidRequest(
-                    "CHECKSUM_MISSING",
-                    "the upload ended without checksums, so nobody can say that it is whole; send both",
-                )
+                raise checksums_missing()
             if isinstance(piece, Checksums):
                 sent = piece
-        _require_same(existing, announced, sent)
+        require_same(existing, announced, sent)
         return existing
 
     # -- files out ---------------------------------------------------------------------------------------------------
 
     async def get(self, file_id: str, vo: str) -> StoredFile:
         """A file of this VO. Raises NotFound(FILE_NOT_FOUND)."""
-        file = await self._files.get(file_id)
+        return self.of_vo(await self._files.get(file_id), file_id, vo)
+
+    def of_vo(self, file: StoredFile | None, file_id: str, vo: str) -> StoredFile:
+        """What was found, if it is a file of this VO. Raises NotFound(FILE_NOT_FOUND)."""
         if file is None or file.vo != vo:
             raise NotFound(
                 "FILE_NOT_FOUND",
@@ -331,6 +417,25 @@ class StorageElement:
                     reading.exception()
             else:  # a thread still reads from it
                 reading.add_done_callback(lambda done: (done.cancelled() or done.exception(), os.close(descriptor)))
+
+    async def get_many(self, files: Sequence[StoredFile]) -> list[bytes | GridError]:
+        """The bytes of small files, or why each cannot be read. Marks and finds moved files as `read`."""
+        found: list[bytes | None] = await self._io(
+            read_together, [(self.pools.get(file.pool), file.disk_id, file.size_bytes) for file in files]
+        )
+        self.bytes_out += sum(len(data) for data in found if data is not None)
+        return [await self._read_one(file) if data is None else data for file, data in zip(files, found, strict=True)]
+
+    async def _read_one(self, file: StoredFile) -> bytes | GridError:
+        try:
+            async with contextlib.aclosing(self.read(file, 0, file.size_bytes)) as pieces:
+                return b"".join([bytes(piece) async for piece in pieces])
+        except GridError as error:
+            return error
+
+    async def files(self, file_ids: Sequence[str]) -> dict[str, StoredFile]:
+        """By id: those that are there."""
+        return await self._files.get_many(file_ids)
 
     async def _open(self, file: StoredFile) -> int:
         """A descriptor for reading. Whoever looked the file up before it was moved finds it where it is now."""
@@ -468,7 +573,7 @@ class StorageElement:
         if self._stopping:
             raise _stopping()
         reservation = self._ledger.place(file.vo, file.size_bytes, pools)
-        incoming = self._incoming(reservation, file.size_bytes)
+        incoming = self._incoming(reservation, file.size_bytes, self._new_id())
         try:
             await self._io(incoming.begin)
             await fill(incoming, reservation)
@@ -586,11 +691,6 @@ def _close_result(opening: asyncio.Future[int]) -> None:
         os.close(opening.result())
 
 
-def _require_same(existing: StoredFile, announced: Announced, checksums: Checksums) -> None:
-    same = (existing.vo, existing.size_bytes, existing.checksums) == (announced.vo, announced.size_bytes, checksums)
-    if not same:
-        raise Conflict(
-            "PUT_ID_REUSED",
-            f"put {announced.put_id!r} already made another file here ({existing.size_bytes} bytes, sha256 "
-            f"{existing.checksums.sha256}); use a new id for a new file",
-        )
+def _settle_all(files: Sequence[Incoming]) -> None:
+    for incoming in files:
+        incoming.settle()

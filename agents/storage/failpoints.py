@@ -13,6 +13,9 @@ NAMES = (
     "storage.put.written",  # all bytes in incoming/, not synced
     "storage.put.linked",  # under its final name, synced, not in the database
     "storage.put.committed",  # in the database, not answered
+    "storage.together.written",  # many small files: under their final names, not synced
+    "storage.together.linked",
+    "storage.together.committed",
     "storage.renew.written",  # a file that is moved or repaired: the same steps; its row means the old bytes
     "storage.renew.linked",
     "storage.renew.committed",  # its row means the new bytes, the old ones are still on disk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from agents.storage.element import Pieces, StorageElement
 from agents.storage.framing import Piece
@@ -12,7 +12,7 @@ from agents.storage.model import LARGE_BYTES, Announced, Entry, StoredFile, requ
 from agents.storage.namespace import parent_missing
 from agents.storage.surl import Surl, is_vo_name
 from fabric import access
-from fabric.errors import DeadlineExceeded, InvalidRequest, NotFound, Refused
+from fabric.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, Refused
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer
 from fabric.vos import Vos
@@ -108,6 +108,29 @@ class StorageManager:
             source=source,
         )
         return file
+
+    async def put_many(
+        self, peer: Peer, vo: str, files: Sequence[tuple[Announced, Piece]], *, door: str
+    ) -> list[StoredFile | GridError]:
+        """As `StorageElement.put_many`, for files of one VO."""
+        self.may_write(peer, vo)
+        outcomes = await self.element.put_many(peer.subject, files)
+        kept = [file for file in outcomes if isinstance(file, StoredFile)]
+        self._note_many("storage.put", peer, vo, kept, door)
+        return outcomes
+
+    async def get_many(self, peer: Peer, vo: str, files: Sequence[StoredFile], *, door: str) -> list[bytes | GridError]:
+        """As `StorageElement.get_many`, for files of one VO."""
+        self.may_read(peer, vo)
+        with self.element.admission.transfer(peer.subject):
+            outcomes = await self.element.get_many(files)
+        read = [file for file, outcome in zip(files, outcomes, strict=True) if isinstance(outcome, bytes)]
+        self._note_many("storage.get", peer, vo, read, door)
+        return outcomes
+
+    def _note_many(self, event: str, peer: Peer, vo: str, files: Sequence[StoredFile], door: str) -> None:
+        if files:
+            self._log.audit_each(event, "surls", [self.surl(file) for file in files], **peer.trail, door=door, vo=vo)
 
     async def send(
         self,

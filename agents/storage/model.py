@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fabric.clock import from_us, utc_text
-from fabric.errors import DataCorrupted, InvalidRequest
+from fabric.errors import Conflict, DataCorrupted, InvalidRequest
 
 _ADLER32 = re.compile(r"[0-9a-f]{8}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -16,6 +16,11 @@ MAX_NAME_HINT_LENGTH = 1024
 """A hint is only shown in listings; longer ones are cut, not refused."""
 PIECE_BYTES = 1 << 20
 """Size of one data message of a stream."""
+SMALL_BYTES = 1 << 20
+"""Files up to this size travel many in one call."""
+MAX_TOGETHER = 256
+"""Of one such call; fewer where their bytes are more than MAX_TOGETHER_BYTES."""
+MAX_TOGETHER_BYTES = 3 << 20
 LARGE_BYTES = 16 << 20
 """A file from this size on goes by the HTTPS door, where a byte costs less and a beginning more."""
 
@@ -104,6 +109,17 @@ def require_equal(what: str, size_bytes: int, found: Checksums, expected: Checks
     )
 
 
+def require_same(existing: StoredFile, announced: Announced, checksums: Checksums) -> None:
+    """Raises Conflict(PUT_ID_REUSED) if this put made another file before."""
+    same = (existing.vo, existing.size_bytes, existing.checksums) == (announced.vo, announced.size_bytes, checksums)
+    if not same:
+        raise Conflict(
+            "PUT_ID_REUSED",
+            f"put {announced.put_id!r} already made another file here ({existing.size_bytes} bytes, sha256 "
+            f"{existing.checksums.sha256}); use a new id for a new file",
+        )
+
+
 def require_intact(file: StoredFile) -> None:
     """Raises DataCorrupted(FILE_DAMAGED | FILE_LOST) for a file that is known not to be what was put."""
     if not file.damage:
@@ -116,6 +132,16 @@ def require_intact(file: StoredFile) -> None:
     )
 
 
+def require_small(file: StoredFile) -> StoredFile:
+    """An intact file that may travel with others. Raises InvalidRequest(FILE_LARGE), DataCorrupted."""
+    require_intact(file)
+    if file.size_bytes > SMALL_BYTES:
+        raise InvalidRequest(
+            "FILE_LARGE", f"file {file.file_id} has {file.size_bytes} bytes; one of more than {SMALL_BYTES} goes alone"
+        )
+    return file
+
+
 def byte_range(size_bytes: int, offset: int, length: int) -> tuple[int, int]:
     """(offset, bytes to send) of a read of a file of `size_bytes`; length 0 means to the end; a range that passes the
     end is cut there, as HTTP does. Raises InvalidRequest(RANGE_INVALID) for a negative number or a start behind the
@@ -126,6 +152,20 @@ def byte_range(size_bytes: int, offset: int, length: int) -> tuple[int, int]:
         )
     rest = size_bytes - offset
     return offset, min(length, rest) if length else rest
+
+
+def require_checksums(announced: Announced) -> Checksums:
+    """Those that a sender announced. Raises InvalidRequest(CHECKSUM_MISSING)."""
+    if announced.checksums is None:
+        raise checksums_missing()
+    return announced.checksums
+
+
+def checksums_missing() -> InvalidRequest:
+    """A file came without them."""
+    return InvalidRequest(
+        "CHECKSUM_MISSING", "the upload ended without checksums, so nobody can say that it is whole; send both"
+    )
 
 
 def check_announcement(announced: Announced) -> None:

@@ -14,6 +14,7 @@ acknowledged: it is removed, and its sender, who got no answer, repeats the put.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -25,10 +26,10 @@ from typing import Generic, TypeVar
 from zlib_ng import zlib_ng
 
 from agents.storage.framing import Piece
-from agents.storage.model import PIECE_BYTES, Checksums
+from agents.storage.model import PIECE_BYTES, Checksums, require_equal
 from agents.storage.space import PoolFree
 from agents.storage.surl import is_file_id
-from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, Unavailable
+from fabric.errors import DataCorrupted, Exhausted, GridError, InvalidRequest, Unavailable
 from security.errors import os_error_text
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ T = TypeVar("T")
 WRITEBACK_BYTES = 16 << 20
 """The kernel is asked to start writing after this many bytes, so that the final sync finds little left to do."""
 FULL_RETRY_S = 60
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Pool:
@@ -104,6 +106,21 @@ class Pool:
     def remove(self, file_id: str) -> None:
         """Delete the bytes. Whoever reads them now goes on reading. May be repeated. Raises OSError."""
         self.path_of(file_id).unlink(missing_ok=True)
+
+    def sync(self) -> Exhausted | Unavailable | None:
+        """Everything written to this disk so far is there for good; else why not. Costs the same for one file and for
+        hundreds; what others write to the disk meanwhile is waited for, too."""
+        try:
+            descriptor = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if _libc.syncfs(descriptor):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return _write_error(error, self)
+        return None
 
     def in_doubt(self) -> list[str]:
         """Ids of files that a crash may have left between two steps. Foreign names in incoming/ are left alone."""
@@ -275,17 +292,21 @@ class Incoming:
                 received_bytes=self.hasher.size_bytes,
             )
 
-    def finish(self, reached: Callable[[str], None] = lambda name: None) -> None:
-        """Sync, link to its final place, sync that directory. The file is there for good; the database comes next."""
+    def finish(self, reached: Callable[[str], None] = lambda name: None, *, sync: bool = True) -> None:
+        """Sync, link to its final place, sync that directory. The file is there for good; the database comes next.
+        Without `sync` the caller has to sync the disk before that."""
         with self._lock:
             if self._descriptor < 0:
                 raise Unavailable("PUT_ENDED", "the upload was ended before it was complete; send it again")
             reached("written")
             try:
-                os.fsync(self._descriptor)
+                if sync:
+                    os.fsync(self._descriptor)
                 os.close(self._descriptor)
                 self._descriptor = -1
                 self._link()
+                if sync:
+                    _sync_directory(self._target.parent)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
             reached("linked")
@@ -299,7 +320,6 @@ class Incoming:
             _sync_directory(target.parent.parent)
             _sync_directory(self.pool.data)
             os.link(self._path, target)
-        _sync_directory(target.parent)
 
     def settle(self) -> None:
         """The database knows the file: drop its name in incoming/. Loss of this step costs nothing, a start repeats
@@ -321,6 +341,46 @@ class Incoming:
                 self._path.unlink(missing_ok=True)
             except OSError:
                 pass
+
+
+def write_together(
+    files: Sequence[tuple[Incoming, Piece, Checksums]], reached: Callable[[str], None] = lambda name: None
+) -> list[GridError | None]:
+    """Write, verify and link small files, then sync each of their disks once: what each was refused with. One that was
+    not refused is there for good, as after `finish`."""
+    refused = [_refusal(incoming, data, expected) for incoming, data, expected in files]
+    reached("written")
+    disks = {incoming.pool.device: incoming.pool for incoming, _, _ in files}
+    failed = {device: error for device, pool in disks.items() if (error := pool.sync()) is not None}
+    reached("linked")
+    return [error or failed.get(incoming.pool.device) for error, (incoming, _, _) in zip(refused, files, strict=True)]
+
+
+def _refusal(incoming: Incoming, data: Piece, expected: Checksums) -> GridError | None:
+    try:
+        incoming.begin()
+        incoming.write([data])
+        incoming.verify_size()
+        require_equal(f"file {incoming.file_id}", incoming.size_bytes, incoming.hasher.checksums(), expected)
+        incoming.finish(sync=False)
+    except GridError as error:
+        return error
+    return None
+
+
+def read_together(files: Sequence[tuple[Pool | None, str, int]]) -> list[bytes | None]:
+    """Whole small files by (pool, id on disk, size); None for what cannot be read as it should be."""
+    return [_read_small(*file) for file in files]
+
+
+def _read_small(pool: Pool | None, disk_id: str, size_bytes: int) -> bytes | None:
+    if pool is None:
+        return None
+    try:
+        data = pool.path_of(disk_id).read_bytes()
+    except OSError:
+        return None
+    return data if len(data) == size_bytes else None
 
 
 def _sync_directory(path: Path) -> None:

@@ -18,11 +18,20 @@ from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
 from agents.storage.http_wire import not_a_file, parse_target
 from agents.storage.manager import StorageManager
-from agents.storage.model import Announced, Checksums, byte_range, require_intact
+from agents.storage.model import (
+    MAX_TOGETHER,
+    MAX_TOGETHER_BYTES,
+    Announced,
+    Checksums,
+    StoredFile,
+    byte_range,
+    require_intact,
+    require_small,
+)
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import Surl, is_file_id, parse_surl
 from agents.storage.third_party import Delegations
-from fabric.errors import DataCorrupted, GridError, InvalidRequest
+from fabric.errors import DataCorrupted, GridError, InvalidRequest, to_details
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 from fabric.vos import Vos
@@ -34,7 +43,9 @@ MAX_PAGE = 500
 RULES: dict[str, Rule] = {
     "PrepareToPut": user,
     "Put": user,
+    "PutMany": user,
     "Get": any_of(user, administrator),
+    "GetMany": any_of(user, administrator),
     "Stat": any_of(user, administrator),
     "Remove": any_of(user, administrator),
     "List": any_of(user, administrator),
@@ -113,6 +124,61 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
 
         await self._manager.send(
             peer, file, offset, size_bytes, write, get_data, begin=lambda: context.write(header), door=DOOR
+        )
+
+    async def PutMany(self, request: pb.PutManyRequest, context: Any) -> pb.PutManyResponse:
+        """See the proto. One that cannot be understood is refused like one that cannot be kept: by itself."""
+        peer = current_peer(context)
+        _require_few(len(request.files))
+        vos = {file.header.vo for file in request.files}
+        if len(vos) != 1:
+            raise InvalidRequest("VO_INVALID", "files of one VO are put together; send those of each by themselves")
+        understood: list[tuple[Announced, Piece]] = []
+        errors: dict[int, GridError] = {}
+        for number, file in enumerate(request.files):
+            try:
+                understood.append((wire.header_from_wire(file.header, peer.subject), wire.small_data(file)))
+            except GridError as error:
+                errors[number] = error
+        kept = iter(await self._manager.put_many(peer, vos.pop(), understood, door=DOOR))
+        outcomes = [errors[number] if number in errors else next(kept) for number in range(len(request.files))]
+        return pb.PutManyResponse(
+            verdicts=[
+                pb.PutVerdict(error=to_details(outcome))
+                if isinstance(outcome, GridError)
+                else pb.PutVerdict(surl=self._manager.surl(outcome))
+                for outcome in outcomes
+            ]
+        )
+
+    async def GetMany(self, request: pb.GetManyRequest, context: Any) -> pb.GetManyResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        _require_few(len(request.surls))
+        surls = [self._manager.mine(peer, parse_surl(text)) for text in request.surls]
+        if len({surl.vo for surl in surls}) != 1:
+            raise InvalidRequest("VO_INVALID", "files of one VO are read together; ask for those of each by themselves")
+        known = await self._element.files([surl.file_id for surl in surls])
+        wanted: list[StoredFile | GridError] = []
+        size_bytes = 0
+        for surl in surls:
+            try:
+                file = require_small(self._element.of_vo(known.get(surl.file_id), surl.file_id, surl.vo))
+                size_bytes += file.size_bytes
+                if size_bytes > MAX_TOGETHER_BYTES:
+                    break
+                wanted.append(file)
+            except GridError as error:
+                wanted.append(error)
+        files = [file for file in wanted if isinstance(file, StoredFile)]
+        read = iter(await self._manager.get_many(peer, surls[0].vo, files, door=DOOR) if files else [])
+        return pb.GetManyResponse(
+            files=[
+                pb.GotFile(error=to_details(file))
+                if isinstance(file, GridError)
+                else wire.got_to_wire(next(read), file.checksums)
+                for file in wanted
+            ]
         )
 
     async def Stat(self, request: pb.StatRequest, context: Any) -> pb.StatResponse:
@@ -265,6 +331,13 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
     async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:
         """See the proto."""
         return wire.space_to_wire(await self._element.space(self._vos.served))
+
+
+def _require_few(count: int) -> None:
+    if not 0 < count <= MAX_TOGETHER:
+        raise InvalidRequest(
+            "TOO_MANY_FILES", f"{count} files in one call; send 1 to {MAX_TOGETHER} at once", limit=MAX_TOGETHER
+        )
 
 
 async def _pieces(first: pb.PutRequest, requests: AsyncIterator[pb.PutRequest | memoryview]) -> Pieces:

@@ -8,6 +8,7 @@ again. A file's name (`namespace`) comes and goes in the same transactions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -123,25 +124,39 @@ class FileStore:
         changes. Raises as `namespace.bind`."""
 
         def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
-            done = connection.exec_driver_sql(
-                f"INSERT INTO files ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (owner, put_id) DO NOTHING",
-                _values(file),
-            )
-            if done.rowcount:
-                if not path:
-                    return file, None
-                namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)
-                return file, _remove(connection, replaces)
-            found = _by_put(connection, file.owner, file.put_id)
-            if found is None:
-                raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
-            return found, None
+            kept = _add(connection, file)
+            if kept is not file or not path:
+                return kept, None
+            namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)
+            return file, _remove(connection, replaces)
 
         return await self._store.write(write)
+
+    async def add_many(self, files: Sequence[StoredFile]) -> list[StoredFile]:
+        """Insert all in one transaction: for each the file kept, as `add`."""
+        return await self._store.write(lambda connection: [_add(connection, file) for file in files])
 
     async def by_put(self, owner: str, put_id: str) -> StoredFile | None:
         """The file that this put made, if it did."""
         return await self._store.read(lambda connection: _by_put(connection, owner, put_id))
+
+    async def by_puts(self, owner: str, put_ids: Sequence[str]) -> dict[str, StoredFile]:
+        """By put id: the files that these puts made."""
+        found = await self._named("CROSS JOIN files f ON f.owner = ? AND f.put_id = j.value", put_ids, owner)
+        return {file.put_id: file for file in found}
+
+    async def get_many(self, file_ids: Sequence[str]) -> dict[str, StoredFile]:
+        """By id: those that are there."""
+        return {file.file_id: file for file in await self._named("CROSS JOIN files f ON f.id = j.value", file_ids)}
+
+    async def _named(self, join: str, names: Sequence[str], *values: object) -> list[StoredFile]:
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            rows = connection.exec_driver_sql(
+                f"SELECT {_COLUMNS_OF_FILE} FROM json_each(?) j {join}", (json.dumps(list(names)), *values)
+            )
+            return [_file(row) for row in rows]
+
+        return await self._store.read(read)
 
     async def get(self, file_id: str) -> StoredFile | None:
         """The file, or None."""
@@ -373,6 +388,19 @@ def _remove(connection: sa.Connection, file_id: str) -> StoredFile | None:
     namespace.unbind(connection, file_id)
     connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
     return file
+
+
+def _add(connection: sa.Connection, file: StoredFile) -> StoredFile:
+    """The file kept: this one, or the one that its owner has by this put already."""
+    done = connection.exec_driver_sql(
+        f"INSERT INTO files ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (owner, put_id) DO NOTHING", _values(file)
+    )
+    if done.rowcount:
+        return file
+    found = _by_put(connection, file.owner, file.put_id)
+    if found is None:
+        raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
+    return found
 
 
 def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | None:

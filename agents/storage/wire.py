@@ -7,8 +7,9 @@ from dataclasses import asdict
 from gridfabric.storage.v1 import storage_pb2 as pb
 
 from agents.storage.drain import PoolReport
-from agents.storage.model import Announced, Checksums, StoredFile, parse_checksums
+from agents.storage.model import SMALL_BYTES, Announced, Checksums, StoredFile, parse_checksums
 from agents.storage.space import SpaceReport
+from fabric.errors import GridError, InvalidRequest, to_details
 
 
 def checksums_to_wire(checksums: Checksums) -> pb.Checksums:
@@ -31,6 +32,28 @@ def header_from_wire(header: pb.PutHeader, owner: str) -> Announced:
         name_hint=header.name_hint,
         checksums=checksums_from_wire(header.checksums) if header.HasField("checksums") else None,
     )
+
+
+def small_data(file: pb.SmallFile) -> bytes:
+    """What goes with the header. Raises InvalidRequest(SIZE_MISMATCH | FILE_LARGE)."""
+    if len(file.data) > SMALL_BYTES:
+        raise InvalidRequest("FILE_LARGE", f"a file of more than {SMALL_BYTES} bytes is put alone; send it by Put")
+    if len(file.data) != file.header.size_bytes:
+        raise InvalidRequest(
+            "SIZE_MISMATCH",
+            f"{len(file.data)} bytes arrived and {file.header.size_bytes} were announced; nothing was kept, send the "
+            "file again",
+            announced_bytes=file.header.size_bytes,
+            received_bytes=len(file.data),
+        )
+    return file.data
+
+
+def got_to_wire(data: bytes | GridError, checksums: Checksums) -> pb.GotFile:
+    """A small file with the checksums that it was put with, or why it cannot be read."""
+    if isinstance(data, GridError):
+        return pb.GotFile(error=to_details(data))
+    return pb.GotFile(checksums=checksums_to_wire(checksums), data=data)
 
 
 def info_to_wire(file: StoredFile, surl: str) -> pb.FileInfo:

@@ -229,18 +229,17 @@ async def get_command(
         content = content_of(file)
         name = PurePosixPath(lfn_of(file)).name
         target = free_target(path or Path(name), name, force=force)
-        replica = await _fetch(grid, file, target, se)
+        replica = await fetch(grid, file, target, await find_element(grid, se) if se is not None else None)
     if as_json:
         console.print_json({**file_data(file), "path": str(target), "from": replica.surl})
     else:
         print(f"{target}  {console.bytes_text(content.size_bytes)}  from {replica.storage_element}")
 
 
-async def _fetch(grid: Grid, file: catalog.Entry, target: Path, se: str | None) -> catalog.Replica:
-    replicas = list(file.replicas)
-    if se is not None:
-        element = await find_element(grid, se)
-        replicas = [replica for replica in replicas if is_at(replica, element)]
+async def fetch(grid: Grid, file: catalog.Entry, target: Path, element: Element | None) -> catalog.Replica:
+    """Bring a file to `target`, verified, from the replica at `element` or the first that can be read. Raises
+    GridError."""
+    replicas = [replica for replica in file.replicas if element is None or is_at(replica, element)]
     failure: GridError | None = None
     for replica in replicas:
         try:
@@ -249,7 +248,7 @@ async def _fetch(grid: Grid, file: catalog.Entry, target: Path, se: str | None) 
             return replica
         except (Unavailable, NotFound, DataCorrupted) as error:
             failure = error
-    where = f" at {se}" if se else ""
+    where = f" at {element.name}" if element else ""
     raise failure or NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica{where}", lfn=lfn_of(file))
 
 

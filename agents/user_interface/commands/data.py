@@ -18,26 +18,33 @@ app.add_typer(acl, name="acl")
 
 AsOperator = Annotated[bool, typer.Option("--operator", help="In the name of the grid's operator.")]
 Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="A whole directory.")]
 Se = Annotated[str | None, typer.Option("--se", help="Storage element: its name or its site.")]
 
 
 @app.command()
 def put(
-    file: Annotated[Path, typer.Argument(help="The local file.", dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="The local file; with -r the directory.")],
     lfn: Lfn,
     se: Se = None,
+    recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a local file to a storage element and register it.
+    """Copy a local file to a storage element and register it. With -r all files below a directory: many small ones at a
+    time; call it again and it goes on where it was.
 
     \b
     Examples:
       grid data put results.root lfn:/grid/cms/user/results.root
       grid data put results.root lfn:/grid/cms/user/results.root --se RAL
+      grid data put -r run42 lfn:/grid/cms/user/run42
     """
-    from agents.user_interface import data
+    from agents.user_interface import data, trees
 
-    console.run_async(data.put_command(file, lfn, se, as_json=as_json))
+    if recursive:
+        console.run_async(trees.put_tree_command(file, lfn, se, as_json=as_json))
+    else:
+        console.run_async(data.put_command(file, lfn, se, as_json=as_json))
 
 
 @app.command()
@@ -46,18 +53,24 @@ def get(
     file: Annotated[Path | None, typer.Argument(help="Where to put it; else its own name here.")] = None,
     se: Se = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a local file of that name.")] = False,
+    recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a file; its checksums are verified before it gets its name.
+    """Fetch a file; its checksums are verified before it gets its name. With -r all files below a directory; call it
+    again and it goes on where it was.
 
     \b
     Examples:
       grid data get lfn:/grid/cms/user/results.root
       grid data get lfn:/grid/cms/user/results.root copy.root --se CERN
+      grid data get -r lfn:/grid/cms/user/run42
     """
-    from agents.user_interface import data
+    from agents.user_interface import data, trees
 
-    console.run_async(data.get_command(lfn, file, se, force=force, as_json=as_json))
+    if recursive:
+        console.run_async(trees.get_tree_command(lfn, file, se, force=force, as_json=as_json))
+    else:
+        console.run_async(data.get_command(lfn, file, se, force=force, as_json=as_json))
 
 
 @app.command()

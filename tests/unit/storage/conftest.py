@@ -13,6 +13,7 @@ import pytest
 
 from agents.storage.config import parse_config
 from agents.storage.element import StorageElement
+from agents.storage.failpoints import Failpoints
 from agents.storage.model import Announced, Checksums, StoredFile
 from agents.storage.store import MIGRATIONS, FileStore, metadata
 from fabric.clock import ManualClock
@@ -38,7 +39,7 @@ class Bench:
         self.root = root
         self._open: list[tuple[StorageElement, Store]] = []
 
-    async def start(self, **options: Any) -> StorageElement:
+    async def start(self, failpoints: Failpoints | None = None, **options: Any) -> StorageElement:
         """A started element."""
         store = Store(self.root / "files.db", metadata, MIGRATIONS)
         options.setdefault("reserve_bytes", 0)
@@ -48,6 +49,7 @@ class Bench:
             self.files,
             log=null_logger(),
             clock=ManualClock(datetime(2026, 1, 1, tzinfo=UTC)),
+            failpoints=failpoints,
         )
         self._open.append((element, store))
         await element.start()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"$\n\x05Grant\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06rights\x18\x02 \x03(\t\"f\n\x06\x41\x63\x63\x65ss\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\ncarried_by\x18\x03 \x01(\t\x12,\n\x06grants\x18\x04 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\x1f\n\x10GetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\"M\n\x10SetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12,\n\x06grants\x18\x02 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"P\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\x17\n\x15RemoveReplicaResponse\";\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\x12\r\n\x05surls\x18\x03 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xcc\x06\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponse\x12S\n\tGetAccess\x12\'.gridfabric.catalog.v1.GetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Access\x12S\n\tSetAccess\x12\'.gridfabric.catalog.v1.SetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"$\n\x05Grant\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06rights\x18\x02 \x03(\t\"f\n\x06\x41\x63\x63\x65ss\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\ncarried_by\x18\x03 \x01(\t\x12,\n\x06grants\x18\x04 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\x1f\n\x10GetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\"M\n\x10SetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12,\n\x06grants\x18\x02 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"T\n\x13RegisterManyRequest\x12=\n\rregistrations\x18\x01 \x03(\x0b\x32&.gridfabric.catalog.v1.RegisterRequest\"&\n\x14RegisterManyResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x0c\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"P\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\x17\n\x15RemoveReplicaResponse\";\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\x12\r\n\x05surls\x18\x03 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xb5\x07\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12g\n\x0cRegisterMany\x12*.gridfabric.catalog.v1.RegisterManyRequest\x1a+.gridfabric.catalog.v1.RegisterManyResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponse\x12S\n\tGetAccess\x12\'.gridfabric.catalog.v1.GetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Access\x12S\n\tSetAccess\x12\'.gridfabric.catalog.v1.SetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,30 +47,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREQUEST']._serialized_end=757
   _globals['_REGISTERRESPONSE']._serialized_start=759
   _globals['_REGISTERRESPONSE']._serialized_end=820
-  _globals['_ADDREPLICAREQUEST']._serialized_start=823
-  _globals['_ADDREPLICAREQUEST']._serialized_end=955
-  _globals['_ADDREPLICARESPONSE']._serialized_start=957
-  _globals['_ADDREPLICARESPONSE']._serialized_end=977
-  _globals['_REMOVEREPLICAREQUEST']._serialized_start=979
-  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1059
-  _globals['_REMOVEREPLICARESPONSE']._serialized_start=1061
-  _globals['_REMOVEREPLICARESPONSE']._serialized_end=1084
-  _globals['_LOOKUPREQUEST']._serialized_start=1086
-  _globals['_LOOKUPREQUEST']._serialized_end=1145
-  _globals['_LOOKUPRESPONSE']._serialized_start=1147
-  _globals['_LOOKUPRESPONSE']._serialized_end=1224
-  _globals['_LISTREQUEST']._serialized_start=1226
-  _globals['_LISTREQUEST']._serialized_end=1297
-  _globals['_LISTRESPONSE']._serialized_start=1299
-  _globals['_LISTRESPONSE']._serialized_end=1382
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1384
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1447
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1449
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1472
-  _globals['_REMOVEREQUEST']._serialized_start=1474
-  _globals['_REMOVEREQUEST']._serialized_end=1517
-  _globals['_REMOVERESPONSE']._serialized_start=1519
-  _globals['_REMOVERESPONSE']._serialized_end=1535
-  _globals['_CATALOGUE']._serialized_start=1538
-  _globals['_CATALOGUE']._serialized_end=2382
+  _globals['_REGISTERMANYREQUEST']._serialized_start=822
+  _globals['_REGISTERMANYREQUEST']._serialized_end=906
+  _globals['_REGISTERMANYRESPONSE']._serialized_start=908
+  _globals['_REGISTERMANYRESPONSE']._serialized_end=946
+  _globals['_ADDREPLICAREQUEST']._serialized_start=949
+  _globals['_ADDREPLICAREQUEST']._serialized_end=1081
+  _globals['_ADDREPLICARESPONSE']._serialized_start=1083
+  _globals['_ADDREPLICARESPONSE']._serialized_end=1103
+  _globals['_REMOVEREPLICAREQUEST']._serialized_start=1105
+  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1185
+  _globals['_REMOVEREPLICARESPONSE']._serialized_start=1187
+  _globals['_REMOVEREPLICARESPONSE']._serialized_end=1210
+  _globals['_LOOKUPREQUEST']._serialized_start=1212
+  _globals['_LOOKUPREQUEST']._serialized_end=1271
+  _globals['_LOOKUPRESPONSE']._serialized_start=1273
+  _globals['_LOOKUPRESPONSE']._serialized_end=1350
+  _globals['_LISTREQUEST']._serialized_start=1352
+  _globals['_LISTREQUEST']._serialized_end=1423
+  _globals['_LISTRESPONSE']._serialized_start=1425
+  _globals['_LISTRESPONSE']._serialized_end=1508
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1510
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1573
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1575
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1598
+  _globals['_REMOVEREQUEST']._serialized_start=1600
+  _globals['_REMOVEREQUEST']._serialized_end=1643
+  _globals['_REMOVERESPONSE']._serialized_start=1645
+  _globals['_REMOVERESPONSE']._serialized_end=1661
+  _globals['_CATALOGUE']._serialized_start=1664
+  _globals['_CATALOGUE']._serialized_end=2613
 # @@protoc_insertion_point(module_scope)

@@ -96,6 +96,18 @@ class RegisterResponse(_message.Message):
     file: File
     def __init__(self, file: _Optional[_Union[File, _Mapping]] = ...) -> None: ...
 
+class RegisterManyRequest(_message.Message):
+    __slots__ = ("registrations",)
+    REGISTRATIONS_FIELD_NUMBER: _ClassVar[int]
+    registrations: _containers.RepeatedCompositeFieldContainer[RegisterRequest]
+    def __init__(self, registrations: _Optional[_Iterable[_Union[RegisterRequest, _Mapping]]] = ...) -> None: ...
+
+class RegisterManyResponse(_message.Message):
+    __slots__ = ("errors",)
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    errors: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, errors: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class AddReplicaRequest(_message.Message):
     __slots__ = ("lfn", "guid", "replica", "size_bytes", "adler32")
     LFN_FIELD_NUMBER: _ClassVar[int]

@@ -40,6 +40,11 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterResponse.FromString,
                 _registered_method=True)
+        self.RegisterMany = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/RegisterMany',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyResponse.FromString,
+                _registered_method=True)
         self.AddReplica = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/AddReplica',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaRequest.SerializeToString,
@@ -89,6 +94,13 @@ class CatalogueServicer:
     def Register(self, request, context):
         """After: name, GUID and first replica are there, in one transaction; parents are made when asked.
         Repeating it with the same guid succeeds. Errors: ALREADY_EXISTS (the LFN names another file), PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterMany(self, request, context):
+        """At most 1 000 registrations in one transaction; one verdict for each, in order: what is refused harms no other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +169,11 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.Register,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterResponse.SerializeToString,
+            ),
+            'RegisterMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterMany,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyResponse.SerializeToString,
             ),
             'AddReplica': grpc.unary_unary_rpc_method_handler(
                     servicer.AddReplica,
@@ -227,6 +244,33 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/Register',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/RegisterMany',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RegisterManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

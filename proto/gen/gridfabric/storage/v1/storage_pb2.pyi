@@ -84,6 +84,56 @@ class GetResponse(_message.Message):
     turl: str
     def __init__(self, size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ..., turl: _Optional[str] = ...) -> None: ...
 
+class SmallFile(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PutHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PutHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PutManyRequest(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[SmallFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[SmallFile, _Mapping]]] = ...) -> None: ...
+
+class PutVerdict(_message.Message):
+    __slots__ = ("surl", "error")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    error: bytes
+    def __init__(self, surl: _Optional[str] = ..., error: _Optional[bytes] = ...) -> None: ...
+
+class PutManyResponse(_message.Message):
+    __slots__ = ("verdicts",)
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    verdicts: _containers.RepeatedCompositeFieldContainer[PutVerdict]
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[PutVerdict, _Mapping]]] = ...) -> None: ...
+
+class GetManyRequest(_message.Message):
+    __slots__ = ("surls",)
+    SURLS_FIELD_NUMBER: _ClassVar[int]
+    surls: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, surls: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GotFile(_message.Message):
+    __slots__ = ("checksums", "data", "error")
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    checksums: Checksums
+    data: bytes
+    error: bytes
+    def __init__(self, checksums: _Optional[_Union[Checksums, _Mapping]] = ..., data: _Optional[bytes] = ..., error: _Optional[bytes] = ...) -> None: ...
+
+class GetManyResponse(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[GotFile]
+    def __init__(self, files: _Optional[_Iterable[_Union[GotFile, _Mapping]]] = ...) -> None: ...
+
 class StatRequest(_message.Message):
     __slots__ = ("surl", "path")
     SURL_FIELD_NUMBER: _ClassVar[int]

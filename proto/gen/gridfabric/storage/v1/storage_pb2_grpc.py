@@ -51,6 +51,16 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.PutMany = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/PutMany',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyResponse.FromString,
+                _registered_method=True)
+        self.GetMany = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/GetMany',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyResponse.FromString,
+                _registered_method=True)
         self.Stat = channel.unary_unary(
                 '/gridfabric.storage.v1.Storage/Stat',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.StatRequest.SerializeToString,
@@ -133,6 +143,23 @@ class StorageServicer:
     def Get(self, request, context):
         """First message: header with size and checksums, and for a large file a TURL if the caller takes one: then there is
         no data. Else data of at most 1 MiB each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutMany(self, request, context):
+        """Many small files (at most 1 MiB each, 256 files and 3 MiB in all) by one call, synced together. One verdict for each
+        file, in order; before, after and errors of each: as Put. Its header must have the checksums. The answer comes when
+        all that are kept are on the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMany(self, request, context):
+        """Small files, at most 256, whole. The answer has the first ones that fit into 3 MiB, at least one; ask again for the
+        others. Errors of each: as Get, and INVALID_ARGUMENT (FILE_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,6 +264,16 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetResponse.SerializeToString,
+            ),
+            'PutMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutMany,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyResponse.SerializeToString,
+            ),
+            'GetMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMany,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyResponse.SerializeToString,
             ),
             'Stat': grpc.unary_unary_rpc_method_handler(
                     servicer.Stat,
@@ -377,6 +414,60 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Get',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/PutMany',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PutManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/GetMany',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.GetManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

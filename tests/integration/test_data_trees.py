@@ -1,0 +1,197 @@
+"""Whole directories into the grid and back: many small files at a time, each with its own verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grid import LabGrid
+
+from agents.catalog import client as catalog
+from agents.storage import client as storage
+from agents.user_interface import console, trees
+from agents.user_interface.endpoints import ENDPOINTS_FILE
+from agents.user_interface.exits import Ended, UsageProblem
+from fabric.errors import GridError, Refused, Unavailable
+
+LFN = "lfn:/grid/cms/user/run"
+RANDOM = random.Random(7)
+
+
+class Desk:
+    """A user, a catalogue, two storage elements, and a directory of files."""
+
+    def __init__(self, lab: LabGrid, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.lab, self.folder, self._capsys = lab, folder, capsys
+        self.tree = folder / "run"
+        self.environ = {
+            "X509_USER_PROXY": str(folder / "proxy.pem"),
+            "X509_CERT_DIR": str(lab.certificates),
+            "GRIDFABRIC_ENDPOINTS": str(folder / ENDPOINTS_FILE),
+        }
+
+    def put_command(self, se: str = "CERN", lfn: str = LFN) -> Any:
+        return trees.put_tree_command(self.tree, lfn, se, as_json=True, environ=self.environ)
+
+    async def put(self, se: str = "CERN", lfn: str = LFN) -> dict[str, Any]:
+        return await self._call(self.put_command(se, lfn))
+
+    async def get(self, target: Path, **options: Any) -> dict[str, Any]:
+        options = {"se": None, "force": False, **options}
+        return await self._call(trees.get_tree_command(LFN, target, as_json=True, environ=self.environ, **options))
+
+    async def _call(self, command: Any) -> dict[str, Any]:
+        self._capsys.readouterr()
+        try:
+            await command
+        except Ended:
+            pass
+        found: dict[str, Any] = json.loads(self._capsys.readouterr().out)
+        return found
+
+    async def at(self, site: str) -> list[str]:
+        channel = await self.lab.channel("storage", site=site, credential=self.lab.user("alice"))
+        return [file.surl async for file in storage.list_files(channel, "cms")]
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Desk]:
+    async with LabGrid(tmp_path / "lab") as lab:
+        lab.user("alice").save(tmp_path / "proxy.pem")
+        for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
+            lab.plan(kind, site=site)
+        for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
+            await lab.start(kind, site=site, options={"reserve_bytes": 0} if kind == "storage" else None)
+        known = {"endpoints": lab.settings("catalog.CERN")["endpoints"], "vos": ["cms"]}
+        (tmp_path / ENDPOINTS_FILE).write_text(json.dumps({**known, "certificates": str(lab.certificates)}))
+        made = Desk(lab, tmp_path, capsys)
+        (made.tree / "sub" / "deep").mkdir(parents=True)
+        for number in range(260):
+            (made.tree / f"f{number:03d}").write_bytes(RANDOM.randbytes(RANDOM.randrange(2600)))
+        (made.tree / "sub" / "deep" / "größe").write_bytes(b"umlaut")
+        (made.tree / "sub" / "large").write_bytes(RANDOM.randbytes(storage.SMALL_BYTES + 1))
+        console.mode.as_json = True
+        yield made
+        console.mode.as_json = False
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+async def test_a_directory_put_twice_at_once_is_there_once_and_comes_back(desk: Desk) -> None:
+    (desk.tree / "sub" / "large").rename(desk.folder / "large")
+    twice = await asyncio.gather(*(desk.put_command() for _ in range(2)))
+    assert twice == [None, None]
+    assert len(await desk.at("CERN")) == 261
+    (desk.folder / "large").rename(desk.tree / "sub" / "large")
+    done = await desk.put()
+    assert (done["done"], done["already"], done["failed"]) == (1, 261, 0)
+    assert done["size_bytes"] == storage.SMALL_BYTES + 1
+    back = desk.folder / "back"
+    assert (await desk.get(back))["done"] == 262
+    assert contents(back) == contents(desk.tree)
+    again = await desk.put()
+    assert (again["done"], again["already"], again["failed"]) == (0, 262, 0)
+    (back / "f000").unlink()
+    (back / "f001").write_bytes(b"mine")
+    some = await desk.get(back)
+    assert (some["done"], some["already"], some["failed"]) == (1, 260, 1)
+    assert (back / "f001").read_bytes() == b"mine"
+    assert some["failures"][0]["error"]["reason"] == "FILE_EXISTS"
+    assert (await desk.get(back, force=True))["done"] == 1
+    assert contents(back) == contents(desk.tree)
+    assert len(await desk.at("CERN")) == 262
+
+
+async def test_each_file_that_cannot_be_put_is_named_and_the_others_go(desk: Desk) -> None:
+    (desk.tree / "bad\x07name").write_bytes(b"x")
+    os.mkfifo(desk.tree / "fifo")
+    (desk.tree / "away").symlink_to("nowhere")
+    names = await desk.lab.channel("catalog", credential=desk.lab.user("alice"))
+    content = catalog.Content(5, "0" * 8, "0" * 64)
+    await catalog.register(names, f"{LFN}/f007", catalog.new_guid(), content)
+    await catalog.register(names, f"{LFN}/sub/deep", catalog.new_guid(), content)
+    done = await desk.put()
+    assert (done["done"], done["failed"]) == (260, 5)
+    assert sorted((Path(one["name"]).name, one["error"]["reason"]) for one in done["failures"]) == [
+        ("away", "SYSTEM"), ("bad\x07name", "LFN_INVALID"), ("f007", "LFN_EXISTS"), ("fifo", "USAGE"),
+        ("größe", "LFN_TAKEN"),
+    ]  # fmt: skip
+    assert len(await desk.at("CERN")) == 260
+
+
+async def test_what_was_stored_before_is_found_again_and_what_is_gone_is_read_elsewhere(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = catalog.register_many, 0
+
+    async def away(channel: Any, files: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Unavailable("SERVER_UNREACHABLE", "the catalogue cannot be reached; try again when it is up")
+        return await real(channel, files)
+
+    monkeypatch.setattr(catalog, "register_many", away)
+    with pytest.raises(Unavailable):
+        await desk.put()
+    stored = await desk.at("CERN")
+    assert stored
+    done = await desk.put()
+    assert done["failed"] == 0
+    assert done["done"] + done["already"] == 262
+    at_last = await desk.at("CERN")
+    assert len(at_last) == 262
+    assert set(stored) <= set(at_last)
+
+    await desk.put(se="RAL", lfn=f"{LFN}2")
+    alice = desk.lab.user("alice")
+    names = await desk.lab.channel("catalog", credential=alice)
+    channel = await desk.lab.channel("storage", credential=alice)
+    for name in ("f001", "f002"):
+        here, there = [(await catalog.replicas(names, f"{lfn}/{name}")) for lfn in (LFN, f"{LFN}2")]
+        surl = there.replicas[0].surl
+        await catalog.remove(names, f"{LFN}2/{name}", force=True)
+        await catalog.add_replica(names, f"{LFN}/{name}", surl, here.content.size_bytes, here.content.adler32)  # type: ignore[union-attr]
+        await storage.remove(channel, here.replicas[0].surl)
+    back = desk.folder / "back"
+    assert (await desk.get(back))["failed"] == 0
+    assert contents(back) == contents(desk.tree)
+    assert (await desk.get(desk.folder / "here", se="CERN"))["failed"] == 2
+
+
+async def test_many_by_one_call_has_limits_and_asks_who_it_is(desk: Desk) -> None:
+    alice, bob = desk.lab.user("alice"), desk.lab.user("bob", vo="atlas")
+    small = storage.SmallFile(b"x", storage.checksums_of(b"x"), "p")
+    channel = await desk.lab.channel("storage", credential=alice)
+    for files in ([], [small] * (storage.MAX_TOGETHER + 1)):
+        with pytest.raises(GridError) as refused:
+            await storage.put_small(channel, files, "cms")
+        assert refused.value.reason == "TOO_MANY_FILES"
+    (large,) = await storage.put_small(channel, [storage.SmallFile(bytes(2 << 20), small.checksums, "q")], "cms")
+    assert isinstance(large, GridError)
+    assert large.reason == "FILE_LARGE"
+    (kept,) = await storage.put_small(channel, [small], "cms")
+    assert isinstance(kept, storage.Stored)
+    theirs = await desk.lab.channel("storage", credential=bob)
+    with pytest.raises(Refused):
+        await storage.put_small(theirs, [small], "cms")
+    with pytest.raises(Refused):
+        await storage.get_small(theirs, [kept.surl])
+    (gone,) = await storage.get_small(channel, [kept.surl[:-1] + ("0" if kept.surl[-1] != "0" else "1")])
+    assert isinstance(gone, GridError)
+    names = await desk.lab.channel("catalog", credential=bob)
+    (error,) = await catalog.register_many(
+        names,
+        [catalog.NewFile("lfn:/grid/cms/x", catalog.new_guid(), catalog.Content(1, "0" * 8, "0" * 64), kept.surl)],
+    )
+    assert isinstance(error, Refused)
+    with pytest.raises(UsageProblem):
+        await trees.put_tree_command(desk.tree / "f000", LFN, None, as_json=True, environ=desk.environ)
