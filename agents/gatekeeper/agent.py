@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,18 @@ from agents.gatekeeper.config import GatekeeperOptions, QueueOptions
 from agents.gatekeeper.driver import Driver
 from agents.gatekeeper.following import Following
 from agents.gatekeeper.machine import GatekeeperMachine, Worker
-from agents.gatekeeper.model import CancelAsked, Closure, Job, Purged, QueueRules, Rules, State, Ticked, Update
+from agents.gatekeeper.model import (
+    KILL_REASONS,
+    CancelAsked,
+    Closure,
+    Job,
+    Purged,
+    QueueRules,
+    Rules,
+    State,
+    Ticked,
+    Update,
+)
 from agents.gatekeeper.sandbox import SandboxArea
 from agents.gatekeeper.servicer import (
     GATEKEEPER_RULES,
@@ -43,7 +54,7 @@ from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
 from fabric.text import counted
 from security.credentials import Credential
-from security.errors import Reason, SecurityError
+from security.errors import SecurityError
 from security.validation import Identity, validate_client_chain
 
 CLEAN_EVERY_S = 10.0
@@ -51,12 +62,9 @@ QUIET_TICKS = 4
 """Where nothing waits for time to pass, the clock ticks so many times slower."""
 JUDGE_OWNERS_S = 60.0
 """Owners of jobs are judged after every change of trust, map or bans, and this often besides."""
-KILL_REASONS = frozenset(
-    {
-        Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value,
-        Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value, Reason.UNKNOWN_CA.value,
-    }
-)  # fmt: skip
+KEPT_AFTER_S = 3.0
+"""That jobs were stopped is kept so much later, when every process has its kill and most ends have been reported:
+until then whoever restarts judges their owner again."""
 
 
 @dataclass(frozen=True)
@@ -283,16 +291,34 @@ class Gatekeeper(Agent):
             heard = self.context.judged.rung
             for vo, refusal in self.context.vos.refused().items():
                 if refusal.reason.value in KILL_REASONS:
-                    await self._stop_jobs(
-                        lambda job, vo=vo: job.vo == vo, refusal.reason.value, refusal.sentence, vo=vo
-                    )
-            owners = {job.owner for job in self.machine.jobs.values() if not job.cancel_reason}
+                    self._stop_refused([job for job in self._under_way() if job.vo == vo], refusal, vo=vo)
+            owners = {job.owner for job in self._under_way()}
             self._verified = {owner: known for owner, known in self._verified.items() if owner in owners}
             for owner in owners:
-                await self._judge_owner(owner)
+                refusal = await self._objection(owner)
+                if refusal is not None:  # an expired or missing delegation is no reason: the jobs have their own
+                    self._stop_refused([job for job in self._under_way() if job.owner == owner], refusal, owner=owner)
             await self.context.judged.wait(JUDGE_OWNERS_S, heard)
 
-    async def _judge_owner(self, owner: str) -> None:
+    def _stop_refused(self, jobs: Sequence[Job], refusal: GridError | SecurityError, **whose: str) -> None:
+        """Processes first; what is kept, reported and published of it comes when those of all sites are gone."""
+        if not jobs:
+            return
+        reason = str(refusal.reason)
+        running = [CancelAsked(job.job_id, reason) for job in jobs if job.state is State.RUNNING]
+        others = [CancelAsked(job.job_id, reason) for job in jobs if job.state is not State.RUNNING]
+        if running:
+            self._pool.perform(self.machine.stop([wish.job_id for wish in running], reason))
+            asyncio.get_running_loop().call_later(KEPT_AFTER_S, self._driver.feed, running)
+        if others:
+            self._driver.feed(others)
+        self._audit_stop(len(jobs), reason, refusal.sentence, **whose)
+
+    def _audit_stop(self, jobs: int, reason: str, sentence: str, **whose: str) -> None:
+        self.context.log.audit("jobs.stopped", **whose, jobs=jobs, reason=reason, sentence=sentence)
+
+    async def _objection(self, owner: str) -> GridError | None:
+        """Why the owner's jobs may not go on."""
         context = self.context
         try:
             identity = await self._identity_of(owner)
@@ -300,13 +326,13 @@ class Gatekeeper(Agent):
                 identity, context.trust.snapshot(), context.policy, context.clock.now()
             )
             context.judge.judge(identity, unmapped=False, attributes=attributes)
-            return
         except SecurityError as error:
             refusal = from_security(error)
         except GridError as error:
             refusal = error
-        if refusal.reason in KILL_REASONS:  # an expired or missing delegation is no reason: the jobs have their own
-            await self._stop_jobs_of(owner, refusal.reason, refusal.sentence)
+        else:
+            return None
+        return refusal if refusal.reason in KILL_REASONS else None
 
     async def _identity_of(self, owner: str) -> Identity:
         """By the delegated proxy, whose chain is verified again when trust has changed, and now and then."""
@@ -320,24 +346,22 @@ class Gatekeeper(Agent):
         self._verified[owner] = _Verified(identity, proxy, trust.generation, now)
         return identity
 
-    def _under_way(self, which: Callable[[Job], bool]) -> list[str]:
-        return [
-            job.job_id for job in self.machine.jobs.values() if which(job) and not job.cancel_reason and not job.ended
-        ]
+    def _under_way(self) -> list[Job]:
+        """Live jobs not stopped for such a reason yet. One that somebody cancelled may still use its grace."""
+        return [job for job in self.machine.jobs.values() if job.cancel_reason not in KILL_REASONS]
 
     def _jobs_of(self, owner: str) -> list[str]:
-        return self._under_way(lambda job: job.owner == owner)
+        return [job.job_id for job in self._under_way() if job.owner == owner]
 
     async def _stop_jobs_of(self, owner: str, reason: str, sentence: str) -> None:
-        if self.options.revoked_jobs == "kill" or reason not in KILL_REASONS:
-            await self._stop_jobs(lambda job: job.owner == owner, reason, sentence, owner=owner)
-
-    async def _stop_jobs(self, which: Callable[[Job], bool], reason: str, sentence: str, **whose: str) -> None:
-        jobs = self._under_way(which)
-        if not jobs:
+        """For the ledger of delegations, which erases next: kept when it returns, also what `stop` only ordered."""
+        if self.options.revoked_jobs != "kill" and reason in KILL_REASONS:
             return
-        self.context.log.audit("jobs.stopped", **whose, jobs=len(jobs), reason=reason, sentence=sentence)
-        await self._driver.ask([CancelAsked(job_id, reason) for job_id in jobs])
+        if jobs := self._jobs_of(owner):
+            self._audit_stop(len(jobs), reason, sentence, owner=owner)
+        live = [job.job_id for job in self.machine.jobs.values() if job.owner == owner]
+        if live:
+            await self._driver.ask([CancelAsked(job_id, reason) for job_id in live])
 
     async def _clean(self) -> None:
         while True:

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agents.gatekeeper.model import (
+    KILL_REASONS,
     ON_WORKER,
     AcknowledgeWorker,
     CancelAsked,
@@ -278,9 +279,10 @@ class GatekeeperMachine:
         job.usage, job.exit_code = event.usage, event.exit_code
         job.started = event.started  # false also after RUNNING: forked, but its program could not be executed
         job.reason, job.sentence = event.reason, event.sentence
-        if job.cancel_reason:
-            # ASSIGNED, RUNNING -> CANCELLED: it is over, and a cancellation was promised before.
-            job.reason = job.cancel_reason
+        if job.cancel_reason or event.reason in KILL_REASONS:
+            # ASSIGNED, RUNNING -> CANCELLED: it is over, and a cancellation was promised before, or ordered by `stop`
+            # and forgotten in a restart.
+            job.reason = job.cancel_reason or event.reason
             self._end(job, State.CANCELLED, event.at_us)
         elif event.failed:
             # ASSIGNED, RUNNING -> FAILED: staging, starting or the node failed, not the payload.
@@ -337,11 +339,22 @@ class GatekeeperMachine:
             job.reason = job.cancel_reason = event.reason
             self._end(job, State.CANCELLED, self._now_us)
             return
-        if not job.cancel_reason:
-            # ASSIGNED and RUNNING stay until the worker says that the processes are dead; the wish itself is durable.
-            job.cancel_reason = event.reason
-            self._turn.changed[job.job_id] = job
+        # ASSIGNED and RUNNING stay until the worker says that the processes are dead; the wish itself is durable.
+        job.cancel_reason = job.cancel_reason or event.reason
+        self._turn.changed[job.job_id] = job
         self._kill(job, job.cancel_reason)
+
+    def stop(self, job_ids: Iterable[str], reason: str) -> list[KillOnWorker]:
+        """Orders to end what runs of these now, before anything is durable: for a reason that is found again after a
+        restart. Feed CancelAsked for each afterwards."""
+        orders: list[KillOnWorker] = []
+        for job in map(self.jobs.__getitem__, job_ids):
+            if job.state is State.RUNNING:  # an order of one that is ASSIGNED may still wait for its transaction
+                job.cancel_reason = reason
+                worker = self.workers.get(job.worker)
+                if worker is not None and worker.stream:  # else it is told when it comes back
+                    orders.append(KillOnWorker(worker.name, worker.stream, job.job_id, job.attempt, job.run, reason))
+        return orders
 
     # ---- hold and closure
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fabric.errors import GridError, InvalidRequest
+from security.errors import Reason
 
 
 class State(StrEnum):
@@ -147,6 +148,14 @@ class Closure:
         """Whether a job that starts now ends before the maintenance."""
         return not self.begins_at_us or now_us + job.wall_s * 1_000_000 <= self.begins_at_us
 
+
+KILL_REASONS = frozenset(
+    {
+        Reason.CERTIFICATE_REVOKED.value, Reason.PROXY_REVOKED.value, Reason.BANNED.value, Reason.NOT_MAPPED.value,
+        Reason.VO_DISSOLVED.value, Reason.VO_NOT_ACCEPTED.value, Reason.UNKNOWN_CA.value,
+    }
+)  # fmt: skip
+"""Why jobs of somebody who is believed no more are stopped, without a grace."""
 
 # ---- what happens ---------------------------------------------------------------------------------------------------
 

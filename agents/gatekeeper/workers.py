@@ -21,6 +21,7 @@ from agents.gatekeeper import store as rows
 from agents.gatekeeper import wire
 from agents.gatekeeper.driver import Driver, Output
 from agents.gatekeeper.model import (
+    KILL_REASONS,
     AcknowledgeWorker,
     Command,
     CreditGiven,
@@ -205,7 +206,10 @@ class WorkerPool:
             order = pb.WorkerOrder(drain=self._draining and not drain_sent)
             drain_sent = self._draining
             for kill in _taken(link.cancel):
-                order.cancel.add(job_id=kill.job_id, attempt=kill.attempt, run=kill.run, reason=kill.reason)
+                order.cancel.add(
+                    job_id=kill.job_id, attempt=kill.attempt, run=kill.run, reason=kill.reason,
+                    at_once=kill.reason in KILL_REASONS,
+                )  # fmt: skip
             for done in _taken(link.acknowledged):
                 order.acknowledged.add(job_id=done.job_id, attempt=done.attempt, run=done.run)
             order.peek.extend(_taken(link.peeks))

@@ -65,8 +65,9 @@ class BatchSystem(Protocol):
         """Run these as soon as there is room."""
         ...
 
-    def cancel(self, keys: Sequence[str], reason: str) -> None:
-        """Stop these: SIGTERM, grace, SIGKILL to everything of them. Answered by `ended` with the reason, or `gone`."""
+    def cancel(self, keys: Sequence[str], reason: str, *, at_once: bool = False) -> None:
+        """Stop these: SIGTERM and grace if not `at_once`, SIGKILL to everything of them. Answered by `ended` with the
+        reason, or `gone`."""
         ...
 
     def withdraw(self, keys: Sequence[str]) -> None:

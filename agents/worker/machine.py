@@ -116,7 +116,7 @@ class WorkerMachine:
             case AcknowledgedByGatekeeper():
                 self._acknowledged(event.name)
             case KillAsked():
-                self._kill(event.name, event.reason)
+                self._kill(event)
             case PrepareFailed():
                 self._prepare_failed(event)
             case StartRefused():
@@ -189,7 +189,7 @@ class WorkerMachine:
             job.phase = Phase.RUNNING
             self._out.report_started.append(job)
             if job.kill_reason:
-                self._out.kill.append((job.key, job.kill_reason))
+                self._out.kill.append(job)
 
     def _refused(self, event: StartRefused) -> None:
         job = self.jobs.get(event.key)
@@ -256,19 +256,20 @@ class WorkerMachine:
         # COLLECTING -> REPORTED: output is with the gatekeeper or inside the report.
         self._report(job, event.result)
 
-    def _kill(self, name: Name, reason: str) -> None:
-        job = self.jobs.get(name.key)
+    def _kill(self, event: KillAsked) -> None:
+        job = self.jobs.get(event.name.key)
         if job is None:
-            self._out.unknown.append((name, reason))
+            self._out.unknown.append((event.name, event.reason))
             return
+        job.at_once = job.at_once or event.at_once
         if job.phase in BEFORE_START:
             # PREPARING, READY -> REPORTED: nothing was started.
             self.ready.pop(job.key, None)
-            job.kill_reason = reason
-            self._report(job, Result(self.now_us, reason=reason))
+            job.kill_reason = event.reason
+            self._report(job, Result(self.now_us, reason=event.reason))
         elif job.phase in IN_SLOT:
-            job.kill_reason = job.kill_reason or reason
-            self._out.kill.append((job.key, job.kill_reason))
+            job.kill_reason = job.kill_reason or event.reason
+            self._out.kill.append(job)
         # COLLECTING, REPORTED: over already; the gatekeeper decides what it calls that.
 
     def _acknowledged(self, name: Name) -> None:

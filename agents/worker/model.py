@@ -85,6 +85,8 @@ class Job:
     busy: bool = False
     """A background step (prepare, collect) works on its files: they are not removed before it is done."""
     kill_reason: str = ""
+    at_once: bool = False
+    """Killed without a grace, as its owner is believed no more."""
     pid: int = 0
     started_at_us: int = 0
     ready_since: float = 0.0
@@ -172,10 +174,11 @@ class Collected:
 
 @dataclass(frozen=True, slots=True)
 class KillAsked:
-    """The gatekeeper (or this node: DISK, WORKER_STOPPED) wants it stopped."""
+    """The gatekeeper (or this node: DISK, WORKER_STOPPED) wants it stopped; `at_once`: without a grace."""
 
     name: Name
     reason: str
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,8 @@ class Commands:
 
     prepare: list[Job] = field(default_factory=list)
     start: list[Job] = field(default_factory=list)
-    kill: list[tuple[str, str]] = field(default_factory=list)
+    kill: list[Job] = field(default_factory=list)
+    """For their `kill_reason`, `at_once` or with a grace."""
     collect: list[Job] = field(default_factory=list)
     withdraw: list[str] = field(default_factory=list)
     """Take these back from the starter if it has not forked them."""

@@ -75,6 +75,8 @@ PEEK_LOOK_S = 0.2
 GATHER_S = 0.002
 MAX_GATHER_S = 0.02
 """How long events are gathered before a turn: usually, and when many come."""
+REPORTED_AFTER_S = 1.0
+"""What was killed because its owner is believed no more is reported so much later: other sites' kills come first."""
 _LIMITS = {
     "WALL_TIME": "it ran longer than its wall time limit",
     "CPU_TIME": "it used more processor time than its limit",
@@ -293,8 +295,8 @@ class Runner:
             self._prepare(todo.prepare)
         if todo.start:
             self.batch.submit([self._start_order(job) for job in todo.start])
-        for key, reason in todo.kill:
-            self.batch.cancel([key], reason)
+        for job in todo.kill:
+            self.batch.cancel([job.key], job.kill_reason, at_once=job.at_once)
         if todo.withdraw:
             self.batch.withdraw(todo.withdraw)
         if todo.report_started:
@@ -367,7 +369,8 @@ class Runner:
         if order.run:
             events += await self._keep_orders(list(order.run))
         for kill in order.cancel:
-            events.append(KillAsked(Name(kill.job_id, kill.attempt, kill.run), kill.reason or "CANCELLED"))
+            name = Name(kill.job_id, kill.attempt, kill.run)
+            events.append(KillAsked(name, kill.reason or "CANCELLED", kill.at_once))
         for done in order.acknowledged:
             events.append(AcknowledgedByGatekeeper(Name(done.job_id, done.attempt, done.run)))
         for peek in order.peek:
@@ -638,8 +641,14 @@ class Runner:
                 simple.append(job)
             else:
                 self._spawn(self._collect_slowly(job), f"collect {job.key}")
-        if simple:
-            self._spawn(self._collect_quickly(simple), "collect")
+        if calm := [job for job in simple if not job.at_once]:
+            self._spawn(self._collect_quickly(calm), "collect")
+        if urgent := [job for job in simple if job.at_once]:
+            self._spawn(self._collect_later(urgent), "collect")
+
+    async def _collect_later(self, jobs: list[Job]) -> None:
+        await asyncio.sleep(REPORTED_AFTER_S)
+        await self._collect_quickly(jobs)
 
     async def _collect_quickly(self, jobs: list[Job]) -> None:
         """Jobs whose output most likely fits into the report; those where it does not are done singly."""

@@ -25,6 +25,8 @@ BEAT_EVERY_S = 5.0
 """A shepherd that has not written its beat for much longer is dead."""
 TERMINATED = "BATCH_SYSTEM"
 """Reason of a job that the batch system ended, and not we."""
+AT_ONCE = "at once"
+"""Second line of a note to kill, after the reason: without a grace."""
 
 
 def claim(folder: str, who: str) -> bool:
@@ -88,7 +90,8 @@ class Shepherd(Payloads):
     def _look(self, now: float) -> None:
         for job in list(self.jobs.values()):
             with contextlib.suppress(OSError), open(f"{self.folder}/kill") as file:
-                self.begin_kill(job, file.read(), now)
+                reason, _, how = file.read().partition("\n")
+                self.begin_kill(job, reason, now, at_once=how == AT_ONCE)
         if now >= self.next_beat:
             self.next_beat = now + BEAT_EVERY_S
             self.beats += 1

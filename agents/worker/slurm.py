@@ -164,9 +164,10 @@ class SlurmClient:
             self._known[order["key"]] = _Known(order["key"], order=order)
         self._wake.set()
 
-    def cancel(self, keys: Sequence[str], reason: str) -> None:
+    def cancel(self, keys: Sequence[str], reason: str, *, at_once: bool = False) -> None:
         """By claim where nothing has started, else by a note to the shepherd."""
-        self._wishes += [(key, reason) for key in keys]
+        note = f"{reason}\n{shepherd.AT_ONCE}" if at_once else reason
+        self._wishes += [(key, note) for key in keys]
         self._wake.set()
 
     def withdraw(self, keys: Sequence[str]) -> None:

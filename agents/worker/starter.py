@@ -175,7 +175,7 @@ class Starter(Payloads):
             else:
                 self.waiting.extend(message["jobs"])
         elif operation == "kill":
-            self._obey_kill(message["keys"], message["reason"])
+            self._obey_kill(message["keys"], message["reason"], at_once=message.get("at_once", False))
         elif operation == "withdraw":
             wanted = set(message["keys"])
             gone = [order["key"] for order in self.waiting if order["key"] in wanted]
@@ -194,7 +194,7 @@ class Starter(Payloads):
         elif operation == "shutdown":
             self._begin_stop()
 
-    def _obey_kill(self, keys: list[str], reason: str) -> None:
+    def _obey_kill(self, keys: list[str], reason: str, *, at_once: bool) -> None:
         gone = []
         now = time.monotonic()
         wanted = set(keys)
@@ -203,7 +203,7 @@ class Starter(Payloads):
         for key in keys:
             job = self.jobs.get(key)
             if job is not None:
-                self.begin_kill(job, reason, now)
+                self.begin_kill(job, reason, now, at_once)
             elif key not in gone and not os.path.exists(f"jobs/{key}"):
                 gone.append(key)
         if gone:

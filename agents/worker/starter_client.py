@@ -144,9 +144,9 @@ class StarterClient:
         for start in range(0, len(orders), 100):
             self.send({"op": "run", "jobs": orders[start : start + 100]})
 
-    def cancel(self, keys: Sequence[str], reason: str) -> None:
-        """Stop these: SIGTERM, grace, SIGKILL to all of the session."""
-        self.send({"op": "kill", "keys": list(keys), "reason": reason})
+    def cancel(self, keys: Sequence[str], reason: str, *, at_once: bool = False) -> None:
+        """Stop these: SIGTERM and grace if not `at_once`, SIGKILL to all of the session."""
+        self.send({"op": "kill", "keys": list(keys), "reason": reason, "at_once": at_once})
 
     def withdraw(self, keys: Sequence[str]) -> None:
         """Take back those of these that are not forked yet; it answers `gone` for them."""

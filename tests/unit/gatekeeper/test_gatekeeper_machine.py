@@ -137,6 +137,34 @@ def test_a_cancellation_is_sent_again_when_the_worker_comes_back() -> None:
     assert [type(command) for command in turn.commands] == [KillOnWorker]
 
 
+def test_what_runs_is_stopped_before_anything_is_kept() -> None:
+    site = Site()
+    site.running("running")
+    site(submitted("assigned"), submitted("queued"))
+    (order,) = site.machine.stop(["running", "assigned", "queued"], "BANNED")
+    assert order == KillOnWorker("w", 1, "running", 1, 1, "BANNED")
+    turn = site(CancelAsked("running", "BANNED"))  # now it is kept
+    assert turn.changed["running"].cancel_reason == "BANNED"
+    assert not site.machine.jobs["assigned"].cancel_reason  # that order may still wait for its transaction
+
+
+def test_what_was_stopped_is_cancelled_also_if_a_restart_forgot_that() -> None:
+    site = Site()
+    site.running()
+    assert states(site(ended(reason="BANNED", exit_code=137))) == [("j", "CANCELLED")]
+    site(submitted("k"), JobStarted("w", "k", 1, 1, 5))
+    assert states(site(ended("k", reason="WALL_TIME", exit_code=137))) == [("k", "DONE")]
+
+
+def test_a_worker_that_was_away_hears_of_a_stop_when_it_comes_back() -> None:
+    site = Site()
+    site.running()
+    site(WorkerLeft("w", 1))
+    assert site.machine.stop(["j"], "BANNED") == []
+    turn = site(WorkerArrived("w", 2, 2, held=(("j", 1, 1),)))
+    assert turn.commands == [KillOnWorker("w", 2, "j", 1, 1, "BANNED")]
+
+
 def test_an_order_that_did_not_arrive_is_handed_out_again_with_the_next_run() -> None:
     site = Site()
     site.worker()

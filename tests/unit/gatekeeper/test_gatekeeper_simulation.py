@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -85,8 +85,8 @@ class SimulatedWorker:
         todo = self.machine.handle(list(events), 7)
         self.preparing += [job.key for job in todo.prepare]
         self.starter_queue += [job.key for job in todo.start]
-        for key, reason in todo.kill:
-            self.kill(key, reason)
+        for job in todo.kill:
+            self.kill(job.key, job.kill_reason)
         for key in todo.withdraw:
             if key in self.starter_queue:
                 self.starter_queue.remove(key)
@@ -185,11 +185,14 @@ class Site(RuleBasedStateMachine):
             self.sequence = update.sequence
             if update.state in ce.ENDED:
                 self.ends[update.job_id, update.attempt] += 1
-        for command in turn.commands:
+        self.send(turn.commands)
+        return turn
+
+    def send(self, commands: Sequence[ce.Command]) -> None:
+        for command in commands:
             for worker in self.workers:
                 if worker.name == command.worker and worker.stream == command.stream:
                     worker.down.append(_Run(command) if isinstance(command, ce.RunOnWorker) else command)
-        return turn
 
     # ---- users
 
@@ -219,6 +222,15 @@ class Site(RuleBasedStateMachine):
     def cancel(self, data: Any) -> None:
         if self.rows:
             self.feed(ce.CancelAsked(data.draw(st.sampled_from(sorted(self.rows)))))
+
+    @rule(data=st.data(), is_kept=st.booleans())
+    def stop(self, data: Any, is_kept: bool) -> None:
+        """Its owner was banned: killed at once, and that is kept later, or never as the gatekeeper dies before."""
+        if self.gatekeeper.jobs:
+            job_id = data.draw(st.sampled_from(sorted(self.gatekeeper.jobs)))
+            self.send(self.gatekeeper.stop([job_id], "BANNED"))
+            if is_kept:
+                self.feed(ce.CancelAsked(job_id, "BANNED"))
 
     # ---- connections
 

@@ -96,7 +96,10 @@ def test_killed_while_preparing_is_not_removed_under_the_preparing_thread() -> N
 def test_killed_while_running_ends_with_the_process() -> None:
     node = Node()
     job = node.started("a")
-    assert node(KillAsked(job.name, "CANCELLED")).kill == [(job.key, "CANCELLED")]
+    assert node(KillAsked(job.name, "CANCELLED")).kill == [job]
+    assert (job.kill_reason, job.at_once) == ("CANCELLED", False)
+    assert node(KillAsked(job.name, "BANNED", at_once=True)).kill == [job]  # no grace any more
+    assert (job.kill_reason, job.at_once) == ("CANCELLED", True)
     assert node(ProcessEnded(job.key, record(reason="CANCELLED", exit_code=143))).collect == [job]
 
 
@@ -115,7 +118,7 @@ def test_a_kill_that_met_the_fork_is_sent_again() -> None:
     job = node.job("a")
     node(Ordered(job), Prepared(job.key))
     node(KillAsked(job.name, "CANCELLED"))
-    assert node(ProcessStarted(job.key, 42, 7)).kill == [(job.key, "CANCELLED")]
+    assert node(ProcessStarted(job.key, 42, 7)).kill == [job]
 
 
 def test_a_kill_of_what_is_not_here_is_answered() -> None:

@@ -234,6 +234,16 @@ def test_kill_and_withdraw(running: Running) -> None:
     assert not (running.folder / "jobs" / "b").exists()
 
 
+def test_a_kill_at_once_gives_no_grace(running: Running) -> None:
+    stubborn = "trap '' TERM; touch ready; while :; do sleep 300; done"
+    running.run(running.order("a", stubborn, grace_s=600))
+    eventually(lambda: (running.folder / "scratch" / "a" / "ready").exists())
+    running.send(op="kill", keys=["a"], reason="CANCELLED", at_once=False)
+    running.send(op="kill", keys=["a"], reason="BANNED", at_once=True)
+    record = running.ended()["a"]
+    assert (record["reason"], record["signal"]) == ("CANCELLED", 9)
+
+
 def test_every_one_of_many_that_fail_at_once_says_why(running: Running) -> None:
     running.run(*[running.order(f"missing{number}", "", executable="/no/such/file") for number in range(20)])
     assert all("error" in record for record in running.ended(20).values())

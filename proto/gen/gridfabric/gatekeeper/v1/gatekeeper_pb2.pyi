@@ -403,16 +403,18 @@ class Hello(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., slots: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class HeldJob(_message.Message):
-    __slots__ = ("job_id", "attempt", "run", "reason")
+    __slots__ = ("job_id", "attempt", "run", "reason", "at_once")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     run: int
     reason: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    at_once: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., reason: _Optional[str] = ..., at_once: _Optional[bool] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("slots", "seen", "busy")
