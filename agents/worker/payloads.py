@@ -16,6 +16,7 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 MARKER = "GRIDFABRIC_JOB_KEY"
 """In the environment of every payload: finds its processes again, wherever they hide."""
@@ -28,6 +29,7 @@ _TO_DEFAULT = (
     signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT, signal.SIGXFSZ,
     signal.SIGXCPU,
 )  # fmt: skip
+"""Ignored ones would stay ignored over exec."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -168,6 +170,8 @@ class Payloads:
         self.by_pid: dict[int, Job] = {}
         self.hidden: dict[int, str] = {}
         """Processes outside the sessions of running jobs: pid to the job key in their environment."""
+        self.helpers: set[int] = set()
+        """Children of our own that are no payloads."""
         self.strays: dict[int, str] = {}
         """Descendants that became our children while their job goes on: pid to job key."""
         self.deadlines: list[tuple[float, str, str, int]] = []
@@ -176,8 +180,6 @@ class Payloads:
         self.next_watch = 0.0
         with open("/proc/sys/kernel/random/boot_id") as file:
             self.boot_id = file.read().strip()
-        self.null_in = os.open("/dev/null", os.O_RDONLY)
-        self.null_out = os.open("/dev/null", os.O_WRONLY)
         self.early_errors: dict[str, dict] = {}
         self.error_read, self.error_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """A child that could not exec says why here, in one write below PIPE_BUF, before it exits."""
@@ -199,6 +201,9 @@ class Payloads:
     def terminated(self) -> None:
         """This process was asked to end."""
         raise NotImplementedError
+
+    def inherited(self) -> None:
+        """There is a child that was not known until now."""
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGTERM:
@@ -222,7 +227,11 @@ class Payloads:
         pid = os.fork()
         if pid == 0:
             self._become_payload(order)
-        job = Job(order["key"], pid, order, time.time_ns() // 1000, time.monotonic())
+        return self.begun(order, pid, time.time_ns() // 1000)
+
+    def begun(self, order: dict, pid: int, at_us: int) -> Job:
+        """Watch over a payload that has been started."""
+        job = Job(order["key"], pid, order, at_us, time.monotonic())
         self.jobs[job.key] = self.by_pid[pid] = job
         if job.wall_s > 0:
             heapq.heappush(self.deadlines, (job.started_mono + job.wall_s, "wall", job.key, pid))
@@ -236,50 +245,29 @@ class Payloads:
         """In the child: from here to exec, or to a reason on the error pipe. Never returns."""
         stage = "session"
         try:
-            signal.set_wakeup_fd(-1)
-            for number in _TO_DEFAULT:  # ignored ones would stay ignored over exec
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            reset_signals()
             os.setsid()
             stage = "directory"
             os.chdir(order["cwd"])
-            os.umask(0o077)
-            stage = "limits"
-            _set_limits(order)
-            stage = "account"
-            uid, gid = int(order.get("uid", -1)), int(order.get("gid", -1))
-            if uid == 0 or gid == 0:
-                raise PermissionError(errno.EPERM, "a payload never runs as root by mapping")
-            if uid > 0:
-                os.setgroups([])
-                os.setresgid(gid, gid, gid)
-                os.setresuid(uid, uid, uid)
+            for now in become(order):
+                stage = now
             if self.die_with_us:  # after the change of user, which would undo it
-                self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+                self.become_mortal()
             stage = "standard streams"
-            self._redirect(order)
+            for number, descriptor in enumerate(open_streams(order, [])):
+                os.dup2(descriptor, number)
             stage = "executable"
             os.execve(order["executable"], order["argv"], order["env"])
         except BaseException as error:
-            number = error.errno if isinstance(error, OSError) else 0
-            text = os.strerror(number) if number else type(error).__name__
-            report = json.dumps({"key": order["key"], "stage": stage, "errno": number or 0, "text": text})
+            report = json.dumps({"key": order["key"], **failure(stage, error)})
             with contextlib.suppress(OSError):
                 os.write(self.error_write, report.encode()[:4000] + b"\n")
         finally:
             os._exit(127)
 
-    def _redirect(self, order: dict) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        stdin, stdout, stderr = order.get("stdin"), order.get("stdout"), order.get("stderr")
-        source = os.open(stdin, os.O_RDONLY | os.O_NOFOLLOW) if stdin else self.null_in
-        target = os.open(stdout, flags, 0o600) if stdout else self.null_out
-        errors = target
-        if stderr != stdout or not stderr:
-            errors = os.open(stderr, flags, 0o600) if stderr else self.null_out
-        os.dup2(source, 0)
-        os.dup2(target, 1)
-        os.dup2(errors, 2)
+    def become_mortal(self) -> None:
+        """From now on this process is killed when its parent ends."""
+        self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     # ---- ending
 
@@ -296,6 +284,9 @@ class Payloads:
             if peek is None:
                 break
             pid = peek.si_pid
+            self.helpers.discard(pid)
+            if pid not in self.by_pid:
+                self.inherited()
             job = self.by_pid.get(pid)
             if job is not None:
                 # The zombie still holds the number, so this cannot hit a stranger.
@@ -314,9 +305,13 @@ class Payloads:
         if not ended:
             return
         self._read_errors({job.key: record for job, record in zip(ended, records, strict=True)})
-        for job, record in zip(ended, records, strict=True):
-            if not self._write_exit(job.key, record):
-                self.unwritten[job.key] = record
+        self.keep(records)
+
+    def keep(self, records: list[dict]) -> None:
+        """Write down how these ended, then tell."""
+        for record in records:
+            if not self._write_exit(record["key"], record):
+                self.unwritten[record["key"]] = record
         self.ended(records)
 
     def _exit_record(self, job: Job, status: int, usage: resource.struct_rusage) -> dict:
@@ -390,7 +385,9 @@ class Payloads:
                 kill_leftovers(keys, sessions, rounds=3)
             return
         for pid in self.children():
-            if pid in self.by_pid:
+            if pid not in self.by_pid and pid not in self.helpers:
+                self.inherited()
+            if pid in self.by_pid or pid in self.helpers:
                 continue
             owner = self.strays.get(pid)
             if owner is None:
@@ -524,6 +521,50 @@ class Payloads:
                 found.setdefault(key, []).append(process)
         self.hidden = hidden
         return found
+
+
+def reset_signals() -> None:
+    """In a child: as every program expects them."""
+    signal.set_wakeup_fd(-1)
+    for number in _TO_DEFAULT:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def become(order: dict) -> Iterator[str]:
+    """Take on the limits and the account of a payload, for good; names each stage before it."""
+    yield "limits"
+    os.umask(0o077)
+    _set_limits(order)
+    yield "account"
+    uid, gid = int(order.get("uid", -1)), int(order.get("gid", -1))
+    if uid == 0 or gid == 0:
+        raise PermissionError(errno.EPERM, "a payload never runs as root by mapping")
+    if uid > 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+
+def open_streams(order: dict, opened: list[int]) -> tuple[int, int, int]:
+    """Standard input, output and errors of a payload, by this process's rights and directory; noted in `opened`."""
+
+    def plain(name: str, flags: int) -> int:
+        opened.append(os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+        os.set_blocking(opened[-1], True)
+        return opened[-1]
+
+    stdin, stdout, stderr = order.get("stdin"), order.get("stdout"), order.get("stderr")
+    create = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    source = plain(stdin or os.devnull, os.O_RDONLY)
+    target = plain(stdout or os.devnull, create)
+    return source, target, target if stderr == stdout else plain(stderr or os.devnull, create)
+
+
+def failure(stage: str, error: BaseException) -> dict:
+    """Why a payload was not started, for its exit record."""
+    number = (error.errno if isinstance(error, OSError) else 0) or 0
+    return {"stage": stage, "errno": number, "text": os.strerror(number) if number else type(error).__name__}
 
 
 def _set_limits(order: dict) -> None:

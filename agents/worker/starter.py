@@ -30,7 +30,8 @@ import struct
 import sys
 import time
 
-from agents.worker.payloads import WATCH_EVERY_S, Payloads
+from agents.worker.launcher import Launch, kind_of
+from agents.worker.payloads import WATCH_EVERY_S, Job, Payloads
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_FORKS_PER_TURN = 16
@@ -46,6 +47,7 @@ class Starter(Payloads):
         self.orphan_timeout_s = orphan_timeout_s
         self.waiting: list[dict] = []
         """Orders not yet forked: beyond the slots, so that the next one starts without asking the agent."""
+        self.launches: list[Launch] = []
         self.slots = 1_000_000
         self.agent: socket.socket | None = None
         self.inbox, self.outbox = b"", bytearray()
@@ -74,8 +76,9 @@ class Starter(Payloads):
                     self._accept()
                 elif self.agent is not None and key.fileobj is self.agent:
                     self._read_agent()
+            self._read_launches()
             self.reap()
-            self._fork_waiting()
+            self._start_waiting()
             now = time.monotonic()
             self.enforce(now)
             if now >= self.next_housekeeping:
@@ -84,7 +87,7 @@ class Starter(Payloads):
             self._flush()
 
     def _timeout(self) -> float:
-        if self.waiting and len(self.jobs) < self.slots and not self.stopping:
+        if self._room > 0 and self.waiting:
             return 0
         now = time.monotonic()
         until = now + (WATCH_EVERY_S if self.jobs else HOUSEKEEPING_EVERY_S)
@@ -105,8 +108,11 @@ class Starter(Payloads):
             self.stop_deadline = time.monotonic() + 10
             self.waiting.clear()
         for job in self.jobs.values():
-            job.reason = job.reason or "WORKER_STOPPED"
-            self.kill_session(job)
+            self._stop(job)
+
+    def _stop(self, job: Job) -> None:
+        job.reason = job.reason or "WORKER_STOPPED"
+        self.kill_session(job)
 
     def _housekeeping(self, now: float) -> None:
         if self.agent is not None or self.jobs or self.waiting:
@@ -120,6 +126,10 @@ class Starter(Payloads):
         if gone:
             self._begin_stop()
         self.write_again()
+        for launch in self.launches:
+            if now > launch.until:
+                with contextlib.suppress(OSError):
+                    os.kill(launch.pid, signal.SIGKILL)
         if self.can_list_children:
             self.kill_strays([])
 
@@ -185,7 +195,7 @@ class Starter(Payloads):
         elif operation == "list":
             self.slots = int(message.get("slots") or self.slots)
             running = [[job.key, job.pid, job.started_at_us] for job in self.jobs.values()]
-            waiting = [order["key"] for order in self.waiting]
+            waiting = [order["key"] for order in self.waiting] + [key for one in self.launches for key in one.orders]
             self._tell({"event": "listing", "running": running, "waiting": waiting, "boot_id": self.boot_id})
         elif operation == "forget":
             for key in message["keys"]:
@@ -237,34 +247,94 @@ class Starter(Payloads):
 
     # ---- starting
 
-    def _fork_waiting(self) -> None:
-        room = min(MAX_FORKS_PER_TURN, self.slots - len(self.jobs))
+    @property
+    def _room(self) -> int:
+        taken = len(self.jobs) + sum(len(launch.orders) for launch in self.launches)
+        return 0 if self.stopping else min(MAX_FORKS_PER_TURN, self.slots - taken)
+
+    def _start_waiting(self) -> None:
+        room = self._room
         if room <= 0 or not self.waiting:
             return
-        started, refused = [], []
+        chosen, refused = [], []
         for order in self.waiting[:room]:
-            key = order["key"]
             try:
-                os.mkdir(f"jobs/{key}", 0o700)
+                os.mkdir(f"jobs/{order['key']}", 0o700)
+                chosen.append(order)
             except FileExistsError:
-                refused.append([key, "ALREADY_STARTED"])
-                continue
+                refused.append([order["key"], "ALREADY_STARTED"])
             except OSError as error:
-                refused.append([key, "DISK" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "STATE_DIRECTORY"])
-                continue
-            try:
-                job = self.fork(order)
-            except OSError:  # no processes or no memory left on this host
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"jobs/{key}")
-                refused.append([key, "NO_PROCESSES"])
-                continue
-            started.append([key, job.pid, job.started_at_us])
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                refused.append([order["key"], "DISK" if full else "STATE_DIRECTORY"])
         del self.waiting[:room]
-        if started:
-            self._tell({"event": "started", "jobs": started})
+        for orders in _by_kind(chosen) if self.can_list_children else [[order] for order in chosen]:
+            try:
+                if self.can_list_children:
+                    self._launch(orders)
+                else:  # whose payloads would be somebody else's children
+                    self._tell_started([self.fork(order) for order in orders])
+            except OSError:  # no processes or no memory left on this host
+                for order in orders:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(f"jobs/{order['key']}")
+                    refused.append([order["key"], "NO_PROCESSES"])
         if refused:
             self._tell({"event": "refused", "jobs": refused})
+
+    def _launch(self, orders: list[dict]) -> None:
+        launch = Launch(orders, self.become_mortal)
+        self.launches.append(launch)
+        self.helpers.add(launch.pid)
+        self.selector.register(launch.pipe, selectors.EVENT_READ)
+
+    def inherited(self) -> None:
+        """Perhaps a payload: its launcher has told of it before it ended."""
+        self._read_launches()
+
+    def _read_launches(self) -> None:
+        started: list[Job] = []
+        failed: list[dict] = []
+        for launch in list(self.launches):
+            while told := launch.read():
+                for key, pid, at_us, error in told:
+                    order = launch.orders.pop(key)
+                    if error is None:
+                        started.append(self.begun(order, pid, at_us))
+                    else:
+                        failed.append(self._not_started(key, error))
+            if told is None:
+                self._launch_is_over(launch)
+        if started:
+            self._tell_started(started)
+            for job in started if self.stopping else ():
+                self._stop(job)
+        if failed:
+            self.keep(failed)
+
+    def _launch_is_over(self, launch: Launch) -> None:
+        self.launches.remove(launch)
+        self.selector.unregister(launch.pipe)
+        launch.close()
+        if launch.orders:  # it was killed; what it had started without a word is killed as a stray
+            text = "the process that started it was killed"
+            self._tell({"event": "lost", "jobs": [[key, text] for key in launch.orders]})
+
+    def _not_started(self, key: str, error: dict) -> dict:
+        now_us = time.time_ns() // 1000
+        return {
+            "key": key, "boot_id": self.boot_id, "started_at_us": now_us, "ended_at_us": now_us, "exit_code": 127,
+            "error": error,
+        }  # fmt: skip
+
+    def _tell_started(self, jobs: list[Job]) -> None:
+        self._tell({"event": "started", "jobs": [[job.key, job.pid, job.started_at_us] for job in jobs]})
+
+
+def _by_kind(orders: list[dict]) -> list[list[dict]]:
+    found: dict[tuple[object, ...], list[dict]] = {}
+    for order in orders:
+        found.setdefault(kind_of(order), []).append(order)
+    return list(found.values())
 
 
 def _listen(path: str) -> socket.socket:
@@ -300,8 +370,9 @@ def main(arguments: list[str]) -> int:
     with open("starter.pid", "w") as file:
         file.write(str(os.getpid()))
     os.write(1, b"ready\n")
-    os.dup2(starter.null_in, 0)
-    os.dup2(starter.null_out, 1)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
     gc.collect()
     gc.freeze()
     starter.run()

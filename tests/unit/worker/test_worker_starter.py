@@ -278,6 +278,38 @@ def test_the_account_is_dropped_for_good(running: Running) -> None:
     assert running.ended()["b"]["error"]["stage"] == "account"
 
 
+@pytest.mark.skipif(not AS_ROOT, reason="changing the account needs root")
+def test_limits_are_there_from_the_beginning_and_for_good(running: Running) -> None:
+    script = "ulimit -n 999999 -f unlimited 2>/dev/null; ulimit -Hn; ulimit -Hf; ulimit -Ht; ulimit -Hv"
+    limits = {"open_files": 200, "file_bytes": 1 << 20, "cpu_s": 10, "memory_bytes": 1 << 30}
+    running.run(running.order("a", script, uid=61001, **limits), running.order("b", "ulimit -Hn", uid=61001))
+    running.ended(2)
+    assert running.out("a").split() == ["200", "2048", "15", str(5 << 20)]
+    assert running.out("b").split() == ["1024"]
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="changing the account needs root")
+def test_a_user_who_kills_all_he_can_harms_only_his_own_jobs(running: Running) -> None:
+    killer = running.order("killer", "while ! test -e enough; do kill -9 -1; done; exit 3", uid=61001)
+    running.run(killer)
+    over: dict[str, int | None] = {}
+    if running.next()["event"] == "started":  # else his own launcher was too slow to tell of him
+        mine = [running.order(f"mine{n}", "", uid=61001, executable="/bin/true", argv=["true"]) for n in range(20)]
+        others = [running.order(f"other{n}", "exit 4", uid=61002) for n in range(5)]
+        running.run(*mine, *others)
+        while len(over) < len(mine) + len(others):
+            message = running.next()
+            if message["event"] == "ended":
+                over |= {record["key"]: record["exit_code"] for record in message["jobs"]}
+            elif message["event"] == "lost":
+                over |= dict.fromkeys((key for key, _ in message["jobs"]), None)
+        assert {over[order["key"]] for order in others} == {4}
+        assert {over[order["key"]] for order in mine} <= {0, 137, None}
+        (Path(killer["cwd"]) / "enough").touch()
+        assert running.ended()["killer"]["exit_code"] == 3
+    eventually(lambda: not [pid for pid in payloads.descendants(running.pid) if alive(pid)])
+
+
 def test_nothing_of_ours_leaks_into_a_payload(running: Running) -> None:
     running.run(running.order("a", "ls /proc/self/fd | wc -l; grep SigIgn /proc/self/status; env | cut -d= -f1 | sort"))
     running.ended()
