@@ -35,6 +35,7 @@ MAX_ITEMS = 100
 _SECRET_KEYS = frozenset(
     {"session", "session_token", "token", "proof", "password", "passphrase", "key_pem", "private_key"}
 )
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _SECRET_MARK = "PRIVATE KEY-----"
 
 trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
@@ -201,7 +202,7 @@ class Logger:
 
 def encode(record: Mapping[str, object]) -> bytes:
     """One line of JSON with its newline."""
-    return json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+    return _encode(record).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _safe(name: str, value: object) -> object:

@@ -138,6 +138,10 @@ class Credential:
     def dumps(self) -> bytes:
         """The proxy file as bytes: certificate, unencrypted PKCS#8 key, chain. Holds the private key: never log or
         send it."""
+        return self._file
+
+    @cached_property
+    def _file(self) -> bytes:
         key = self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -169,7 +173,7 @@ class Credential:
                 return certificates.subject_of(certificate)
         return certificates.subject_of(self.certificates[-1])
 
-    @property
+    @cached_property
     def not_after(self) -> datetime:
         """When the first certificate of the chain expires (aware UTC)."""
         return min(certificate.not_valid_after_utc for certificate in self.certificates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -63,6 +64,8 @@ from fabric.errors import GridError
 from fabric.pace import Pace
 from security.credentials import Credential
 
+MAX_INFOS = 256
+"""`.BrokerInfo` files kept in memory, of jobs without input data."""
 MAX_INLINE_BYTES = 64 * 1024
 """Output of one job that travels inside its report."""
 PIECE_BYTES = 1024 * 1024
@@ -124,6 +127,7 @@ class Runner:
         )
         self._disk_problem = self._clock_problem = ""
         self._contact = ""
+        self._usual_info = functools.lru_cache(MAX_INFOS)(self._broker_info)
         self._peeking: set[int] = set()
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
@@ -453,9 +457,11 @@ class Runner:
                     replicas = await self._data.bring(
                         description.input_data, self.root / job.key, credential, job.order.uid, job.order.gid
                     )
+                    protocols = tuple(description.data_access_protocols)
+                    info = self._broker_info(f"{self._contact}-{job.order.queue}", description.vo, protocols, replicas)
                     await asyncio.to_thread(
-                        scratch.replace_file, self.root, job.key, scratch.BROKER_INFO_NAME,
-                        self._broker_info(job, replicas), uid=job.order.uid, gid=job.order.gid,
+                        scratch.replace_file, self.root, job.key, scratch.BROKER_INFO_NAME, info, uid=job.order.uid,
+                        gid=job.order.gid,
                     )  # fmt: skip
         except GridError as error:
             reason = error.reason
@@ -503,7 +509,10 @@ class Runner:
                     job.key, "SANDBOX_EVICTED", f"{file.name} left this node's cache too early; try again"
                 )
             inputs.append(scratch.Input(file.name, path, file.executable or file.name in programs))
-        files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: self._broker_info(job, {})}
+        info = self._usual_info(
+            f"{self._contact}-{order.queue}", description.vo, tuple(description.data_access_protocols)
+        )
+        files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: info}
         try:
             scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
@@ -607,15 +616,17 @@ class Runner:
             environment["GRIDFABRIC_CATALOG"] = catalogue.address
         return environment
 
-    def _broker_info(self, job: Job, replicas: Mapping[str, Sequence[str]]) -> bytes:
-        description, settings = job.order.description, self.context.settings
+    def _broker_info(
+        self, ce: str, vo: str, protocols: tuple[str, ...], replicas: Mapping[str, Sequence[str]] | None = None
+    ) -> bytes:
+        settings = self.context.settings
         return broker_info(
-            ce=f"{self._contact}-{job.order.queue}",
+            ce=ce,
             close_storage=settings.endpoints("storage", site=settings.site),
             storage=settings.endpoints("storage"),
-            replicas=replicas,
-            protocols=description.data_access_protocols,
-            vo=description.vo,
+            replicas=replicas or {},
+            protocols=protocols,
+            vo=vo,
         )
 
     def _from_batch(self, message: dict[str, Any]) -> None:

@@ -77,14 +77,15 @@ def make_root(root: Path, *, for_others: bool) -> None:
 def create(root: Path, key: str, *, uid: int, gid: int, files: Mapping[str, bytes], inputs: Sequence[Input]) -> Path:
     """A new directory with the given small files (mode 0600) and copies of the inputs; an older one of this key
     goes."""
-    path = root / key
+    path = f"{root}/{key}"
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
         remove(root, key)
         os.mkdir(path, 0o700)
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for name, data in files.items():
-        descriptor = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(f"{path}/{name}", new, 0o600)
         try:
             os.write(descriptor, data)
             if uid > 0:
@@ -92,14 +93,14 @@ def create(root: Path, key: str, *, uid: int, gid: int, files: Mapping[str, byte
         finally:
             os.close(descriptor)
     for item in inputs:
-        target = path / item.name
+        target = f"{path}/{item.name}"
         shutil.copyfile(item.source, target)
         os.chmod(target, 0o700 if item.executable else 0o600)
         if uid > 0:
             os.chown(target, uid, gid)
     if uid > 0:
         os.chown(path, uid, gid)
-    return path
+    return Path(path)
 
 
 def replace_file(root: Path, key: str, name: str, data: bytes, *, uid: int, gid: int) -> None:
@@ -149,7 +150,7 @@ def open_output(root: Path, key: str, name: str, uid: int) -> int:
 
 def remove(root: Path, key: str) -> None:
     """Remove a job's directory whatever is in it. A name that is not there is no error."""
-    path = root / key
+    path = f"{root}/{key}"
     try:
         with os.scandir(path) as entries:
             folders = False
@@ -171,8 +172,8 @@ def remove(root: Path, key: str) -> None:
         # Folders without permissions, or nested deeper than Python recurses.
         with contextlib.suppress(OSError):
             os.chmod(path, 0o700)
-        subprocess.run(["chmod", "-R", "u+rwx", "--", str(path)], check=False, capture_output=True, timeout=600)
-        subprocess.run(["rm", "-rf", "--", str(path)], check=False, capture_output=True, timeout=600)
+        subprocess.run(["chmod", "-R", "u+rwx", "--", path], check=False, capture_output=True, timeout=600)
+        subprocess.run(["rm", "-rf", "--", path], check=False, capture_output=True, timeout=600)
 
 
 def usage(path: Path, max_inodes: int) -> tuple[int, int]:
