@@ -53,6 +53,7 @@ _CAPABILITIES: Mapping[str, tuple[str, ...]] = {
     ),
     "org.gridfabric.storage": ("data.management.storage", "data.transfer"),
     "org.gridfabric.catalog": ("data.management.replica", "data.naming.resolver"),
+    "org.gridfabric.transfer": ("data.transfer",),
     "org.gridfabric.broker": ("executionmanagement.executionandplanning", "executionmanagement.jobdescription"),
     "org.gridfabric.bookkeeping": ("information.logging", "information.lookup.job"),
     "org.gridfabric.authority": ("security.authentication",),

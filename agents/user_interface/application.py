@@ -28,6 +28,7 @@ from agents.user_interface.commands import (
     site,
     software,
     storage,
+    transfer,
     vo,
 )
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe, exit_code
@@ -51,6 +52,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(accounting.app, name="accounting")
 app.add_typer(data.app, name="data")
 app.add_typer(storage.app, name="storage")
+app.add_typer(transfer.app, name="transfer")
 app.add_typer(info.app, name="info")
 app.command()(info.infosites)
 app.command()(info.gstat)

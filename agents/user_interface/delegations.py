@@ -17,7 +17,7 @@ from agents.user_interface import console
 from agents.user_interface.connection import Grid, as_operator, open_for_user
 from fabric.errors import GridError, NotFound
 
-KINDS = ("broker", "gatekeeper", "storage")
+KINDS = ("broker", "gatekeeper", "storage", "transfer")
 """Services that act in the name of users."""
 
 

@@ -27,6 +27,7 @@ VARIABLES: Mapping[str, tuple[str, str]] = {
     "GRIDFABRIC_BROKER": ("broker", "rpc"),
     "GRIDFABRIC_BOOKKEEPING": ("bookkeeping", "rpc"),
     "GRIDFABRIC_CATALOG": ("catalog", "rpc"),
+    "GRIDFABRIC_TRANSFER": ("transfer", "rpc"),
     "GRIDFABRIC_TOP_LDAP": ("top", "ldap"),
     "GRIDFABRIC_AUTHORITY": ("authority", "rpc"),
     "GRIDFABRIC_AUTHORITY_HTTP": ("authority", "http"),

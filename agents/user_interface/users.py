@@ -103,7 +103,7 @@ async def _require_groups(client: VoClient, vo: str, groups: Sequence[str]) -> N
             )
 
 
-USER_SERVICES = ("broker", "bookkeeping", "catalog", "storage", "gatekeeper")
+USER_SERVICES = ("broker", "bookkeeping", "catalog", "storage", "gatekeeper", "transfer")
 """Whoever maps users by its own copy of the member list."""
 KNOWN_WITHIN_S = 20.0
 KNOWN_POLL_S = 0.2

@@ -19,6 +19,7 @@ from agents.broker.client import BrokerClient
 from agents.catalog import client as catalog
 from agents.gatekeeper import client as gatekeeper
 from agents.storage import client as storage
+from agents.transfer.client import TransferClient
 from agents.user_interface.connection import Grid
 from fabric.errors import DeadlineExceeded, GridError, Unavailable
 from fabric.settings import Endpoint
@@ -172,6 +173,7 @@ _CALLS: Mapping[str, Callable[[Any], Awaitable[Any]]] = {
     "catalog": lambda channel: catalog.list_page(channel, "/grid", page_size=1),
     "gatekeeper": lambda channel: gatekeeper.status(channel, []),
     "storage": storage.space,
+    "transfer": lambda channel: TransferClient(channel).jobs(),
 }
 USER_KINDS = tuple(_CALLS)
 """Services that users call."""

@@ -1,0 +1,1 @@
+"""The transfer agent: a durable queue of copies between storage elements, in the name of users."""

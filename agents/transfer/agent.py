@@ -1,0 +1,53 @@
+"""The transfer agent, put together."""
+
+from __future__ import annotations
+
+from gridfabric.transfer.v1 import transfer_pb2_grpc
+
+from agents.transfer import store as rows
+from agents.transfer.config import TransferOptions
+from agents.transfer.core import TransferCore
+from agents.transfer.elements import Elements
+from agents.transfer.servicer import RULES, TransferServicer
+from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.context import AgentContext
+from fabric.glue13 import agent_entries
+from fabric.rpc.server import RpcService
+from fabric.settings import parse_options
+
+
+class TransferAgent(Agent):
+    """Everything acknowledged is in ``transfer.db``; all else is made again at a start."""
+
+    def __init__(self, context: AgentContext) -> None:
+        super().__init__(context)
+        settings = context.settings
+        options = parse_options(TransferOptions, settings.options)
+        elements = Elements(settings.endpoints("storage"), options.caps_mb_per_s)
+        store = context.store("transfer", rows.metadata)
+        self.core = TransferCore(context, options, store, elements)
+        self.servicer = TransferServicer(self.core, store, clock=context.clock, log=context.log)
+        self.services = [RpcService(self.servicer, transfer_pb2_grpc.add_TransfersServicer_to_server, RULES)]
+        context.delegations  # noqa: B018  offers the Delegation service
+
+    async def start(self) -> None:
+        """Go on with what is not at an end."""
+        await self.core.start()
+        self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
+
+    def health(self) -> AgentHealth:
+        """How much waits and runs."""
+        core = self.core
+        numbers = {
+            "open": float(len(core.items)),
+            "active": float(core.links.active),
+            "unwanted": float(len(core.unwanted)),
+            "links": float(len(list(core.links))),
+            "finished": float(core.finished),
+        }
+        return AgentHealth(AgentState.GREEN, numbers=numbers)
+
+
+def build(context: AgentContext) -> Agent:
+    """The agent for these settings. Raises InvalidRequest SETTINGS_INVALID."""
+    return TransferAgent(context)

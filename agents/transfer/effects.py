@@ -1,0 +1,162 @@
+"""What the transfer agent does elsewhere, in the name of a user: catalogue, storage elements, delegations to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agents.catalog import client as catalog
+from agents.storage import client as storage
+from agents.transfer.config import TransferOptions
+from agents.transfer.model import Job, host_and_port
+from fabric.context import AgentContext
+from fabric.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, Unauthenticated
+from fabric.rpc.delegation import delegate, delegation_remaining_s
+from security.credentials import Credential
+
+MAX_DELEGATED = 10_000
+"""Delegations to storage elements that are remembered."""
+
+
+class NoProxy(Exception):
+    """The owner's proxy is missing or has ended: nothing can be done until there is another one."""
+
+    def __init__(self, error: GridError) -> None:
+        super().__init__(error.sentence)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a turn of an owner's files needs. `entries`: by GUID, as the catalogue has them now."""
+
+    owner: str
+    credential: Credential
+    entries: Mapping[str, catalog.Entry]
+
+
+class Effects:
+    """Calls with users' delegated proxies."""
+
+    def __init__(self, context: AgentContext, options: TransferOptions) -> None:
+        self._context, self._options = context, options
+        self._delegated: dict[tuple[str, str], asyncio.Task[tuple[Credential, float]]] = {}
+        """By owner and element: the proxy that was given on, and until when (monotonic) it is not looked at again."""
+
+    def proxy(self, owner: str) -> Credential:
+        """The owner's. Raises NoProxy."""
+        try:
+            return self._context.delegations.get(owner)
+        except (NotFound, Unauthenticated) as error:
+            raise NoProxy(error) from error
+
+    async def lookup(self, owner: str, names: Sequence[str]) -> tuple[list[catalog.Entry], list[str]]:
+        """As `catalog.lookup`. Raises GridError, also for a missing proxy."""
+        try:
+            return await catalog.lookup(await self._catalogue(self.proxy(owner)), names)
+        except NoProxy as error:
+            raise error.error from None
+
+    async def prepare(self, owner: str, names: Sequence[str]) -> Prepared:
+        """Look the files of a turn up. Raises NoProxy, GridError."""
+        credential = self.proxy(owner)
+        found, _ = await catalog.lookup(await self._catalogue(credential), names)
+        return Prepared(owner, credential, {entry.guid: entry for entry in found})
+
+    async def copy(
+        self,
+        prepared: Prepared,
+        entry: catalog.Entry,
+        source_surl: str,
+        job: Job,
+        put_id: str,
+        max_bytes_per_s: int,
+        progress: Callable[[int], None],
+    ) -> str:
+        """Have the destination fetch the file; the copy's SURL. Raises GridError."""
+        stall_s = self._options.stall_s
+        content = entry.content
+        if content is None:
+            raise InvalidRequest("IS_DIRECTORY", f"{entry.lfn} is a directory; name its files")
+        channel = await self._delegated_to(prepared.owner, prepared.credential, job.destination)
+        clock = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(stall_s) as deadline:
+
+                def moved(size_bytes: int) -> None:
+                    progress(size_bytes)
+                    if size_bytes:
+                        deadline.reschedule(clock() + stall_s)
+
+                expected = storage.Checksums(content.adler32, content.sha256)
+                copied = await storage.copy(
+                    channel, source_surl, job.vo,
+                    expected=expected, put_id=put_id, progress=moved, max_bytes_per_s=max_bytes_per_s, patience_s=0.0,
+                )  # fmt: skip
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "TRANSFER_STALLED",
+                f"no byte of {source_surl} came to {job.destination} for {stall_s:g} s",
+                side="source",
+            ) from None
+        except GridError as error:
+            if error.reason in ("DELEGATION_MISSING", "DELEGATION_EXPIRED"):
+                self._delegated.pop((prepared.owner, job.destination), None)
+            raise
+        return copied.surl
+
+    async def register(self, prepared: Prepared, entry: catalog.Entry, surl: str) -> None:
+        """Tell the catalogue of the copy. Raises GridError."""
+        assert entry.content is not None
+        channel = await self._catalogue(self._proxy_now(prepared))
+        content = entry.content
+        await catalog.add_replica(channel, f"guid:{entry.guid}", surl, content.size_bytes, content.adler32)
+
+    async def take_back(self, job: Job, put_id: str) -> None:
+        """Remove what the destination may have of a put. Raises GridError."""
+        try:
+            credential = self.proxy(job.owner)
+        except NoProxy as error:
+            raise error.error from None
+        host, port = host_and_port(job.destination)
+        channel = await self._context.channels.get(host, port, credential=credential)
+        await storage.take_back(channel, put_id, job.vo)
+
+    def _proxy_now(self, prepared: Prepared) -> Credential:
+        """A newer one, if the owner has delegated again meanwhile."""
+        try:
+            return self.proxy(prepared.owner)
+        except NoProxy:
+            return prepared.credential
+
+    async def _catalogue(self, credential: Credential) -> Any:
+        endpoint = self._context.settings.endpoint("catalog")
+        return await self._context.channels.get(endpoint.host, endpoint.rpc, credential=credential)
+
+    async def _delegated_to(self, owner: str, credential: Credential, element: str) -> Any:
+        """A channel to a storage element that has a proxy of the owner. Many at once are one delegation."""
+        host, port = host_and_port(element)
+        channel = await self._context.channels.get(host, port, credential=credential)
+        key = (owner, element)
+        known = self._delegated.get(key)
+        if known is not None and known.done():
+            given = known.result() if not known.cancelled() and known.exception() is None else None
+            if given is None or given[0] is not credential or given[1] < self._context.clock.monotonic():
+                known = None
+        if known is None:
+            while len(self._delegated) >= MAX_DELEGATED:
+                del self._delegated[next(iter(self._delegated))]
+            known = self._delegated[key] = asyncio.create_task(self._delegate(channel, credential))
+            known.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(known)
+        return channel
+
+    async def _delegate(self, channel: Any, credential: Credential) -> tuple[Credential, float]:
+        ours_s = (credential.not_after - self._context.clock.now()).total_seconds()
+        left_s = await delegation_remaining_s(channel)
+        if left_s < ours_s / 2:
+            await delegate(channel, credential)
+            left_s = await delegation_remaining_s(channel)
+        return credential, self._context.clock.monotonic() + left_s / 2

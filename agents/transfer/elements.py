@@ -1,0 +1,59 @@
+"""The storage elements that the agent knows, by name, site or host:port; and the speed caps of links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fabric.errors import InvalidRequest, NotFound
+from fabric.settings import Endpoint
+
+MAX_NAMED = 20
+LEAST_MB_PER_S = 0.3
+"""Of a cap: storage elements slow no copy down further."""
+
+
+class Elements:
+    """Storage elements of the settings."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], caps_mb_per_s: Mapping[str, float]) -> None:
+        """Raises InvalidRequest(SETTINGS_INVALID)."""
+        self._known = {_address(endpoint): endpoint for endpoint in endpoints if endpoint.rpc}
+        self._caps: list[tuple[str, str, float]] = []
+        for text, mb_per_s in caps_mb_per_s.items():
+            source, arrow, destination = (part.strip() for part in text.partition(">"))
+            if not (source and arrow and destination) or mb_per_s < LEAST_MB_PER_S:
+                raise InvalidRequest(
+                    "SETTINGS_INVALID",
+                    f"options of the transfer agent: caps_mb_per_s has {text!r} = {mb_per_s:g}; write "
+                    f'"CERN > RAL" = 20, at least {LEAST_MB_PER_S:g}',
+                )
+            self._caps.append((source.lower(), destination.lower(), mb_per_s * 1e6))
+
+    def find(self, wanted: str) -> str:
+        """host:port of the element that is meant. Raises NotFound(SE_UNKNOWN)."""
+        for address in self._known:
+            if wanted.lower() in self._names(address):
+                return address
+        known = ", ".join(f"{e.name} ({e.site})" for e in list(self._known.values())[:MAX_NAMED]) or "none"
+        raise NotFound("SE_UNKNOWN", f"no storage element {wanted[:100]!r} is known; known are: {known}", wanted=wanted)
+
+    def name(self, address: str) -> str:
+        """What it is called, where it is known."""
+        return self._known[address].name if address in self._known else address
+
+    def cap(self, source: str, destination: str) -> float:
+        """Bytes a second of the first cap that is about this link; 0: none."""
+        for one, other, cap in self._caps:
+            if one in ("*", *self._names(source)) and other in ("*", *self._names(destination)):
+                return cap
+        return 0.0
+
+    def _names(self, address: str) -> tuple[str, ...]:
+        endpoint = self._known.get(address)
+        names = (endpoint.name.lower(), endpoint.site.lower()) if endpoint is not None else ()
+        return (*names, address.lower())
+
+
+def _address(endpoint: Endpoint) -> str:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{host}:{endpoint.rpc}"

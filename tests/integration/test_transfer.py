@@ -1,0 +1,337 @@
+"""The transfer agent between real storage elements and a real catalogue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grid import LabGrid
+from support.waiting import until
+
+from agents.catalog import client as catalog
+from agents.storage import client as storage
+from agents.transfer.client import ENDED, TransferClient
+from agents.transfer.machine import Chosen, Copied, Registered
+from agents.user_interface import console, transfers
+from agents.user_interface.endpoints import ENDPOINTS_FILE
+from agents.user_interface.exits import Ended
+from fabric.errors import AlreadyExists, Exhausted, GridError, InvalidRequest, NotFound, Refused
+from fabric.ids import unique_id
+from fabric.rpc.delegation import delegate
+
+SITES = ("CERN", "RAL", "CNAF")
+FAST = {"retry_first_s": 0.05, "retry_max_s": 0.2, "tune_every_s": 0.2}
+
+
+class Desk:
+    """Alice, her files, and the agents."""
+
+    def __init__(self, lab: LabGrid, folder: Path) -> None:
+        self.lab, self.folder, self.alice = lab, folder, lab.user("alice")
+
+    async def start(self, **options: Any) -> None:
+        kinds = [("catalog", "CERN"), *(("storage", site) for site in SITES), ("transfer", "CERN")]
+        for kind, site in kinds:
+            self.lab.plan(kind, site=site)
+        for kind, site in kinds:
+            own: dict[str, Any] = {"storage": {"reserve_bytes": 0}, "transfer": FAST | options}.get(kind, {})
+            await self.lab.start(kind, site=site, options=own)
+        await delegate(await self.lab.channel("transfer", credential=self.alice), self.alice)
+
+    async def transfers(self, credential: Any = None) -> TransferClient:
+        return TransferClient(await self.lab.channel("transfer", credential=credential or self.alice))
+
+    async def element(self, site: str) -> Any:
+        return await self.lab.channel("storage", site=site, credential=self.alice)
+
+    async def put(self, name: str, site: str = "CERN", data: bytes = b"") -> str:
+        path = self.folder / "upload"
+        path.write_bytes(data or name.encode() * 1000)
+        stored = await storage.put_file(await self.element(site), path, "cms")
+        content = catalog.Content(stored.size_bytes, stored.checksums.adler32, stored.checksums.sha256)
+        names = await self.lab.channel("catalog", credential=self.alice)
+        await catalog.register(names, f"/grid/cms/{name}", catalog.new_guid(), content, surl=stored.surl)
+        return f"lfn:/grid/cms/{name}"
+
+    async def replicas(self, lfn: str) -> list[str]:
+        names = await self.lab.channel("catalog", credential=self.alice)
+        return [replica.surl for replica in (await catalog.replicas(names, lfn)).replicas]
+
+    async def on(self, site: str) -> list[str]:
+        return [file.surl async for file in storage.list_files(await self.element(site), "cms")]
+
+    async def submit(self, lfns: list[str], to: str, **more: Any) -> str:
+        job_id = unique_id()
+        accepted, refused = await (await self.transfers()).submit(job_id, lfns, to, **more)
+        assert (accepted, refused) == (len(lfns), [])
+        return job_id
+
+    async def files(self, job_id: str) -> list[Any]:
+        return [file async for file in (await self.transfers()).files(job_id)]
+
+    async def ended(self, job_id: str) -> list[Any]:
+        async def all_ended() -> list[Any]:
+            files = await self.files(job_id)
+            return files if all(file.state in ENDED for file in files) else []
+
+        return await until(all_ended, "the end of the transfers")
+
+    def core(self) -> Any:
+        return self.lab.agents["transfer.CERN"].agent.core  # type: ignore[attr-defined]
+
+    def stop_at(self, kind: type, kept: bool) -> asyncio.Event:
+        """The agent stands still for ever before, or after, it keeps such an event."""
+        core, reached = self.core(), asyncio.Event()
+        apply_all = core._apply_all
+
+        async def apply(events: Any) -> Any:
+            if not any(isinstance(event, kind) for _, event in events):
+                return await apply_all(events)
+            if kept:
+                await apply_all(events)
+            reached.set()
+            return await asyncio.Event().wait()
+
+        core._apply_all = apply
+        return reached
+
+    async def clean(self) -> None:
+        await until(lambda: not self.core().unwanted, "the removal of unwanted copies")
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with LabGrid(tmp_path / "lab", vos=("cms", "atlas")) as lab:
+        yield Desk(lab, tmp_path)
+
+
+async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:
+    with pytest.raises(kind) as caught:
+        await awaitable
+    assert caught.value.reason == reason, caught.value
+    return caught.value
+
+
+async def test_files_are_copied_verified_and_registered_once(desk: Desk) -> None:
+    await desk.start()
+    lfns = [await desk.put(f"f{number}") for number in range(5)]
+    job_id = await desk.submit(lfns, "RAL")
+    assert await (await desk.transfers()).submit(job_id, lfns, "RAL") == (5, [])  # again: nothing more
+    files = await desk.ended(job_id)
+    assert [file.state for file in files] == ["FINISHED"] * 5
+    assert sorted(file.surl for file in files) == sorted(await desk.on("RAL"))
+    for lfn, file in zip(lfns, files, strict=True):
+        assert file.surl in await desk.replicas(lfn) and len(await desk.replicas(lfn)) == 2
+        assert file.moved_bytes == file.size_bytes and file.attempt == 1
+
+    again = await desk.ended(await desk.submit(lfns[:1], "storage.RAL"))
+    assert [(file.state, file.reason) for file in again] == [("FINISHED", "ALREADY_THERE")]
+    (channel,) = await (await desk.transfers()).channels()
+    assert (channel.source, channel.destination, channel.finished) == ("storage.CERN", "storage.RAL", 5)
+    rows = await (await desk.transfers()).report(0)
+    assert {(row.state, row.reason): row.files for row in rows} == {
+        ("FINISHED", ""): 5,
+        ("FINISHED", "ALREADY_THERE"): 1,
+    }
+    assert {line["job_id"] for line in desk.lab.audit("transfer.CERN", "transfer.submitted")} >= {job_id}
+
+    # two jobs for the same copy make one
+    lfns = [await desk.put(f"t{number}") for number in range(3)]
+    jobs = [await desk.submit(lfns, "RAL") for _ in range(3)]
+    for job_id in jobs:
+        assert {file.state for file in await desk.ended(job_id)} == {"FINISHED"}
+    await desk.clean()
+    assert len(await desk.on("RAL")) == 8
+    assert [len(await desk.replicas(lfn)) for lfn in lfns] == [2, 2, 2]
+
+
+async def test_the_command_follows_a_directory_to_its_end(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    await desk.start()
+    for name in ("d/a", "d/e/b"):
+        await desk.put(name)
+    desk.alice.save(desk.folder / "proxy.pem")
+    known = {"endpoints": desk.lab.settings("catalog.CERN")["endpoints"], "vos": ["cms"]}
+    (desk.folder / ENDPOINTS_FILE).write_text(json.dumps(known))
+    environ = {
+        "X509_USER_PROXY": str(desk.folder / "proxy.pem"),
+        "X509_CERT_DIR": str(desk.lab.certificates),
+        "GRIDFABRIC_ENDPOINTS": str(desk.folder / ENDPOINTS_FILE),
+    }
+
+    async def call(command: Any, *arguments: Any, **options: Any) -> Any:
+        capsys.readouterr()
+        await command(*arguments, as_json=True, environ=environ, **options)
+        return json.loads(capsys.readouterr().out)
+
+    console.mode.as_json = True
+    try:
+        made = await call(transfers.submit_command, ["lfn:/grid/cms/d"], "RAL", "", 0, wait=True)
+        assert (made["accepted"], made["refused"]) == (2, [])
+        own: dict[str, Any] = {"operator": False, "state": None}
+        shown = await call(transfers.status_command, made["id"], wait=True, **own)
+        assert shown["files"] == {"FINISHED": 2} and shown["moved_bytes"] == shown["size_bytes"]
+        assert [file["lfn"] for file in shown["list"]] == ["lfn:/grid/cms/d/a", "lfn:/grid/cms/d/e/b"]
+        assert [job["id"] for job in await call(transfers.status_command, None, wait=False, **own)] == [made["id"]]
+        assert (await call(transfers.report_command, 3600.0, **own))[0]["files"] == 2
+        assert (await call(transfers.channels_command, **own))[0]["finished"] == 2
+        assert (await call(transfers.cancel_command, [made["id"]], **own))[0]["canceled"] == 0
+        with pytest.raises(Ended):
+            await call(transfers.cancel_command, [unique_id()], **own)
+        with pytest.raises(NotFound):
+            await call(transfers.submit_command, ["lfn:/grid/cms/none"], "RAL", "", 0, wait=True)
+    finally:
+        console.mode.as_json = False
+
+
+async def test_what_is_wrong_is_said_for_each_file_and_to_whom_it_belongs(desk: Desk) -> None:
+    await desk.start(max_attempts=3)
+    lfn = await desk.put("w")
+    transfers = await desk.transfers()
+    names = await desk.lab.channel("catalog", credential=desk.alice)
+    await catalog.make_directory(names, "/grid/cms/d")
+    accepted, wrong = await transfers.submit(unique_id(), [lfn, "lfn:/grid/cms/none"], "RAL")
+    assert (accepted, [one.reason for one in wrong]) == (1, ["LFN_NOT_FOUND"])
+    accepted, wrong = await transfers.submit(unique_id(), [lfn], "RAL", source="CNAF")
+    assert accepted == 0 and wrong[0].reason in ("NO_REPLICA",)
+    await refused(NotFound, "SE_UNKNOWN", transfers.submit(unique_id(), [lfn], "MARS"))
+    await refused(InvalidRequest, "JOB_ID_INVALID", transfers.submit("x", [lfn], "RAL"))
+    await refused(InvalidRequest, "PRIORITY_INVALID", transfers.submit(unique_id(), [lfn], "RAL", priority=11))
+    await refused(Refused, "OTHER_VO", transfers.submit(unique_id(), ["lfn:/grid/atlas/x"], "RAL"))
+
+    job_id = await desk.submit([lfn], "CNAF")
+    bob = await desk.transfers(desk.lab.user("bob"))
+    await refused(NotFound, "DELEGATION_MISSING", bob.submit(unique_id(), [lfn], "RAL"))
+    await delegate(await desk.lab.channel("transfer", credential=desk.lab.user("bob")), desk.lab.user("bob"))
+    await refused(AlreadyExists, "JOB_ID_TAKEN", bob.submit(job_id, [lfn], "CNAF"))
+    await refused(NotFound, "JOB_UNKNOWN", bob.job(job_id))
+    await refused(NotFound, "JOB_UNKNOWN", bob.cancel(job_id))
+    assert await bob.jobs() == [] and await bob.report(0) == []
+    operator = await desk.transfers(desk.lab.operator())
+    assert job_id in [job.job_id for job in await operator.jobs()]
+    await refused(Refused, "USER_REQUIRED", operator.submit(unique_id(), [lfn], "RAL"))
+
+
+async def test_another_replica_is_read_where_one_is_gone_and_without_any_nothing_is_left(desk: Desk) -> None:
+    await desk.start(max_attempts=3)
+    lfn = await desk.put("f")
+    assert (await desk.ended(await desk.submit([lfn], "RAL")))[0].state == "FINISHED"
+    (first,) = await desk.on("CERN")
+    await storage.remove(await desk.element("CERN"), first)  # the catalogue does not know
+    (file,) = await desk.ended(await desk.submit([lfn], "CNAF"))
+    assert file.state == "FINISHED" and file.source.endswith(str(desk.lab.port("storage.RAL")))
+
+    lfn = await desk.put("n")
+    (surl,) = await desk.on("CERN")
+    await storage.remove(await desk.element("CERN"), surl)
+    (file,) = await desk.ended(await desk.submit([lfn], "RAL"))
+    assert (file.state, file.reason, file.attempt) == ("FAILED", "FILE_NOT_FOUND", 3)
+    await desk.clean()
+    assert len(await desk.on("RAL")) == 1 and await desk.replicas(lfn) == [surl]
+
+
+async def test_cancelled_in_the_middle_nothing_stays(desk: Desk) -> None:
+    await desk.start(caps_mb_per_s={"CERN > *": 0.3}, max_queued_per_owner=4)
+    lfn = await desk.put("large", data=bytes(12 << 20))
+    rest = [await desk.put(f"f{number}") for number in range(3)]
+    job_id = await desk.submit([lfn, *rest], "RAL", priority=1)
+
+    async def moving() -> bool:
+        return any(file.moved_bytes > 0 and file.state == "ACTIVE" for file in await desk.files(job_id))
+
+    await until(moving, "the first bytes")
+    assert (await refused(Exhausted, "QUEUE_FULL", (await desk.transfers()).submit(unique_id(), rest, "CNAF"))).facts
+    await (await desk.transfers()).cancel(job_id)
+    files = await desk.ended(job_id)
+    assert files[0].state == "CANCELED"
+    await desk.clean()
+    whole = sorted(file.surl for file in files if file.state == "FINISHED")
+    assert sorted(await desk.on("RAL")) == whole
+    assert await (await desk.transfers()).cancel(job_id) == 0
+
+    # who is banned has no transfers any more
+    job_id = await desk.submit([await desk.put("large2", data=bytes(12 << 20)), await desk.put("b")], "RAL")
+    delegations = desk.core()._context.delegations
+    assert delegations.jobs_of(str(desk.alice.identity)) == [job_id]
+    assert await delegations.stop_jobs(str(desk.alice.identity), "BANNED", "banned by CERN") == 2
+    assert {(file.state, file.reason) for file in await desk.ended(job_id)} == {("CANCELED", "BANNED")}
+    await desk.clean()
+    assert sorted(await desk.on("RAL")) == whole
+
+
+async def test_killed_at_any_write_there_is_one_copy_and_it_is_registered(desk: Desk) -> None:
+    await desk.start()
+    # without a proxy files wait, and with another one they go on
+    owner = str(desk.alice.identity)
+    held = asyncio.Event()
+    prepare = desk.core()._effects.prepare
+
+    async def once_without(who: str, names: list[str]) -> Any:
+        if not held.is_set():
+            desk.core()._context.delegations.destroy(owner, "default")
+            held.set()
+        return await prepare(who, names)
+
+    desk.core()._effects.prepare = once_without
+    lfn = await desk.put("p")
+    job_id = await desk.submit([lfn], "RAL")
+    await until(lambda: desk.core()._held, "a file that waits for a proxy")
+    (file,) = await desk.files(job_id)
+    assert (file.state, file.reason, file.attempt) == ("SUBMITTED", "DELEGATION_MISSING", 1)
+    await refused(NotFound, "DELEGATION_MISSING", (await desk.transfers()).submit(unique_id(), [lfn], "CNAF"))
+    await delegate(await desk.lab.channel("transfer", credential=desk.alice), desk.alice)
+    assert [file.state for file in await desk.ended(job_id)] == ["FINISHED"]
+
+    for kind in (Chosen, Copied, Registered):
+        for kept in (False, True):
+            lfn = await desk.put(f"{kind.__name__}-{kept}")
+            reached = desk.stop_at(kind, kept)
+            job_id = await desk.submit([lfn], "RAL")
+            async with asyncio.timeout(60):
+                await reached.wait()
+            await desk.lab.stop("transfer.CERN")
+            await desk.lab.start("transfer", options=FAST)
+            (file,) = await desk.ended(job_id)
+            assert (file.state, file.attempt) == ("FINISHED", 1)
+            assert (await desk.replicas(lfn))[1:] == [file.surl]
+    assert len(await desk.on("RAL")) == 7
+
+    # killed before a copy was removed, it is removed later
+    lfn = await desk.put("c")
+    reached = desk.stop_at(Copied, kept=False)
+    job_id = await desk.submit([lfn], "RAL")
+    async with asyncio.timeout(60):
+        await reached.wait()
+    assert len(await desk.on("RAL")) == 8
+    desk.core()._effects.take_back = lambda job, put_id: asyncio.Event().wait()
+    assert await (await desk.transfers()).cancel(job_id) == 1
+    await desk.lab.stop("transfer.CERN")
+    await desk.lab.start("transfer", options=FAST)
+    assert [file.state for file in await desk.files(job_id)] == ["CANCELED"]
+    await until(lambda: gone(desk, 7), "the removal")
+    assert len(await desk.replicas(lfn)) == 1
+
+
+async def test_a_restart_goes_on_with_what_was_there(desk: Desk) -> None:
+    await desk.start(caps_mb_per_s={"CERN > *": 4})
+    lfn = await desk.put("large", data=bytes(12 << 20))
+    rest = [await desk.put(f"f{number}") for number in range(3)]
+    job_id = await desk.submit([lfn, *rest], "RAL")
+
+    async def moving() -> bool:
+        return any(file.moved_bytes > 0 for file in await desk.files(job_id))
+
+    await until(moving, "the first bytes")
+    await desk.lab.stop("transfer.CERN")
+    await desk.lab.start("transfer", options=FAST)
+    files = await desk.ended(job_id)
+    assert {file.state for file in files} == {"FINISHED"}
+    assert sorted(await desk.on("RAL")) == sorted(file.surl for file in files)
+    assert [len(await desk.replicas(name)) for name in (lfn, *rest)] == [2] * 4
+
+
+async def gone(desk: Desk, left: int) -> bool:
+    return len(await desk.on("RAL")) == left
