@@ -235,8 +235,8 @@ def se_entries(se: StorageElement) -> list[Entry]:
         "GlueSESizeFree": max(0, total - used) // 10**9,
         "GlueSETotalOnlineSize": total // 10**9,
         "GlueSEUsedOnlineSize": used // 10**9,
-        "GlueSETotalNearlineSize": 0,
-        "GlueSEUsedNearlineSize": 0,
+        "GlueSETotalNearlineSize": se.nearline_bytes[0] // 10**9,
+        "GlueSEUsedNearlineSize": se.nearline_bytes[1] // 10**9,
         "GlueForeignKey": f"GlueSiteUniqueID={se.site}",
     }
     entries = [_entry(dn, "GlueTop GlueSETop GlueSE GlueKey GlueSchemaVersion", attributes)]
@@ -263,6 +263,9 @@ def se_entries(se: StorageElement) -> list[Entry]:
             "GlueSATotalOnlineSize": area.total_bytes // 10**9,
             "GlueSAUsedOnlineSize": area.used_bytes // 10**9,
             "GlueSAFreeOnlineSize": free // 10**9,
+            "GlueSATotalNearlineSize": area.nearline_total_bytes // 10**9,
+            "GlueSAUsedNearlineSize": area.nearline_used_bytes // 10**9,
+            "GlueSAFreeNearlineSize": max(0, area.nearline_total_bytes - area.nearline_used_bytes) // 10**9,
             "GlueSARetentionPolicy": area.retention,
             "GlueSAAccessLatency": area.latency,
             "GlueSAExpirationMode": "neverExpire",

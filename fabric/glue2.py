@@ -429,6 +429,11 @@ def storage_entries(se: StorageElement, service: Service | None, domain: str, st
         yield from _endpoint(dn, identity, "Storage", service, stamp, state)
     total, used = se.size_bytes
     yield _capacity(dn, "StorageServiceCapacity", identity, "StorageService", total, used, stamp)
+    tape_total, tape_used = se.nearline_bytes
+    if tape_total:
+        yield _capacity(
+            dn, "StorageServiceCapacity", identity, "StorageService", tape_total, tape_used, stamp, "nearline"
+        )
     for protocol in se.protocols:
         spoken_id = f"{identity}_{protocol.kind}"
         spoken: dict[str, Value] = {
@@ -461,6 +466,18 @@ def storage_entries(se: StorageElement, service: Service | None, domain: str, st
         "DataStoreStorageManagerForeignKey": manager_id,
     }
     yield _entry(below.child("GLUE2ResourceID", store_id), "GLUE2Resource GLUE2DataStore", stamp, store)
+    if tape_total:
+        tapes_id = f"{identity}_TapeStore"
+        tapes: dict[str, Value] = {
+            **store,
+            "ResourceID": tapes_id,
+            "DataStoreType": "tape",
+            "DataStoreLatency": "nearline",
+            "DataStoreTotalSize": tape_total // GIGABYTE,
+            "DataStoreUsedSize": tape_used // GIGABYTE,
+            "DataStoreFreeSize": (tape_total - tape_used) // GIGABYTE,
+        }
+        yield _entry(below.child("GLUE2ResourceID", tapes_id), "GLUE2Resource GLUE2DataStore", stamp, tapes)
     is_common = sum(area.total_bytes for area in se.areas) > total
     for area in se.areas:
         yield from _storage_share(dn, identity, area, serving, store_id, is_common, stamp)
@@ -487,15 +504,22 @@ def _storage_share(
     yield _entry(dn, "GLUE2Share GLUE2StorageShare", stamp, attributes)
     yield _policy(dn, "MappingPolicyShare", area.vos, (), stamp)
     yield _capacity(dn, "StorageShareCapacity", identity, "StorageShare", area.total_bytes, area.used_bytes, stamp)
+    if area.nearline_total_bytes:
+        yield _capacity(
+            dn, "StorageShareCapacity", identity, "StorageShare", area.nearline_total_bytes, area.nearline_used_bytes,
+            stamp, "nearline",
+        )  # fmt: skip
 
 
-def _capacity(below: Dn, kind: str, owner: str, owner_kind: str, total: int, used: int, stamp: Stamp) -> Entry:
+def _capacity(
+    below: Dn, kind: str, owner: str, owner_kind: str, total: int, used: int, stamp: Stamp, medium: str = "online"
+) -> Entry:
     """Sizes are rounded down one by one but for the total, so that they add up."""
-    identity = f"{owner}_Capacity"
+    identity = f"{owner}_Capacity" if medium == "online" else f"{owner}_{medium}_Capacity"
     used_gb, free_gb = used // GIGABYTE, max(0, total - used) // GIGABYTE
     attributes: dict[str, Value] = {
         f"{kind}ID": identity,
-        f"{kind}Type": "online",
+        f"{kind}Type": medium,
         f"{kind}TotalSize": used_gb + free_gb,
         f"{kind}UsedSize": used_gb,
         f"{kind}FreeSize": free_gb,

@@ -116,6 +116,9 @@ class StorageArea:
     used_bytes: int = 0
     retention: str = "replica"
     latency: str = "online"
+    nearline_total_bytes: int = 0
+    nearline_used_bytes: int = 0
+    """On tape; both 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,12 @@ class StorageElement:
         used = sum(area.used_bytes for area in self.areas)
         total = self.total_bytes if self.total_bytes is not None else sum(area.total_bytes for area in self.areas)
         return total, min(used, total)
+
+    @property
+    def nearline_bytes(self) -> tuple[int, int]:
+        """What the tapes hold when full, which areas share, and what of it is used."""
+        total = max((area.nearline_total_bytes for area in self.areas), default=0)
+        return total, min(sum(area.nearline_used_bytes for area in self.areas), total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,8 @@ def _area(entry: Entry) -> StorageArea:
         used_bytes=_number(entry, "GlueSAUsedOnlineSize") * 10**9,
         retention=entry.first("GlueSARetentionPolicy"),
         latency=entry.first("GlueSAAccessLatency"),
+        nearline_total_bytes=_number(entry, "GlueSATotalNearlineSize") * 10**9,
+        nearline_used_bytes=_number(entry, "GlueSAUsedNearlineSize") * 10**9,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from agents.storage.config import parse_config
 from agents.storage.door import WebDavDoor
@@ -13,10 +14,13 @@ from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
+from agents.storage.nearline import Nearline
 from agents.storage.scrubber import MAX_DAMAGED, Scrubber
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
 from agents.storage.store import MIGRATIONS, FileStore, metadata
+from agents.storage.tape import FileLibrary
+from agents.storage.tape_rows import TapeRows
 from agents.storage.third_party import ThirdParty
 from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentHealth, AgentState
@@ -43,20 +47,27 @@ class StorageAgent(Agent):
         super().__init__(context)
         settings = context.settings
         self._config = parse_config(settings.options, settings.state_dir)
-        files = FileStore(context.store("storage", metadata, MIGRATIONS))
-        self.element = StorageElement(
-            self._config,
-            files,
-            log=context.log,
-            clock=context.clock,
-            failpoints=Failpoints(os.environ.get(FAILPOINT_VARIABLE, "")),
-        )
+        store, tape = context.store("storage", metadata, MIGRATIONS), self._config.tape
+        files = FileStore(store, tape.vos if tape is not None else ())
+        failpoints = Failpoints(os.environ.get(FAILPOINT_VARIABLE, ""))
+        self.element = StorageElement(self._config, files, log=context.log, clock=context.clock, failpoints=failpoints)
+        self.nearline = None
+        if tape is not None:
+            self.nearline = Nearline(
+                self.element, files, TapeRows(store), FileLibrary(tape), tape,
+                log=context.log, clock=context.clock, failpoints=failpoints,
+            )  # fmt: skip
         context.close_at_end(self.element)
         self.keeper = PoolKeeper(self.element, files, log=context.log)
         self.scrubber = Scrubber(self.element, files, log=context.log, clock=context.clock)
         keep_buffers()
         self.manager = StorageManager(
-            self.element, host=settings.advertise, port=settings.rpc_port, log=context.log, vos=context.vos
+            self.element,
+            host=settings.advertise,
+            port=settings.rpc_port,
+            log=context.log,
+            vos=context.vos,
+            nearline=self.nearline,
         )
         servicer = StorageServicer(
             self.manager,
@@ -75,6 +86,12 @@ class StorageAgent(Agent):
     async def start(self) -> None:
         """Recover, then measure, so that the first thing published is true."""
         await self.element.start()
+        if self.nearline is not None:
+            await self.nearline.start()
+            self.context.spawn(self.nearline.keep_archiving(), "archive")
+            self.context.spawn(self.nearline.keep_purging(), "purge")
+            for number in range(self.nearline.readers):
+                self.context.spawn(self.nearline.drive(), f"tape drive {number}")
         await self._measure()
         self.context.spawn(self._keep_measuring(), "measure space")
         self.context.spawn(self.element.keep_collecting(), "collect garbage")
@@ -128,6 +145,8 @@ class StorageAgent(Agent):
             "damaged_files": float(self._damaged),
             "scrubbed_bytes": float(self.scrubber.read_bytes),
         }
+        if self.nearline is not None:
+            numbers |= {"staging": float(self.nearline.waiting)}
         return AgentHealth(AgentState.GREEN, numbers=numbers)
 
     def entries(self) -> Iterable[Entry]:
@@ -146,6 +165,7 @@ class StorageAgent(Agent):
                 vos=(use.vo,) if use.vo in served else (),
                 total_bytes=use.used_bytes + available,
                 used_bytes=use.used_bytes,
+                **self._tape_of(use.vo),
             )
             for use, available in space.vos
         )
@@ -155,6 +175,7 @@ class StorageAgent(Agent):
                 site=settings.site,
                 name=settings.name,
                 port=port,
+                architecture="disk" if self.nearline is None else "tape",
                 areas=areas,
                 total_bytes=sum(use.used_bytes for use, _ in space.vos) + space.free_bytes,
                 protocols=tuple(protocols),
@@ -175,9 +196,22 @@ class StorageAgent(Agent):
             )
         )
 
+    def _tape_of(self, vo: str) -> dict[str, Any]:
+        """What a VO's space has on tape."""
+        if self.nearline is None or not self.nearline.keeps(vo):
+            return {}
+        return {
+            "nearline_total_bytes": self.nearline.tapes_bytes(),
+            "nearline_used_bytes": self.nearline.on_tape_bytes(vo),
+            "retention": "custodial",
+            "latency": "nearline",
+        }
+
     async def _keep_measuring(self) -> None:
         while True:
             await self.element.wait_for_change(MEASURE_S, SETTLE_S)
+            if self.nearline is not None:
+                self.nearline.kept()
             try:
                 await self._measure()
             except GridError as error:
@@ -192,6 +226,10 @@ class StorageAgent(Agent):
             self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")
         else:
             self.context.solved("pools")
+        if self.nearline is not None and self.nearline.obstacle:
+            self.context.problem("tapes", self.nearline.obstacle)
+        else:
+            self.context.solved("tapes")
         self._damaged = await self.scrubber.damaged()
         if self._damaged:
             more = "; the scrubber waits, look at the disks" if self._damaged >= MAX_DAMAGED else ""

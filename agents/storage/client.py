@@ -12,7 +12,7 @@ import stat as stat_module
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,11 +59,13 @@ __all__ = [
     "PoolInfo",
     "ScrubStatus",
     "SmallFile",
+    "Staging",
     "Stored",
     "Surl",
     "Usage",
     "VoUsage",
     "add_pool",
+    "bring_online",
     "checksums_of",
     "checksums_of_file",
     "copy",
@@ -80,6 +82,7 @@ __all__ = [
     "put_open_file",
     "put_small",
     "read_range",
+    "release",
     "remove",
     "remove_pool",
     "repair",
@@ -131,6 +134,22 @@ class FileInfo:
     name_hint: str
     damage: str = ""
     """FILE_DAMAGED or FILE_LOST; empty: intact as far as is known."""
+    locality: str = ""
+    """ONLINE, NEARLINE (on tape), ONLINE_AND_NEARLINE, LOST."""
+    pinned_until_us: int = 0
+    """It does not leave the disk before, as `stat` knows; 0: nobody has pinned it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How it stands with a file that somebody wants on disk."""
+
+    surl: str
+    locality: str
+    retry_after_s: int
+    """Ask again then; 0: nothing is to be waited for."""
+    ahead: int
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,7 +678,20 @@ async def _copy_once(channel: Any, request: pb.CopyFromRequest, progress: Progre
 async def stat(channel: Any, surl: str = "", *, path: str = "") -> FileInfo:
     """What the storage element knows about a file, by its SURL or by its `path` at the HTTPS door. Raises NotFound."""
     answer = await storage_pb2_grpc.StorageStub(channel).Stat(pb.StatRequest(surl=surl, path=path))
-    return _info(answer.file)
+    return replace(_info(answer.file), pinned_until_us=answer.pinned_until_us)
+
+
+async def bring_online(channel: Any, surls: Sequence[str], pin_s: float = 0.0) -> list[Staging]:
+    """Have files on disk, for `pin_s` from when they are there; at most 1 000, in the order asked. Ask again to see how
+    it stands. Raises NotFound, Refused, Exhausted(STAGE_QUEUE_FULL), Conflict(NO_TAPES)."""
+    request = pb.BringOnlineRequest(surls=surls, pin_s=pin_s)
+    answer = await storage_pb2_grpc.StorageStub(channel).BringOnline(request)
+    return [Staging(each.surl, each.locality, each.retry_after_s, each.ahead, each.sentence) for each in answer.files]
+
+
+async def release(channel: Any, surls: Sequence[str]) -> None:
+    """The caller neither waits for these files nor pins them any more. Again: succeeds. Raises as `bring_online`."""
+    await storage_pb2_grpc.StorageStub(channel).ReleaseFiles(pb.ReleaseFilesRequest(surls=surls))
 
 
 async def repair(channel: Any, surl: str, source_surl: str, *, timeout_s: float = COPY_TIMEOUT_S) -> bool:
@@ -762,6 +794,7 @@ def _info(file: pb.FileInfo) -> FileInfo:
         owner=file.owner,
         name_hint=file.name_hint,
         damage=file.damage,
+        locality=file.locality,
     )
 
 

@@ -15,6 +15,41 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class TapeConfig:
+    """A tape system behind the disks (docs/data.md, Nearline). The default is made of files and behaves like one."""
+
+    vos: tuple[str, ...]
+    """VOs whose files are kept on tape."""
+    library: Path = Path("tapes")
+    """Directory of the tapes; relative to the state directory."""
+    drives: int = field(default=2, metadata={"minimum": 1, "maximum": 64})
+    mount_s: float = 60.0
+    """To put a tape into a drive."""
+    seek_s: float = 30.0
+    """To wind a tape from its beginning to its end."""
+    mb_per_s: float = field(default=120.0, metadata={"minimum": 0.001})
+    """How fast a drive reads and writes (MB = 10^6 bytes)."""
+    cartridges: int = field(default=100, metadata={"minimum": 1, "maximum": 99_999})
+    cartridge_bytes: int = field(default=400 * 10**9, metadata={"minimum": 1})
+    high_water: float = field(default=0.9, metadata={"minimum": 0, "maximum": 1})
+    """Part of a VO's disk space from which on files that are on tape leave the disk, ..."""
+    low_water: float = field(default=0.75, metadata={"minimum": 0, "maximum": 1})
+    """... and where that ends."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Of the drives, by VO, while several wait; 1 where nothing is said. Users of a VO share alike."""
+    max_requests: int = field(default=20_000, metadata={"minimum": 1})
+    """Files waiting for a tape, in all; a tenth of them for one user."""
+    max_pin_s: float = 7 * 86400.0
+    """How long a user may keep a file on disk with one request."""
+
+    def __post_init__(self) -> None:
+        if self.low_water > self.high_water:
+            raise ValueError(f"low_water {self.low_water:g} is above high_water {self.high_water:g}; lower it")
+        if any(share <= 0 for share in self.shares.values()):
+            raise ValueError("a share must be above 0")
+
+
+@dataclass(frozen=True)
 class StorageConfig:
     """Every option with its default. Sizes in bytes, times in seconds."""
 
@@ -43,6 +78,8 @@ class StorageConfig:
     """From the beginning of one round over all files to the next."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
+    tape: TapeConfig | None = None
+    """None: everything stays on disk."""
 
     def quota_of(self, vo: str) -> int | None:
         """The VO's quota; None if there is none."""
@@ -58,4 +95,7 @@ def parse_config(options: Mapping[str, Any], state_dir: Path) -> StorageConfig:
         raise InvalidRequest(
             "SETTINGS_INVALID", "options of the storage element: 'pools' names a directory twice", key="pools"
         )
-    return replace(config, pools=pools)
+    tape = config.tape
+    if tape is not None:
+        tape = replace(tape, library=(state_dir / tape.library).absolute())
+    return replace(config, pools=pools, tape=tape)

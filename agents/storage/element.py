@@ -42,7 +42,7 @@ from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric.clock import Clock, to_us
-from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, GridError, NotFound, Unavailable
+from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, Exhausted, GridError, NotFound, Unavailable
 from fabric.logs import Logger
 
 T = TypeVar("T")
@@ -100,6 +100,8 @@ class StorageElement:
         self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._stopping = False
+        self.make_room: Callable[[str, int], Awaitable[bool]] | None = None
+        """Where files may leave the disk (`Nearline`): lets some go, and says whether there is room now."""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -190,7 +192,7 @@ class StorageElement:
         if existing is not None:
             return await self._repeat(existing, announced, pieces)
         with self.admission.transfer(announced.owner):
-            reservation = self._ledger.reserve(announced.vo, announced.size_bytes, await self.pools.writable())
+            reservation = await self._reserve(announced.vo, announced.size_bytes)
             incoming = self._incoming(reservation, announced.size_bytes, self._new_id())
             try:
                 self._failpoints.reached("storage.put.reserved")
@@ -206,6 +208,14 @@ class StorageElement:
                 await self._drop(incoming, reservation)
                 raise
             return await self._to_the_end(self._commit(announced, incoming, reservation, found))
+
+    async def _reserve(self, vo: str, size_bytes: int) -> Reservation:
+        try:
+            return self._ledger.reserve(vo, size_bytes, await self.pools.writable())
+        except Exhausted:
+            if self.make_room is None or not await self.make_room(vo, size_bytes):
+                raise
+            return self._ledger.reserve(vo, size_bytes, await self.pools.writable())
 
     def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str) -> Incoming:
         pool = self.pools.get(reservation.pool)
@@ -302,6 +312,8 @@ class StorageElement:
 
     async def _put_many(self, owner: str, files: Sequence[tuple[Announced, Piece]]) -> list[StoredFile | GridError]:
         known = await self._files.by_puts(owner, [announced.put_id for announced, _ in files])
+        for vo in {announced.vo for announced, _ in files} if self.make_room is not None else ():
+            await self.make_room(vo, sum(announced.size_bytes for announced, _ in files))
         pools = await self.pools.writable()
         place = self._new_id()[:PLACE_DIGITS]
         outcomes: list[StoredFile | GridError | None] = []
@@ -452,6 +464,10 @@ class StorageElement:
                 file = current
 
     async def _open_here(self, file: StoredFile) -> int:
+        if not file.pool:
+            raise Unavailable(
+                "FILE_NEARLINE", f"file {file.file_id} of VO {file.vo} is on tape; stage it with: grid data stage"
+            )
         pool = self.pools.get(file.pool)
         if pool is None:
             raise Unavailable(
@@ -522,7 +538,7 @@ class StorageElement:
 
     async def _forget(self, file: StoredFile) -> None:
         """Its row is gone: give back the space, and the bytes to the disk."""
-        self._ledger.removed(file.vo, file.size_bytes)
+        self._ledger.removed(file.vo, file.size_bytes if file.pool else 0)
         self._changed.set()
         await self._erase(file)
 
@@ -541,8 +557,7 @@ class StorageElement:
 
         async def fill(incoming: Incoming, reservation: Reservation) -> None:
             async with contextlib.aclosing(self.at_rest(file)) as batches:
-                async for batch in batches:
-                    self._ledger.written(reservation, await self._io(incoming.write, [batch]))
+                await self._write(batches, incoming, reservation)
 
         others = [pool for pool in await self.pools.writable() if pool.pool != file.pool]
         try:
@@ -563,6 +578,32 @@ class StorageElement:
             await self._take(pieces, incoming, reservation)
 
         return await self._renew(file, await self.pools.writable(), fill)
+
+    async def stage(self, file: StoredFile, batches: AsyncIterator[memoryview]) -> bool:
+        """Give a file that has left the disk its bytes back, from tape. False as `move`. Raises as `repair`."""
+
+        async def fill(incoming: Incoming, reservation: Reservation) -> None:
+            await self._write(batches, incoming, reservation)
+
+        return await self._renew(file, await self.pools.writable(), fill)
+
+    async def _write(self, batches: AsyncIterator[memoryview], incoming: Incoming, reservation: Reservation) -> None:
+        async for batch in batches:
+            self._ledger.written(reservation, await self._io(incoming.write, [batch]))
+
+    async def purge(self, file: StoredFile) -> bool:
+        """Let a file leave the disk. False if it may not: no verified tape copy, pinned, wanted, or changed
+        meanwhile."""
+        return await self._to_the_end(self._purge(file))
+
+    async def _purge(self, file: StoredFile) -> bool:
+        if not await self._files.purge(file, to_us(self._clock.now())):
+            return False
+        self._failpoints.reached("storage.purge.committed")
+        self._ledger.purged(file.vo, file.size_bytes)
+        self._changed.set()
+        await self._erase(file)
+        return True
 
     async def _renew(
         self,
@@ -596,6 +637,8 @@ class StorageElement:
             await self._drop(incoming, reservation)
             return False
         self._ledger.release(reservation)
+        if not file.pool:
+            self._ledger.staged(file.vo, file.size_bytes)
         self._io(incoming.settle)
         self._changed.set()
         await self._erase(file)
@@ -642,6 +685,10 @@ class StorageElement:
     def room_bytes(self, pools: Sequence[PoolFree]) -> int:
         """What could be written to these pools in all."""
         return self._ledger.room_bytes(pools)
+
+    async def has_room(self, vo: str, size_bytes: int) -> bool:
+        """Whether the VO could write so much now, to all disks together."""
+        return self._ledger.available_bytes(vo, await self.pools.writable()) >= size_bytes
 
     async def space(self, vos: tuple[str, ...] = ()) -> SpaceReport:
         """Disks and VOs: those with files and `vos`."""

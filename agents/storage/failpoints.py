@@ -19,6 +19,9 @@ NAMES = (
     "storage.renew.written",  # a file that is moved or repaired: the same steps; its row means the old bytes
     "storage.renew.linked",
     "storage.renew.committed",  # its row means the new bytes, the old ones are still on disk
+    "storage.archive.written",  # whole and verified on tape, no row says so
+    "storage.archive.committed",
+    "storage.purge.committed",  # its row means the tape, the bytes are still on disk
     "storage.remove.committed",  # out of the database, bytes still on disk
 )
 

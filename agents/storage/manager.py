@@ -10,20 +10,34 @@ from agents.storage.framing import Piece
 from agents.storage.http_wire import Target, href
 from agents.storage.model import LARGE_BYTES, Announced, Entry, StoredFile, require_intact
 from agents.storage.namespace import parent_missing
-from agents.storage.surl import Surl, is_vo_name
+from agents.storage.nearline import Locality, Nearline, locality_of
+from agents.storage.surl import Surl, is_vo_name, parse_surl
 from fabric import access
-from fabric.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, Refused
+from fabric.errors import Conflict, DeadlineExceeded, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer
 from fabric.vos import Vos
 from security.errors import Reason
 
+MAX_SURLS = 1000
+"""Files in one request."""
+
 
 class StorageManager:
     """One storage element at `host:port`, as its SURLs name it."""
 
-    def __init__(self, element: StorageElement, *, host: str, port: int, log: Logger, vos: Vos) -> None:
+    def __init__(
+        self,
+        element: StorageElement,
+        *,
+        host: str,
+        port: int,
+        log: Logger,
+        vos: Vos,
+        nearline: Nearline | None = None,
+    ) -> None:
         self.element, self.host, self.port = element, host, port
+        self.nearline = nearline
         self.door_port = 0
         """Of the HTTPS door; 0 while it is closed."""
         self._log, self._vos = log, vos
@@ -86,7 +100,7 @@ class StorageManager:
         return surl
 
     def note(self, peer: Peer, event: str, **facts: object) -> None:
-        """What an operator did, in the trail."""
+        """What somebody did, in the trail."""
         self._log.audit(event, **peer.trail, **facts)
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -123,10 +137,20 @@ class StorageManager:
         """As `StorageElement.get_many`, for files of one VO."""
         self.may_read(peer, vo)
         with self.element.admission.transfer(peer.subject):
-            outcomes = await self.element.get_many(files)
+            refused = [await self._refusal(peer, file) for file in files]
+            there = [file for file, error in zip(files, refused, strict=True) if error is None]
+            found = iter(await self.element.get_many(there))
+            outcomes = [next(found) if error is None else error for error in refused]
         read = [file for file, outcome in zip(files, outcomes, strict=True) if isinstance(outcome, bytes)]
         self._note_many("storage.get", peer, vo, read, door)
         return outcomes
+
+    async def _refusal(self, peer: Peer, file: StoredFile) -> GridError | None:
+        try:
+            await self.require_online(peer, file)
+        except GridError as error:
+            return error
+        return None
 
     def _note_many(self, event: str, peer: Peer, vo: str, files: Sequence[StoredFile], door: str) -> None:
         if files:
@@ -146,9 +170,9 @@ class StorageManager:
         target: str | None = None,
     ) -> None:
         """Give a valid range of a file, piece by piece, to `take`, which says how much of it it took, after `begin`,
-        which may wait. Raises DataCorrupted(FILE_DAMAGED | FILE_LOST) and
+        which may wait. Raises as `require_online` and
         Exhausted(TOO_MANY_TRANSFERS) before `begin`; DeadlineExceeded(TRANSFER_STALLED); as `StorageElement.read`."""
-        require_intact(file)
+        await self.require_online(peer, file)
         stall_s = self.element.config.stall_timeout_s
         with self.element.admission.transfer(peer.subject):
             messages = self.element.read(file, offset, size_bytes, made)
@@ -175,6 +199,39 @@ class StorageManager:
             size_bytes=size_bytes,
             target=target,
         )
+
+    async def require_online(self, peer: Peer, file: StoredFile) -> None:
+        """Raises Unavailable(FILE_STAGING) for a file that is on tape only, which begins to come to disk for its
+        reader; DataCorrupted(FILE_DAMAGED | FILE_LOST) for one whose bytes are nowhere."""
+        if self.nearline is not None and self.nearline.keeps(file.vo):
+            if file.pool and not file.damage:
+                self.nearline.note_read(file)
+                return
+            (staging,) = await self.nearline.bring_online([file], peer.subject, file.vo, 0.0)
+            if staging.retry_after_s:
+                raise Unavailable(
+                    "FILE_STAGING", staging.sentence, surl=self.surl(file), retry_after_s=staging.retry_after_s
+                )
+        require_intact(file)
+
+    async def files_of(self, peer: Peer, surls: Sequence[str]) -> list[StoredFile]:
+        """Of the caller's VO. Raises InvalidRequest(TOO_MANY_NAMES), NotFound, Refused."""
+        if len(surls) > MAX_SURLS:
+            raise InvalidRequest("TOO_MANY_NAMES", f"{len(surls)} files in one request; ask for at most {MAX_SURLS}")
+        mine = [self.mine(peer, parse_surl(text)) for text in dict.fromkeys(surls)]
+        return [await self.element.get(surl.file_id, surl.vo) for surl in mine]
+
+    def require_tapes(self) -> Nearline:
+        """Raises Conflict(NO_TAPES)."""
+        if self.nearline is None:
+            raise Conflict("NO_TAPES", "this storage element has no tapes; all its files are on disk")
+        return self.nearline
+
+    async def localities(self, files: Sequence[StoredFile]) -> dict[str, Locality]:
+        """Where they are, by id."""
+        if self.nearline is None:
+            return {file.file_id: locality_of(file, None) for file in files}
+        return await self.nearline.localities(files)
 
     async def repair(self, peer: Peer, file: StoredFile, pieces: Pieces, *, door: str, source: str) -> bool:
         """As `StorageElement.repair`, for who may write; a file that is intact is left alone."""

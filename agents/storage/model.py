@@ -64,9 +64,11 @@ class StoredFile:
     put_id: str
     name_hint: str
     pool: str
+    """Empty for a file that has left the disk and is on tape."""
     created_at_us: int
     disk_id: str
-    """Names its bytes in the pool: its own id at first, another one after they were moved or repaired."""
+    """Names its bytes in the pool: its own id at first, another one after they were moved or repaired; empty with no
+    pool."""
     damage: str = ""
     """FILE_DAMAGED or FILE_LOST if the scrubber found it so; such a file is not read."""
     damaged_at_us: int = 0

@@ -53,7 +53,7 @@ class Pool:
                 raise OSError("it should hold files and is empty")
             for directory in (root, self.incoming, self.data):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(root)
+            sync_directory(root)
             self.device = root.stat().st_dev
         except OSError as error:
             raise Unavailable(
@@ -306,7 +306,7 @@ class Incoming:
                 self._descriptor = -1
                 self._link()
                 if sync:
-                    _sync_directory(self._target.parent)
+                    sync_directory(self._target.parent)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
             reached("linked")
@@ -317,8 +317,8 @@ class Incoming:
             os.link(self._path, target)
         except FileNotFoundError:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_directory(target.parent.parent)
-            _sync_directory(self.pool.data)
+            sync_directory(target.parent.parent)
+            sync_directory(self.pool.data)
             os.link(self._path, target)
 
     def settle(self) -> None:
@@ -383,7 +383,8 @@ def _read_small(pool: Pool | None, disk_id: str, size_bytes: int) -> bytes | Non
     return data if len(data) == size_bytes else None
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

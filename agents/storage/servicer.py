@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -25,7 +26,6 @@ from agents.storage.model import (
     Checksums,
     StoredFile,
     byte_range,
-    require_intact,
     require_small,
 )
 from agents.storage.scrubber import Scrubber
@@ -50,6 +50,8 @@ RULES: dict[str, Rule] = {
     "Remove": any_of(user, administrator),
     "List": any_of(user, administrator),
     "CopyFrom": user,
+    "BringOnline": user,
+    "ReleaseFiles": user,
     "Space": any_of(user, administrator, any_service),
     "Repair": user,
     "ListPools": administrator,
@@ -110,7 +112,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         peer = current_peer(context)
         surl = self._manager.mine(peer, parse_surl(request.surl))
         file = await self._element.get(surl.file_id, surl.vo)
-        require_intact(file)
+        await self._manager.require_online(peer, file)
         offset, size_bytes = byte_range(file.size_bytes, request.offset, request.length)
         header = pb.GetResponse(size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums))
         if request.accept_turl and (turl := self._manager.turl(surl.vo, size_bytes, surl.file_id)):
@@ -189,10 +191,36 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             found = (await self._manager.find(peer, target)).file
             if found is None:
                 raise not_a_file(target)
-            return pb.StatResponse(file=wire.info_to_wire(found, self._manager.surl(found)))
-        surl = self._manager.mine(peer, parse_surl(request.surl))
-        file = await self._element.get(surl.file_id, surl.vo)
-        return pb.StatResponse(file=wire.info_to_wire(file, self._manager.surl(file)))
+        else:
+            surl = self._manager.mine(peer, parse_surl(request.surl))
+            found = await self._element.get(surl.file_id, surl.vo)
+        nearline = self._manager.nearline
+        pinned_until_us = await nearline.pinned_until_us(found) if nearline is not None else 0
+        return pb.StatResponse(file=(await self._infos([found]))[0], pinned_until_us=pinned_until_us)
+
+    async def _infos(self, files: Sequence[StoredFile]) -> list[pb.FileInfo]:
+        places = await self._manager.localities(files)
+        return [wire.info_to_wire(file, self._manager.surl(file), places[file.file_id]) for file in files]
+
+    async def BringOnline(self, request: pb.BringOnlineRequest, context: Any) -> pb.BringOnlineResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        nearline = self._manager.require_tapes()
+        if not 0 <= request.pin_s < math.inf:
+            raise InvalidRequest("PIN_INVALID", f"a file cannot stay on disk for {request.pin_s} s; give a duration")
+        files = await self._manager.files_of(peer, request.surls)
+        found = await nearline.bring_online(files, peer.subject, peer.vo, request.pin_s)
+        self._manager.note(peer, "storage.bring_online", files=len(files), pin_s=request.pin_s)
+        return pb.BringOnlineResponse(
+            files=[wire.staging_to_wire(staging, self._manager.surl(staging.file)) for staging in found]
+        )
+
+    async def ReleaseFiles(self, request: pb.ReleaseFilesRequest, context: Any) -> pb.ReleaseFilesResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        files = await self._manager.files_of(peer, request.surls)
+        await self._manager.require_tapes().release(files, peer.subject)
+        return pb.ReleaseFilesResponse()
 
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
         """See the proto."""
@@ -212,7 +240,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else MAX_PAGE
         files = await self._element.page(request.vo, request.page_token, limit, damaged=request.damaged)
         return pb.ListResponse(
-            files=[wire.info_to_wire(file, self._manager.surl(file)) for file in files],
+            files=await self._infos(files),
             next_page_token=files[-1].file_id if len(files) == limit else "",
         )
 
@@ -323,9 +351,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             files=state.files,
             size_bytes=state.size_bytes,
             damaged=await self._scrubber.damaged(),
-            examples=[
-                wire.info_to_wire(file, self._manager.surl(file)) for file in await self._scrubber.examples(MAX_PAGE)
-            ],
+            examples=await self._infos(await self._scrubber.examples(MAX_PAGE)),
         )
 
     async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:

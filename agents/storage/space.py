@@ -43,7 +43,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class VoUse:
-    """A VO's part of the storage element."""
+    """A VO's part of the storage element: bytes on disk, files wherever they are."""
 
     vo: str
     quota_bytes: int | None
@@ -167,6 +167,14 @@ class Ledger:
         """A file is gone."""
         self._used[vo] -= size_bytes
         self._files[vo] -= 1
+
+    def purged(self, vo: str, size_bytes: int) -> None:
+        """A file has left the disk and is still a file."""
+        self._used[vo] -= size_bytes
+
+    def staged(self, vo: str, size_bytes: int) -> None:
+        """It is on disk again."""
+        self._used[vo] += size_bytes
 
     def use_of(self, vo: str) -> VoUse:
         """A VO's part."""

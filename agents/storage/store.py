@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from agents.storage import namespace
+from agents.storage import namespace, tape_rows
 from agents.storage.model import Checksums, Entry, StoredFile
 from agents.storage.namespace import Path, metadata
 from fabric.errors import Conflict
@@ -106,14 +106,17 @@ class ScrubState:
 class FileStore:
     """The rows, as model values. What `add` and `remove` returned is durable."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, on_tape: Collection[str] = ()) -> None:
+        """`on_tape`: VOs whose files are kept on tape."""
+        self._store, self._on_tape = store, frozenset(on_tape)
 
     async def use_by_vo(self) -> dict[str, tuple[int, int]]:
-        """VO -> (bytes, files)."""
+        """VO -> (bytes on disk, files)."""
 
         def read(connection: sa.Connection) -> dict[str, tuple[int, int]]:
-            rows = connection.exec_driver_sql("SELECT vo, SUM(size_bytes), COUNT(*) FROM files GROUP BY vo")
+            rows = connection.exec_driver_sql(
+                "SELECT vo, SUM(CASE WHEN pool <> '' THEN size_bytes ELSE 0 END), COUNT(*) FROM files GROUP BY vo"
+            )
             return {vo: (int(size), int(count)) for vo, size, count in rows}
 
         return await self._store.read(read)
@@ -124,7 +127,7 @@ class FileStore:
         changes. Raises as `namespace.bind`."""
 
         def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
-            kept = _add(connection, file)
+            kept = self._add(connection, file)
             if kept is not file or not path:
                 return kept, None
             namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)
@@ -134,7 +137,21 @@ class FileStore:
 
     async def add_many(self, files: Sequence[StoredFile]) -> list[StoredFile]:
         """Insert all in one transaction: for each the file kept, as `add`."""
-        return await self._store.write(lambda connection: [_add(connection, file) for file in files])
+        return await self._store.write(lambda connection: [self._add(connection, file) for file in files])
+
+    def _add(self, connection: sa.Connection, file: StoredFile) -> StoredFile:
+        """The file kept: this one, or the one that its owner has by this put already."""
+        done = connection.exec_driver_sql(
+            f"INSERT INTO files ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (owner, put_id) DO NOTHING", _values(file)
+        )
+        if done.rowcount:
+            if file.vo in self._on_tape:
+                tape_rows.wanted(connection, file)
+            return file
+        found = _by_put(connection, file.owner, file.put_id)
+        if found is None:
+            raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
+        return found
 
     async def by_put(self, owner: str, put_id: str) -> StoredFile | None:
         """The file that this put made, if it did."""
@@ -346,8 +363,26 @@ class FileStore:
             ).first()
             if row is None:
                 return None
-            connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+            if file.pool:
+                connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+            else:
+                tape_rows.on_disk_again(connection, file.file_id)
             return _file(row)
+
+        return await self._store.write(write)
+
+    async def purge(self, file: StoredFile, now_us: int) -> bool:
+        """The file is on tape only; the bytes that it had are garbage. False, and nothing changes, if it may not leave
+        the disk (`tape_rows.leaves_disk`)."""
+
+        def write(connection: sa.Connection) -> bool:
+            if not tape_rows.leaves_disk(connection, file, now_us):
+                return False
+            connection.exec_driver_sql(
+                "UPDATE files SET pool = '', disk_id = '', damage = '', damaged_at_us = 0 WHERE id = ?", (file.file_id,)
+            )
+            connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+            return True
 
         return await self._store.write(write)
 
@@ -386,21 +421,10 @@ def _remove(connection: sa.Connection, file_id: str) -> StoredFile | None:
         return None
     file = _file(row)
     namespace.unbind(connection, file_id)
-    connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+    tape_rows.forget(connection, file_id)
+    if file.pool:
+        connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
     return file
-
-
-def _add(connection: sa.Connection, file: StoredFile) -> StoredFile:
-    """The file kept: this one, or the one that its owner has by this put already."""
-    done = connection.exec_driver_sql(
-        f"INSERT INTO files ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT (owner, put_id) DO NOTHING", _values(file)
-    )
-    if done.rowcount:
-        return file
-    found = _by_put(connection, file.owner, file.put_id)
-    if found is None:
-        raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
-    return found
 
 
 def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | None:

@@ -8,6 +8,7 @@ from gridfabric.storage.v1 import storage_pb2 as pb
 
 from agents.storage.drain import PoolReport
 from agents.storage.model import SMALL_BYTES, Announced, Checksums, StoredFile, parse_checksums
+from agents.storage.nearline import Locality, Staging
 from agents.storage.space import SpaceReport
 from fabric.errors import GridError, InvalidRequest, to_details
 
@@ -56,7 +57,7 @@ def got_to_wire(data: bytes | GridError, checksums: Checksums) -> pb.GotFile:
     return pb.GotFile(checksums=checksums_to_wire(checksums), data=data)
 
 
-def info_to_wire(file: StoredFile, surl: str) -> pb.FileInfo:
+def info_to_wire(file: StoredFile, surl: str, locality: Locality) -> pb.FileInfo:
     """A file as it is listed."""
     return pb.FileInfo(
         surl=surl,
@@ -68,6 +69,18 @@ def info_to_wire(file: StoredFile, surl: str) -> pb.FileInfo:
         name_hint=file.name_hint,
         damage=file.damage,
         damaged_at_us=file.damaged_at_us,
+        locality=locality,
+    )
+
+
+def staging_to_wire(staging: Staging, surl: str) -> pb.Staging:
+    """How it stands with a file that somebody wants on disk."""
+    return pb.Staging(
+        surl=surl,
+        locality=staging.locality,
+        retry_after_s=staging.retry_after_s,
+        ahead=staging.ahead,
+        sentence=staging.sentence if staging.retry_after_s else "",
     )
 
 

@@ -16,6 +16,7 @@ from agents.user_interface import console, information
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
+from agents.user_interface.patience import Patience
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
 from security.errors import SecurityError
 
@@ -237,19 +238,26 @@ async def get_command(
 
 
 async def fetch(grid: Grid, file: catalog.Entry, target: Path, element: Element | None) -> catalog.Replica:
-    """Bring a file to `target`, verified, from the replica at `element` or the first that can be read. Raises
-    GridError."""
+    """Bring a file to `target`, verified, from the replica at `element` or the first that can be read; if that is on
+    tape, waits for it and says so. Raises GridError."""
     replicas = [replica for replica in file.replicas if element is None or is_at(replica, element)]
-    failure: GridError | None = None
-    for replica in replicas:
-        try:
-            channel = await grid.channel_to(*door(replica.surl))
-            await storage.get_file(channel, replica.surl, target, expected=checksums_of(file))
-            return replica
-        except (Unavailable, NotFound, DataCorrupted) as error:
-            failure = error
-    where = f" at {element.name}" if element else ""
-    raise failure or NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica{where}", lfn=lfn_of(file))
+    patience = Patience()
+    while True:
+        failure: GridError | None = None
+        for replica in replicas:
+            try:
+                channel = await grid.channel_to(*door(replica.surl))
+                await storage.get_file(channel, replica.surl, target, expected=checksums_of(file))
+                return replica
+            except (Unavailable, NotFound, DataCorrupted) as error:
+                if failure is None or failure.reason != "FILE_STAGING":
+                    failure = error
+        if failure is None:
+            where = f" at {element.name}" if element else ""
+            raise NotFound("NO_REPLICA", f"{lfn_of(file)} has no replica{where}", lfn=lfn_of(file))
+        if failure.reason != "FILE_STAGING":
+            raise failure
+        await patience.wait(failure.sentence, failure.retry_after_s or 1.0)
 
 
 async def list_command(directory: str, *, long: bool, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:

@@ -49,17 +49,17 @@ async def at_element(grid: Grid, text: str) -> tuple[Any, storage.FileInfo]:
     return channel, await storage.stat(channel, surl)
 
 
-async def _state(grid: Grid, file: catalog.Entry, surl: str) -> str:
-    """What the storage element says about a replica of the catalogue."""
+async def _standing(grid: Grid, file: catalog.Entry, surl: str) -> tuple[str, str]:
+    """What the storage element says about a replica of the catalogue: its state, and where its bytes are."""
     try:
         _, info = await at_element(grid, surl)
     except NotFound:
-        return "lost"
+        return "lost", "LOST"
     except Unavailable as error:
-        return f"unknown: {error.sentence}"
+        return f"unknown: {error.sentence}", "UNAVAILABLE"
     if info.checksums != data.checksums_of(file):
-        return "another file"
-    return _state_of(info)
+        return "another file", info.locality
+    return _state_of(info), info.locality
 
 
 def _state_of(info: storage.FileInfo) -> str:
@@ -76,6 +76,8 @@ def _info_data(info: storage.FileInfo, lfn: str | None) -> dict[str, Any]:
         "owner": info.owner,
         "created_at": console.time_us_text(info.created_at_us),
         "state": _state_of(info),
+        "locality": info.locality,
+        "pinned_until": console.time_us_text(info.pinned_until_us) or None,
     }
 
 
@@ -93,14 +95,15 @@ async def stat_command(name: str, *, as_json: bool, environ: Mapping[str, str] =
             facts = data.file_data(file)
             replicas = facts.get("replicas", [])
             for replica in replicas:
-                replica["state"] = await _state(grid, file, replica["surl"])
+                replica["state"], replica["locality"] = await _standing(grid, file, replica["surl"])
     if as_json:
         console.print_json(facts)
         return
     facts.pop("replicas", None)
     console.print_facts({key: "none" if value is None else value for key, value in facts.items()})
     if replicas:
-        console.print_table(["REPLICA", "STATE"], [[replica["surl"], replica["state"]] for replica in replicas])
+        rows = [[replica["surl"], replica["state"], replica["locality"]] for replica in replicas]
+        console.print_table(["REPLICA", "STATE", "LOCALITY"], rows)
 
 
 async def checksum_command(names: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
@@ -253,7 +256,8 @@ async def _repair(grid: Grid, name: str) -> list[dict[str, str]]:
     file = (await data.lookup(grid, [name]))[0]
     rows: list[dict[str, str]] = []
     for replica in file.replicas:
-        if (state := await _state(grid, file, replica.surl)) not in ("damaged", "lost"):
+        state, _ = await _standing(grid, file, replica.surl)
+        if state not in ("damaged", "lost"):
             rows.append({"surl": replica.surl, "state": state, "source": ""})
         else:
             rows.append(await _repair_one(grid, file, replica.surl))

@@ -14,16 +14,18 @@ from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 from support.webdav import Door
 
 from agents.storage import client
-from agents.user_interface import console, data, files, storage
+from agents.user_interface import console, data, files, staging, storage
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
 from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused
 
 DATA = random.Random(6).randbytes(700_001)
 LFN = "lfn:/grid/cms/user/a"
+TAPES = {"tape": {"vos": ["cms"], "mount_s": 0, "seek_s": 0}}
 SUMS = {"adler32": f"{zlib.adler32(DATA):08x}", "sha256": hashlib.sha256(DATA).hexdigest()}
 
 
@@ -46,7 +48,8 @@ class Desk:
         try:
             await command(*arguments, as_json=True, **options)
         finally:
-            self.printed = json.loads(self.capsys.readouterr().out or "null")
+            captured = self.capsys.readouterr()
+            self.printed, self.warned = json.loads(captured.out or "null"), captured.err
         return self.printed
 
     def bytes_of(self, surl: str) -> Path:
@@ -65,7 +68,8 @@ async def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncItera
         for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
             lab.plan(kind, site=site)
         for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
-            await lab.start(kind, site=site, options={"reserve_bytes": 0} if kind == "storage" else None)
+            options: dict[str, Any] = {"reserve_bytes": 0} if kind == "storage" else {}
+            await lab.start(kind, site=site, options=options | (TAPES if site == "RAL" else {}))
         known = {"endpoints": lab.settings("catalog.CERN")["endpoints"], "vos": ["cms"]}
         (tmp_path / ENDPOINTS_FILE).write_text(json.dumps({**known, "certificates": str(lab.certificates)}))
         (tmp_path / "a").write_bytes(DATA)
@@ -212,3 +216,51 @@ async def test_an_operator_adds_a_disk_and_takes_one_out(desk: Desk) -> None:
     assert [line["event"] for line in desk.lab.audit("storage.CERN") if line["event"].startswith("storage.pool")] == [
         "storage.pool_added", "storage.pool_drained", "storage.pool_removed",
     ]  # fmt: skip
+
+
+async def test_a_file_that_is_on_tape_is_staged_for_its_reader(desk: Desk) -> None:
+    made = await desk.call(files.copy_command, str(desk.folder / "a"), LFN, "RAL", force=False)
+    (surl,) = [replica["surl"] for replica in made["replicas"]]
+    agent: Any = desk.lab.agents["storage.RAL"].agent
+    shown = await desk.call(files.stat_command, LFN)
+    assert shown["replicas"][0]["locality"] in ("ONLINE", "ONLINE_AND_NEARLINE")
+    file = await agent.element.get(client.parse_surl(surl).file_id, "cms")
+    await until(lambda: agent.element.purge(file), "its tape copy, and then its leaving the disk")
+    assert (await desk.call(files.stat_command, surl))["locality"] == "NEARLINE"
+    await agent._measure()
+    published = {name: value for entry in agent.entries() for name, value in entry.attributes.items()}
+    assert [published[name] for name in ("GlueSAAccessLatency", "GlueSARetentionPolicy", "GlueSEArchitecture")] == [
+        ("nearline",), ("custodial",), ("tape",),
+    ]  # fmt: skip
+    assert published["GlueSATotalNearlineSize"] == ("40000",)
+
+    got = await desk.call(data.get_command, LFN, desk.folder / "back", None, force=False)
+    assert got["from"] == surl and (desk.folder / "back").read_bytes() == DATA
+    assert "is on tape and is being staged, 0 files come before it; ask again in" in desk.warned
+
+    (row,) = await desk.call(staging.stage_command, [LFN], None, wait=True, pin="2h", release=False)
+    assert (row["state"], row["locality"]) == ("online", "ONLINE_AND_NEARLINE")
+    assert (await desk.call(files.stat_command, surl))["pinned_until"] is not None
+    (row,) = await desk.call(staging.stage_command, [LFN], None, wait=False, pin=None, release=True)
+    assert row["state"] == "released"
+    assert (await desk.call(files.stat_command, surl))["pinned_until"] is None
+
+    file = await agent.element.get(file.file_id, "cms")
+    assert await agent.element.purge(file)
+    door = await Door.open(desk.lab, desk.lab.user("alice"), "storage.RAL")
+    status, headers, body = await door.ask(f"GET /cms/{file.file_id} HTTP/1.1")
+    assert status == 503 and int(headers["retry-after"]) >= 1 and b"is being staged" in body
+    door.stream.close()
+    (row,) = await desk.call(staging.stage_command, [LFN], "RAL", wait=True, pin=None, release=False)
+    assert row["state"] == "online"
+
+    made = await desk.call(files.copy_command, str(desk.folder / "a"), f"{LFN}2", "CERN", force=False)
+    (row,) = await desk.call(staging.stage_command, [f"{LFN}2"], None, wait=False, pin=None, release=False)
+    assert (row["state"], row["locality"]) == ("online", "ONLINE")  # an element without tapes
+    alice = await desk.lab.channel("storage", site="RAL", credential=desk.lab.user("alice"))
+    await refused(NotFound, "FILE_NOT_FOUND", client.bring_online(alice, [surl[:-32] + "0" * 32]))
+    await refused(InvalidRequest, "PIN_INVALID", client.bring_online(alice, [surl], -1))
+    await refused(InvalidRequest, "TOO_MANY_NAMES", client.bring_online(alice, [surl] * 1001))
+    mallory = await desk.lab.channel("storage", site="RAL", credential=desk.lab.user("mallory", vo="atlas"))
+    for call in (client.bring_online, client.release):
+        await refused(Refused, "OTHER_VO", call(mallory, [surl]))

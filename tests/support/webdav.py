@@ -19,9 +19,9 @@ class Door:
         self.http = HttpStream(stream)
 
     @classmethod
-    async def open(cls, lab: LabGrid, credential: Credential | None) -> Door:
+    async def open(cls, lab: LabGrid, credential: Credential | None, name: str = "storage.CERN") -> Door:
         async with asyncio.timeout(20):
-            return cls(await connect(credential, "127.0.0.1", lab.port("storage.CERN", "http")))
+            return cls(await connect(credential, "127.0.0.1", lab.port(name, "http")))
 
     async def say(self, head: str, body: bytes = b"") -> None:
         await self.stream.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)

@@ -162,6 +162,30 @@ def stat_file(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
+def stage(
+    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files (or guid:...).")],
+    se: Annotated[str | None, typer.Option("--se", help="The replica there: name or site.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until they are on disk.")] = False,
+    pin: Annotated[
+        str | None,
+        typer.Option("--pin", help="Keep them on disk so long from then on: 2h, 7d.", callback=console.duration_option),
+    ] = None,
+    release: Annotated[bool, typer.Option("--release", help="I need them on disk no longer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring files from tape to disk, and keep them there.
+
+    \b
+    Examples:
+      grid data stage lfn:/grid/cms/raw/run1 lfn:/grid/cms/raw/run2 --wait --pin 2h
+      grid data stage lfn:/grid/cms/raw/run1 --release
+    """
+    from agents.user_interface import staging
+
+    console.run_async(staging.stage_command(lfns, se, wait=wait, pin=pin, release=release, as_json=as_json))
+
+
+@app.command()
 def checksum(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Local files, or lfn:, guid:, srm:, https:.")],
     as_json: Json = False,

@@ -43,14 +43,10 @@ class Bench:
         """A started element."""
         store = Store(self.root / "files.db", metadata, MIGRATIONS)
         options.setdefault("reserve_bytes", 0)
-        self.files = FileStore(store)
-        element = StorageElement(
-            parse_config(options, self.root),
-            self.files,
-            log=null_logger(),
-            clock=ManualClock(datetime(2026, 1, 1, tzinfo=UTC)),
-            failpoints=failpoints,
-        )
+        config = parse_config(options, self.root)
+        self.store, self.clock = store, ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
+        self.files = FileStore(store, config.tape.vos if config.tape is not None else ())
+        element = StorageElement(config, self.files, log=null_logger(), clock=self.clock, failpoints=failpoints)
         self._open.append((element, store))
         await element.start()
         return element

@@ -143,7 +143,7 @@ class StatRequest(_message.Message):
     def __init__(self, surl: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class FileInfo(_message.Message):
-    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint", "damage", "damaged_at_us")
+    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint", "damage", "damaged_at_us", "locality")
     SURL_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class FileInfo(_message.Message):
     NAME_HINT_FIELD_NUMBER: _ClassVar[int]
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    LOCALITY_FIELD_NUMBER: _ClassVar[int]
     surl: str
     vo: str
     size_bytes: int
@@ -162,13 +163,54 @@ class FileInfo(_message.Message):
     name_hint: str
     damage: str
     damaged_at_us: int
-    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ..., damage: _Optional[str] = ..., damaged_at_us: _Optional[int] = ...) -> None: ...
+    locality: str
+    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ..., damage: _Optional[str] = ..., damaged_at_us: _Optional[int] = ..., locality: _Optional[str] = ...) -> None: ...
 
 class StatResponse(_message.Message):
-    __slots__ = ("file",)
+    __slots__ = ("file", "pinned_until_us")
     FILE_FIELD_NUMBER: _ClassVar[int]
+    PINNED_UNTIL_US_FIELD_NUMBER: _ClassVar[int]
     file: FileInfo
-    def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ...) -> None: ...
+    pinned_until_us: int
+    def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ..., pinned_until_us: _Optional[int] = ...) -> None: ...
+
+class BringOnlineRequest(_message.Message):
+    __slots__ = ("surls", "pin_s")
+    SURLS_FIELD_NUMBER: _ClassVar[int]
+    PIN_S_FIELD_NUMBER: _ClassVar[int]
+    surls: _containers.RepeatedScalarFieldContainer[str]
+    pin_s: float
+    def __init__(self, surls: _Optional[_Iterable[str]] = ..., pin_s: _Optional[float] = ...) -> None: ...
+
+class Staging(_message.Message):
+    __slots__ = ("surl", "locality", "retry_after_s", "ahead", "sentence")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    LOCALITY_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    SENTENCE_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    locality: str
+    retry_after_s: int
+    ahead: int
+    sentence: str
+    def __init__(self, surl: _Optional[str] = ..., locality: _Optional[str] = ..., retry_after_s: _Optional[int] = ..., ahead: _Optional[int] = ..., sentence: _Optional[str] = ...) -> None: ...
+
+class BringOnlineResponse(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedCompositeFieldContainer[Staging]
+    def __init__(self, files: _Optional[_Iterable[_Union[Staging, _Mapping]]] = ...) -> None: ...
+
+class ReleaseFilesRequest(_message.Message):
+    __slots__ = ("surls",)
+    SURLS_FIELD_NUMBER: _ClassVar[int]
+    surls: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, surls: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ReleaseFilesResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("surl", "put_id", "vo")

@@ -91,6 +91,16 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.FromString,
                 _registered_method=True)
+        self.BringOnline = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/BringOnline',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineResponse.FromString,
+                _registered_method=True)
+        self.ReleaseFiles = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/ReleaseFiles',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.FromString,
+                _registered_method=True)
         self.ListPools = channel.unary_unary(
                 '/gridfabric.storage.v1.Storage/ListPools',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsRequest.SerializeToString,
@@ -210,6 +220,22 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BringOnline(self, request, context):
+        """Files that are on tape shall come to disk and stay there for pin_s from then on (SRM's bringOnline); those that are on
+        disk are pinned. At most 1 000. Repeating it says how it stands. Errors: NOT_FOUND, INVALID_ARGUMENT,
+        RESOURCE_EXHAUSTED (STAGE_QUEUE_FULL), FAILED_PRECONDITION (NO_TAPES).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseFiles(self, request, context):
+        """After: the caller neither waits for these files nor pins them. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPools(self, request, context):
         """Operators: the pools, with what keeps a drain from going on.
         """
@@ -304,6 +330,16 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Repair,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.SerializeToString,
+            ),
+            'BringOnline': grpc.unary_unary_rpc_method_handler(
+                    servicer.BringOnline,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineResponse.SerializeToString,
+            ),
+            'ReleaseFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseFiles,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.SerializeToString,
             ),
             'ListPools': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPools,
@@ -630,6 +666,60 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Repair',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BringOnline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/BringOnline',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.BringOnlineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/ReleaseFiles',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,
