@@ -165,6 +165,13 @@ class Reader:
             raise BerError(f"expected tag 0x{tag:02x}, found 0x{found:02x}")
         return start, stop
 
+    def raw(self, count: int) -> bytes:
+        """The next `count` elements as they are, their contents not looked at."""
+        start = self._position
+        for _ in range(count):
+            self.element()
+        return self._data[start : self._position]
+
     def octets(self, tag: int = OCTET_STRING) -> bytes:
         """The content of a primitive element."""
         start, stop = self.expect(tag)

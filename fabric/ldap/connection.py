@@ -7,7 +7,9 @@ that gives way after every few hundred entries and waits while the client does n
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 FRAMES_PER_TURN = 32
 """Requests of one client answered before others have a turn."""
+
+NO_LIMIT = sys.maxsize
 
 SLICE_BYTES = 64 * 1024
 """Answers are handed to the socket in pieces of about this size."""
@@ -49,8 +53,10 @@ class Search:
         self.message_id = 0
         self.head = b""
         """The message id, encoded."""
+        self.heads: dict[int, bytes] = {}
+        """By the length of an entry: what comes before it."""
         self.page_size = 0
-        self.in_page = 0
+        self.in_page: int = 0
         self.deadline = 0.0
         self.code: ResultCode | None = None
         """Set when this request's part is over."""
@@ -60,26 +66,48 @@ class Search:
         """Start answering one request."""
         self.message_id, self.page_size, self.deadline = message_id, page_size, deadline
         self.head = encode_integer(message_id)
+        self.heads = {}
         self.in_page = 0
         self.code = None
         self.has_more = False
 
-    def take(self, entry: Entry, pieces: list[bytes]) -> int:
-        """Append the message for one entry; returns its size, 0 if the limit or the end of the page came first."""
-        if self.size_limit and self.sent >= self.size_limit:
-            self.code = ResultCode.SIZE_LIMIT_EXCEEDED
-            return 0
-        if self.page_size and self.in_page >= self.page_size:
-            self.ahead = entry
-            self.has_more = True
-            self.code = ResultCode.SUCCESS
-            return 0
-        self.sent += 1
-        self.in_page += 1
-        operation = encode_entry(entry, self.selection)
-        size = len(self.head) + len(operation)
-        pieces += (b"\x30", encode_length(size), self.head, operation)
-        return size
+    def take(self, items: Iterator[Entry | None], pieces: list[bytes]) -> bool:
+        """Append the messages for entries, SLICE_BYTES of them at most; False if there may be more to take.
+
+        Sets `code` when the limit or the end of the page comes first.
+        """
+        in_all = self.size_limit - self.sent if self.size_limit else NO_LIMIT
+        room = min(in_all, self.page_size - self.in_page if self.page_size else NO_LIMIT)
+        heads, selection = self.heads, self.selection
+        taken = size = 0
+        is_over = False
+        if self.ahead is not None:
+            items, self.ahead = itertools.chain((self.ahead,), items), None
+        for entry in items:
+            if entry is None:
+                break
+            if taken == room:
+                is_over = True
+                if taken == in_all:
+                    self.code = ResultCode.SIZE_LIMIT_EXCEEDED
+                else:
+                    self.code, self.ahead, self.has_more = ResultCode.SUCCESS, entry, True
+                break
+            operation = encode_entry(entry, selection)
+            length = len(operation)
+            head = heads.get(length)
+            if head is None:
+                head = heads[length] = b"\x30" + encode_length(len(self.head) + length) + self.head
+            pieces += (head, operation)
+            taken += 1
+            size += length
+            if size >= SLICE_BYTES:
+                break
+        else:
+            is_over = True
+        self.sent += taken
+        self.in_page += taken
+        return is_over
 
 
 class Connection(asyncio.Protocol):
@@ -561,34 +589,19 @@ class Connection(asyncio.Protocol):
     def _step(self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest) -> bool:
         """Send one slice; True when this request's part is over."""
         pieces: list[bytes] = []
-        size = 0
-        entry = search.ahead
-        search.ahead = None
         try:
-            while True:
-                if entry is not None:
-                    taken = search.take(entry, pieces)
-                    if not taken:
-                        return True
-                    size += taken
-                    if size >= SLICE_BYTES:
-                        return False
-                entry = next(items, _END)
-                if entry is None:
-                    if self._loop.time() > search.deadline:
-                        search.code = ResultCode.TIME_LIMIT_EXCEEDED
-                        return True
-                    return False
-                if entry is _END:
-                    search.code = ResultCode.SUCCESS
-                    return True
+            if not search.take(items, pieces):
+                return False
+            if search.code is None:
+                search.code = ResultCode.SUCCESS
+            return True
         except NoSuchEntryError as error:
             search.code = ResultCode.NO_SUCH_OBJECT
             self._search_done(search.message_id, search.code, str(error), matched=str(error.matched))
             return True
         finally:
             if pieces:
-                self._server.stats.entries_sent += len(pieces) // 4
+                self._server.stats.entries_sent += len(pieces) // 2
                 self._write(b"".join(pieces))
 
     async def _search_on(self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest) -> None:
@@ -611,7 +624,8 @@ class Connection(asyncio.Protocol):
                 while search.code is None:
                     if entry is not None:
                         pieces: list[bytes] = []
-                        if not search.take(entry, pieces):
+                        search.take(iter((entry,)), pieces)
+                        if search.code is not None:
                             break
                         self._server.stats.entries_sent += 1
                         self._write(b"".join(pieces))

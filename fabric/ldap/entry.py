@@ -20,7 +20,7 @@ class EntryCache:
 
     def __init__(self) -> None:
         self.encoded: bytes | None = None
-        self.selected: dict[tuple[tuple[str, ...], bool], bytes] = {}
+        self.selected: dict[object, bytes] = {}
         self.normalised: dict[str, tuple[AttributeType, tuple[Key, ...]]] = {}
 
 

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from fabric.ldap import ber
 from fabric.ldap.ber import BerError, BerTooDeepError, Reader
@@ -32,8 +33,8 @@ MAX_FILTER_ITEMS = 1024
 MAX_ATTRIBUTES = 1024
 """Attribute names in one search request."""
 
-MAX_KNOWN_NAMES_BYTES = 1024
-"""Longer lists of attribute names are read each time."""
+MAX_KNOWN_BYTES = 1024
+"""Longer lists of attribute names, and longer names of a base, are read each time."""
 
 MAX_CONTROLS = 32
 """Controls on one request."""
@@ -317,6 +318,28 @@ def _read_unbind(body: Reader, tag: int) -> UnbindRequest:
 
 def _read_search(body: Reader, tag: int) -> SearchRequest:
     reader = body.enter(tag)
+    head = reader.raw(6)
+    known = _known_head(head) if len(head) <= MAX_KNOWN_BYTES else _read_head(head)
+    node = _FilterReader().read(reader, MAX_FILTER_DEPTH)
+    listing = reader.octets(ber.SEQUENCE)
+    names = _known_names(listing) if len(listing) <= MAX_KNOWN_BYTES else _read_names(listing)
+    reader.end()
+    return SearchRequest(known.base, known.scope, node, names, known.types_only, *known[3:])
+
+
+class _Head(NamedTuple):
+    """What comes before the filter."""
+
+    base: str
+    scope: int
+    types_only: bool
+    size_limit: int
+    time_limit_s: int
+    dereference: int
+
+
+def _read_head(head: bytes) -> _Head:
+    reader = Reader(head)
     base = reader.text()
     scope = reader.integer(ber.ENUMERATED)
     dereference = reader.integer(ber.ENUMERATED)
@@ -325,11 +348,7 @@ def _read_search(body: Reader, tag: int) -> SearchRequest:
     types_only = reader.boolean()
     if size_limit < 0 or time_limit < 0:
         raise BerError("a limit below zero")
-    node = _FilterReader().read(reader, MAX_FILTER_DEPTH)
-    listing = reader.octets(ber.SEQUENCE)
-    names = _known_names(listing) if len(listing) <= MAX_KNOWN_NAMES_BYTES else _read_names(listing)
-    reader.end()
-    return SearchRequest(base, scope, node, names, types_only, size_limit, time_limit, dereference)
+    return _Head(base, scope, types_only, size_limit, time_limit, dereference)
 
 
 def _read_names(listing: bytes) -> tuple[str, ...]:
@@ -342,6 +361,7 @@ def _read_names(listing: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
+_known_head = lru_cache(maxsize=1024)(_read_head)
 _known_names = lru_cache(maxsize=256)(_read_names)
 """Clients of one kind ask for the same attributes again and again."""
 

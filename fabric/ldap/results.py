@@ -20,7 +20,7 @@ MAX_KEPT_SELECTIONS = 2
 class Selection:
     """Which attributes a client wants: ``*``, ``+``, ``1.1``, names in any case; nothing means ``*``."""
 
-    __slots__ = ("all_operational", "all_user", "is_plain", "key", "names", "types_only")
+    __slots__ = ("all_operational", "all_user", "is_kept", "is_plain", "names", "types_only")
 
     def __init__(self, names: tuple[str, ...], schema: Schema, *, types_only: bool = False) -> None:
         self.all_user = not names or "*" in names
@@ -28,8 +28,8 @@ class Selection:
         wanted = (schema.canonical(name) for name in names if name not in ("*", "+", "1.1"))
         self.names = tuple(dict.fromkeys(wanted))
         self.types_only = types_only
-        self.key = (self.names, types_only) if not self.all_user and not self.all_operational else None
-        """Under which the bytes of an entry may be kept; None if they are not."""
+        self.is_kept = not self.all_user and not self.all_operational
+        """True if the bytes of an entry are kept for the next one who asks with this very object."""
         self.is_plain = self.all_user and not self.all_operational and not self.names and not types_only
         """True for the common case, whose bytes are kept with the entry."""
 
@@ -62,11 +62,9 @@ def encode_entry(entry: Entry, selection: Selection) -> bytes:
             pieces = b"".join(_encode_attribute(name, values) for name, values in entry.attributes.items())
             encoded = entry.cache.encoded = _entry(entry, pieces)
         return encoded
-    key = selection.key
-    if key is not None:
-        kept = entry.cache.selected.get(key)
-        if kept is not None:
-            return kept
+    kept = entry.cache.selected.get(selection)
+    if kept is not None:
+        return kept
     names = entry.names
     wanted = list(names) if selection.all_user else [name for name in selection.names if name in names]
     if selection.types_only:
@@ -85,11 +83,11 @@ def encode_entry(entry: Entry, selection: Selection) -> bytes:
                 else:
                     pieces.append(_encode_attribute(name, entry.operational[name]))
     encoded = _entry(entry, b"".join(pieces))
-    if key is not None and is_static:
+    if selection.is_kept and is_static:
         selected = entry.cache.selected
         while len(selected) >= MAX_KEPT_SELECTIONS:
             del selected[next(iter(selected))]
-        selected[key] = encoded
+        selected[selection] = encoded
     return encoded
 
 

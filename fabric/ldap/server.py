@@ -240,7 +240,7 @@ class LdapServer:
         if kept is None:
             kept = Selection(names, self.schema, types_only=types_only)
             if len(names) > MAX_KEPT_NAMES or sum(map(len, names)) > 64 * MAX_KEPT_NAMES:
-                kept.key = None  # an odd list is served, but neither it nor its answers are kept
+                kept.is_kept = False  # an odd list is served, but neither it nor its answers are kept
                 return kept
             if len(self._selections) >= MAX_KEPT_SELECTIONS:
                 self._selections.clear()

@@ -7,19 +7,26 @@ of candidates when it starts: entries are immutable, so it sees the tree as it w
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, KeysView, Sequence
+from typing import NamedTuple, Protocol
 
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry
-from fabric.ldap.filters import And, Approx, Equality, Filter, Or, compile_filter, equality_keys
+from fabric.ldap.filters import And, Approx, Equality, Filter, Or, Present, compile_filter, equality_keys
 from fabric.ldap.schema import OPEN_SCHEMA, Key, Schema
 
-Names = Collection[tuple[str, ...]]
+Names = KeysView[tuple[str, ...]]
+_NO_NAMES: dict[tuple[str, ...], None] = {}
 
 ENTRIES_PER_TURN = 256
 """How many entries a search looks at before it lets others run: well under a millisecond."""
 
+WORTH_KEEPING = 64
+"""Names looked at for an answer: the names in such an answer are kept until one comes or goes or an index changes."""
+
+MAX_KEPT_ANSWERS = 512
+MAX_KEPT_NAMES = 500_000
+"""Of all kept answers: 4 MB."""
 
 MAX_LEARNED_NAMES = 10_000
 """Attribute and class names remembered for the subschema entry."""
@@ -48,6 +55,17 @@ class NoSuchEntryError(LookupError):
 
     def __reduce__(self) -> tuple[type[NoSuchEntryError], tuple[Dn, Dn]]:
         return type(self), (self.dn, self.matched)
+
+
+class _Found(NamedTuple):
+    """Names below a base that an index or the tree gives, parents before children."""
+
+    names: list[tuple[str, ...]]
+    is_exact: bool
+    looked_at: int
+
+
+_Question = tuple[tuple[str, ...], Scope, Filter]
 
 
 class TreeError(ValueError):
@@ -93,6 +111,9 @@ class EntryTree:
         self._index: dict[str, dict[Key, dict[tuple[str, ...], None]]] = {name: {} for name in names}
         looked_up = ((name, schema.lookup(name), index) for name, index in self._index.items())
         self._indices = tuple((name, attribute, index) for name, attribute, index in looked_up if attribute is not None)
+        self._kept: dict[_Question, tuple[list[tuple[str, ...]], bool]] = {}
+        """Answers that cost something, for those who ask again; see `WORTH_KEEPING`."""
+        self._kept_names = 0
         self._next_serial = 0
         self._attribute_names: dict[str, str] = {}
         self._class_names: dict[str, str] = {}
@@ -158,6 +179,7 @@ class EntryTree:
         self._entries[key] = entry
         self._serials[key] = self._next_serial
         self._next_serial += 1
+        self._reshaped()
         if key[1:] in self._entries:
             self._children.setdefault(key[1:], {})[key] = None
         self._index_entry(entry, None)
@@ -187,10 +209,11 @@ class EntryTree:
         """
         if dn.key not in self._entries:
             return []
-        doomed = self._subtree(dn.key) or []
+        doomed = [self._entries[key] for key in self._subtree(dn.key) or ()]
         if len(doomed) > 1 and not below:
             raise TreeError(f"{str(dn)!r} has entries below it")
         doomed.reverse()
+        self._reshaped()
         for entry in doomed:
             key = entry.dn.key
             del self._entries[key], self._serials[key]
@@ -208,7 +231,9 @@ class EntryTree:
         """The matching entries, parents before children; see ``SearchSource``. The empty name is above all suffixes."""
         if base.key and base.key not in self._entries:
             raise NoSuchEntryError(base, self._deepest_ancestor(base))
-        candidates = self._candidates(base.key, scope, filter)
+        candidates, is_exact = self._candidates(base.key, scope, filter)
+        if is_exact:
+            return iter(candidates)
         return self._matching(candidates, filter, limit)
 
     def _matching(self, candidates: list[Entry], filter: Filter, limit: int | None) -> Iterator[Entry | None]:
@@ -231,38 +256,63 @@ class EntryTree:
                 return found.dn
         return dn
 
-    def _candidates(self, base: tuple[str, ...], scope: Scope, filter: Filter) -> list[Entry]:
+    def _candidates(self, base: tuple[str, ...], scope: Scope, filter: Filter) -> tuple[list[Entry], bool]:
+        """The entries to look at, and True if all of them match."""
         entries = self._entries
         if scope is Scope.BASE:
-            return [entries[base]] if base else []
+            return ([entries[base]] if base else []), False
         if scope is Scope.ONE:
             below = self._children.get(base, ()) if base else [s.key for s in self._suffixes if s.key in entries]
-            return [entries[key] for key in below]
-        depth = len(base)
-        indexed = self._indexed(filter)
-        if indexed is None:
-            found = self._subtree(base) or []
-        else:
-            near = self._subtree(base, len(indexed)) if depth > 1 else None
-            if near is not None:
-                found = [entry for entry in near if entry.dn.key in indexed]
-            else:
-                keys = [key for key in indexed if depth == 0 or key[-depth:] == base]
-                keys.sort(key=self._serials.__getitem__)
-                found = [entries[key] for key in keys]
-        if scope is Scope.CHILDREN and found and found[0].dn.key == base:
-            found = found[1:]
-        return found
+            return [entries[key] for key in below], False
+        question = (base, scope, filter)
+        kept = self._kept.get(question)
+        if kept is None:
+            found = self._found(base, filter)
+            names = found.names
+            if scope is Scope.CHILDREN and names and names[0] == base:
+                names = names[1:]
+            kept = (names, found.is_exact)
+            if found.looked_at > WORTH_KEEPING:
+                self._keep(question, kept)
+        return [entries[name] for name in kept[0]], kept[1]
 
-    def _subtree(self, base: tuple[str, ...], at_most: int | None = None) -> list[Entry] | None:
-        """The base and all below in preorder; None if that would be more than ``at_most``."""
-        entries, children = self._entries, self._children
-        found: list[Entry] = []
-        tops = [base] if base else [suffix.key for suffix in self._suffixes if suffix.key in entries]
+    def _found(self, base: tuple[str, ...], filter: Filter) -> _Found:
+        depth = len(base)
+        indexed, is_exact = self._indexed(filter)
+        if indexed is None:
+            names = self._subtree(base) or []
+            is_any = isinstance(filter, Present) and self.schema.canonical(filter.attribute) == "objectclass"
+            return _Found(names, is_any, len(names))
+        near = self._subtree(base, len(indexed) // 4) if depth > 1 else None
+        if near is not None:
+            return _Found([name for name in near if name in indexed], is_exact, len(near))
+        names = [name for name in indexed if name[-depth:] == base] if depth else list(indexed)
+        names.sort(key=self._serials.__getitem__)
+        return _Found(names, is_exact, len(indexed))
+
+    def _keep(self, question: _Question, answer: tuple[list[tuple[str, ...]], bool]) -> None:
+        kept = self._kept
+        while kept and (len(kept) >= MAX_KEPT_ANSWERS or self._kept_names + len(answer[0]) > MAX_KEPT_NAMES):
+            self._kept_names -= len(kept.pop(next(iter(kept)))[0])
+        if len(answer[0]) <= MAX_KEPT_NAMES:
+            kept[question] = answer
+            self._kept_names += len(answer[0])
+
+    def _reshaped(self) -> None:
+        """A name came or went, or an index has changed."""
+        if self._kept:
+            self._kept.clear()
+            self._kept_names = 0
+
+    def _subtree(self, base: tuple[str, ...], at_most: int | None = None) -> list[tuple[str, ...]] | None:
+        """The names of the base and all below in preorder; None if that would be more than ``at_most``."""
+        children = self._children
+        found: list[tuple[str, ...]] = []
+        tops = [base] if base else [suffix.key for suffix in self._suffixes if suffix.key in self._entries]
         stack = tops[::-1]
         while stack:
             key = stack.pop()
-            found.append(entries[key])
+            found.append(key)
             if at_most is not None and len(found) > at_most:
                 return None
             below = children.get(key)
@@ -270,35 +320,44 @@ class EntryTree:
                 stack.extend(reversed(below))
         return found
 
-    def _indexed(self, node: Filter) -> Names | None:
-        """The names an index gives for a filter (a superset of the matches), None if no index helps."""
+    def _indexed(self, node: Filter) -> tuple[Names | None, bool]:
+        """The names an index gives for a filter, None if no index helps; False if some of them may not match."""
         match node:
             case Equality(description, value) | Approx(description, value):
                 index = self._index.get(self.schema.canonical(description))
                 attribute = self.schema.lookup(description)
                 if index is None or attribute is None:
-                    return None
+                    return None, False
                 keys = equality_keys(self.schema, attribute, value)
+                is_exact = self.schema.recognises(attribute, value)
                 if len(keys) == 1:
-                    return index.get(keys[0], ())
-                return dict.fromkeys(name for key in keys for name in index.get(key, ()))
+                    return index.get(keys[0], _NO_NAMES).keys(), is_exact
+                return {name: None for key in keys for name in index.get(key, ())}.keys(), is_exact
             case And(parts):
-                best: Names | None = None
-                for part in parts:
-                    found = self._indexed(part)
-                    if found is not None and (best is None or len(found) < len(best)):
-                        best = found
-                return best
+                return self._intersection(parts)
             case Or(parts):
                 union: dict[tuple[str, ...], None] = {}
+                are_exact = True
                 for part in parts:
-                    found = self._indexed(part)
+                    found, is_exact = self._indexed(part)
                     if found is None:
-                        return None
+                        return None, False
                     union.update(dict.fromkeys(found))
-                return union
+                    are_exact = are_exact and is_exact
+                return union.keys(), are_exact
             case _:
-                return None
+                return None, False
+
+    def _intersection(self, parts: tuple[Filter, ...]) -> tuple[Names | None, bool]:
+        """Of what is known of the parts."""
+        known = [self._indexed(part) for part in parts]
+        indexed = sorted((names for names, _ in known if names is not None), key=len)
+        if not indexed:
+            return None, False
+        common = indexed[0]
+        for names in indexed[1:]:
+            common = {name: None for name in common if name in names}.keys()
+        return common, len(indexed) == len(parts) and all(is_exact for _, is_exact in known)
 
     def _index_entry(self, new: Entry | None, old: Entry | None) -> None:
         for name, attribute, index in self._indices:
@@ -306,6 +365,7 @@ class EntryTree:
                 continue
             if new is not None and old is not None and new.get(name) == old.get(name):
                 continue
+            self._reshaped()
             before = set(old.normalised(name, attribute) or ()) if old is not None else set[Key]()
             after = set(new.normalised(name, attribute) or ()) if new is not None else set[Key]()
             if old is not None:

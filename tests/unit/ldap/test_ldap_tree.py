@@ -1,11 +1,29 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.ldap.ldap_trees import grid_tree
 
-from fabric.ldap import EntryTree, NoSuchEntryError, Scope, TreeError, make_entry, matches, parse_dn, parse_filter
+from fabric.ldap import (
+    Entry,
+    EntryTree,
+    NoSuchEntryError,
+    Scope,
+    TreeError,
+    make_entry,
+    matches,
+    parse_dn,
+    parse_filter,
+)
+from fabric.ldap import tree as trees
+
+QUESTIONS = [
+    "(objectClass=*)", "(objectClass=GlueCE)", "(&(objectClass=GlueCE)(GlueCEUniqueID=a))",
+    "(|(n=1)(GlueCEUniqueID=b))",
+    "(&(objectClass=GlueCE)(n=1))", "(|(objectClass=MDS)(GlueCEUniqueID=a))", "(&(GlueCEUniqueID=a)(GlueCEUniqueID=b))",
+    "(!(objectClass=GlueCE))", "(&)", "(|)",
+]  # fmt: skip
 
 
 def names(tree: EntryTree, base: str, scope: Scope, text: str = "(objectClass=*)") -> list[str]:
@@ -109,3 +127,43 @@ def test_indices_agree_with_a_full_scan(
     for entry in found:
         assert all(other.dn != entry.dn.parent for other in found if other.dn not in seen)
         seen.add(entry.dn)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ABCD"),
+            st.sampled_from(["GlueCE", "MDS", ""]),
+            st.sampled_from("ab"),
+            st.sampled_from("12"),
+        ),
+        max_size=6,
+    )
+)
+def test_kept_answers_are_those_of_now(changes: list[tuple[str, str, str, str]]) -> None:
+    kept, trees.WORTH_KEEPING = trees.WORTH_KEEPING, -1
+    try:
+        tree = grid_tree(1, 2)
+        site = "mds-vo-name=SITE0,mds-vo-name=local,o=grid"
+        there: dict[str, Entry] = {
+            str(e.dn): e for e in tree.search(parse_dn(""), Scope.SUBTREE, parse_filter("(&)")) if e
+        }
+        for name, kind, unique, value in changes:
+            dn = f"cn={name},{site}"
+            if kind:
+                entry = make_entry(dn, {"objectClass": ("top", kind), "GlueCEUniqueID": unique, "n": value})
+                tree.replace(entry)
+                there[dn] = entry
+            else:
+                tree.remove(parse_dn(dn))
+                there.pop(dn, None)
+            for text in QUESTIONS:
+                right = sorted(dn for dn, one in there.items() if matches(parse_filter(text), one, tree.schema))
+                assert sorted(names(tree, "", Scope.SUBTREE, text)) == right
+                assert sorted(names(tree, site, Scope.SUBTREE, text)) == [dn for dn in right if dn.endswith(site)]
+                assert sorted(names(tree, site, Scope.CHILDREN, text)) == [
+                    dn for dn in right if dn.endswith("," + site)
+                ]
+    finally:
+        trees.WORTH_KEEPING = kept
