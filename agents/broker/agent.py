@@ -19,6 +19,7 @@ from agents.broker.servicer import RULES, BrokerServicer
 from agents.broker.tables import LogLine
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
+from fabric.errors import Conflict
 from fabric.glue13 import agent_entries
 from fabric.information import Subscriber
 from fabric.information_publisher import connector
@@ -39,7 +40,7 @@ class BrokerAgent(Agent):
         self.options = parse_options(BrokerOptions, settings.options)
         self.store = context.store("broker", tables.metadata, tables.MIGRATIONS)
         self.outbox = Outbox(self.store, settings.name, log=context.log)
-        self._delivered_sequence = 0
+        self._delivered_sequence = self._forgotten_sequence = 0
         self._delivered = asyncio.Condition()
         sandbox = SandboxStore(context.state_dir / "sandbox", self.options.max_file_bytes)
         self.subscriber = Subscriber(
@@ -50,7 +51,10 @@ class BrokerAgent(Agent):
             object_classes=OBJECT_CLASSES,
             on_change=lambda changed, removed: self.core.information_changed(),
         )
-        self.core = BrokerCore(context, self.options, self.store, sandbox, self._log, self.subscriber.view.elements)
+        self.core = BrokerCore(
+            context, self.options, self.store, sandbox, self._log, self.subscriber.view.elements, self._recorded,
+            self._forget_events,
+        )  # fmt: skip
         self.servicer = BrokerServicer(self.core, self._job_id_prefix(), self._registered)
         self.services = [RpcService(self.servicer, broker_pb2_grpc.add_BrokerServicer_to_server, RULES)]
         context.delegations  # noqa: B018  offers the Delegation service
@@ -68,28 +72,46 @@ class BrokerAgent(Agent):
         self.outbox.add(connection, [wire.log_payload(line) for line in lines])
 
     async def _deliver(self, batch: Sequence[OutboxItem]) -> None:
-        endpoint = self.context.settings.endpoint("bookkeeping")
+        endpoint, epoch = self.context.settings.endpoint("bookkeeping"), self.core.succession.epoch
         channel = await self.context.channels.get(endpoint.host, endpoint.rpc)
-        events = [wire.event_from_payload(item.source, item.sequence, item.payload) for item in batch]
-        await lb_grpc.BookkeepingStub(channel).Record(lb_pb.RecordRequest(events=events))
+        events = [
+            wire.event_from_payload(item.source, item.sequence, item.payload)
+            for item in batch
+            if item.sequence > self._forgotten_sequence
+        ]
+        try:
+            await lb_grpc.BookkeepingStub(channel).Record(lb_pb.RecordRequest(events=events, epoch=epoch))
+        except Conflict as error:
+            if error.reason == "BROKER_FENCED":
+                self.core.succession.fenced()
+            raise
         async with self._delivered:
             self._delivered_sequence = batch[-1].sequence
             self._delivered.notify_all()
 
     async def _registered(self) -> None:
         """Wait a little for bookkeeping to have what was logged until now."""
+        if self.options.registered_wait_s > 0 and self.context.settings.endpoints("bookkeeping"):
+            await self._recorded(self.options.registered_wait_s)
+
+    async def _recorded(self, limit_s: float) -> bool:
+        """Wait for bookkeeping to have what was logged until now; False when it has not in time."""
 
         def last(connection: sa.Connection) -> int:
-            return int(connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").scalar_one())
+            return int(connection.exec_driver_sql("SELECT max(sequence) FROM outbox").scalar_one() or 0)
 
-        if self.options.registered_wait_s <= 0 or not self.context.settings.endpoints("bookkeeping"):
-            return
         sequence = await self.store.read(last)
         try:
-            async with asyncio.timeout(self.options.registered_wait_s), self._delivered:
+            async with asyncio.timeout(limit_s), self._delivered:
                 await self._delivered.wait_for(lambda: self._delivered_sequence >= sequence)
         except TimeoutError:
             self.context.log.info("bookkeeping.behind", waiting=self.outbox.waiting)
+            return False
+        return True
+
+    def _forget_events(self, last: int) -> None:
+        """What was read of them to be sent now is not sent."""
+        self._forgotten_sequence = last
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -136,6 +158,8 @@ class BrokerAgent(Agent):
             problems.append(f"{len(troubles)} gatekeeper(s) do not take jobs, for instance {gatekeeper}: {why}")
         if listed:
             problems.append(f"{len(listed)} CE(s) failed jobs: {listed[0].ce} {listed[0].sentence}")
+        if core.succession.trouble:
+            problems.append(f"{core.succession.lacking} submissions have no copy elsewhere: {core.succession.trouble}")
         if self.outbox.last_error is not None:
             problems.append(f"{self.outbox.waiting} events wait for bookkeeping: {self.outbox.last_error.sentence}")
         state = AgentState.DEGRADED if problems else AgentState.GREEN

@@ -30,6 +30,9 @@ PIECE_BYTES = 1024 * 1024
 SUBMIT_TIMEOUT_S = 120.0
 """For submissions of many jobs."""
 
+TAKE_OVER_TIMEOUT_S = 600.0
+"""For 10^5 jobs; what is not done then goes on at the broker."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
@@ -152,6 +155,10 @@ class BrokerClient:
     async def clear(self, job_ids: Sequence[str]) -> None:
         """The output was fetched: CLEARED, and the CE may remove it."""
         await self._stub.Clear(pb.ClearRequest(job_ids=job_ids))
+
+    async def take_over(self, broker: str, *, force: bool = False) -> pb.TakeOverResponse:
+        """Make the jobs of another broker this one's; for administrators. May be repeated."""
+        return await self._stub.TakeOver(pb.TakeOverRequest(broker=broker, force=force), timeout=TAKE_OVER_TIMEOUT_S)
 
 
 async def _pieces(file: LocalFile) -> AsyncIterator[pb.PutSandboxRequest]:

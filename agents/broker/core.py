@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -35,10 +36,12 @@ from agents.broker.matching import (
 from agents.broker.model import ComputingElement, JobDescription, JobState
 from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
+from agents.broker.succession import Succession
 from agents.broker.tables import Change, JobRow, LogSink
 from fabric.clock import from_us, to_us
-from fabric.errors import GridError
+from fabric.errors import GridError, Unavailable
 from fabric.glue13 import CeView
+from fabric.rpc.delegation import delegate
 from fabric.store import Store
 from security.errors import Reason, SecurityError
 
@@ -77,6 +80,8 @@ class BrokerCore:
         sandbox: SandboxStore,
         sink: LogSink,
         views: Callable[[], Mapping[str, CeView]],
+        recorded: Callable[[float], Awaitable[bool]],
+        forget_events: Callable[[int], None],
     ) -> None:
         self.context = context
         self.options = options
@@ -109,6 +114,9 @@ class BrokerCore:
         self._proxy_warned: dict[str, int] = {}
         self.renewals = Renewals(context, options, store, sink)
         self._commits: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.is_open = False
+        self.succession = Succession(self, recorded, forget_events)
         self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
         self._chance = random.Random()
         self.stopping = False
@@ -135,6 +143,16 @@ class BrokerCore:
         """Someone's proxy is missing or has expired."""
         self._proxies_wanted.set()
 
+    async def delegate_to(self, host: str, port: int, owner: str, had: bytes) -> bytes:
+        """Give the service there the user's proxy of now, if that is not the one it `had`; returns its fingerprint."""
+        credential = self.credential(owner)
+        fingerprint = self.fingerprint(credential)
+        if fingerprint != had:
+            channel = await self.context.channels.get(host, port, credential=credential)
+            left = credential.not_after - self.context.clock.now()
+            await delegate(channel, credential, lifetime=max(timedelta(seconds=1), left))
+        return fingerprint
+
     def delegation_changed(self, owner: str) -> None:
         """A user has renewed (or destroyed) the proxy: gatekeepers get the new one."""
         self._proxy_missing_since.pop(owner, None)
@@ -145,17 +163,51 @@ class BrokerCore:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        """The only broker of a grid is open at once; one of several when its epoch has begun."""
+        self.context.delegations.on_change(lambda owner, _: self.delegation_changed(owner))
+        await self.succession.start()
+        self.context.spawn(self.succession.run(), "succession")
+
+    async def open(self) -> None:
         """Count what is unfinished, and begin to do it again."""
         counts = await self.store.read(rows.counts)
         self.board = Board(counts)
+        self.is_open = True
         for owner, gatekeeper in counts.links:
             self.link(owner, gatekeeper).wake()
-        self.context.delegations.on_change(lambda owner, _: self.delegation_changed(owner))
         self._match_wanted.set()
-        self.context.spawn(self._match_loop(), "match")
-        self.context.spawn(self._proxy_loop(), "proxies")
-        self.context.spawn(self._janitor_loop(), "janitor")
-        self.context.spawn(self._vo_loop(), "VOs")
+        self.run(self._match_loop(), "match")
+        self.run(self._proxy_loop(), "proxies")
+        self.run(self._janitor_loop(), "janitor")
+        self.run(self._vo_loop(), "VOs")
+
+    async def close(self) -> None:
+        """Leave all jobs alone: they are another broker's."""
+        self.is_open = False
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._commits:
+            await asyncio.wait(self._commits)
+        self.board = Board()
+
+    def run(self, work: Coroutine[None, None, None], name: str) -> None:
+        """A task that ends when the broker is closed."""
+        task = self.context.spawn(work, name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def require_open(self) -> None:
+        """Raises Unavailable BROKER_NOT_READY."""
+        if not self.is_open:
+            raise Unavailable(
+                "BROKER_NOT_READY",
+                f"{self.context.settings.name} has not begun: bookkeeping has to tell it whether its jobs are still "
+                "its own; ask another broker, or try again soon",
+                retry_after_s=2,
+            )
 
     async def stop(self) -> None:
         """Take nothing more up; wait for commits that are under way."""
@@ -165,19 +217,22 @@ class BrokerCore:
 
     async def commit(self, change: Callable[[sa.Connection], list[Change]]) -> list[Change]:
         """Write, then count and wake whoever is concerned; also when the caller is cancelled meanwhile."""
-        return await self._shielded(self._commit(change))
+        return await self.shielded(self._commit(change))
 
     async def submit(self, new: rows.Submission) -> rows.Submitted:
         """Durable when it returns."""
 
         async def write() -> rows.Submitted:
-            done = await self.store.write(lambda connection: rows.submit(connection, new, self.sink))
+            to_copy = self.succession.successor is not None
+            done = await self.store.write(lambda connection: rows.submit(connection, new, self.sink, to_copy=to_copy))
             self._committed(done.changes)
+            self.succession.changed()
             return done
 
-        return await self._shielded(write())
+        return await self.shielded(write())
 
-    async def _shielded(self, work: Coroutine[Any, Any, T]) -> T:
+    async def shielded(self, work: Coroutine[Any, Any, T]) -> T:
+        """Go on with it though the caller is cancelled."""
         task = asyncio.get_running_loop().create_task(work)
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
@@ -225,7 +280,7 @@ class BrokerCore:
         found = self._links.get(key)
         if found is None:
             found = self._links[key] = Link(self, owner, gatekeeper)
-            self.context.spawn(found.run(), f"link {gatekeeper} for {owner}")
+            self.run(found.run(), f"link {gatekeeper} for {owner}")
         return found
 
     def forget(self, link: Link) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -33,7 +32,6 @@ from fabric.errors import (
     Unauthenticated,
     Unavailable,
 )
-from fabric.rpc.delegation import delegate
 
 if TYPE_CHECKING:
     from agents.broker.core import BrokerCore
@@ -140,6 +138,16 @@ class Link:
             or await self._core.store.read(lambda c: rows.ready(c, self.owner, self.gatekeeper, 1))
         )
 
+    async def follow_anew(self) -> None:
+        """Ask the gatekeeper for the newest state of all its jobs of this user: some of another broker were adopted."""
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
+        await self._core.store.write(lambda c: rows.set_watch_sequence(c, self.owner, self.gatekeeper, 0))
+        self._reconcile_at = 0.0
+        self.wake()
+
     # -- connection and trouble ----------------------------------------------------------------------------------------
 
     async def _stub(self) -> pb_grpc.GatekeeperStub:
@@ -155,18 +163,13 @@ class Link:
 
     async def _delegate(self) -> None:
         """The user's proxy at the gatekeeper is made from the one we have now. Raises _Unreachable."""
-        credential = self._core.credential(self.owner)
-        fingerprint = self._core.fingerprint(credential)
-        if fingerprint == self._delegated:
-            return
+        had = self._delegated
         try:
-            channel = await self._core.context.channels.get(self._host, self._port, credential=credential)
-            left = credential.not_after - self._core.context.clock.now()
-            await delegate(channel, credential, lifetime=max(timedelta(seconds=1), left))
+            self._delegated = await self._core.delegate_to(self._host, self._port, self.owner, had)
         except GridError as error:
             raise _Unreachable(error) from error
-        self._delegated = fingerprint
-        self._core.log.info("link.delegated", owner=self.owner, gatekeeper=self.gatekeeper)
+        if self._delegated != had:
+            self._core.log.info("link.delegated", owner=self.owner, gatekeeper=self.gatekeeper)
 
     def _succeeded(self) -> None:
         if self._failures:
@@ -192,7 +195,7 @@ class Link:
             self._delegated = b""
             core.look_at_proxies()
             return pause_s
-        if _about_session(error):
+        if _about_session(error) or error.reason == "BOOKKEEPING_BEHIND":
             return pause_s
         if nothing_sent and isinstance(error, (Refused, Unauthenticated)) and "peer" not in error.facts:
             # It is this user whom the CE refuses, not the CE that is not to be trusted (that names the peer).
@@ -288,6 +291,7 @@ class Link:
             raise
         first_time = not found[0].job.sent
         if first_time:
+            await core.succession.recorded()
             ids = [row.id for row in found[: len(jobs)]]
             still = set(await core.store.write(lambda connection: rows.mark_sent(connection, ids)))
             jobs = [job for job, row in zip(jobs, found, strict=False) if row.id in still]
@@ -306,30 +310,22 @@ class Link:
                 if sha256 in wanted:
                     if not self._core.sandbox.has(sha256):
                         raise Unavailable("SANDBOX_LOST", f"the file {wanted[sha256].name} (sha256 {sha256}) is lost")
-                    await stub.PutSandbox(self._pieces(wanted[sha256]))
+                    await stub.PutSandbox(self._core.sandbox.messages(wanted[sha256], pb.PutSandboxRequest))
         except GridError as error:
             raise _Unreachable(error) from error  # no job was named yet
         self._known.update(ask)
         if len(self._known) > 100_000:
             self._known = set(ask)
 
-    async def _pieces(self, file: SandboxFile) -> Any:
-        first = True
-        for piece in self._core.sandbox.pieces(file.sha256):
-            if first:
-                yield pb.PutSandboxRequest(sha256=file.sha256, size_bytes=file.size_bytes, data=piece)
-            else:
-                yield pb.PutSandboxRequest(data=piece)
-            first = False
-        if first:
-            yield pb.PutSandboxRequest(sha256=file.sha256, size_bytes=0)
-
     async def _submit(self, stub: pb_grpc.GatekeeperStub, jobs: Sequence[pb.Job], first_time: bool) -> None:
         core = self._core
         attempts = {job.job_id: job.attempt for job in jobs}
         try:
-            response = await stub.Submit(pb.SubmitRequest(jobs=jobs))
+            response = await stub.Submit(core.succession.stamp(pb.SubmitRequest(jobs=jobs)))
         except _DEFINITE as error:
+            if error.reason == "BROKER_FENCED":
+                core.succession.fenced()
+                raise
             if error.reason in ("DELEGATION_MISSING", "DELEGATION_EXPIRED"):
                 self._delegated = b""
                 raise

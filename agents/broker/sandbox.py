@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from agents.broker.model import SandboxFile
 from fabric.errors import Exhausted, InvalidRequest
 from fabric.ids import unique_id
 
@@ -116,6 +118,15 @@ class SandboxStore:
 
     def remove(self, sha256: str) -> None:
         self.path(sha256).unlink(missing_ok=True)
+
+    async def messages(self, file: SandboxFile, request: Callable[..., Any]) -> AsyncIterator[Any]:
+        """The file as the messages of a PutSandbox call, of a gatekeeper's or a broker's."""
+        first: dict[str, Any] = {"sha256": file.sha256, "size_bytes": file.size_bytes}
+        for piece in self.pieces(file.sha256):
+            yield request(**first, data=piece)
+            first = {}
+        if first:
+            yield request(**first)
 
     def hashes(self) -> Iterator[str]:
         """Everything that is here."""

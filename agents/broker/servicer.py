@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from gridfabric.broker.v1 import broker_pb2 as pb
 from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
-from agents.broker import machine, wire
+from agents.broker import copies, machine, wire
 from agents.broker import store as rows
 from agents.broker.core import BrokerCore
 from agents.broker.jdl import normalise
@@ -28,11 +28,12 @@ from agents.broker.model import (
 )
 from agents.broker.quotas import SubmissionRate
 from agents.broker.sandbox import checked_hash, file_too_large
+from agents.broker.succession import read_copies
 from agents.broker.tables import Change, JobRow
 from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, from_security
 from fabric.ids import unique_id
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import full_user, user
+from fabric.rpc.rules import administrator, full_user, services, user
 from security.voms import is_within
 
 RULES = {
@@ -44,6 +45,8 @@ RULES = {
     "Clear": full_user,
     "ListMatch": user,
     "Locate": user,
+    "Keep": services("broker"),
+    "TakeOver": administrator,
 }
 MAX_IDS = 20_000
 """Job ids in one call."""
@@ -122,6 +125,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             raise InvalidRequest("SUBMISSION_ID_MISSING", "give a random submission id of at most 128 characters")
         if len(request.input_sandbox) > MAX_FILES:
             raise InvalidRequest("TOO_MANY_FILES", f"at most {MAX_FILES} input sandbox files in one submission")
+        core.require_open()
         self._rate.take(peer.subject, core.now_s)
         core.credential(peer.subject)  # refuses who has delegated nothing
         template = await _parse(request.jdl, request.node_files)
@@ -132,6 +136,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         core = self._core
         if not 0 < len(request.submission_id) <= 128:
             raise InvalidRequest("SUBMISSION_ID_MISSING", "give a random submission id of at most 128 characters")
+        core.require_open()
         self._rate.take(peer.subject, core.now_s)
         core.credential(peer.subject)  # refuses who has delegated nothing
         shown = request.job_id[:120]
@@ -179,7 +184,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             jobs=len(template),
             again=not done.changes,
         )
-        await self._registered()
+        await asyncio.gather(self._registered(), core.succession.copied(peer.subject))
         return pb.SubmitResponse(job_id=done.job_id, children=done.children)
 
     def _vo(self, template: JobTemplate, peer: Peer) -> str:
@@ -286,11 +291,18 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             )
         asked = [job_id for job_id, outcome in outcomes.items() if outcome == "cancelling"]
         for start in range(0, len(asked), IDS_PER_STEP):
-            part = [(job_id, machine.CancelAsked()) for job_id in asked[start : start + IDS_PER_STEP]]
-            await core.commit(
-                lambda connection, part=part: rows.step_ids(connection, part, core.now_us, core.sink, owner=owner)
-            )
+            ids = asked[start : start + IDS_PER_STEP]
+
+            def change(connection: sa.Connection, ids: list[str] = ids) -> list[Change]:  # type: ignore[assignment]
+                if core.succession.successor is not None:
+                    copies.changed(connection, ids)
+                steps = [(job_id, machine.CancelAsked()) for job_id in ids]
+                return rows.step_ids(connection, steps, core.now_us, core.sink, owner=owner)
+
+            await core.commit(change)
         if asked:
+            core.succession.changed()
+            await core.succession.copied(owner)
             core.log.audit("jobs.cancel", peer=owner, jobs=len(asked), first=asked[0])
         return pb.CancelResponse(
             outcomes=[pb.CancelOutcome(job_id=job_id, outcome=outcome) for job_id, outcome in outcomes.items()]
@@ -298,6 +310,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
 
     async def _own(self, job_ids: Sequence[str], owner: str) -> dict[str, JobRow | None]:
         """Jobs by id, children for parents; None for unknown ids. Raises Refused JOB_NOT_YOURS."""
+        self._core.require_open()
         if not 0 < len(job_ids) <= MAX_IDS:
             raise InvalidRequest("JOB_IDS_MISSING", f"name between 1 and {MAX_IDS} jobs")
 
@@ -353,6 +366,16 @@ class BrokerServicer(pb_grpc.BrokerServicer):
 
             await core.commit(change)
         return pb.ClearResponse()
+
+    async def Keep(self, request_iterator: AsyncIterator[pb.KeepRequest], context: Any) -> pb.KeepResponse:
+        broker = current_peer().agent_name
+        epoch, over, taken, unneeded = await read_copies(request_iterator)
+        await self._core.succession.keep(broker, epoch, over, taken, unneeded)
+        return pb.KeepResponse()
+
+    async def TakeOver(self, request: pb.TakeOverRequest, context: Any) -> pb.TakeOverResponse:
+        submissions, jobs = await self._core.succession.take_over(request.broker, force=request.force)
+        return pb.TakeOverResponse(submissions=submissions, jobs=jobs)
 
     async def ListMatch(self, request: pb.ListMatchRequest, context: Any) -> pb.ListMatchResponse:
         peer = current_peer()

@@ -116,14 +116,15 @@ class Submitted:
     changes: tuple[Change, ...] = ()
 
 
-def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitted:
-    """Store every job; a submission id seen before gives the first answer again."""
+def submit(connection: sa.Connection, new: Submission, sink: LogSink, *, to_copy: bool = False) -> Submitted:
+    """Store every job; a submission id seen before gives the first answer again. `to_copy`: the successor lacks it."""
     earlier = _earlier(connection, new)
     if earlier is not None:
         return earlier
     template = new.template
     result = connection.exec_driver_sql(
-        "INSERT INTO submissions (owner, submission_id, job_id, type, vo, jdl, at_us, open) VALUES (?,?,?,?,?,?,?,?)",
+        "INSERT INTO submissions (owner, submission_id, job_id, type, vo, jdl, at_us, open, uncopied) "
+        "VALUES (?,?,?,?,?,?,?,?,?)",
         (
             new.owner,
             new.submission_id,
@@ -133,6 +134,7 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink) -> Submitt
             new.jdl,
             new.at_us,
             len(new.job_ids),
+            int(to_copy),
         ),
     )
     key = int(result.lastrowid or 0)
@@ -346,13 +348,17 @@ def rest_of(connection: sa.Connection, owner: str, job_id: str) -> Rest | None:
     jobs = [job_row(item) for item in rows]
     left = [item for item in jobs if not item.job.ended_well]
     unfinished = sum(item.job.state not in ENDED for item in jobs)
-    loaded = load_descriptions(connection, {item.description for item in left})
-    if kind is JobType.PARAMETRIC:
-        template = JobTemplate(kind, tuple(loaded.values()), tuple(item.parameter for item in left))
-    else:
-        edges = dag.edges_among(connection, key, left)
-        template = JobTemplate(kind, tuple(loaded[item.description] for item in left), edges=edges)
+    template = template_of(connection, key, kind, left)
     return Rest(template, str(row[2]), str(row[3]), load_files(connection, [key])[key], unfinished)
+
+
+def template_of(connection: sa.Connection, key: int, kind: JobType, jobs: Sequence[JobRow]) -> JobTemplate:
+    """What these jobs of a submission are, as a JDL would describe them."""
+    loaded = load_descriptions(connection, {item.description for item in jobs})
+    if kind is JobType.PARAMETRIC:
+        return JobTemplate(kind, tuple(loaded.values()), tuple(item.parameter for item in jobs))
+    edges = dag.edges_among(connection, key, jobs)
+    return JobTemplate(kind, tuple(loaded[item.description] for item in jobs), edges=edges)
 
 
 PAUSE_STEP_S = 5
@@ -653,7 +659,8 @@ def drop_unused_files(connection: sa.Connection, before_us: int, limit: int = 10
     rows = connection.exec_driver_sql(
         "SELECT owner, sha256 FROM files f WHERE used_at_us < ? AND NOT EXISTS ("
         "SELECT 1 FROM submission_files x JOIN submissions s ON s.id = x.submission "
-        "WHERE x.sha256 = f.sha256 AND s.owner = f.owner AND s.open > 0) LIMIT ?",
+        "WHERE x.sha256 = f.sha256 AND s.owner = f.owner AND s.open > 0) AND NOT EXISTS ("
+        "SELECT 1 FROM copy_files c WHERE c.sha256 = f.sha256 AND c.owner = f.owner) LIMIT ?",
         (before_us, limit),
     )
     unused = [(str(owner), str(sha256)) for owner, sha256 in rows]
@@ -673,7 +680,7 @@ def known_hashes(connection: sa.Connection) -> set[str]:
 
 
 def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int = 200) -> int:
-    """Forget submissions whose jobs have all ended before a time and that owe no CE anything."""
+    """Forget submissions whose jobs have all ended before a time and that owe no CE anything; how many."""
     rows = connection.exec_driver_sql(
         "SELECT s.id FROM submissions s WHERE s.open <= 0 AND s.at_us < ? AND NOT EXISTS ("
         "SELECT 1 FROM jobs j WHERE j.submission = s.id "
@@ -682,6 +689,11 @@ def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int =
     )
     keys = [(int(row[0]),) for row in rows]
     if keys:
+        connection.exec_driver_sql(
+            "INSERT OR IGNORE INTO dropped_copies (job_id) SELECT job_id FROM submissions WHERE id = ? "
+            "AND EXISTS (SELECT 1 FROM epochs)",
+            keys,
+        )
         connection.exec_driver_sql(
             "DELETE FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", keys
         )

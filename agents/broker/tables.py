@@ -25,9 +25,12 @@ submissions = sa.Table(
     sa.Column("jdl", sa.Text, nullable=False),
     sa.Column("at_us", sa.Integer, nullable=False),
     sa.Column("open", sa.Integer, nullable=False),
+    sa.Column("uncopied", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("owner", "submission_id"),
     sa.Index("submissions_job", "job_id"),
     sa.Index("submissions_open", "vo", "open", sqlite_where=sa.text("open > 0")),
+    # How many changes the copy at the successor lacks.
+    sa.Index("submissions_uncopied", "id", sqlite_where=sa.text("uncopied > 0")),
 )
 descriptions = sa.Table(
     "descriptions",
@@ -119,6 +122,33 @@ watches = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sqlite_with_rowid=False,
 )
+copies = sa.Table(
+    "copies",
+    metadata,
+    # Submissions of another broker, whose successor this one is.
+    sa.Column("broker", sa.Text, primary_key=True),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+copy_files = sa.Table(
+    "copy_files",
+    metadata,
+    sa.Column("broker", sa.Text, primary_key=True),
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.Text, primary_key=True),
+    sa.Index("copy_files_sha256", "sha256"),
+    sqlite_with_rowid=False,
+)
+dropped_copies = sa.Table("dropped_copies", metadata, sa.Column("job_id", sa.Text, primary_key=True))
+epochs = sa.Table(
+    "epochs",
+    metadata,
+    # Of brokers from which this one has taken over: the highest that is over. Of itself: the one that it has begun.
+    sa.Column("broker", sa.Text, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+)
 
 
 def _with_dags(connection: sa.Connection) -> None:
@@ -130,7 +160,12 @@ def _with_open_by_vo(connection: sa.Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX submissions_open ON submissions (vo, open) WHERE open > 0")
 
 
-MIGRATIONS = (_with_dags, _with_open_by_vo)
+def _with_copies(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE submissions ADD COLUMN uncopied INTEGER NOT NULL DEFAULT 0")
+    connection.exec_driver_sql("CREATE INDEX submissions_uncopied ON submissions (id) WHERE uncopied > 0")
+
+
+MIGRATIONS = (_with_dags, _with_open_by_vo, _with_copies)
 
 _CHUNK = 500
 

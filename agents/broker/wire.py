@@ -10,7 +10,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
 
 from agents.broker import machine
 from agents.broker.jdl import local_name
-from agents.broker.model import ComputingElement, JobDescription, JobState, MatchOutcome, SandboxFile
+from agents.broker.model import ENDED, ComputingElement, JobDescription, JobState, MatchOutcome, SandboxFile
 from agents.broker.tables import JobRow, LogLine
 from fabric.errors import InvalidRequest
 from fabric.glue13 import CeView
@@ -131,6 +131,34 @@ def update_event(update: gk_pb.JobUpdate) -> machine.Event | None:
     if state == gk_pb.JOB_STATE_CANCELLED:
         return machine.CancelledAtCe(update.attempt, update.reason)
     return None
+
+
+_KNOWN_STATES = {
+    lb_pb.JOB_STATE_WAITING: JobState.WAITING,
+    lb_pb.JOB_STATE_READY: JobState.READY,
+    lb_pb.JOB_STATE_SCHEDULED: JobState.SCHEDULED,
+    lb_pb.JOB_STATE_RUNNING: JobState.RUNNING,
+    lb_pb.JOB_STATE_DONE: JobState.DONE,
+    lb_pb.JOB_STATE_CLEARED: JobState.CLEARED,
+    lb_pb.JOB_STATE_ABORTED: JobState.ABORTED,
+    lb_pb.JOB_STATE_CANCELLED: JobState.CANCELLED,
+}
+
+
+def known_job(summary: lb_pb.JobSummary) -> machine.Job:
+    """A job of another broker as bookkeeping knows it; BLOCKED stands for one that is registered and no more."""
+    state = _KNOWN_STATES.get(summary.state, JobState.BLOCKED)
+    ce = summary.ce if state not in (JobState.BLOCKED, JobState.WAITING) else ""
+    failed = f"EXIT_{summary.exit_code}" if summary.exit_code not in ("", "0") else ""
+    return machine.Job(
+        state,
+        attempt=max(1, summary.attempt),
+        ce=ce,
+        gatekeeper=ce.partition("/")[0],
+        sent=state is JobState.READY,
+        purge=state in (JobState.DONE, JobState.CLEARED),
+        reason=(summary.reason or failed) if state in ENDED or state is JobState.WAITING else "",
+    )
 
 
 def match_to_wire(outcome: MatchOutcome, ce: ComputingElement) -> pb.Match:

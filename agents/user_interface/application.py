@@ -15,6 +15,7 @@ from agents.user_interface.commands import (
     audit,
     ban,
     bench,
+    broker,
     ca,
     data,
     delegation,
@@ -60,6 +61,7 @@ app.add_typer(vo.app, name="vo")
 app.command()(vo.mkgridmap)
 app.add_typer(fabric.user_app, name="user")
 app.add_typer(site.app, name="site")
+app.add_typer(broker.app, name="broker")
 app.add_typer(software.app, name="votag")
 app.command()(software.swdir)
 app.add_typer(ban.app, name="ban")

@@ -1,20 +1,25 @@
 """The grid's brokers: which of several takes a new job, and which of them has a job.
 
-A job belongs to the broker that acknowledged it. A new one goes to the first broker that answers; once `Submit` was
-sent to it, no other is tried, since only that one can say whether it has the job.
+A job belongs to the broker that acknowledged it, or to the one that has taken over from it. A new one goes to the first
+broker that answers and takes jobs; once `Submit` was sent to it and its answer is lost, no other is tried, since only
+that one can say whether it has the job.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agents.user_interface.connection import Grid
-from fabric.errors import DeadlineExceeded, GridError, Unavailable
+from agents.user_interface import console
+from agents.user_interface.connection import Grid, as_operator
+from fabric.errors import Conflict, DeadlineExceeded, GridError, NotFound, Unavailable
 from fabric.settings import Endpoint
 
 if TYPE_CHECKING:
+    from gridfabric.broker.v1 import broker_pb2 as pb
+
     from agents.broker.client import BrokerClient
 
 T = TypeVar("T")
@@ -50,6 +55,55 @@ async def first(grid: Grid, act: Callable[[Any], Awaitable[T]]) -> tuple[Any, T]
         with contextlib.suppress(*AWAY):
             return await at(endpoint)
     return await at(last)
+
+
+async def submit(grid: Grid, jdl: str, folder: Path) -> pb.SubmitResponse:
+    """Delegate a proxy to the first broker that takes jobs, and submit there. Raises as `first`."""
+
+    async def at(channel: Any) -> pb.SubmitResponse | GridError:
+        await grid.delegate(channel)
+        try:
+            return await client_of(channel).submit(jdl, folder)
+        except AWAY as error:
+            if error.reason == "BROKER_NOT_READY":
+                raise
+            return error
+
+    _, answer = await first(grid, at)
+    if isinstance(answer, GridError):
+        raise answer
+    return answer
+
+
+async def take_over(name: str, force: bool, state: Path | None, *, as_json: bool) -> None:
+    """`grid broker takeover`."""
+    async with as_operator(state) as grid:
+        by, done = await _take_over(grid, name, force)
+    if as_json:
+        console.print_json({"broker": name, "taken_by": by.name, "submissions": done.submissions, "jobs": done.jobs})
+    else:
+        print(f"{by.name} has taken over {done.submissions} submissions of {name}; {done.jobs} jobs had not ended")
+
+
+async def _take_over(grid: Grid, name: str, force: bool) -> tuple[Endpoint, pb.TakeOverResponse]:
+    """By the broker that has the copies, whichever that is."""
+    others = [endpoint for endpoint in known(grid) if endpoint.name != name]
+    if len(others) == len(known(grid)) or not others:
+        told = ", ".join(endpoint.name for endpoint in known(grid))
+        raise NotFound("BROKER_UNKNOWN", f"{name[:80]!r} is not one of several brokers of this grid; it has: {told}")
+    failed: GridError | None = None
+    for endpoint in others:
+        client = client_of(await grid.channel_to(endpoint.host, endpoint.rpc))
+        try:
+            return endpoint, await client.take_over(name, force=force)
+        except AWAY as error:
+            failed = error
+        except Conflict as error:
+            if error.reason != "NOT_SUCCESSOR":
+                raise
+            failed = failed or error
+    assert failed is not None
+    raise failed
 
 
 Question = Callable[[Any, list[str]], Awaitable[tuple[list[T], set[str]]]]

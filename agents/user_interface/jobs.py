@@ -67,8 +67,7 @@ def read_jdl(path: Path) -> str:
 
 async def submit(grid: Grid, jdl: str, folder: Path, file: str = "") -> Submitted:
     """Submit one description; its sandbox files are looked for in `folder`. Raises GridError."""
-    channel, _ = await brokers.first(grid, grid.delegate)
-    response = await brokers.client_of(channel).submit(jdl, folder)
+    response = await brokers.submit(grid, jdl, folder)
     return Submitted(file, response.job_id, tuple(response.children))
 
 

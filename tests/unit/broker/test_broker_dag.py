@@ -186,7 +186,11 @@ def test_the_rest_of_a_parametric_job_has_its_parameters(dag):
 
 def test_a_store_of_the_version_before_gets_its_tables(tmp_path):
     old = Store(tmp_path / "broker.db", tables.metadata)
-    old.write_sync(lambda c: c.exec_driver_sql("DROP INDEX submissions_open"))
+    for change in (
+        "DROP INDEX submissions_open", "DROP INDEX submissions_uncopied",
+        "ALTER TABLE submissions DROP COLUMN uncopied",
+    ):  # fmt: skip
+        old.write_sync(lambda c, change=change: c.exec_driver_sql(change))
     old.write_sync(lambda c: (tables.dependencies.drop(c), tables.nodes.drop(c)))
     old.close_sync()
     made = Dag(tmp_path / "broker.db")

@@ -95,7 +95,7 @@ def test_the_commands_are_those_promised() -> None:
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",
         "vo member restore", "vo member renew", "vo member remove", "vo member grant", "vo member withdraw",
         "vo member attribute", "vo group ls", "vo group add", "vo group rm", "vo role add", "vo role rm",
-        "vo aup show", "vo aup sign", "vo aup publish", "mkgridmap",
+        "vo aup show", "vo aup sign", "vo aup publish", "mkgridmap", "broker takeover",
     }  # fmt: skip
 
 

@@ -177,3 +177,37 @@ class ClearRequest(_message.Message):
 class ClearResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class KeepRequest(_message.Message):
+    __slots__ = ("epoch", "over", "dropped", "data", "last")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    over: int
+    dropped: _containers.RepeatedScalarFieldContainer[str]
+    data: bytes
+    last: bool
+    def __init__(self, epoch: _Optional[int] = ..., over: _Optional[int] = ..., dropped: _Optional[_Iterable[str]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class KeepResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TakeOverRequest(_message.Message):
+    __slots__ = ("broker", "force")
+    BROKER_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    broker: str
+    force: bool
+    def __init__(self, broker: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class TakeOverResponse(_message.Message):
+    __slots__ = ("submissions", "jobs")
+    SUBMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    submissions: int
+    jobs: int
+    def __init__(self, submissions: _Optional[int] = ..., jobs: _Optional[int] = ...) -> None: ...

@@ -75,6 +75,16 @@ class BrokerStub:
                 request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearResponse.FromString,
                 _registered_method=True)
+        self.Keep = channel.stream_unary(
+                '/gridfabric.broker.v1.Broker/Keep',
+                request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepResponse.FromString,
+                _registered_method=True)
+        self.TakeOver = channel.unary_unary(
+                '/gridfabric.broker.v1.Broker/TakeOver',
+                request_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverResponse.FromString,
+                _registered_method=True)
 
 
 class BrokerServicer:
@@ -141,6 +151,23 @@ class BrokerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Keep(self, request_iterator, context):
+        """Brokers only, to their successor. After: the copies are durable here; those of an epoch that is over are jobs of this
+        broker, unless they are already. Errors: INVALID_ARGUMENT (COPY_INVALID), UNAVAILABLE (BROKER_NOT_READY).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeOver(self, request, context):
+        """Operators only. After: the named broker's epoch is over, and every job of which there is a copy here is this broker's.
+        Idempotent. Errors: FAILED_PRECONDITION (BROKER_ALIVE without `force`, BROKER_TAKEN by a third one, NOT_SUCCESSOR),
+        NOT_FOUND (BROKER_UNKNOWN), UNAVAILABLE (bookkeeping does not answer).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BrokerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -183,6 +210,16 @@ def add_BrokerServicer_to_server(servicer, server):
                     servicer.Clear,
                     request_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearRequest.FromString,
                     response_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearResponse.SerializeToString,
+            ),
+            'Keep': grpc.stream_unary_rpc_method_handler(
+                    servicer.Keep,
+                    request_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepRequest.FromString,
+                    response_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepResponse.SerializeToString,
+            ),
+            'TakeOver': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeOver,
+                    request_deserializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverRequest.FromString,
+                    response_serializer=gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -402,6 +439,60 @@ class Broker:
             '/gridfabric.broker.v1.Broker/Clear',
             gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearRequest.SerializeToString,
             gridfabric_dot_broker_dot_v1_dot_broker__pb2.ClearResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Keep(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/gridfabric.broker.v1.Broker/Keep',
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepRequest.SerializeToString,
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.KeepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeOver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.broker.v1.Broker/TakeOver',
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverRequest.SerializeToString,
+            gridfabric_dot_broker_dot_v1_dot_broker__pb2.TakeOverResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,172 @@
+"""Two brokers: the jobs of one that is killed go on at the other, each runs once, and the old one is fenced."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
+from support.grid import LabGrid
+from support.waiting import until
+from support.workload import TRUE, Workload
+
+from agents.bookkeeping.client import event_name, state_name
+from agents.broker.client import BrokerClient
+from fabric.errors import Conflict, Unavailable
+from fabric.rpc.delegation import delegate
+
+FIRST, SECOND = "broker.CERN", "broker2.CERN"
+
+
+class TwoBrokers(Workload):
+    """The first broker is a process of its own, to be killed."""
+
+    process: asyncio.subprocess.Process | None = None
+
+    async def start_broker(self) -> None:
+        await self.lab.start("broker", name=SECOND, options=self.options)
+        await self.start_first()
+
+    async def start_first(self) -> None:
+        path = self.lab.directory / "first.json"
+        path.write_text(json.dumps(self.lab.settings(FIRST, options=self.options)))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fabric.agent", str(path), stdout=asyncio.subprocess.PIPE, env=environment
+        )
+        assert self.process.stdout is not None
+        assert await self.process.stdout.readline()
+
+    async def kill_first(self) -> None:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGKILL)
+            await self.process.wait()
+
+    async def at(self, name: str, user: str = "alice", *, delegated: bool = True) -> BrokerClient:
+        proxy = self.lab.user(user)
+        channel = await self.lab.channel("broker", name=name, credential=proxy)
+        if delegated:
+            await delegate(channel, proxy)
+        client = BrokerClient(channel)
+
+        async def begun() -> bool:
+            try:
+                await client.locate(["https://localhost:1/nobody"])
+            except Unavailable:
+                return False
+            return True
+
+        await until(begun, f"{name} has begun")
+        return client
+
+    async def take_over(self, *, force: bool = False, by: str = SECOND, of: str = FIRST) -> pb.TakeOverResponse:
+        channel = await self.lab.channel("broker", name=by, credential=self.lab.operator())
+        return await BrokerClient(channel).take_over(of, force=force)
+
+    async def found(self, client: BrokerClient, job_id: str, *states: str) -> Any:
+        async def look() -> Any:
+            places = await client.locate([job_id])
+            return places[0] if places and places[0].state in states else None
+
+        return await until(look, f"{job_id} is {' or '.join(states)}")
+
+    def runs(self) -> Counter[str]:
+        """By job: how often its process was started."""
+        updates = [update for ce in self.ces.values() for _, update in ce.updates]
+        return Counter(update.job_id for update in updates if update.state == gk.JOB_STATE_RUNNING)
+
+
+@pytest.fixture
+async def workload(tmp_path: Path) -> AsyncIterator[TwoBrokers]:
+    async with LabGrid(tmp_path) as lab:
+        lab.plan("broker", name=FIRST)
+        lab.plan("broker", name=SECOND)
+        made = TwoBrokers(lab)
+        yield made
+        await made.kill_first()
+
+
+def only_at(ce: str) -> str:
+    return f'Requirements = RegExp("{ce}", other.GlueCEUniqueID);'
+
+
+async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
+    workload: TwoBrokers, tmp_path: Path
+) -> None:
+    await workload.start("good", "slow", "deaf")
+    slow, deaf = workload.ces["slow"], workload.ces["deaf"]
+    slow.runs = False
+    first = await workload.at(FIRST)
+    (tmp_path / "in.txt").write_text("what the job reads")
+    sandbox = 'InputSandbox = {"in.txt"}; ' + TRUE
+
+    done = (await first.submit(TRUE + only_at("good"))).job_id
+    cleared = (await first.submit(TRUE + only_at("good"))).job_id
+    running = (await first.submit(TRUE + only_at("slow"))).job_id
+    scheduled = (await first.submit(TRUE + only_at("slow"))).job_id
+    ended_unseen = (await first.submit(TRUE + only_at("slow"))).job_id
+    waiting = await first.submit(f'{sandbox} Parameters = 3; Arguments = "_PARAM_"; {only_at("later")}', tmp_path)
+    cancelled = (await first.submit(TRUE + only_at("later"))).job_id
+    dag = await first.submit(
+        f'Type = "DAG"; Nodes = [ a = [{TRUE}{only_at("slow")}]; b = [{TRUE}{only_at("good")}] ]; '
+        "Dependencies = {{a, b}};"
+    )
+    for job_id in (done, cleared):
+        await workload.found(first, job_id, "DONE")
+    await first.clear([cleared])
+    for job_id in (running, scheduled, ended_unseen, dag.children[0]):
+        await workload.found(first, job_id, "SCHEDULED")
+    owner = str(workload.lab.user("alice").identity)
+    slow.update(owner, running, 1, gk.JOB_STATE_RUNNING, worker="w")
+    await workload.found(first, running, "RUNNING")
+    await first.cancel([cancelled])
+    deaf.lose_replies = 1_000  # the CE takes it, and the broker never hears so
+    ready = (await first.submit(TRUE + only_at("deaf"))).job_id
+    await until(lambda: ready in deaf.jobs, "the CE has the job")
+
+    await workload.kill_first()
+    slow.finish(owner, slow.jobs[ended_unseen])
+    second = await workload.at(SECOND, delegated=False)
+    assert await second.locate([waiting.job_id]) == []
+    taken = await workload.take_over()
+    assert taken.submissions == 9
+    assert (await workload.take_over()).submissions == 0  # once more does nothing
+
+    deaf.lose_replies = 0
+    slow.finish(owner, slow.jobs[scheduled])
+    slow.finish(owner, slow.jobs[dag.children[0]])
+    slow.update(owner, running, 1, gk.JOB_STATE_DONE, worker="w")
+    later = await workload.start_ce("later")
+    everything = [done, running, scheduled, ended_unseen, ready, *waiting.children, *dag.children]
+    for job_id in everything:
+        assert (await workload.found(second, job_id, "DONE")).attempt == 1
+    assert workload.runs() == Counter([*everything, cleared])
+    assert later.files and set(later.files.values()) == {b"what the job reads"}
+    assert {place.state for place in await second.locate([cancelled, cleared])} == {"CANCELLED", "CLEARED"}
+    summaries = await workload.ended([*everything, cancelled])
+    assert Counter(state_name(job.state) for job in summaries) == {"DONE": len(everything), "CANCELLED": 1}
+
+    await workload.start_first()  # with all it had
+    first = await workload.at(FIRST)
+    assert await first.locate(everything) == []
+    fresh = (await first.submit(TRUE + only_at("good"))).job_id
+    await workload.ended([fresh])
+    assert workload.runs() == Counter([*everything, cleared, fresh])
+    with pytest.raises(Conflict, match="answers, so it keeps its jobs"):
+        await workload.take_over()
+    history = await (await workload.bookkeeping()).history(scheduled)
+    kinds = [event_name(event.type) for event in history.events]
+    assert (kinds.count("MATCHED"), kinds.count("RUNNING"), kinds.count("DONE")) == (1, 1, 1)
+    assert [event.fields["text"] for event in history.events if event_name(event.type) == "NOTE"] == [
+        "taken over from broker.CERN"
+    ]
