@@ -17,6 +17,7 @@ from agents.catalog.access import Grant
 from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
 from agents.catalog.names import Lfn, new_guid, parse_file_lfn, parse_guid, parse_lfn
 from fabric.errors import GridError, InvalidRequest, NotFound, Unavailable, from_verdict
+from fabric.rpc.calls import each_within
 
 __all__ = [
     "Access",
@@ -42,7 +43,11 @@ __all__ = [
     "remove_replica",
     "replicas",
     "set_access",
+    "watch",
 ]
+
+WATCH_SILENCE_S = 60.0
+"""Three signs of life were missed."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,16 @@ async def list_directory(channel: Any, directory: str, page_size: int = 0) -> As
             yield entry
         if not token:
             return
+
+
+async def watch(channel: Any, directory: str) -> AsyncIterator[tuple[list[str], bool]]:
+    """GUIDs of files below a directory that have changed, and whether there were more, for ever; also of none, at
+    first (from then on all is told) and now and then. Raises GridError, Unavailable(WATCH_SILENT)."""
+    stub = catalog_pb2_grpc.CatalogueStub(channel)
+    sentence = f"the catalogue said nothing about {directory} for {WATCH_SILENCE_S:g} s; watch it again"
+    async with stub.Watch(pb.WatchRequest(directory=directory)) as call:
+        async for answer in each_within(call, WATCH_SILENCE_S, "WATCH_SILENT", sentence):
+            yield list(answer.guids), answer.missed
 
 
 async def make_directory(channel: Any, directory: str, *, make_parents: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +24,15 @@ from agents.catalog.model import (
 )
 from agents.catalog.names import ROOT, Lfn, parse_file_lfn, parse_guid, parse_lfn
 from agents.catalog.store import CatalogStore
+from agents.catalog.watchers import Watchers
 from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, GridError, InvalidRequest, Refused, to_details
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, services, user
 
+SIGN_OF_LIFE_S = 20.0
+"""Of a quiet watch stream."""
 RULES: dict[str, Rule] = {
     "Register": user,
     "RegisterMany": user,
@@ -36,6 +40,7 @@ RULES: dict[str, Rule] = {
     "RemoveReplica": user,
     "Lookup": any_of(user, services("broker")),
     "List": user,
+    "Watch": user,
     "MakeDirectory": user,
     "Remove": user,
     "GetAccess": any_of(user, administrator),
@@ -52,6 +57,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         self._config = config
         self._clock = clock
         self._log = log
+        self._watchers = Watchers()
         self.registered = 0
         """Registrations since the start."""
 
@@ -107,6 +113,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
 
     def _registered(self, peer: Peer, new: NewFile) -> None:
         self.registered += 1
+        self._watchers.tell(new.lfn.path, new.guid)
         surl = new.replica.surl if new.replica is not None else None
         self._log.audit("catalog.registered", **peer.trail, lfn=new.lfn.path, guid=new.guid, surl=surl)
 
@@ -127,7 +134,7 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         if request.dry_run:
             await self._store.require_removal(key, Caller.of(peer), self._by_owner)
             return pb.RemoveReplicaResponse()
-        await self._store.remove_replica(key, Caller.of(peer), request.surl, self._by_owner)
+        self._watchers.tell(*await self._store.remove_replica(key, Caller.of(peer), request.surl, self._by_owner))
         self._log.audit("catalog.replica_removed", **peer.trail, file=str(key), surl=request.surl)
         return pb.RemoveReplicaResponse()
 
@@ -179,6 +186,26 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         if len(entries) == limit or len(answer.files) < len(entries):
             answer.next_page_token = answer.files[-1].lfn.rpartition("/")[2]
         return answer
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
+        """See the proto. GUIDs say nothing to who may not list the file."""
+        peer = current_peer(context)
+        directory = _own(peer, parse_lfn(request.directory))
+        await self._store.page(directory, Caller.of(peer), "", 1)
+        watcher = self._watchers.add(directory.path)
+        try:
+            yield pb.WatchResponse()
+            while True:
+                heard = watcher.bell.rung
+                guids, missed = watcher.take()
+                if guids or missed:
+                    yield pb.WatchResponse(guids=guids, missed=missed)
+                    continue
+                await watcher.bell.wait(SIGN_OF_LIFE_S, heard)
+                if watcher.bell.rung == heard:
+                    yield pb.WatchResponse()
+        finally:
+            self._watchers.remove(watcher)
 
     async def MakeDirectory(self, request: pb.MakeDirectoryRequest, context: Any) -> pb.MakeDirectoryResponse:
         """See the proto."""

@@ -103,9 +103,9 @@ class CatalogStore:
         """See `add_replica`."""
         await self._store.write(lambda connection: add_replica(connection, key, caller, found, replica))
 
-    async def remove_replica(self, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> None:
+    async def remove_replica(self, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> tuple[str, str]:
         """See `remove_replica`."""
-        await self._store.write(lambda connection: remove_replica(connection, key, caller, surl, by_owner))
+        return await self._store.write(lambda connection: remove_replica(connection, key, caller, surl, by_owner))
 
     async def require_removal(self, key: Lfn | str, caller: Caller, by_owner: bool) -> None:
         """Raises what `remove_replica` would, and changes nothing."""
@@ -229,10 +229,14 @@ def add_replica(connection: sa.Connection, key: Lfn | str, caller: Caller, found
     _insert_replica(connection, int(row[0]), row[8], replica)
 
 
-def remove_replica(connection: sa.Connection, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> None:
-    """Unlist a copy. Again: succeeds. Raises NotFound for an unknown file, Refused(ACCESS_DENIED | NOT_OWNER)."""
-    file_id = _removable(connection, key, caller, by_owner)
-    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (file_id, surl))
+def remove_replica(
+    connection: sa.Connection, key: Lfn | str, caller: Caller, surl: str, by_owner: bool
+) -> tuple[str, str]:
+    """Unlist a copy; path and GUID of the file. Again: succeeds. Raises NotFound for an unknown file,
+    Refused(ACCESS_DENIED | NOT_OWNER)."""
+    row = _removable(connection, key, caller, by_owner)
+    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (int(row[0]), surl))
+    return row[8], row[1]
 
 
 def make_directory(connection: sa.Connection, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> None:
@@ -533,10 +537,10 @@ def _owner(connection: sa.Connection, lfn: Lfn) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _removable(connection: sa.Connection, key: Lfn | str, caller: Caller, by_owner: bool) -> int:
+def _removable(connection: sa.Connection, key: Lfn | str, caller: Caller, by_owner: bool) -> Row:
     row = _file(connection, key, caller.vo)
     _require_removal(connection, Lfn(row[8]), row[6], caller, by_owner)
-    return int(row[0])
+    return row
 
 
 def _require_removal(connection: sa.Connection, lfn: Lfn, owner: str, caller: Caller, by_owner: bool) -> None:

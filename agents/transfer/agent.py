@@ -7,8 +7,10 @@ from gridfabric.transfer.v1 import transfer_pb2_grpc
 from agents.transfer import store as rows
 from agents.transfer.config import TransferOptions
 from agents.transfer.core import TransferCore
+from agents.transfer.effects import Effects
 from agents.transfer.elements import Elements
 from agents.transfer.servicer import RULES, TransferServicer
+from agents.transfer.subscriptions import Subscriptions
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
@@ -25,14 +27,17 @@ class TransferAgent(Agent):
         options = parse_options(TransferOptions, settings.options)
         elements = Elements(settings.endpoints("storage"), options.caps_mb_per_s)
         store = context.store("transfer", rows.metadata)
-        self.core = TransferCore(context, options, store, elements)
-        self.servicer = TransferServicer(self.core, store, clock=context.clock, log=context.log)
+        effects = Effects(context, options)
+        self.core = TransferCore(context, options, store, elements, effects)
+        self.subscriptions = Subscriptions(context, options, store, self.core, effects)
+        self.servicer = TransferServicer(self.core, self.subscriptions, store, clock=context.clock, log=context.log)
         self.services = [RpcService(self.servicer, transfer_pb2_grpc.add_TransfersServicer_to_server, RULES)]
         context.delegations  # noqa: B018  offers the Delegation service
 
     async def start(self) -> None:
         """Go on with what is not at an end."""
         await self.core.start()
+        await self.subscriptions.start()
         self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
 
     def health(self) -> AgentHealth:

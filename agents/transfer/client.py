@@ -69,3 +69,16 @@ class TransferClient:
     async def channels(self) -> list[pb.Channel]:
         """Every link with work."""
         return list((await self._stub.Channels(pb.ChannelsRequest())).channels)
+
+    async def subscribe(self, subscription_id: str, directory: str, at: str, copies: int) -> pb.Subscription:
+        """Have every file of a directory, now and later, copied."""
+        wanted = pb.Subscription(id=subscription_id, directory=directory, at=at, copies=copies)
+        return await self._stub.Subscribe(wanted)
+
+    async def unsubscribe(self, subscription_id: str) -> None:
+        """End that. Again: succeeds."""
+        await self._stub.Unsubscribe(pb.UnsubscribeRequest(id=subscription_id))
+
+    async def subscriptions(self) -> list[pb.Subscription]:
+        """Each with its lag."""
+        return list((await self._stub.Subscriptions(pb.SubscriptionsRequest())).subscriptions)

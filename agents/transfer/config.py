@@ -33,5 +33,8 @@ class TransferOptions:
     """A copy that moves no byte for so long is ended and tried again."""
     clean_for_s: float = 7 * 86400.0
     """How long it is tried to remove a copy that nobody wants any more."""
+    look_again_s: float = field(default=3600.0, metadata={"minimum": 0.05})
+    """How often subscriptions look at all their files, besides those that they are told of."""
+    max_subscriptions: int = field(default=200, metadata={"minimum": 1})
     keep_s: float = 30 * 86400.0
     """How long what has ended can be asked for."""

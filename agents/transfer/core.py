@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import sqlalchemy as sa
+
 from agents.transfer import machine, policy
 from agents.transfer import store as rows
 from agents.transfer.config import TransferOptions
@@ -22,6 +24,7 @@ from fabric.bell import Bell
 from fabric.clock import to_us
 from fabric.context import AgentContext
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Refused
+from fabric.ids import UNIQUE_ID_LENGTH
 from fabric.store import Store
 
 PROGRESS_S = 1.0
@@ -43,6 +46,8 @@ class Item:
     transfer: machine.Transfer
     sources: tuple[str, ...]
     """Where there was a replica when it was last looked."""
+    since_us: int
+    """When it was submitted."""
     moved_bytes: int = 0
     kept_bytes: int = 0
     """Of these, what the store knows of."""
@@ -59,7 +64,7 @@ class Item:
     @property
     def put_id(self) -> str:
         """Its name at the destination, the same at every attempt."""
-        return f"transfer-{self.job.job_id}-{self.number}"
+        return f"transfer-{self.job.job_id[:UNIQUE_ID_LENGTH]}-{self.number}"
 
     @property
     def copy(self) -> tuple[str, str]:
@@ -70,10 +75,12 @@ class Item:
 class TransferCore:
     """All transfers of the agent."""
 
-    def __init__(self, context: AgentContext, options: TransferOptions, store: Store, elements: Elements) -> None:
+    def __init__(
+        self, context: AgentContext, options: TransferOptions, store: Store, elements: Elements, effects: Effects
+    ) -> None:
         self._context, self._options, self._store, self.elements = context, options, store, elements
         self._pauses = Pauses(options.retry_first_s, options.retry_max_s, options.max_attempts)
-        self._effects = Effects(context, options)
+        self._effects = effects
         self.links = Links(
             options.vo_shares,
             max_active=options.max_active,
@@ -83,6 +90,8 @@ class TransferCore:
         )
         self.items: dict[int, Item] = {}
         """Those that have not ended."""
+        self.copies: Counter[tuple[str, str]] = Counter()
+        """Of these, by what they make."""
         self._owners: Counter[str] = Counter()
         self._held: dict[str, list[Item]] = defaultdict(list)
         """By owner: those that wait for a proxy."""
@@ -102,7 +111,7 @@ class TransferCore:
         for file in found:
             item = Item(
                 file.number, known[file.job_id], file.lfn, file.guid, file.size_bytes, file.transfer,
-                (file.transfer.source,), ended_at_us=file.ended_at_us,
+                (file.transfer.source,), file.submitted_at_us, ended_at_us=file.ended_at_us,
             )  # fmt: skip
             if item.transfer.ended:
                 self._clean_later(item, 0.0)
@@ -138,8 +147,11 @@ class TransferCore:
                 retry_after_s=60,
             )
 
-    async def submit(self, job: Job, names: Sequence[str]) -> tuple[int, dict[str, GridError]]:
-        """Queue files by name. How many the job has now that were named, and why the others cannot be copied."""
+    async def submit(
+        self, job: Job, names: Sequence[str], *, once_more: bool = False
+    ) -> tuple[int, dict[str, GridError]]:
+        """Queue files by name. How many the job has now that were named, and why the others cannot be copied.
+        `once_more`: also those that it has had."""
         self.require_room(job.owner, len(names))
         entries, unknown = await self._effects.lookup(job.owner, names)
         refused: dict[str, GridError] = {
@@ -161,12 +173,27 @@ class TransferCore:
             else:
                 transfer = machine.Transfer(source=self._best(sources, job.destination, ()))
             new.append((rows.NewFile(entry.lfn, entry.guid, entry.content.size_bytes, transfer), sources))
-        kept = await self._store.write(lambda connection: rows.add(connection, job, [file for file, _ in new]))
+
+        def keep(connection: sa.Connection) -> list[tuple[int, rows.NewFile]]:
+            if once_more:
+                rows.again(connection, job.job_id, [file.guid for file, _ in new])
+            return rows.add(connection, job, [file for file, _ in new])
+
+        kept = await self._store.write(keep)
         sources_of = {file.guid: sources for file, sources in new}
         for number, file in kept:
             if not file.transfer.ended:
                 self._enter(
-                    Item(number, job, file.lfn, file.guid, file.size_bytes, file.transfer, sources_of[file.guid])
+                    Item(
+                        number,
+                        job,
+                        file.lfn,
+                        file.guid,
+                        file.size_bytes,
+                        file.transfer,
+                        sources_of[file.guid],
+                        job.submitted_at_us,
+                    )
                 )
         self._bell.ring()
         return len(new), refused
@@ -174,6 +201,7 @@ class TransferCore:
     def _enter(self, item: Item) -> None:
         self.items[item.number] = item
         self._owners[item.job.owner] += 1
+        self.copies[item.copy] += 1
         self._queue(item)
 
     def _queue(self, item: Item, pause_s: float = 0.0) -> None:
@@ -259,6 +287,9 @@ class TransferCore:
         self._owners[item.job.owner] -= 1
         if not self._owners[item.job.owner]:
             del self._owners[item.job.owner]
+        self.copies[item.copy] -= 1
+        if not self.copies[item.copy]:
+            del self.copies[item.copy]
         with contextlib.suppress(ValueError):
             self._held.get(item.job.owner, []).remove(item)
 

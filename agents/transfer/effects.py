@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,26 @@ class Effects:
             return await catalog.lookup(await self._catalogue(self.proxy(owner)), names)
         except NoProxy as error:
             raise error.error from None
+
+    async def watch(self, owner: str, directory: str) -> AsyncIterator[tuple[list[str], bool]]:
+        """As `catalog.watch`. Raises NoProxy, GridError."""
+        async with aclosing(catalog.watch(await self._catalogue(self.proxy(owner)), directory)) as changes:
+            async for change in changes:
+                yield change
+
+    async def below(self, owner: str, directory: str) -> AsyncIterator[list[catalog.Entry]]:
+        """Every file in a directory and below with its replicas, some at a time. Raises NoProxy, GridError."""
+        directories = [directory]
+        while directories:
+            here, token, more = directories.pop(), "", True
+            while more:
+                channel = await self._catalogue(self.proxy(owner))
+                entries, token = await catalog.list_page(channel, here, token)
+                directories += [entry.lfn for entry in entries if entry.is_directory]
+                names = [f"guid:{entry.guid}" for entry in entries if not entry.is_directory]
+                found, _ = await catalog.lookup(channel, names) if names else ([], [])
+                yield found
+                more = bool(token)
 
     async def prepare(self, owner: str, names: Sequence[str]) -> Prepared:
         """Look the files of a turn up. Raises NoProxy, GridError."""

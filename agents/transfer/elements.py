@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from fabric.errors import InvalidRequest, NotFound
 from fabric.settings import Endpoint
 
 MAX_NAMED = 20
+MAX_EXPRESSION_LENGTH = 1000
 LEAST_MB_PER_S = 0.3
 """Of a cap: storage elements slow no copy down further."""
 
@@ -36,6 +38,23 @@ class Elements:
                 return address
         known = ", ".join(f"{e.name} ({e.site})" for e in list(self._known.values())[:MAX_NAMED]) or "none"
         raise NotFound("SE_UNKNOWN", f"no storage element {wanted[:100]!r} is known; known are: {known}", wanted=wanted)
+
+    def matching(self, expression: str) -> list[str]:
+        """The elements that an expression means, as `Subscribe` has it. Raises InvalidRequest(SUBSCRIPTION_INVALID)."""
+        words = [word.strip().lower() for word in expression.split(",") if word.strip()]
+        wanted = [word for word in words if not word.startswith("!")]
+        unwanted = [word[1:].strip() for word in words if word.startswith("!")]
+        if not wanted or len(expression) > MAX_EXPRESSION_LENGTH:
+            raise InvalidRequest(
+                "SUBSCRIPTION_INVALID",
+                f"{expression[:100]!r} names no storage elements; write names or sites with commas: CERN,RAL or *,!RAL",
+            )
+
+        def any_of(patterns: list[str], names: tuple[str, ...]) -> bool:
+            return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+        found = {address: self._names(address) for address in self._known}
+        return [a for a, names in found.items() if any_of(wanted, names) and not any_of(unwanted, names)]
 
     def name(self, address: str) -> str:
         """What it is called, where it is known."""

@@ -77,6 +77,10 @@ class Links:
         found = self._links.get((source, destination))
         return len(found.waiting) + found.active if found is not None else 0
 
+    def load_to(self, destination: str) -> int:
+        """Files that wait or run to there."""
+        return sum(len(link.waiting) + link.active for link in self if link.destination == destination)
+
     def add(
         self,
         key: str,

@@ -50,6 +50,23 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscription:
+    """Files of a directory that are to have copies at some places."""
+
+    subscription_id: str
+    owner: str
+    vo: str
+    directory: str
+    at: str
+    copies: int
+    created_at_us: int
+
+    def job(self, destination: str, now_us: int) -> Job:
+        """Its transfers to one storage element."""
+        return Job(f"{self.subscription_id}@{destination}", self.owner, self.vo, destination, "", 0, now_us)
+
+
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """One file of a job as it is shown."""
 

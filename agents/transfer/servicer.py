@@ -13,7 +13,8 @@ from agents.transfer import store as rows
 from agents.transfer import wire
 from agents.transfer.core import TransferCore
 from agents.transfer.machine import Canceled
-from agents.transfer.model import MAX_PRIORITY, MAX_SUBMITTED, PAGE, FileRecord, Job
+from agents.transfer.model import MAX_PRIORITY, MAX_SUBMITTED, PAGE, FileRecord, Job, Subscription
+from agents.transfer.subscriptions import Subscriptions
 from fabric.clock import Clock, to_us
 from fabric.errors import InvalidRequest, Refused
 from fabric.ids import is_unique_id
@@ -30,6 +31,9 @@ RULES: dict[str, Rule] = {
     "Cancel": _readers,
     "Report": _readers,
     "Channels": _readers,
+    "Subscribe": user,
+    "Unsubscribe": _readers,
+    "Subscriptions": _readers,
 }
 """Transfers are their owner's; operators see and end everybody's."""
 
@@ -37,8 +41,11 @@ RULES: dict[str, Rule] = {
 class TransferServicer(transfer_pb2_grpc.TransfersServicer):
     """Decode, feed or read, encode."""
 
-    def __init__(self, core: TransferCore, store: Store, *, clock: Clock, log: Logger) -> None:
-        self._core, self._store, self._clock, self._log = core, store, clock, log
+    def __init__(
+        self, core: TransferCore, subscriptions: Subscriptions, store: Store, *, clock: Clock, log: Logger
+    ) -> None:
+        self._core, self._subscriptions = core, subscriptions
+        self._store, self._clock, self._log = store, clock, log
 
     async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.SubmitResponse:
         """See the proto."""
@@ -129,6 +136,34 @@ class TransferServicer(transfer_pb2_grpc.TransfersServicer):
                 wire.channel_to_wire(link, name(link.source), name(link.destination)) for link in self._core.links
             ]
         )
+
+    async def Subscribe(self, request: pb.Subscription, context: Any) -> pb.Subscription:
+        """See the proto."""
+        peer = current_peer(context)
+        if not is_unique_id(request.id):
+            raise InvalidRequest("SUBSCRIPTION_INVALID", "a subscription has an id of 22 letters, digits, - or _")
+        directory = request.directory.removeprefix("lfn:").rstrip("/")
+        wanted = Subscription(
+            request.id, peer.subject, peer.vo, directory, request.at, request.copies, to_us(self._clock.now())
+        )
+        await self._subscriptions.subscribe(wanted)
+        self._log.audit(
+            "transfer.subscribed", **peer.trail, subscription=wanted.subscription_id, directory=wanted.directory,
+            at=wanted.at, copies=wanted.copies,
+        )  # fmt: skip
+        return wire.subscription_to_wire(wanted, None)
+
+    async def Unsubscribe(self, request: pb.UnsubscribeRequest, context: Any) -> pb.UnsubscribeResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        await self._subscriptions.unsubscribe(request.id, _owner(peer))
+        self._log.audit("transfer.unsubscribed", **peer.trail, subscription=request.id[:64])
+        return pb.UnsubscribeResponse()
+
+    async def Subscriptions(self, request: pb.SubscriptionsRequest, context: Any) -> pb.SubscriptionsResponse:
+        """See the proto."""
+        found = self._subscriptions.lags(_owner(current_peer(context)))
+        return pb.SubscriptionsResponse(subscriptions=[wire.subscription_to_wire(one, lag) for one, lag in found])
 
 
 def _owner(peer: Peer) -> str | None:

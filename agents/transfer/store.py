@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from agents.transfer.machine import Transfer
-from agents.transfer.model import PAGE, FileRecord, Job, TransferState
-from fabric.errors import AlreadyExists, NotFound
+from agents.transfer.model import PAGE, FileRecord, Job, Subscription, TransferState
+from fabric.errors import AlreadyExists, Exhausted, NotFound
 from fabric.store import run
 
 metadata = sa.MetaData()
@@ -51,6 +52,18 @@ files = sa.Table(
     sa.Index("ix_files_ended", "ended_at_us", sqlite_where=sa.text("ended_at_us > 0")),
     sqlite_autoincrement=True,  # a number names a put at a storage element, and is never used again
 )
+subscriptions = sa.Table(
+    "subscriptions",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("directory", sa.Text, nullable=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("copies", sa.Integer, nullable=False),
+    sa.Column("created_at_us", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 _COLUMNS = (
     "number, lfn, guid, size_bytes, state, attempt, source, surl, reason, sentence, moved_bytes, submitted_at_us, "
@@ -77,6 +90,7 @@ class OpenFile(NamedTuple):
     guid: str
     size_bytes: int
     transfer: Transfer
+    submitted_at_us: int
     ended_at_us: int
 
 
@@ -90,6 +104,39 @@ class Outcome(NamedTuple):
     files: int
     size_bytes: int
     attempts: int
+
+
+def subscribe(connection: sa.Connection, wanted: Subscription, limit: int) -> None:
+    """Keep a subscription. Again: nothing changes. Raises AlreadyExists(SUBSCRIPTION_ID_TAKEN),
+    Exhausted(TOO_MANY_SUBSCRIPTIONS)."""
+    for known in subscribed(connection):
+        if known.subscription_id == wanted.subscription_id:
+            if replace(known, created_at_us=0) != replace(wanted, created_at_us=0):
+                raise AlreadyExists("SUBSCRIPTION_ID_TAKEN", "there is another subscription of this id; make a new one")
+            return
+    if run(connection, "SELECT COUNT(*) FROM subscriptions").scalar_one() >= limit:
+        raise Exhausted("TOO_MANY_SUBSCRIPTIONS", f"there are {limit} subscriptions already; end one first")
+    values = (
+        wanted.subscription_id, wanted.owner, wanted.vo, wanted.directory, wanted.at, wanted.copies,
+        wanted.created_at_us,
+    )  # fmt: skip
+    run(connection, "INSERT INTO subscriptions VALUES (?,?,?,?,?,?,?)", values)
+
+
+def unsubscribe(connection: sa.Connection, subscription_id: str) -> None:
+    """Forget a subscription."""
+    run(connection, "DELETE FROM subscriptions WHERE id = ?", (subscription_id,))
+
+
+def subscribed(connection: sa.Connection) -> list[Subscription]:
+    """All subscriptions, oldest first."""
+    return [Subscription(*row) for row in run(connection, "SELECT * FROM subscriptions ORDER BY created_at_us, id")]
+
+
+def again(connection: sa.Connection, job_id: str, guids: Sequence[str]) -> None:
+    """Forget what has ended of these files of a job, which may be added once more."""
+    rows = [(job_id, guid) for guid in guids]
+    run(connection, "DELETE FROM files WHERE job_id = ? AND guid = ? AND ended_at_us > 0 AND NOT touched", rows)
 
 
 def add(connection: sa.Connection, job: Job, new: Sequence[NewFile]) -> list[tuple[int, NewFile]]:
@@ -143,12 +190,12 @@ def unfinished(connection: sa.Connection) -> tuple[dict[str, Job], list[OpenFile
     found = [
         OpenFile(
             row[0], row[1], row[2], row[3], row[4],
-            Transfer(TransferState(row[5]), *row[6:9], bool(row[9]), tuple(row[10].split()), *row[11:13]), row[13],
+            Transfer(TransferState(row[5]), *row[6:9], bool(row[9]), tuple(row[10].split()), *row[11:13]), *row[13:15],
         )
         for row in run(
             connection,
             "SELECT number, job_id, lfn, guid, size_bytes, state, attempt, source, surl, touched, avoid, reason, "
-            "sentence, ended_at_us FROM files WHERE ended_at_us = 0 OR touched ORDER BY number",
+            "sentence, submitted_at_us, ended_at_us FROM files WHERE ended_at_us = 0 OR touched ORDER BY number",
         )
     ]  # fmt: skip
     known: dict[str, Job] = {}

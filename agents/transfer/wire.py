@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from gridfabric.transfer.v1 import transfer_pb2 as pb
 
 from agents.transfer.links import Link
-from agents.transfer.model import FileRecord, Job
+from agents.transfer.model import FileRecord, Job, Subscription
 from agents.transfer.store import Outcome
+from agents.transfer.subscriptions import Lag
 
 
 def job_to_wire(job: Job, files: Mapping[str, int], size_bytes: int, moved_bytes: int) -> pb.Job:
@@ -44,3 +45,14 @@ def channel_to_wire(link: Link, source: str, destination: str) -> pb.Channel:
         cap_bytes_per_s=int(link.cap.bytes_per_s) if link.cap is not None else 0, finished=link.finished,
         failed=link.failed, why=link.optimiser.why,
     )  # fmt: skip
+
+
+def subscription_to_wire(one: Subscription, lag: Lag | None) -> pb.Subscription:
+    """A subscription, with how far it is behind if that is known."""
+    found = pb.Subscription(
+        id=one.subscription_id, directory=one.directory, at=one.at, copies=one.copies, owner=one.owner, vo=one.vo,
+        created_at_us=one.created_at_us,
+    )  # fmt: skip
+    if lag is not None:
+        found.files, found.queued, found.lag_s, found.cause = lag.files, lag.queued, lag.lag_s, lag.cause
+    return found

@@ -1,4 +1,4 @@
-"""`grid transfer`: the queue of the transfer agent."""
+"""`grid transfer` and subscriptions: the queue of the transfer agent."""
 
 from __future__ import annotations
 
@@ -205,18 +205,7 @@ async def report_command(
     """`grid transfer report`."""
     async with _opened(operator, state, environ) as client:
         found = await client.report(int((time.time() - since_s) * 1e6))
-    rows = [
-        {
-            "source": row.source,
-            "destination": row.destination,
-            "state": row.state,
-            "reason": row.reason,
-            "files": row.files,
-            "size_bytes": row.size_bytes,
-            "attempts": row.attempts,
-        }
-        for row in found
-    ]
+    rows = [_fields(row) for row in found]
     if as_json:
         console.print_json(rows)
         return
@@ -233,9 +222,7 @@ async def channels_command(
     async with _opened(operator, state, environ) as client:
         found = await client.channels()
     if as_json:
-        console.print_json(
-            [{field.name: getattr(link, field.name) for field in link.DESCRIPTOR.fields} for link in found]
-        )
+        console.print_json([_fields(link) for link in found])
         return
     console.print_table(
         ["FROM", "TO", "ACTIVE", "LIMIT", "QUEUED", "MB/S", "FILES/S", "CAP", "DONE", "FAILED", "WHY"],
@@ -248,3 +235,54 @@ async def channels_command(
             for link in found
         ],
     )  # fmt: skip
+
+
+async def subscribe_command(
+    directory: str, at: str, copies: int, *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data subscribe`."""
+    name = data.check_lfn(directory)
+    async with open_for_user(environ) as grid:
+        channel = await grid.channel("transfer")
+        await grid.delegate(channel)
+        made = await TransferClient(channel).subscribe(unique_id(), name, at, copies)
+    if as_json:
+        console.print_json({"id": made.id, "directory": name, "at": at, "copies": copies})
+    else:
+        print(made.id)
+
+
+async def unsubscribe_command(
+    ids: Sequence[str], *, operator: bool, state: Path | None, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data unsubscribe`."""
+    async with _opened(operator, state, environ) as client:
+        for subscription_id in ids:
+            await client.unsubscribe(subscription_id)
+    if as_json:
+        console.print_json({"ended": list(ids)})
+
+
+async def subscriptions_command(
+    *, operator: bool, state: Path | None, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid data subscriptions`."""
+    async with _opened(operator, state, environ) as client:
+        found = await client.subscriptions()
+    if as_json:
+        console.print_json([_fields(one) for one in found])
+        return
+    console.print_table(
+        ["ID", "DIRECTORY", "AT", "COPIES", "FILES", "BEHIND", "LAG", "WHY"],
+        [
+            [
+                one.id, f"lfn:{one.directory}", one.at, one.copies, one.files, one.queued,
+                console.hours_text(one.lag_s), one.cause,
+            ]
+            for one in found
+        ],
+    )  # fmt: skip
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}

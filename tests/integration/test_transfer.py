@@ -179,6 +179,11 @@ async def test_the_command_follows_a_directory_to_its_end(desk: Desk, capsys: py
         assert (await call(transfers.report_command, 3600.0, **own))[0]["files"] == 2
         assert (await call(transfers.channels_command, **own))[0]["finished"] == 2
         assert (await call(transfers.cancel_command, [made["id"]], **own))[0]["canceled"] == 0
+        kept = await call(transfers.subscribe_command, "lfn:/grid/cms/d/", "RAL", 1)
+        (shown,) = await call(transfers.subscriptions_command, **own)
+        assert (shown["id"], shown["directory"], shown["copies"]) == (kept["id"], "/grid/cms/d", 1)
+        await call(transfers.unsubscribe_command, [kept["id"]], **own)
+        assert await call(transfers.subscriptions_command, **own) == []
         with pytest.raises(Ended):
             await call(transfers.cancel_command, [unique_id()], **own)
         with pytest.raises(NotFound):
@@ -331,6 +336,58 @@ async def test_a_restart_goes_on_with_what_was_there(desk: Desk) -> None:
     assert {file.state for file in files} == {"FINISHED"}
     assert sorted(await desk.on("RAL")) == sorted(file.surl for file in files)
     assert [len(await desk.replicas(name)) for name in (lfn, *rest)] == [2] * 4
+
+
+async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> None:
+    await desk.start()
+    first = await desk.put("s/old")
+    other = await desk.put("other")
+    transfers, key = await desk.transfers(), unique_id()
+    for directory, at, copies in (("/grid/cms/s", "RAL", 2), ("/grid/cms/s", "", 1), ("/grid/cms/s", "!RAL", 1)):
+        await refused(InvalidRequest, "SUBSCRIPTION_INVALID", transfers.subscribe(key, directory, at, copies))
+    await refused(NotFound, "DIRECTORY_NOT_FOUND", transfers.subscribe(key, "/grid/cms/none", "*", 1))
+    await refused(Refused, "OTHER_VO", transfers.subscribe(key, "/grid/atlas", "*", 1))
+    for _ in range(2):
+        await transfers.subscribe(key, "/grid/cms/s", "*,!CERN", 2)
+    await refused(AlreadyExists, "SUBSCRIPTION_ID_TAKEN", transfers.subscribe(key, "/grid/cms/s", "*", 1))
+
+    async def complete(lfn: str, copies: int = 3) -> bool:
+        return len(await desk.replicas(lfn)) == copies
+
+    await until(lambda: complete(first), "copies of what was there")
+    second = await desk.put("s/deep/new", site="RAL")
+    await until(lambda: complete(second, 2), "copies of what is new")
+    (lost,) = [surl for surl in await desk.replicas(second) if surl in await desk.on("CNAF")]
+    await storage.remove(await desk.element("CNAF"), lost)
+    names = await desk.lab.channel("catalog", credential=desk.alice)
+    await catalog.remove_replica(names, second, lost)
+    await until(lambda: complete(second, 2), "the copy that was lost")
+
+    await desk.lab.stop("transfer.CERN")
+    third = await desk.put("s/later")
+    await desk.lab.start("transfer", options=FAST)
+    await until(lambda: complete(third), "copies of what came while the agent was away")
+    assert await complete(other, 1)
+
+    async def caught_up() -> bool:
+        (one,) = await (await desk.transfers()).subscriptions()
+        return (one.files, one.queued, one.lag_s, one.cause) == (3, 0, 0.0, "")
+
+    await until(caught_up, "no lag")
+    desk.core()._context.delegations.destroy(str(desk.alice.identity), "default")
+    await desk.lab.stop("catalog.CERN")  # what is open ends
+
+    async def says_why() -> bool:
+        (one,) = await (await desk.transfers()).subscriptions()
+        return "has delegated nothing" in one.cause
+
+    await until(says_why, "the cause of a lag")
+    bob = await desk.transfers(desk.lab.user("bob"))
+    await bob.unsubscribe(key)
+    assert await bob.subscriptions() == [] and len(await (await desk.transfers()).subscriptions()) == 1
+    for _ in range(2):
+        await (await desk.transfers()).unsubscribe(key)
+    assert await (await desk.transfers()).subscriptions() == []
 
 
 async def gone(desk: Desk, left: int) -> bool:

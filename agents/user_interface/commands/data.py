@@ -129,6 +129,56 @@ def replicate(
 
 
 @app.command()
+def subscribe(
+    directory: Annotated[str, typer.Argument(metavar="LFN", help="A directory: all files in it and below.")],
+    at: Annotated[str, typer.Option("--at", help="Storage elements by name or site, with commas; * and ! as shown.")],
+    copies: Annotated[int, typer.Option("--copies", min=1, help="How many replicas are to be there.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Have every file of a directory copied, those that are there and those that come. Prints the subscription's id.
+
+    \b
+    Examples:
+      grid data subscribe lfn:/grid/cms/mc --at RAL
+      grid data subscribe lfn:/grid/cms/mc --at '*,!CERN' --copies 2
+    """
+    from agents.user_interface import transfers
+
+    console.run_async(transfers.subscribe_command(directory, at, copies, as_json=as_json))
+
+
+@app.command()
+def unsubscribe(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Subscriptions.")],
+    operator: AsOperator = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """End subscriptions; copies that are there stay.
+
+    \b
+    Example:
+      grid data unsubscribe GxpxdqBlRmi-e6mFxdPvVw
+    """
+    from agents.user_interface import transfers
+
+    console.run_async(transfers.unsubscribe_command(ids, operator=operator, state=state, as_json=as_json))
+
+
+@app.command()
+def subscriptions(operator: AsOperator = False, state: State = None, as_json: Json = False) -> None:
+    """Show your subscriptions, how far each is behind, and why.
+
+    \b
+    Example:
+      grid data subscriptions
+    """
+    from agents.user_interface import transfers
+
+    console.run_async(transfers.subscriptions_command(operator=operator, state=state, as_json=as_json))
+
+
+@app.command()
 def locate(
     lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files (or guid:...).")],
     as_json: Json = False,

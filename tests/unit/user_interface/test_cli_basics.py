@@ -82,6 +82,7 @@ def test_the_commands_are_those_promised() -> None:
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
         "job history", "job list-match", "job watch", "job stats", "job follow",
         "data put", "data get", "data ls", "data rm", "data replicate", "data locate",
+        "data subscribe", "data unsubscribe", "data subscriptions",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
         "data stat", "data stage", "data checksum", "data cp", "data register", "data repair",

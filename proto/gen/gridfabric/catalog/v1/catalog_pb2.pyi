@@ -178,6 +178,20 @@ class ListResponse(_message.Message):
     next_page_token: str
     def __init__(self, files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class WatchRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("guids", "missed")
+    GUIDS_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    guids: _containers.RepeatedScalarFieldContainer[str]
+    missed: bool
+    def __init__(self, guids: _Optional[_Iterable[str]] = ..., missed: _Optional[bool] = ...) -> None: ...
+
 class MakeDirectoryRequest(_message.Message):
     __slots__ = ("directory", "make_parents")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]

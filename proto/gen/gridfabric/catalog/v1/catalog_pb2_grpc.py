@@ -65,6 +65,11 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/gridfabric.catalog.v1.Catalogue/Watch',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.MakeDirectory = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/MakeDirectory',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryRequest.SerializeToString,
@@ -133,6 +138,15 @@ class CatalogueServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """What is registered, or loses a replica, in a directory or below, by GUID, from the first message on; that one is empty
+        and comes at once. Also of other directories now and then: look the files up. Empty messages are signs of life.
+        Errors: NOT_FOUND, PERMISSION_DENIED, RESOURCE_EXHAUSTED (TOO_MANY_WATCHERS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MakeDirectory(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -194,6 +208,11 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchResponse.SerializeToString,
             ),
             'MakeDirectory': grpc.unary_unary_rpc_method_handler(
                     servicer.MakeDirectory,
@@ -379,6 +398,33 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/List',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/Watch',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -66,6 +66,21 @@ class TransfersStub:
                 request_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsResponse.FromString,
                 _registered_method=True)
+        self.Subscribe = channel.unary_unary(
+                '/gridfabric.transfer.v1.Transfers/Subscribe',
+                request_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.SerializeToString,
+                response_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.FromString,
+                _registered_method=True)
+        self.Unsubscribe = channel.unary_unary(
+                '/gridfabric.transfer.v1.Transfers/Unsubscribe',
+                request_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeResponse.FromString,
+                _registered_method=True)
+        self.Subscriptions = channel.unary_unary(
+                '/gridfabric.transfer.v1.Transfers/Subscriptions',
+                request_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsResponse.FromString,
+                _registered_method=True)
 
 
 class TransfersServicer:
@@ -119,6 +134,29 @@ class TransfersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Subscribe(self, request, context):
+        """After: every file in the directory or below, now and later, gets so many replicas at the storage elements that are
+        meant, as long as the owner's proxy here is good. Again with the same id: nothing changes. Errors: NOT_FOUND,
+        INVALID_ARGUMENT (SUBSCRIPTION_INVALID), RESOURCE_EXHAUSTED (TOO_MANY_SUBSCRIPTIONS).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unsubscribe(self, request, context):
+        """After: no more copies are begun; those that are there stay. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Subscriptions(self, request, context):
+        """The caller's subscriptions with their lag; an operator's: everybody's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransfersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +189,21 @@ def add_TransfersServicer_to_server(servicer, server):
                     servicer.Channels,
                     request_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsRequest.FromString,
                     response_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsResponse.SerializeToString,
+            ),
+            'Subscribe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Subscribe,
+                    request_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.FromString,
+                    response_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.SerializeToString,
+            ),
+            'Unsubscribe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unsubscribe,
+                    request_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeRequest.FromString,
+                    response_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeResponse.SerializeToString,
+            ),
+            'Subscriptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.Subscriptions,
+                    request_deserializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsRequest.FromString,
+                    response_serializer=gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -317,6 +370,87 @@ class Transfers:
             '/gridfabric.transfer.v1.Transfers/Channels',
             gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsRequest.SerializeToString,
             gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.ChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.transfer.v1.Transfers/Subscribe',
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.SerializeToString,
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.Subscription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unsubscribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.transfer.v1.Transfers/Unsubscribe',
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeRequest.SerializeToString,
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.UnsubscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Subscriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.transfer.v1.Transfers/Subscriptions',
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsRequest.SerializeToString,
+            gridfabric_dot_transfer_dot_v1_dot_transfer__pb2.SubscriptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
