@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "proto/gen")]
 from rich.console import Console  # noqa: E402
 
 from bench import (  # noqa: E402
+    bookkeeping,
     information,
     jobs,
     lab,
@@ -39,6 +40,7 @@ from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
 ALONE: dict[str, Callable[[Bench], None]] = {
+    "bookkeeping": bookkeeping.run,
     "limits": limits.run,
     "myproxy": myproxy.run,
     "security": security.run,
@@ -58,7 +60,8 @@ OF_SIZES: dict[str, Callable[[Bench, Sequence[int]], None]] = {
 """Sections that are measured with more and more sites."""
 MAX_SITES = 2000
 SECTIONS = (
-    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "trust", "information",
+    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "bookkeeping", "trust",
+    "information",
 )  # fmt: skip
 SOAK = "soak"
 """Only when it is asked for: it takes as long as its jobs."""

@@ -24,6 +24,9 @@ BUSY_TIMEOUT_S = 5.0
 """Wait for another process that has the file open, such as the sqlite3 shell of an operator."""
 QUICK_CHECK_S = 5.0
 """Longest look for damage when opening; a check that takes longer is given up and the store is used."""
+WRITER_CACHE_KIB = 16 * 1024
+READER_CACHE_KIB = 4 * 1024
+"""Pages of the file in memory, of each connection. A store grows until they are full: 28 MiB with its three readers."""
 _PROGRESS_STEPS = 20_000
 
 
@@ -131,7 +134,7 @@ def _engine(path: Path, *, read_only: bool) -> sqlalchemy.Engine:
         driver.execute("PRAGMA synchronous = FULL")
         driver.execute("PRAGMA foreign_keys = ON")
         driver.execute("PRAGMA temp_store = MEMORY")
-        driver.execute("PRAGMA cache_size = -16384")
+        driver.execute(f"PRAGMA cache_size = -{READER_CACHE_KIB if read_only else WRITER_CACHE_KIB}")
         if read_only:
             driver.execute("PRAGMA query_only = ON")
 

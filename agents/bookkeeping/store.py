@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,6 +36,7 @@ _UPDATE = f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in _COLUMNS)} WHER
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CHUNK = 500
 """Values in one IN list."""
+_ANY_TIME = 1 << 62
 MAX_STATISTICS_JOBS = 2_000_000
 """Jobs in one answer to a question for statistics; about two seconds of one reader."""
 _ENDED = ", ".join(str(int(state)) for state in sorted(ENDED))
@@ -180,41 +181,64 @@ def history(connection: sa.Connection, job_id: str) -> list[Event]:
 def query(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> tuple[list[JobRecord], int]:
     """A page of jobs, and the row to go on after (0: this was the last page).
 
-    Asked by id: in the order they were registered. Else the newest first.
+    Asked by id: in the order they were registered; what the reader may not see is missing, so a page may be short.
+    Else the newest first.
     """
-    ascending = bool(wanted.job_ids)
-    if ascending:
-        rows = _rows_by_id(connection, wanted, reader)
-    else:
-        condition, values = _condition(wanted, reader)
-        if wanted.after:
-            condition, values = [*condition, "id < ?"], [*values, wanted.after]
-        where = f" WHERE {' AND '.join(condition)}" if condition else ""
-        rows = list(run(connection, f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1)))
-    page = rows[: wanted.page_size]
-    more = int(page[-1][-1]) if len(rows) > wanted.page_size else 0
-    return [JobRecord(*row[:-1]) for row in page], more
-
-
-def _rows_by_id(connection: sa.Connection, wanted: JobQuery, reader: Reader) -> list[Sequence[Any]]:
-    condition, values = _condition(wanted, reader)
-    condition, values = [*condition, "id > ?"], [*values, wanted.after]
     found: dict[int, Sequence[Any]] = {}
+    if wanted.job_ids:
+        for row in _rows_by_id(connection, wanted):
+            found[int(row[-1])] = row
+        order = sorted(found)
+    else:
+        for part in _parts(wanted, reader):
+            for row in _newest(connection, part):
+                found[int(row[-1])] = row
+        order = sorted(found, reverse=True)
+    page = [JobRecord(*found[key][:-1]) for key in order[: wanted.page_size]]
+    more = order[wanted.page_size - 1] if len(order) > wanted.page_size else 0
+    return [record for record in page if reader.may_read(record.owner, record.vo)], more
+
+
+def _rows_by_id(connection: sa.Connection, wanted: JobQuery) -> Iterable[Sequence[Any]]:
+    condition, values = _condition(wanted)
+    condition, values = [*condition, "id > ?"], [*values, wanted.after]
     for chunk in _chunks(dict.fromkeys(wanted.job_ids)):
         marks = ",".join("?" * len(chunk))
         for column in ("job_id", "parent"):
             # The plus sign keeps the planner on the index of `column`.
             sql = f"{_SELECT} WHERE {column} IN ({marks}) AND {' AND '.join(condition)} ORDER BY +id LIMIT ?"
-            for row in run(connection, sql, (*chunk, *values, wanted.page_size + 1)):
-                found[row[-1]] = row
-    return [found[key] for key in sorted(found)]
+            yield from run(connection, sql, (*chunk, *values, wanted.page_size + 1))
+
+
+def _parts(wanted: JobQuery, reader: Reader) -> list[JobQuery]:
+    """What is wanted of what a reader may see, as questions about one owner or one VO each: an index answers such a
+    one, and none a choice between them."""
+    his_own = wanted.owner and wanted.owner == reader.identity
+    if reader.is_service or his_own or (wanted.vo and wanted.vo in reader.vos):
+        return [wanted]
+    mine = [] if wanted.owner else [replace(wanted, owner=reader.identity)]
+    return mine + [replace(wanted, vo=vo) for vo in reader.vos if not wanted.vo]
+
+
+def _newest(connection: sa.Connection, wanted: JobQuery) -> Iterable[Sequence[Any]]:
+    condition, values = _condition(wanted, one_index=True)
+    if wanted.after:
+        condition, values = [*condition, "id < ?"], [*values, wanted.after]
+    if wanted.since_us or wanted.until_us:
+        within = (wanted.since_us, wanted.until_us or _ANY_TIME)
+        for edge, sign in (("min", ">="), ("max", "<=")):
+            sql = f"(SELECT {edge}(id) FROM jobs WHERE submitted_at_us >= ? AND submitted_at_us <= ?)"
+            condition, values = [*condition, f"id {sign} {sql}"], [*values, *within]
+    where = f" WHERE {' AND '.join(condition)}" if condition else ""
+    return run(connection, f"{_SELECT}{where} ORDER BY id DESC LIMIT ?", (*values, wanted.page_size + 1))
 
 
 def statistics(connection: sa.Connection, wanted: StatisticsQuery, reader: Reader) -> list[Statistics]:
     """How the jobs of a time fared. Raises Exhausted TOO_MANY_JOBS."""
-    condition, given = _condition(JobQuery(since_us=wanted.since_us, until_us=wanted.until_us), reader)
-    values = tuple(given)
-    where = " AND ".join(condition)
+    mine, who = accounting.visible_to(reader)
+    where, values = f"submitted_at_us >= ? AND submitted_at_us <= ? AND is_parent = 0 AND {mine}", (
+        wanted.since_us, wanted.until_us, *who,
+    )  # fmt: skip
     counted = run(
         connection, f"SELECT count(*) FROM (SELECT 1 FROM jobs WHERE {where} LIMIT {MAX_STATISTICS_JOBS + 1}) j", values
     )
@@ -287,23 +311,28 @@ def forget(connection: sa.Connection, jobs_to_go: Iterable[Finished]) -> int:
     return gone
 
 
-def _condition(wanted: JobQuery, reader: Reader) -> tuple[list[str], list[object]]:
-    condition: list[str] = []
-    values: list[object] = []
-    for column, value in (("owner", wanted.owner), ("state", wanted.state), ("ce", wanted.ce), ("vo", wanted.vo)):
-        if value:
-            condition.append(f"{column} = ?")
-            values.append(value)
+def _condition(wanted: JobQuery, *, one_index: bool = False) -> tuple[list[str], list[object]]:
+    """`one_index`: of several columns that have one, only the best is left to the planner, which cannot know that one
+    owner has half of all jobs and that hardly any of these are running."""
+    equal = {name: value for name in ("owner", "state", "ce", "vo") if (value := getattr(wanted, name))}
+    best = set(equal)
+    if one_index:
+        is_rare = wanted.state and wanted.state not in (JobState.DONE, JobState.CLEARED)
+        order = ("ce", "owner", "state", "vo") if not is_rare else ("owner", "state", "ce", "vo")
+        first = next((name for name in order if name in equal), "")
+        best = {"owner", "state"} if first == "owner" else {first}
+    condition = [f"{name} = ?" if name in best else f"{_unindexed(name)} = ?" for name in equal]
+    values: list[object] = list(equal.values())
     if wanted.since_us:
-        condition.append("submitted_at_us >= ?")
+        condition.append(f"{'submitted_at_us + 0' if one_index else 'submitted_at_us'} >= ?")
         values.append(wanted.since_us)
     if wanted.until_us:
-        condition.append("submitted_at_us <= ?")
+        condition.append(f"{'submitted_at_us + 0' if one_index else 'submitted_at_us'} <= ?")
         values.append(wanted.until_us)
     if not wanted.include_parents:
         condition.append("is_parent = 0")
-    if not reader.is_service:
-        mine, who = accounting.visible_to(reader)
-        condition.append(mine)
-        values.extend(who)
     return condition, values
+
+
+def _unindexed(column: str) -> str:
+    return f"{column} + 0" if column == "state" else f"{column} || ''"

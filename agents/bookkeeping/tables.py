@@ -39,6 +39,8 @@ jobs = sa.Table(
     sa.Index("jobs_ce", "ce", "id"),
     sa.Index("jobs_state", "state", "id"),
     sa.Index("jobs_submitted", "submitted_at_us"),
+    sa.Index("jobs_owner_state", "owner", "state", "id"),
+    sa.Index("jobs_vo", "vo", "id"),
 )
 events = sa.Table(
     "events",
@@ -109,4 +111,9 @@ def _with_starts(connection: sa.Connection) -> None:
     run(connection, "CREATE INDEX jobs_submitted ON jobs (submitted_at_us)")
 
 
-MIGRATIONS = (_with_starts,)
+def _with_pages(connection: sa.Connection) -> None:
+    run(connection, "CREATE INDEX jobs_owner_state ON jobs (owner, state, id)")
+    run(connection, "CREATE INDEX jobs_vo ON jobs (vo, id)")
+
+
+MIGRATIONS = (_with_starts, _with_pages)

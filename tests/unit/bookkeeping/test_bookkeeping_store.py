@@ -106,6 +106,66 @@ def test_users_see_their_own_and_their_vo(store):
     assert {job.job_id for job in query(store, Reader("/CN=c"))[0]} == {"c"}
 
 
+OWNERS, VOS, CES = ("/CN=a", "/CN=b", "/CN=c"), ("cms", "atlas"), ("ce1", "ce2")
+STATES = (EventType.TRANSFERRED, EventType.RUNNING, EventType.DONE, EventType.ABORTED)
+READERS = (SERVICE, Reader("/CN=a", ("cms",)), Reader("/CN=b"), Reader("/CN=d", ("cms", "atlas")), Reader("/CN=d"))
+
+
+def test_every_question_is_answered_as_if_every_job_was_looked_at(store):
+    chance = random.Random(7)
+    batch = []
+    for number in range(1, 120):
+        batch.append(registered(f"j{number}", number, chance.choice(OWNERS), chance.choice(VOS)))
+        batch.append(event(f"j{number}", number, chance.choice(STATES), ce=chance.choice(CES)))
+    batch.append(event("unregistered", 500, EventType.RUNNING, ce="ce1"))
+    record(store, batch)
+    everything = query(store, page_size=1000)[0]
+    for reader in READERS:
+        for _ in range(30):
+            wanted = {
+                "owner": chance.choice(("", "", *OWNERS)), "vo": chance.choice(("", "", *VOS)),
+                "ce": chance.choice(("", "", *CES)), "since_us": chance.choice((0, 0, 1050)),
+                "state": chance.choice((0, 0, JobState.RUNNING, JobState.DONE, JobState.ABORTED)),
+                "until_us": chance.choice((0, 0, 1090)),
+            }  # fmt: skip
+            expected = [
+                job.job_id
+                for job in everything
+                if reader.may_read(job.owner, job.vo)
+                and all(getattr(job, name) == wanted[name] for name in ("owner", "vo", "ce", "state") if wanted[name])
+                and job.submitted_at_us >= wanted["since_us"]
+                and (not wanted["until_us"] or job.submitted_at_us <= wanted["until_us"])
+            ]
+            found, after = [], 0
+            while True:
+                page, after = query(store, reader, page_size=7, after=after, **wanted)
+                found += [job.job_id for job in page]
+                if not after:
+                    break
+            assert found == expected, (reader, wanted)
+
+
+def test_no_question_is_answered_by_looking_at_every_job(store, monkeypatch):
+    plans = []
+
+    def explained(connection, sql, values=None):
+        plans.extend((row[-1], sql) for row in real(connection, f"EXPLAIN QUERY PLAN {sql}", values))
+        return real(connection, sql, values)
+
+    real = rows.run
+    monkeypatch.setattr(rows, "run", explained)
+    for reader in READERS:
+        for state in (0, JobState.RUNNING, JobState.DONE):
+            for others in ({}, {"owner": "/CN=a"}, {"vo": "cms"}, {"ce": "ce1"}, {"owner": "/CN=a", "ce": "ce1"}):
+                for within in ({}, {"since_us": 1, "until_us": 2}):
+                    if reader is not SERVICE or state or others or within:  # else that is what is asked for
+                        query(store, reader, state=state, **others, **within)
+        query(store, reader, job_ids=("j1", "j2"))
+    assert plans
+    assert [(plan, sql) for plan, sql in plans if plan.startswith("SCAN jobs")] == []
+    assert [(plan, sql) for plan, sql in plans if "TEMP B-TREE" in plan and "+id" not in sql] == []
+
+
 def test_shuffled_delivery_gives_the_same_records(tmp_path):
     events = []
     for n in range(20):
@@ -185,7 +245,8 @@ def test_a_file_of_an_earlier_version_is_brought_up_to_date(tmp_path):
     old = sa.MetaData()
     earlier = tables.jobs.to_metadata(old)
     earlier._columns.remove(earlier.c.started_at_us)
-    earlier.indexes = {index for index in earlier.indexes if index.name != "jobs_submitted"}
+    later = {"jobs_submitted", "jobs_owner_state", "jobs_vo"}
+    earlier.indexes = {index for index in earlier.indexes if index.name not in later}
     for table in (tables.events, tables.sources, tables.parents):
         table.to_metadata(old)
     store = Store(tmp_path / "bookkeeping.db", old)

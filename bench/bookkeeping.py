@@ -1,0 +1,121 @@
+"""Section `bookkeeping`: questions to a history of many jobs, each as a client may ask it. All in processor time: the
+pages that they need are in memory."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from agents.bookkeeping import store as rows
+from agents.bookkeeping import tables
+from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
+from bench.measure import Bench
+from fabric.store import Store
+from fabric.store import run as execute
+
+BIG = "/O=Bench/OU=Users/CN=production"
+"""Has half of all jobs."""
+SMALL = "/O=Bench/OU=Users/CN=student"
+"""Has three, of a small VO, and they are old."""
+NOW_US = 1_800_000_000_000_000
+EVENTS = (EventType.REGISTERED, EventType.ENQUEUED, EventType.MATCHED, EventType.TRANSFERRED, EventType.RUNNING)
+TRIALS = 9
+
+_JOBS = f"""
+WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+INSERT INTO jobs SELECT i, 'https://bench:1/' || printf('%022d', i),
+ CASE WHEN i IN (5, 6, 7) THEN '{SMALL}' WHEN i % 2 THEN '{BIG}' ELSE '/O=Bench/OU=Users/CN=user ' || (i % 200) END,
+ CASE WHEN i IN (5, 6, 7) THEN 'small' ELSE 'cms' END, '', '', 0, CASE WHEN i % 9999 = 1 THEN 5 ELSE 6 END, 21,
+ {NOW_US} + i * 1000, {NOW_US} + i * 1000, 1, 'ce' || (i % 192), 18, 'worker', 20, '0', 21, 1.0, 1.0, '', -1,
+ {NOW_US} + i * 1000 FROM n
+"""
+_EVENTS = f"""
+WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+INSERT INTO events SELECT 1, i * 8 + t, i, {NOW_US} + i * 1000 + t, t, 1, '{{"ce":"ce1:2119/jobmanager-fabric-short"}}'
+FROM n, (SELECT 1 AS t UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5 UNION SELECT 6)
+"""
+
+
+def job_id(number: int) -> str:
+    """Of the job with this row."""
+    return f"https://bench:1/{number:022d}"
+
+
+def run(bench: Bench) -> None:
+    """A store that is made for this, in SQLite."""
+    count = bench.size(1_000_000, 50_000)
+    path = bench.folder / "bookkeeping.db"
+    store = Store(path, tables.metadata, tables.MIGRATIONS)
+    try:
+        store.write_sync(lambda connection: fill(connection, count), 3600)
+        bench.say(f"  ({count} jobs, {6 * count} events: {path.stat().st_size >> 20} MiB)")
+        _ask(bench, store, count)
+    finally:
+        store.close_sync()
+
+
+def fill(connection: sa.Connection, count: int) -> None:
+    """So many jobs that have ended well, one in 9999 running; with six events each."""
+    execute(connection, "INSERT INTO sources (id, name) VALUES (1, 'broker.BENCH')")
+    execute(connection, _JOBS, (count,))
+    execute(connection, _EVENTS, (count,))
+
+
+def _ask(bench: Bench, store: Store, count: int) -> None:
+    everywhere, chance = random.Random(1), random.Random(2)
+    operator, big, small = Reader("", is_service=True), Reader(BIG, ("cms",)), Reader(SMALL, ("small",))
+    alone = Reader(SMALL)
+    half = count // 2
+
+    def page(reader: Reader, **wanted: object) -> Callable[[sa.Connection], object]:
+        return lambda connection: rows.query(connection, JobQuery(**wanted), reader)  # type: ignore[arg-type]
+
+    questions: dict[str, Callable[[sa.Connection], object]] = {
+        "the state of one job": lambda c: rows.get(c, job_id(everywhere.randrange(1, count))),
+        "the history of one job": lambda c: rows.history(c, job_id(everywhere.randrange(1, count))),
+        "the states of 100 jobs anywhere": lambda c: rows.query(
+            c, JobQuery(job_ids=tuple(job_id(chance.randrange(1, count)) for _ in range(100))), big
+        ),
+        "100 newest jobs of a user": page(big, owner=BIG, page_size=100),
+        "the same, half a history later": page(big, owner=BIG, page_size=100, after=half),
+        "a user's running jobs": page(big, owner=BIG, state=int(JobState.RUNNING), page_size=100),
+        "a user's aborted jobs (none)": page(big, owner=BIG, state=int(JobState.ABORTED), page_size=100),
+        "a CE's 100 newest": page(operator, ce="ce7", page_size=100),
+        "a CE's running jobs": page(operator, ce="ce7", state=int(JobState.RUNNING), page_size=100),
+        "a user's 100 newest at a CE": page(big, owner=BIG, ce="ce7", page_size=100),
+        "all running jobs": page(operator, state=int(JobState.RUNNING), page_size=100),
+        "all that a user of a small VO may see": page(small, page_size=100),
+        "the same, of no VO": page(alone, page_size=100),
+        "a small VO's, for an operator": page(operator, vo="small", page_size=100),
+        "a user's of the first hours": page(
+            big, owner=BIG, since_us=NOW_US, until_us=NOW_US + 10_000_000, page_size=100
+        ),
+    }
+    for title, question in questions.items():
+        times = []
+        for _ in range(bench.size(TRIALS, 3)):
+            began = time.thread_time()
+            store.read_sync(question)
+            times.append((time.thread_time() - began) * 1000)
+        bench.add(f"bookkeeping: {title}", f"{count} jobs: {title}", "ms of processor time", times)
+    numbers = iter(range(1, 1 << 40))
+
+    def batch() -> list[Event]:
+        sequence = (1 << 50) + next(numbers) * 1000
+        return [
+            Event(job_id(everywhere.randrange(1, count)), "broker.BENCH", sequence + i, NOW_US, EventType.NOTE, 1, {})
+            for i in range(500)
+        ]
+
+    times = []
+    for _ in range(bench.size(TRIALS, 3)):
+        events = batch()
+        began = time.thread_time()
+        store.write_sync(lambda connection, events=events: rows.record(connection, events))
+        times.append((time.thread_time() - began) * 1000)
+    bench.add(
+        "bookkeeping_record", f"{count} jobs: 500 events of jobs anywhere recorded", "ms of processor time", times
+    )
