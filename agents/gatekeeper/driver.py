@@ -228,7 +228,7 @@ class Driver:
 
         def write(connection: sa.Connection) -> None:
             rows.insert_jobs(connection, inserts)
-            rows.update_jobs(connection, turn.changed.values())
+            rows.update_jobs(connection, [job for job in turn.changed.values() if id(job) not in new])
             rows.release_inputs(connection, [job.job_id for job in turn.ended])
             rows.put_outputs(connection, outputs)
             rows.purge(connection, turn.purged, now_us)

@@ -186,11 +186,12 @@ def update_of(job: Job) -> Update:
 
 
 def insert_jobs(connection: sa.Connection, rows: Iterable[tuple[Job, bytes, Sequence[str]]]) -> None:
-    """New jobs with their description and the hashes of their input sandbox; older attempts' rows and output go."""
+    """New jobs, as they are now, with their description and the hashes of their input sandbox; older attempts' rows and
+    output go."""
     rows = list(rows)
     if not rows:
         return
-    drop_output(connection, [job.job_id for job, _, _ in rows])
+    drop_output(connection, [job.job_id for job, _, _ in rows if job.attempt > 1])
     connection.exec_driver_sql(_INSERT, [(*_values(job).values(), description) for job, description, _ in rows])
     uses = [(sha256, job.job_id) for job, _, hashes in rows for sha256 in set(hashes)]
     if uses:
