@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 
 from agents.authority.config import AuthorityConfig
 from agents.authority.store import AuthorityRow
-from fabric.authorisation import USERS
+from fabric.authorisation import OPERATORS, USERS
 from fabric.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, from_security
 from fabric.trust_updater import source_of
 from security import certificates
@@ -319,8 +319,9 @@ class Authorities:
                 parent=self.own(row.parent) if row is not None and row.parent else None,
             )
 
-    def require_retirable(self, name: str) -> None:
-        """Raises NotFound, Conflict ROLLOVER_MISSING, AUTHORITY_IN_USE with who still lives on the old key."""
+    def require_retirable(self, name: str, *, now: bool = False) -> None:
+        """Raises NotFound, Conflict ROLLOVER_MISSING, AUTHORITY_IN_USE with who has nothing but the old key, and if not
+        `now` OLD_KEY_IN_USE with whose jobs may still run on it, and until when."""
         if len(self.own(name).certificates) == 1:
             raise Conflict(
                 "ROLLOVER_MISSING", f"{name} has one key only; make a new one first: grid ca rollover {name}"
@@ -332,6 +333,16 @@ class Authorities:
                 f"the old key of {name} has signed what {_few(left)} live on. Agents renew by themselves; people get a "
                 "new certificate with grid user add --renew, authorities with grid ca rollover; revoke who is gone",
                 left=len(left),
+            )
+        held = self.held_beside(name)
+        if held and not now:
+            until = max(one.not_after for one in held)
+            raise Conflict(
+                "OLD_KEY_IN_USE",
+                f"{_few(held)} have new certificates, but jobs and proxies of theirs may still stand on those that the "
+                f"old key of {name} has signed, until {until:%Y-%m-%dT%H:%M:%SZ}. Wait until then, revoke those that "
+                f"nobody uses (grid user revoke), or stop all of it now: grid ca retire '{name}' --now",
+                held=len(held),
             )
 
     # -- what they issued --------------------------------------------------------------------------------------------
@@ -346,9 +357,22 @@ class Authorities:
         """Certificates in force signed by an old key, of whoever has none of the newest."""
         authority = self.own(name)
         active = self.active(name)
-        newest = [one for one in active if authority.signer_of(one.certificate) == authority.certificate]
-        renewed = {one.subject for one in newest}
+        renewed = {one.subject for one in active if _is_newest(authority, one)}
         return [one for one in active if one.subject not in renewed]
+
+    def held_beside(self, name: str) -> list[IssuedCertificate]:
+        """People's certificates in force signed by an old key, although there are newer ones: what they delegated with
+        them goes on. Agents and operators run nothing with theirs."""
+        authority, left = self.own(name), {one.serial for one in self.left_behind(name)}
+        operators = self._organisation.child("OU", OPERATORS)
+        return [
+            one
+            for one in self.active(name)
+            if one.kind in ("user", "robot")
+            and one.serial not in left
+            and not _is_newest(authority, one)
+            and not one.subject.startswith(operators)
+        ]
 
     # -- revocation lists --------------------------------------------------------------------------------------------
 
@@ -418,6 +442,10 @@ _OWN = AuthorityRow("", is_foreign=False)
 
 def _key(certificate: x509.Certificate) -> bytes:
     return certificate.fingerprint(hashes.SHA256())
+
+
+def _is_newest(authority: CertificateAuthority, one: IssuedCertificate) -> bool:
+    return authority.signer_of(one.certificate) == authority.certificate
 
 
 def _few(issued: Sequence[IssuedCertificate]) -> str:

@@ -175,10 +175,11 @@ class AuthorityClient:
         """Operators: a new key beside the old one; agents renew their certificates by themselves."""
         return (await self._trust.RollOver(trust_pb2.RollOverRequest(authority=authority))).authority
 
-    async def retire(self, authority: str, *, dry_run: bool = False) -> list[trust_pb2.Losing]:
-        """Operators: end the old key. Raises Conflict AUTHORITY_IN_USE while somebody lives on it; with `dry_run`
-        returns who does."""
-        request = trust_pb2.RetireRequest(authority=authority, dry_run=dry_run)
+    async def retire(self, authority: str, *, dry_run: bool = False, now: bool = False) -> list[trust_pb2.Losing]:
+        """Operators: end the old key. Raises Conflict AUTHORITY_IN_USE while somebody has nothing else, and, if not
+        `now`, OLD_KEY_IN_USE while jobs of people with newer certificates may stand on it. Returns whose certificates
+        end with it, with `dry_run` before it does."""
+        request = trust_pb2.RetireRequest(authority=authority, dry_run=dry_run, now=now)
         return list((await self._trust.Retire(request)).losing)
 
     async def renew(self, request_pem: bytes) -> bytes:

@@ -147,13 +147,15 @@ class TrustServicer(pb_grpc.TrustServicer):
         authorities = self._authorities
         async with self._changing:
             name = authorities.find(request.authority)
-            if request.dry_run:
-                return _losing(await asyncio.to_thread(authorities.left_behind, name))
-            await asyncio.to_thread(authorities.require_retirable, name)
-            await asyncio.to_thread(authorities.own(name).retire)
-            await self._announce([name])
-        self._audit("authority.retired", context, await self._one(name))
-        return pb.LosingResponse()
+            left = await asyncio.to_thread(authorities.left_behind, name)
+            held = await asyncio.to_thread(authorities.held_beside, name)
+            if not request.dry_run:
+                await asyncio.to_thread(authorities.require_retirable, name, now=request.now)
+                await asyncio.to_thread(authorities.own(name).retire)
+                await self._announce([name])
+        if not request.dry_run:
+            self._audit("authority.retired", context, await self._one(name), certificates=len(held))
+        return _losing([*left, *held], renewed=frozenset(one.serial for one in held))
 
     async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext) -> pb.RenewResponse:
         """See the proto."""
@@ -238,9 +240,16 @@ def trust_set(number: int, trusted: Sequence[Trusted], *, whole: bool = False) -
     return found
 
 
-def _losing(issued: Sequence[IssuedCertificate]) -> pb.LosingResponse:
+def _losing(issued: Sequence[IssuedCertificate], renewed: frozenset[int] = frozenset()) -> pb.LosingResponse:
     return pb.LosingResponse(
         losing=[
-            pb.Losing(subject=str(one.subject), serial=f"{one.serial:X}", kind=one.kind) for one in issued[:MAX_LOSING]
+            pb.Losing(
+                subject=str(one.subject),
+                serial=f"{one.serial:X}",
+                kind=one.kind,
+                until_us=to_us(one.not_after),
+                renewed=one.serial in renewed,
+            )
+            for one in issued[:MAX_LOSING]
         ]
     )

@@ -16,6 +16,7 @@ from agents.user_interface import bans, console, endpoints
 from agents.user_interface.connection import Grid, administrator, as_operator
 from agents.user_interface.exits import UsageProblem
 from agents.user_interface.users import make_request
+from fabric.clock import from_us, utc_text
 from fabric.errors import Conflict, NotFound
 from security.bans import Ban
 from security.credentials import Credential, generate_key
@@ -89,19 +90,24 @@ async def roll_over(authority: str, state: Path | None, *, as_json: bool) -> Non
     _tell(made, f"has a new key; end the old one with: grid ca retire '{made.name}'", as_json=as_json)
 
 
-async def retire(authority: str, state: Path | None, *, dry_run: bool, as_json: bool) -> None:
+async def retire(authority: str, state: Path | None, *, dry_run: bool, now: bool, as_json: bool) -> None:
     """`grid ca retire`."""
     async with as_operator(state) as grid:
         client = AuthorityClient(await grid.channel("authority"))
         await _renew_own(client, state)
-        losing = [_losing(one) for one in await client.retire(authority, dry_run=dry_run)]
+        ending = await client.retire(authority, dry_run=dry_run, now=now)
+    losing = [_losing(one) | {"until": utc_text(from_us(one.until_us)), "renewed": one.renewed} for one in ending]
     if as_json:
         console.print_json({"authority": authority, "retired": not dry_run, "live_on_it": losing})
     elif not dry_run:
-        console.say(f"retired: the old key of {authority}")
+        console.say(f"retired: the old key of {authority}; {len(losing)} certificates ended with it")
     elif losing:
         console.print_table(
-            ("subject", "kind", "serial"), [(one["subject"], one["kind"], one["serial"]) for one in losing]
+            ("subject", "kind", "serial", "until", "has a new one"),
+            [
+                (one.subject, one.kind, one.serial, utc_text(from_us(one.until_us)), "yes" if one.renewed else "no")
+                for one in ending
+            ],
         )
     else:
         console.say("nobody lives on the old key")

@@ -130,7 +130,12 @@ async def test_a_roll_over_without_a_restart_and_the_end_of_the_old_key(lab: Lab
     new = lab.user("alice")
     operator = AuthorityClient(await lab.channel("authority", credential=lab.operator()))
     await space(lab, new)
-    await operator.retire("grid")
+    with pytest.raises(Conflict) as caught:
+        await operator.retire("grid")
+    assert caught.value.reason == "OLD_KEY_IN_USE" and "CN=alice" in caught.value.sentence
+    await space(lab, alice)
+    (ending,) = await operator.retire("grid", now=True)
+    assert (ending.subject, ending.serial) == (str(alice.identity), f"{alice.certificates[-1].serial_number:X}")
     assert (await refusal(lab, alice)).reason in ("UNKNOWN_CA", "BAD_SIGNATURE")
     lab.refresh_trust()
     await space(lab, new)

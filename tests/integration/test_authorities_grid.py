@@ -167,7 +167,11 @@ def test_the_end_of_the_old_key(lab: Lab) -> None:
     lab.grid("proxy", "init")
     job = submit(lab, "past")
     until(lambda: state(lab, job) == "RUNNING", 90, "the job runs")
-    lab.grid("ca", "retire", "grid")
+    (held,) = lab.json("ca", "retire", "grid", "--dry-run")["live_on_it"]
+    assert (held["subject"], held["renewed"]) == ("/O=Lab/OU=Users/CN=alice", True)
+    assert held["until"][:10] in lab.grid("ca", "retire", "grid", codes=(1,))
+    assert len(authorities(lab)) == 2
+    lab.grid("ca", "retire", "grid", "--now")
     assert len(authorities(lab)) == 1
     assert not openssl_accepts(lab, lab.folder / "old.pem") and openssl_accepts(lab, lab.folder / "alice/usercert.pem")
     assert curl_accepts(lab)

@@ -116,16 +116,18 @@ def rollover(name: Which, state: State = None, as_json: Json = False) -> None:
 def retire(
     name: Which,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show who lives on the old key; change nothing.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Stop what runs on old certificates of who has new ones.")] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """End the old key of an authority. Refused while somebody lives on it.
+    """End the old key of an authority. Refused while somebody lives on it, or jobs may.
 
     \b
     Examples:
       grid ca retire grid --dry-run
       grid ca retire grid
+      grid ca retire grid --now
     """
     from agents.user_interface import authorities
 
-    console.run_async(authorities.retire(name, state, dry_run=dry_run, as_json=as_json))
+    console.run_async(authorities.retire(name, state, dry_run=dry_run, now=now, as_json=as_json))

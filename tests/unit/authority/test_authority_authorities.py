@@ -238,8 +238,16 @@ def test_a_roll_over_is_finished_before_the_next(grid: Grid) -> None:
         grid.authorities.require_retirable(FIRST)
     assert "CN=Ada" in caught.value.sentence and "CN=Bob" in caught.value.sentence
     grid.user("Ada", renew=True)
+    with pytest.raises(Conflict) as caught:  # Bob has nothing else
+        grid.authorities.require_retirable(FIRST, now=True)
+    assert caught.value.reason == "AUTHORITY_IN_USE" and "CN=Ada" not in caught.value.sentence
     grid.register.revoke(f"{bob.serial_number:X}", "", "superseded")
-    grid.authorities.require_retirable(FIRST)
+    assert [one.serial for one in grid.authorities.held_beside(FIRST)] == [ada.serial_number]
+    with pytest.raises(Conflict) as caught:  # jobs of Ada may still run on the old one
+        grid.authorities.require_retirable(FIRST)
+    assert caught.value.reason == "OLD_KEY_IN_USE"
+    assert "CN=Ada" in caught.value.sentence and f"{ada.not_valid_after_utc:%Y-%m-%d}" in caught.value.sentence
+    grid.authorities.require_retirable(FIRST, now=True)
     first = grid.authorities.first
     assert first.signer_of(ada) == first.certificates[0] != first.certificate
     first.retire()

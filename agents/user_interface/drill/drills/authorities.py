@@ -102,12 +102,14 @@ async def ca_rollover(ground: Ground) -> None:
         ground.defend(f"rolls the authority {name} over to a new key")
         await authority.roll_over(name)
         operator = await ground.bearer(ground.operator.credential, "operator", "defender")
-        await ground.refuses_act(operator, ground.one("authority").name, authority.retire(name), "AUTHORITY_IN_USE")
+        service = ground.one("authority").name
+        await ground.refuses_act(operator, service, authority.retire(name), "AUTHORITY_IN_USE")
         renewed = await ground.certificate_of(old.name, authority=name)
         new = await ground.person(renewed, f"{old.name}, new certificate", VICTIM)
         await asyncio.gather(ground.serves(old), ground.serves(new, within_s=SERVED_AGAIN_S))
-        ground.defend("ends the old key, on which nobody depends any more")
-        await authority.retire(name)
+        await ground.refuses_act(operator, service, authority.retire(name), "OLD_KEY_IN_USE")
+        ground.defend("ends the old key, and what may still stand on old certificates")
+        await authority.retire(name, now=True)
         await ground.refuses(old, "UNKNOWN_CA", "BAD_SIGNATURE")
         await ground.serves(new)
 

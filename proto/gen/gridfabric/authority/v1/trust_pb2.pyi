@@ -131,12 +131,14 @@ class RollOverRequest(_message.Message):
     def __init__(self, authority: _Optional[str] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
-    __slots__ = ("authority", "dry_run")
+    __slots__ = ("authority", "dry_run", "now")
     AUTHORITY_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     authority: str
     dry_run: bool
-    def __init__(self, authority: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    now: bool
+    def __init__(self, authority: _Optional[str] = ..., dry_run: _Optional[bool] = ..., now: _Optional[bool] = ...) -> None: ...
 
 class LosingResponse(_message.Message):
     __slots__ = ("losing",)
@@ -145,14 +147,18 @@ class LosingResponse(_message.Message):
     def __init__(self, losing: _Optional[_Iterable[_Union[Losing, _Mapping]]] = ...) -> None: ...
 
 class Losing(_message.Message):
-    __slots__ = ("subject", "serial", "kind")
+    __slots__ = ("subject", "serial", "kind", "until_us", "renewed")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     SERIAL_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    RENEWED_FIELD_NUMBER: _ClassVar[int]
     subject: str
     serial: str
     kind: str
-    def __init__(self, subject: _Optional[str] = ..., serial: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+    until_us: int
+    renewed: bool
+    def __init__(self, subject: _Optional[str] = ..., serial: _Optional[str] = ..., kind: _Optional[str] = ..., until_us: _Optional[int] = ..., renewed: _Optional[bool] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("request_pem",)

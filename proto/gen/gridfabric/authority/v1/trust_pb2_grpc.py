@@ -131,7 +131,8 @@ class TrustServicer:
 
     def Retire(self, request, context):
         """Operators. Before: two keys. After: the older one is on its way from every host. With `dry_run` nothing changes.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (one key; or who still lives on the old one).
+        Errors: NOT_FOUND, FAILED_PRECONDITION (one key; who has nothing but the old one; without `now` also whose old
+        certificates are in force beside new ones).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
