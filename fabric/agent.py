@@ -42,6 +42,8 @@ JUDGE_ALL_S = 30.0
 SWEEP_S = 4.0
 """How late a session may be closed that ends sooner than all others and began since the last look."""
 SHORTEST_SWEEP_S = 0.05
+OTHERS_AFTER_S = 0.5
+"""Whom a change of trust does not name are judged so much later: what it is about takes effect at all agents first."""
 SHARED_AGE = 0.45
 """How old, in turns, a look at the disk by another agent of this process may be."""
 _trust_looked_at: weakref.WeakKeyDictionary[TrustStore, float] = weakref.WeakKeyDictionary()
@@ -418,6 +420,9 @@ async def _judge(context: AgentContext, server: RpcServer) -> None:
         changed = chains or now != seen
         if changed:
             context.judged.ring()
+        if seen[0] not in (-1, now[0]):
+            server.security_context.judge_named()
+            await context.changed.wait(OTHERS_AFTER_S, heard)
         left_s = await server.watch(changed=changed, chains=chains)
         if now[0] != seen[0]:
             context.log.info("trust.changed", generation=now[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gridfabric.authority.v1 import vos_pb2 as pb
 from gridfabric.authority.v1 import vos_pb2_grpc as pb_grpc
@@ -24,13 +24,20 @@ from security.names import DistinguishedName
 from security.vos import VoList
 
 
+class _Heard(NamedTuple):
+    """One message, for all agents of a process."""
+
+    text: bytes
+    vos: int
+
+
 class VoUpdater:
     """Runs in every agent of a grid that has an authority."""
 
     def __init__(self, context: AgentContext, path: Path) -> None:
         self._context, self._path = context, path
         stub: Any = pb_grpc.VosStub
-        self._follower: Follower[pb.VoListing, VoList] = Follower(
+        self._follower: Follower[pb.VoListing, _Heard] = Follower(
             context, "VOs", lambda channel: stub(channel).Watch(pb.WatchVosRequest()), self._understand, self._take
         )
 
@@ -38,25 +45,25 @@ class VoUpdater:
         """Follow the list for ever."""
         await self._follower.run()
 
-    async def _understand(self, listing: pb.VoListing) -> VoList:
+    async def _understand(self, listing: pb.VoListing) -> _Heard:
         """The list; other tools of this host are told of it."""
         try:
             found = VoList.parse(listing.text)
         except SecurityError as error:
             raise DataCorrupted("VO_LIST_UNREADABLE", f"the grid's list is not understood: {error.sentence}") from error
         await asyncio.to_thread(self._tell_others, found)
-        return found
+        return _Heard(found.emit().encode(), len(found.vos))
 
-    async def _take(self, found: VoList) -> None:
+    async def _take(self, found: _Heard) -> None:
         """Keep a list and judge everybody by it."""
         try:
-            new = await asyncio.to_thread(write_if_changed, self._path, found.emit().encode(), 0o644)
+            new = await asyncio.to_thread(write_if_changed, self._path, found.text, 0o644)
         except OSError as error:
             raise Unavailable(
                 "VO_LIST_NOT_KEPT", f"the grid's list of VOs cannot be kept in {self._path} ({os_error_text(error)})"
             ) from error
         if new:
-            self._context.log.info("vos.changed", vos=len(found.vos))
+            self._context.log.info("vos.changed", vos=found.vos)
             self._context.news.ring()
 
     def _tell_others(self, found: VoList) -> None:

@@ -181,6 +181,23 @@ class TrustSnapshot:
         """The lists of that name, whoever signed them."""
         return tuple(self._documents_by_name.get(canonical_name(issuer), ()))
 
+    def names(self, chain: Sequence[x509.Certificate]) -> bool:
+        """True if a list of a chain's issuers has a serial number of it, or an issuer is not installed: whom a change
+        most likely means. A cheap look that decides who is judged first, and nobody's judgement."""
+        serials = [certificate.serial_number for certificate in chain]
+        known = self._subjects | {canonical_name(certificate.subject) for certificate in chain}
+        for certificate in chain:
+            if canonical_name(certificate.issuer) not in known:
+                return True
+            for document in self.documents_named(certificate.issuer):
+                if any(serial in document.revoked for serial in serials):
+                    return True
+        return False
+
+    @cached_property
+    def _subjects(self) -> frozenset[tuple[frozenset[Attribute], ...]]:
+        return frozenset(canonical_name(authority.certificate.subject) for authority in self.authorities)
+
     def documents_of(self, signer: x509.Certificate) -> tuple[CrlDocument, ...]:
         """The lists of that name which the key of this certificate signed. Its own path is not looked at."""
         found: list[CrlDocument] = []

@@ -45,7 +45,7 @@ from agents.gatekeeper.servicer import (
 )
 from agents.gatekeeper.workers import WorkerPool
 from fabric import access, glue_model
-from fabric.agent import Agent, AgentHealth, AgentState
+from fabric.agent import OTHERS_AFTER_S, Agent, AgentHealth, AgentState
 from fabric.clock import to_us, utc_text
 from fabric.context import AgentContext
 from fabric.errors import GridError, from_security
@@ -55,6 +55,7 @@ from fabric.settings import parse_options
 from fabric.text import counted
 from security.credentials import Credential
 from security.errors import SecurityError
+from security.trust import TrustSnapshot
 from security.validation import Identity, validate_client_chain
 
 CLEAN_EVERY_S = 10.0
@@ -287,18 +288,33 @@ class Gatekeeper(Agent):
     async def _judge_owners(self) -> None:
         """When trust, bans, VOs or the map change: jobs of people and VOs that would be refused now are stopped (option
         `revoked_jobs`)."""
+        judged_by = -1
         while self.options.revoked_jobs == "kill":
-            heard = self.context.judged.rung
+            heard, trust = self.context.judged.rung, self.context.trust.snapshot()
             for vo, refusal in self.context.vos.refused().items():
                 if refusal.reason.value in KILL_REASONS:
                     self._stop_refused([job for job in self._under_way() if job.vo == vo], refusal, vo=vo)
             owners = {job.owner for job in self._under_way()}
             self._verified = {owner: known for owner, known in self._verified.items() if owner in owners}
-            for owner in owners:
-                refusal = await self._objection(owner)
-                if refusal is not None:  # an expired or missing delegation is no reason: the jobs have their own
-                    self._stop_refused([job for job in self._under_way() if job.owner == owner], refusal, owner=owner)
+            named = {owner for owner in owners if self._is_named(owner, trust)}
+            await self._judge(named)
+            if judged_by not in (-1, trust.generation):
+                await self.context.judged.wait(OTHERS_AFTER_S, heard)
+            judged_by = trust.generation
+            await self._judge(owners - named)
             await self.context.judged.wait(JUDGE_OWNERS_S, heard)
+
+    def _is_named(self, owner: str, trust: TrustSnapshot) -> bool:
+        try:
+            return trust.names(self.context.delegations.get(owner).certificates)
+        except GridError:
+            return False
+
+    async def _judge(self, owners: set[str]) -> None:
+        for owner in owners:
+            refusal = await self._objection(owner)
+            if refusal is not None:  # an expired or missing delegation is no reason: the jobs have their own
+                self._stop_refused([job for job in self._under_way() if job.owner == owner], refusal, owner=owner)
 
     def _stop_refused(self, jobs: Sequence[Job], refusal: GridError | SecurityError, **whose: str) -> None:
         """Processes first; what is kept, reported and published of it comes when those of all sites are gone."""

@@ -158,6 +158,15 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         finally:
             self._waiting -= 1
 
+    def judge_named(self) -> None:
+        """As `judge_again`, of those alone whom a change of trust names: nobody else's sessions take time before theirs
+        are closed."""
+        trust = self._trust.snapshot()
+        for session in self._sessions:
+            identity = session.peer.identity
+            if identity is not None and trust.names(identity.certificates):
+                self._judge_session(session, chains=True)
+
     async def judge_again(self, *, chains: bool = True) -> int:
         """Close every session that would not be opened now; returns how many. Lets others run in between. Without
         `chains` these are not verified again: nothing has changed but bans, members and VOs.
@@ -168,11 +177,16 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         for number, session in enumerate(self._sessions):
             if number % JUDGED_PER_TURN == JUDGED_PER_TURN - 1:
                 await asyncio.sleep(0)
-            reason = self._objection(session, chains=chains)
-            if reason is not None and session.closed_because is None:
-                self._sessions.close(session, reason)
-                closed += 1
+            closed += self._judge_session(session, chains=chains)
         return closed
+
+    def _judge_session(self, session: Session, *, chains: bool) -> bool:
+        """True if it had to be closed."""
+        reason = self._objection(session, chains=chains)
+        if reason is None or session.closed_because is not None:
+            return False
+        self._sessions.close(session, reason)
+        return True
 
     def _still_good(self, shown: Credential) -> bool:
         try:

@@ -42,6 +42,19 @@ def test_a_new_list_is_a_new_generation(grid: TestGrid) -> None:
     assert before.authorities[0].crl is not crl  # the old snapshot is as it was
 
 
+def test_a_change_names_whom_a_list_has_and_whose_authority_has_left(grid: TestGrid) -> None:
+    alice, bob = grid.user("alice"), grid.user("bob")
+    proxy, stolen = grid.proxy(alice), grid.proxy(bob)
+    assert not any(grid.trust.names(one.certificates) for one in (alice, bob, proxy, stolen))
+    grid.revoke(alice)
+    grid.revoke_proxy(stolen)
+    found = {name: grid.trust.names(one.certificates) for name, one in vars().items() if isinstance(one, Credential)}
+    assert found == {"alice": True, "proxy": True, "stolen": True, "bob": False}
+    before = grid.trust
+    remove_authority(grid.trust_directory, grid.ca.subject)
+    assert grid.trust.names(bob.certificates) and not before.names(bob.certificates)
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [("garbage_crl", Reason.CRL_INVALID), ("forged_crl", Reason.CRL_INVALID)],
