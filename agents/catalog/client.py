@@ -42,6 +42,7 @@ __all__ = [
     "remove",
     "remove_replica",
     "replicas",
+    "replicas_at",
     "set_access",
     "watch",
 ]
@@ -177,6 +178,16 @@ async def replicas(channel: Any, name: str) -> Entry:
             "LFN_NOT_FOUND", f"the catalogue has no file {name}; list its directory to see what is there", key=name
         )
     return found[0]
+
+
+async def replicas_at(
+    channel: Any, storage_element: str, vo: str, after: str = "", page_size: int = 0
+) -> tuple[list[str], bool]:
+    """A page of the SURLs of a VO that are listed at `host:port`, in order, above `after`; whether there are more."""
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).ListReplicas(
+        pb.ListReplicasRequest(storage_element=storage_element, vo=vo, after=after, page_size=page_size)
+    )
+    return list(answer.surls), answer.more
 
 
 async def list_page(channel: Any, directory: str, after: str = "", page_size: int = 0) -> tuple[list[Entry], str]:

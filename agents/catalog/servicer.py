@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     "AddReplica": user,
     "RemoveReplica": user,
     "Lookup": any_of(user, services("broker")),
+    "ListReplicas": user,
     "List": user,
     "Watch": user,
     "MakeDirectory": user,
@@ -166,6 +167,15 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
                 limit_bytes=MAX_ANSWER_BYTES,
             )
         return answer
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        _own(peer, parse_lfn(f"{ROOT}/{request.vo}"))
+        first = check_replica(f"srm://{request.storage_element}/{request.vo}/", "", 0).surl
+        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
+        surls = await self._store.replicas_below(first, max(first, request.after), limit)
+        return pb.ListReplicasResponse(surls=surls, more=len(surls) == limit)
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
         """See the proto. A page token is the last name of the page before."""

@@ -143,6 +143,18 @@ class CatalogStore:
 
         return await self._store.read(read)
 
+    async def replicas_below(self, prefix: str, after: str, limit: int) -> list[str]:
+        """SURLs that begin with `prefix`, a slash at its end, and lie above `after`, in order."""
+
+        def read(connection: sa.Connection) -> list[str]:
+            rows = connection.exec_driver_sql(
+                "SELECT surl FROM replicas WHERE surl > ? AND surl < ? ORDER BY surl LIMIT ?",
+                (after, prefix[:-1] + chr(ord("/") + 1), limit),
+            )
+            return [row[0] for row in rows]
+
+        return await self._store.read(read)
+
     async def counts(self) -> dict[str, int]:
         """How many files and replicas there are, from the indices' ends: cheap and nearly exact."""
 

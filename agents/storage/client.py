@@ -74,6 +74,7 @@ __all__ = [
     "get_file",
     "get_small",
     "list_files",
+    "list_page",
     "new_put_id",
     "open_file",
     "parse_surl",
@@ -134,6 +135,8 @@ class FileInfo:
     name_hint: str
     damage: str = ""
     """FILE_DAMAGED or FILE_LOST; empty: intact as far as is known."""
+    named: bool = False
+    """It has a name at the storage element itself."""
     locality: str = ""
     """ONLINE, NEARLINE (on tape), ONLINE_AND_NEARLINE, LOST."""
     pinned_until_us: int = 0
@@ -742,7 +745,9 @@ async def exists(channel: Any, surl: str) -> bool:
     """False only if the storage element says so."""
     try:
         await stat(channel, surl)
-    except NotFound:
+    except NotFound as error:
+        if error.reason != "FILE_NOT_FOUND":
+            raise
         return False
     return True
 
@@ -759,14 +764,22 @@ async def take_back(channel: Any, put_id: str, vo: str) -> None:
 
 async def list_files(channel: Any, vo: str, page_size: int = 0, *, damaged: bool = False) -> AsyncIterator[FileInfo]:
     """Every file of the VO, page by page; or only those that are known to be damaged or lost."""
-    stub, token = storage_pb2_grpc.StorageStub(channel), ""
+    token = ""
     while True:
-        answer = await stub.List(pb.ListRequest(vo=vo, page_size=page_size, page_token=token, damaged=damaged))
-        for file in answer.files:
-            yield _info(file)
-        token = answer.next_page_token
+        files, token = await list_page(channel, vo, token, page_size, damaged=damaged)
+        for file in files:
+            yield file
         if not token:
             return
+
+
+async def list_page(
+    channel: Any, vo: str, token: str = "", page_size: int = 0, *, damaged: bool = False
+) -> tuple[list[FileInfo], str]:
+    """A page of the VO's files in order of SURL, and where the next one begins (empty: this was the last)."""
+    request = pb.ListRequest(vo=vo, page_size=page_size, page_token=token, damaged=damaged)
+    answer = await storage_pb2_grpc.StorageStub(channel).List(request)
+    return [_info(file) for file in answer.files], answer.next_page_token
 
 
 async def space(channel: Any) -> Usage:
@@ -794,6 +807,7 @@ def _info(file: pb.FileInfo) -> FileInfo:
         owner=file.owner,
         name_hint=file.name_hint,
         damage=file.damage,
+        named=file.named,
         locality=file.locality,
     )
 

@@ -519,6 +519,10 @@ class StorageElement:
         """Files of the VO in order of id, above `after`; or only those that are known to be `damaged`."""
         return await self._files.page(vo, after, limit, damaged)
 
+    async def with_names(self, files: Sequence[StoredFile]) -> set[str]:
+        """Ids of those that have a name here."""
+        return await self._files.with_names([file.file_id for file in files])
+
     async def remove(self, file_id: str, vo: str, allowed: Callable[[StoredFile], None]) -> bool:
         """Forget a file and delete its bytes. False if it was gone already. `allowed` raises to refuse."""
         file = await self._files.get(file_id)

@@ -135,8 +135,7 @@ def require_intact(file: StoredFile) -> None:
 
 
 def require_small(file: StoredFile) -> StoredFile:
-    """An intact file that may travel with others. Raises InvalidRequest(FILE_LARGE), DataCorrupted."""
-    require_intact(file)
+    """A file that may travel with others. Raises InvalidRequest(FILE_LARGE)."""
     if file.size_bytes > SMALL_BYTES:
         raise InvalidRequest(
             "FILE_LARGE", f"file {file.file_id} has {file.size_bytes} bytes; one of more than {SMALL_BYTES} goes alone"

@@ -166,6 +166,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         for surl in surls:
             try:
                 file = require_small(self._element.of_vo(known.get(surl.file_id), surl.file_id, surl.vo))
+                await self._manager.require_online(peer, file)
                 size_bytes += file.size_bytes
                 if size_bytes > MAX_TOGETHER_BYTES:
                     break
@@ -199,8 +200,11 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         return pb.StatResponse(file=(await self._infos([found]))[0], pinned_until_us=pinned_until_us)
 
     async def _infos(self, files: Sequence[StoredFile]) -> list[pb.FileInfo]:
-        places = await self._manager.localities(files)
-        return [wire.info_to_wire(file, self._manager.surl(file), places[file.file_id]) for file in files]
+        places, named = await self._manager.localities(files), await self._element.with_names(files)
+        return [
+            wire.info_to_wire(file, self._manager.surl(file), places[file.file_id], named=file.file_id in named)
+            for file in files
+        ]
 
     async def BringOnline(self, request: pb.BringOnlineRequest, context: Any) -> pb.BringOnlineResponse:
         """See the proto."""

@@ -166,6 +166,18 @@ class FileStore:
         """By id: those that are there."""
         return {file.file_id: file for file in await self._named("CROSS JOIN files f ON f.id = j.value", file_ids)}
 
+    async def with_names(self, file_ids: Sequence[str]) -> set[str]:
+        """Those of them that have a name in the name space here."""
+
+        def read(connection: sa.Connection) -> set[str]:
+            found = connection.exec_driver_sql(
+                "SELECT n.file_id FROM json_each(?) j CROSS JOIN names n ON n.file_id = j.value",
+                (json.dumps(list(file_ids)),),
+            )
+            return {row[0] for row in found}
+
+        return await self._store.read(read)
+
     async def _named(self, join: str, names: Sequence[str], *values: object) -> list[StoredFile]:
         def read(connection: sa.Connection) -> list[StoredFile]:
             rows = connection.exec_driver_sql(

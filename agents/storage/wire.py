@@ -57,7 +57,7 @@ def got_to_wire(data: bytes | GridError, checksums: Checksums) -> pb.GotFile:
     return pb.GotFile(checksums=checksums_to_wire(checksums), data=data)
 
 
-def info_to_wire(file: StoredFile, surl: str, locality: Locality) -> pb.FileInfo:
+def info_to_wire(file: StoredFile, surl: str, locality: Locality, *, named: bool) -> pb.FileInfo:
     """A file as it is listed."""
     return pb.FileInfo(
         surl=surl,
@@ -70,6 +70,7 @@ def info_to_wire(file: StoredFile, surl: str, locality: Locality) -> pb.FileInfo
         damage=file.damage,
         damaged_at_us=file.damaged_at_us,
         locality=locality,
+        named=named,
     )
 
 

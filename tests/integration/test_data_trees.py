@@ -6,16 +6,18 @@ import asyncio
 import json
 import os
 import random
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.catalog import client as catalog
 from agents.storage import client as storage
-from agents.user_interface import console, trees
+from agents.user_interface import console, reconciliation, trees
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
 from fabric.errors import GridError, Refused, Unavailable
@@ -195,3 +197,58 @@ async def test_many_by_one_call_has_limits_and_asks_who_it_is(desk: Desk) -> Non
     assert isinstance(error, Refused)
     with pytest.raises(UsageProblem):
         await trees.put_tree_command(desk.tree / "f000", LFN, None, as_json=True, environ=desk.environ)
+
+
+async def test_dark_and_lost_files_are_told_and_repaired(desk: Desk) -> None:
+    for path in desk.tree.glob("f*[1-9]"):
+        path.unlink()
+    await desk.put()
+    await desk.put(se="RAL", lfn=f"{LFN}2")
+    alice = desk.lab.user("alice")
+    names = await desk.lab.channel("catalog", credential=alice)
+    here = await desk.lab.channel("storage", credential=alice)
+    file, other, third = [(await catalog.replicas(names, f"{LFN}/{name}")) for name in ("f000", "f010", "f020")]
+    twin = await catalog.replicas(names, f"{LFN}2/f000")
+    assert file.content is not None
+    await catalog.remove(names, f"{LFN}2/f000", force=True)
+    await catalog.add_replica(
+        names, f"{LFN}/f000", twin.replicas[0].surl, file.content.size_bytes, file.content.adler32
+    )
+    for gone in (file, other):
+        await storage.remove(here, gone.replicas[0].surl)
+    await catalog.remove(names, f"{LFN}/f020", force=True)
+
+    async def audit(dark: str, lost: str, grace: str = "1s") -> dict[str, Any]:
+        return await desk._call(
+            reconciliation.audit_command(
+                "CERN", dark, lost, grace, None, as_json=True, environ=desk.environ, settle_s=0
+            )
+        )
+
+    young = await audit("remove", "report", "1h")
+    assert (young["dark"], young["lost"], young["left"]) == (0, 2, 2)
+    dark_one = next(f for f in [await storage.stat(here, third.replicas[0].surl)])
+    await until_older(dark_one.created_at_us)
+    found = await audit("report", "report")
+    assert sorted((row["kind"], row["surl"]) for row in found["differences"]) == sorted(
+        [("dark", third.replicas[0].surl), *(("lost", gone.replicas[0].surl) for gone in (file, other))]
+    )
+    mended = await audit("register", "replicate")
+    assert (mended["dark"], mended["lost"], mended["repaired"], mended["left"]) == (1, 2, 2, 1)
+    assert [row["error"]["reason"] for row in mended["differences"] if "error" in row] == ["NO_REPLICA"]
+    file_id = storage.parse_surl(third.replicas[0].surl).file_id
+    assert (await catalog.replicas(names, f"lfn:/grid/cms/lost+found/{file_id}")).replicas[0].surl == dark_one.surl
+    assert len((await catalog.replicas(names, f"{LFN}/f000")).replicas) == 2
+    assert (await audit("report", "unlist"))["left"] == 0
+    assert (await catalog.replicas(names, f"{LFN}/f010")).replicas == ()
+    await catalog.remove(names, f"lfn:/grid/cms/lost+found/{file_id}", force=True)
+    assert (await audit("remove", "report"))["repaired"] == 1
+    assert not await storage.exists(here, dark_one.surl)
+    bob = await desk.lab.channel("catalog", credential=desk.lab.user("bob", vo="atlas"))
+    with pytest.raises(Refused):
+        await catalog.replicas_at(bob, "localhost:1", "cms")
+
+
+async def until_older(created_at_us: int) -> None:
+    """Until the file is older than a second."""
+    await until(lambda: time.time() * 1e6 > created_at_us + 1.1e6, "the file to be a second old")

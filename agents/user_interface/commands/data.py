@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,24 @@ app.add_typer(acl, name="acl")
 
 AsOperator = Annotated[bool, typer.Option("--operator", help="In the name of the grid's operator.")]
 Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
+
+
+class Dark(StrEnum):
+    """What becomes of dark files."""
+
+    REPORT = "report"
+    REGISTER = "register"
+    REMOVE = "remove"
+
+
+class Lost(StrEnum):
+    """What becomes of lost replicas."""
+
+    REPORT = "report"
+    UNLIST = "unlist"
+    REPLICATE = "replicate"
+
+
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="A whole directory.")]
 Se = Annotated[str | None, typer.Option("--se", help="Storage element: its name or its site.")]
 
@@ -307,6 +326,37 @@ def repair(
     from agents.user_interface import files
 
     console.run_async(files.repair_command(names or [], se, as_json=as_json))
+
+
+@app.command()
+def audit(
+    se: Annotated[str, typer.Option("--se", help="Storage element: its name or its site.")],
+    dark: Annotated[
+        Dark, typer.Option(help="Files there that the catalogue does not know: tell, name or remove them.")
+    ] = Dark.REPORT,
+    lost: Annotated[
+        Lost, typer.Option(help="Replicas that are not there: tell, take off the list, or make anew from another one.")
+    ] = Lost.REPORT,
+    grace: Annotated[
+        str,
+        typer.Option(help="Younger files are left alone: they may be on their way.", callback=console.duration_option),
+    ] = "24h",
+    every: Annotated[
+        str | None, typer.Option(help="Again and again, so long after each other.", callback=console.duration_option)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what a storage element has with what the catalogue lists there, for your VO. Exit 1 if they differ.
+
+    \b
+    Examples:
+      grid data audit --se CERN
+      grid data audit --se CERN --lost replicate --dark register    # named lfn:/grid/<vo>/lost+found/...
+      grid data audit --se CERN --every 6h
+    """
+    from agents.user_interface import reconciliation
+
+    console.run_async(reconciliation.audit_command(se, dark, lost, grace, every, as_json=as_json))
 
 
 @acl.command("get")

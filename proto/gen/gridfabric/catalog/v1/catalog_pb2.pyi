@@ -160,6 +160,26 @@ class LookupResponse(_message.Message):
     unknown: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, files: _Optional[_Iterable[_Union[File, _Mapping]]] = ..., unknown: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ListReplicasRequest(_message.Message):
+    __slots__ = ("storage_element", "vo", "after", "page_size")
+    STORAGE_ELEMENT_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    storage_element: str
+    vo: str
+    after: str
+    page_size: int
+    def __init__(self, storage_element: _Optional[str] = ..., vo: _Optional[str] = ..., after: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+
+class ListReplicasResponse(_message.Message):
+    __slots__ = ("surls", "more")
+    SURLS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    surls: _containers.RepeatedScalarFieldContainer[str]
+    more: bool
+    def __init__(self, surls: _Optional[_Iterable[str]] = ..., more: _Optional[bool] = ...) -> None: ...
+
 class ListRequest(_message.Message):
     __slots__ = ("directory", "page_size", "page_token")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]

@@ -60,6 +60,11 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupResponse.FromString,
                 _registered_method=True)
+        self.ListReplicas = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/ListReplicas',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/List',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListRequest.SerializeToString,
@@ -126,6 +131,14 @@ class CatalogueServicer:
 
     def Lookup(self, request, context):
         """Replicas by LFN, GUID or the SURL of one of them, bulk (at most 1 000). Unknown names are answered one by one, not as an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReplicas(self, request, context):
+        """Replicas of a VO at one storage element, paged, in order of SURL: what has to be there. Members of the VO, as List of
+        the storage element; names are not told. Errors: PERMISSION_DENIED (OTHER_VO), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +216,11 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.Lookup,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupResponse.SerializeToString,
+            ),
+            'ListReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReplicas,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -371,6 +389,33 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/Lookup',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/ListReplicas',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListReplicasResponse.FromString,
             options,
             channel_credentials,
             insecure,

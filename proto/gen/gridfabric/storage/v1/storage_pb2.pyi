@@ -143,7 +143,7 @@ class StatRequest(_message.Message):
     def __init__(self, surl: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
 
 class FileInfo(_message.Message):
-    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint", "damage", "damaged_at_us", "locality")
+    __slots__ = ("surl", "vo", "size_bytes", "checksums", "created_at_us", "owner", "name_hint", "damage", "damaged_at_us", "locality", "named")
     SURL_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class FileInfo(_message.Message):
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_AT_US_FIELD_NUMBER: _ClassVar[int]
     LOCALITY_FIELD_NUMBER: _ClassVar[int]
+    NAMED_FIELD_NUMBER: _ClassVar[int]
     surl: str
     vo: str
     size_bytes: int
@@ -164,7 +165,8 @@ class FileInfo(_message.Message):
     damage: str
     damaged_at_us: int
     locality: str
-    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ..., damage: _Optional[str] = ..., damaged_at_us: _Optional[int] = ..., locality: _Optional[str] = ...) -> None: ...
+    named: bool
+    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., created_at_us: _Optional[int] = ..., owner: _Optional[str] = ..., name_hint: _Optional[str] = ..., damage: _Optional[str] = ..., damaged_at_us: _Optional[int] = ..., locality: _Optional[str] = ..., named: _Optional[bool] = ...) -> None: ...
 
 class StatResponse(_message.Message):
     __slots__ = ("file", "pinned_until_us")
