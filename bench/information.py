@@ -130,6 +130,8 @@ class Size:
     """In a second, that travelled to the top; who has to wait sends only the last state of each entry."""
     change_cpu_ms: float
     """Of the top, for each of them; the broker's questions in it."""
+    traffic_kb: float
+    """Of a site in a minute of these changes. A BDII copies all entries of a site every two minutes."""
     late_ms: Sequence[float]
     """From a change at a site to the top's answer with it."""
     asked: float
@@ -161,7 +163,7 @@ def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | Non
     used, changed = server.cpu_s() - used, max(1, found["entries"])
     size = Size(
         sites, entries, rss, load_cpu_ms, memory_kb, changed / found["seconds"], 1000 * used / changed,
-        found["late_ms"], asked,
+        60 * found["bytes"] / found["seconds"] / sites / 1000, found["late_ms"], asked,
     )  # fmt: skip
     note = f"{found['offered']:.0f} tried"
     bench.add(f"changes_{sites}", f"{sites} sites: changed entries to the top", "1/s", [size.changes], note=note)
@@ -181,12 +183,14 @@ def _sweep(rows: Sequence[Size]) -> Table:
     good = [row.sites for row in rows if row.p99_ms <= FRESH_MS]
     columns = (
         "sites", "entries", "processor ms a new site", "kB an entry", "changes/s", "processor ms a change",
+        "kB a site and minute",
         "change seen ms, median", "99 %", "searches/s",
     )  # fmt: skip
     found = tuple(
         (
             str(row.sites), str(row.entries), show(row.load_cpu_ms), show(row.memory_kb), show(row.changes),
-            show(row.change_cpu_ms), show(statistics.median(row.late_ms)), show(row.p99_ms), show(row.asked),
+            show(row.change_cpu_ms), show(row.traffic_kb),
+            show(statistics.median(row.late_ms)), show(row.p99_ms), show(row.asked),
         )
         for row in rows
     )  # fmt: skip

@@ -14,6 +14,7 @@ from agents.information.history import Recorder, metadata
 from agents.information.machine import InformationMachine, MachineLimits, site_dn
 from agents.information.model import ProducerState
 from agents.information.queries import HistoryQueries
+from agents.information.referrals import Referrals
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
 from fabric.agent import Agent, AgentHealth, AgentState
@@ -93,6 +94,7 @@ class InformationAgent(Agent):
             tls=server_tls(context),
             ldaps_port=settings.ports.get("ldaps"),
             external=name_behind(context),
+            refer=Referrals(machine, settings.endpoints("information"), settings.endpoints("top")),
             on_event=self._ldap_event,
         )
         others = [top for top in settings.endpoints("top") if top.name != settings.name] if self.is_top else []

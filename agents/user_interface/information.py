@@ -19,7 +19,7 @@ from fabric.ldap.tree import Scope
 BASE = "o=grid"
 TIMEOUT_S = 10.0
 _SCOPES = {"base": Scope.BASE, "one": Scope.ONE, "sub": Scope.SUBTREE}
-NO_SUCH_OBJECT = 32
+NO_SUCH_OBJECT, REFERRAL = 32, 10
 UNAVAILABLE = 52
 
 
@@ -98,6 +98,8 @@ def _grid_error(error: LdapError, base: str, server: str) -> GridError:
         )
     if error.code == NO_SUCH_OBJECT:
         return NotFound("NO_SUCH_ENTRY", f"{server} has no entry {base}", base=base, server=server)
+    if error.code == REFERRAL:
+        return NotFound("NO_SUCH_ENTRY", f"{server}: {error.sentence}", base=base, server=server)
     return InvalidRequest("LDAP_REFUSED", f"{server} refused the search: {error.sentence}", code=error.code)
 
 

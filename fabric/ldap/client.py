@@ -139,7 +139,8 @@ class LdapClient:
                 entries.append(Entry(parse_dn(operation.dn), plain))
             elif isinstance(operation, p.Result):
                 if operation.code != p.ResultCode.SUCCESS:
-                    raise LdapError(operation.code, operation.message or "the search was refused")
+                    elsewhere = "".join(f"; ask {url}" for url in operation.referrals)
+                    raise LdapError(operation.code, (operation.message or "the search was refused") + elsewhere)
                 for control in message.controls:
                     if control.oid == p.OID_PAGED_RESULTS:
                         return p.decode_paged(control.value)[1]

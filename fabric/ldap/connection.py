@@ -518,8 +518,16 @@ class Connection(asyncio.Protocol):
         except DnError as error:
             code, text = ResultCode.INVALID_DN_SYNTAX, str(error)
         except NoSuchEntryError as error:
-            code, text, matched = ResultCode.NO_SUCH_OBJECT, str(error), str(error.matched)
+            self._missing(message_id, p.TAG_COMPARE_RESPONSE, error)
+            return
         self._answer(message_id, p.Result(p.TAG_COMPARE_RESPONSE, code, text, matched))
+
+    def _missing(self, message_id: int, tag: int, error: NoSuchEntryError, scope: Scope | None = None) -> None:
+        """There is no such entry here; somebody else may have it. As slapd does, also with ManageDsaIT: that control
+        is about entries that are referrals, and there are none."""
+        urls = self._server.referrals(error.dn, scope)
+        code = ResultCode.REFERRAL if urls else ResultCode.NO_SUCH_OBJECT
+        self._answer(message_id, p.Result(tag, code, str(error), str(error.matched), referrals=urls))
 
     # -- search
 
@@ -543,7 +551,7 @@ class Connection(asyncio.Protocol):
             self._search_done(message_id, ResultCode.INVALID_DN_SYNTAX, str(error))
             return
         except NoSuchEntryError as error:
-            self._search_done(message_id, ResultCode.NO_SUCH_OBJECT, str(error), matched=str(error.matched))
+            self._missing(message_id, p.TAG_SEARCH_DONE, error, Scope(request.scope))
             return
         except ValueError as error:
             self._search_done(message_id, ResultCode.PROTOCOL_ERROR, str(error))
@@ -597,7 +605,7 @@ class Connection(asyncio.Protocol):
             return True
         except NoSuchEntryError as error:
             search.code = ResultCode.NO_SUCH_OBJECT
-            self._search_done(search.message_id, search.code, str(error), matched=str(error.matched))
+            self._missing(search.message_id, p.TAG_SEARCH_DONE, error, Scope(request.scope))
             return True
         finally:
             if pieces:
@@ -637,7 +645,7 @@ class Connection(asyncio.Protocol):
             search.code = ResultCode.TIME_LIMIT_EXCEEDED
         except NoSuchEntryError as error:
             search.code = ResultCode.NO_SUCH_OBJECT
-            self._search_done(search.message_id, search.code, str(error), matched=str(error.matched))
+            self._missing(search.message_id, p.TAG_SEARCH_DONE, error, Scope(request.scope))
         self._finish(search, request)
 
     def _finish(self, search: Search, request: p.SearchRequest) -> None:
@@ -658,20 +666,13 @@ class Connection(asyncio.Protocol):
         self._search_done(search.message_id, code, text, paged=search.page_size > 0, cookie=cookie)
 
     def _search_done(
-        self,
-        message_id: int,
-        code: ResultCode,
-        text: str,
-        *,
-        matched: str = "",
-        paged: bool = False,
-        cookie: bytes = b"",
+        self, message_id: int, code: ResultCode, text: str, *, paged: bool = False, cookie: bytes = b""
     ) -> None:
         if code is ResultCode.SUCCESS and not paged:
             self._write(p.frame(message_id, p.SEARCH_DONE))
             return
         controls = (Control(p.OID_PAGED_RESULTS, False, p.encode_paged(0, cookie)),) if paged else ()
-        self._answer(message_id, p.Result(p.TAG_SEARCH_DONE, code, text, matched), controls)
+        self._answer(message_id, p.Result(p.TAG_SEARCH_DONE, code, text), controls)
 
 
 _END = Entry(Dn(()), {})

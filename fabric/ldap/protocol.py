@@ -53,6 +53,7 @@ class ResultCode(enum.IntEnum):
     COMPARE_FALSE = 5
     COMPARE_TRUE = 6
     AUTH_METHOD_NOT_SUPPORTED = 7
+    REFERRAL = 10
     ADMIN_LIMIT_EXCEEDED = 11
     UNAVAILABLE_CRITICAL_EXTENSION = 12
     CONFIDENTIALITY_REQUIRED = 13
@@ -209,6 +210,8 @@ class Result:
     matched: str = ""
     oid: str | None = None
     value: bytes | None = None
+    referrals: tuple[str, ...] = ()
+    """URLs of servers to ask instead (RFC 4511 section 4.1.10)."""
 
 
 Operation = (
@@ -508,8 +511,11 @@ def _read_result(body: Reader, tag: int) -> Result:
     code = reader.integer(ber.ENUMERATED)
     matched = reader.text()
     message = reader.text()
+    urls: list[str] = []
     if reader.peek_tag() == 0xA3:
-        reader.enter(0xA3)  # referral: not followed
+        listing = reader.enter(0xA3)
+        while not listing.at_end():
+            urls.append(listing.text())
     oid: str | None = None
     value: bytes | None = None
     if tag == TAG_EXTENDED_RESPONSE:
@@ -518,7 +524,7 @@ def _read_result(body: Reader, tag: int) -> Result:
     elif tag == TAG_BIND_RESPONSE and reader.peek_tag() == 0x87:
         value = reader.octets(0x87)
     reader.end()
-    return Result(tag, code, message, matched, oid, value)
+    return Result(tag, code, message, matched, oid, value, tuple(urls))
 
 
 _DECODERS: Mapping[int, Callable[[Reader, int], Operation]] = {
@@ -608,6 +614,8 @@ def _encode_result(result: Result) -> bytes:
         ber.encode_text(result.matched),
         ber.encode_text(result.message),
     ]
+    if result.referrals:
+        parts.append(ber.encode_sequence(*map(ber.encode_text, result.referrals), tag=0xA3))
     if result.tag == TAG_EXTENDED_RESPONSE:
         if result.oid is not None:
             parts.append(ber.encode_text(result.oid, 0x8A))

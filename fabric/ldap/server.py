@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from fabric.ldap.connection import Connection
 from fabric.ldap.dn import Dn, parse_dn
@@ -26,6 +27,11 @@ from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
 
 EventFunction = Callable[[str, dict[str, object]], None]
 """Called with an event name (``ldap.disconnected``...) and its fields."""
+
+ReferFunction = Callable[[Dn], Sequence[str]]
+"""Which servers, as `ldap://host:port`, may have a name that is missing here; none for a name that nobody else has."""
+
+_URL_SCOPES = {Scope.BASE: "base", Scope.ONE: "one", Scope.SUBTREE: "sub", Scope.CHILDREN: "subordinate"}
 
 BindFunction = Callable[[str, bytes], Awaitable[bool]]
 """Says whether a name and password are accepted; called over TLS only."""
@@ -103,6 +109,7 @@ class LdapServer:
         on_event: EventFunction = _ignore,
         bind: BindFunction | None = None,
         external: ExternalFunction | None = None,
+        refer: ReferFunction = lambda _: (),
         tls: ssl.SSLContext | None = None,
         ldaps_port: int | None = None,
         vendor_name: str = "gridfabric",
@@ -115,6 +122,7 @@ class LdapServer:
         self.schema = schema
         self.bind = bind
         self.external = external
+        self._refer = refer
         self.tls = tls
         self.stats = LdapStats()
         self._host = host
@@ -230,6 +238,11 @@ class LdapServer:
                 return iter(())
             return self._own(self.subschema(), filter)
         return self.source.search(base, scope, filter, limit)
+
+    def referrals(self, dn: Dn, scope: Scope | None) -> tuple[str, ...]:
+        """Where to ask for a name that is missing here (RFC 4511 section 4.1.10; the form is that of slapd)."""
+        rest = quote(str(dn), safe="=,") + (f"??{_URL_SCOPES[scope]}" if scope is not None else "")
+        return tuple(f"{server}/{rest}" for server in self._refer(dn))
 
     def _own(self, entry: Entry, filter: Filter) -> Iterator[Entry]:
         return iter((entry,)) if matches(filter, entry, self.schema) else iter(())

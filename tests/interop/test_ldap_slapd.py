@@ -175,3 +175,33 @@ async def test_generated_searches_agree(slapd: int) -> None:
     await server.close()
     assert not differences, f"{len(differences)} of {SEARCHES}:\n" + "\n".join(differences[:15])
     assert answers > SEARCHES
+
+
+async def test_referrals_for_names_of_other_servers_agree(tmp_path: Path) -> None:
+    elsewhere = "ldap://top.example.org:2170"
+    entry = make_entry("o=grid", {"objectClass": ("organization",), "o": "grid"})
+    tree = EntryTree(["o=grid"])
+    tree.add(entry)
+    server = LdapServer(tree, refer=lambda dn: () if dn.is_within(entry.dn) else (elsewhere,))
+    await server.start()
+    configuration = f"include /etc/ldap/schema/core.schema\nreferral {elsewhere}"
+    async with (
+        running_slapd(tmp_path, configuration, {"o=grid": [entry]}) as port,
+        await LdapClient.connect("127.0.0.1", server.port) as ours,
+        await LdapClient.connect("127.0.0.1", port) as theirs,
+    ):
+        manage = p.Control(p.OID_MANAGE_DSA_IT, True)
+        for base in ("o=elsewhere", "cn=a b,o=else  where", "cn=missing,o=grid"):
+            questions: list[p.Operation] = [p.SearchRequest(base, scope, f.ANY_ENTRY) for scope in range(4)]
+            for question in [*questions, p.CompareRequest(base, "o", "x")]:
+                for controls in ((), (manage,)):
+                    found: list[p.Result] = []
+                    for client in (ours, theirs):
+                        client.send(question, controls)
+                        answer = (await client.receive()).operation
+                        assert isinstance(answer, p.Result)
+                        found.append(answer)
+                    here, there = found
+                    assert (here.code, here.referrals) == (there.code, there.referrals), question
+                    assert here.code == (32 if base.endswith("o=grid") else 10)
+    await server.close()
