@@ -39,6 +39,7 @@ KINDS = _kinds(
     Kind("catalog", "catalog", {"rpc": 5010}, 5, central=True),
     Kind("myproxy", "myproxy", {"rpc": 7511, "myproxy": 7512}, 6, central=True),
     Kind("transfer", "transfer", {"rpc": 7443}, 10, central=True),
+    Kind("keystore", "keystore", {"rpc": 7521}, 6),
     Kind("storage", "storage", {"rpc": 8446, "ldap": 2135, "http": 8447}, 6),
     Kind("gatekeeper", "gatekeeper", {"rpc": 2119, "ldap": 2135}, 7),
     Kind("worker", "worker", {"rpc": 2125}, 8),

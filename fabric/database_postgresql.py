@@ -53,6 +53,7 @@ class PostgresqlDatabase:
         engine = sqlalchemy.create_engine(
             self._url,
             poolclass=NullPool,
+            hide_parameters=True,  # they may be secrets, and errors go to logs
             isolation_level="AUTOCOMMIT",
             connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "gridfabric"},
         )

@@ -126,6 +126,7 @@ def _engine(path: Path, *, read_only: bool) -> sqlalchemy.Engine:
     engine = sqlalchemy.create_engine(
         sqlalchemy.URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
+        hide_parameters=True,  # they may be secrets, and errors go to logs
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agents.catalog import client as catalog
 from agents.storage import client as storage
-from agents.user_interface import console, information
+from agents.user_interface import console, information, keys
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
@@ -205,7 +205,13 @@ def free_target(target: Path, name: str, *, force: bool) -> Path:
 
 
 async def put_command(
-    path: Path, lfn: str, se: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    path: Path,
+    lfn: str,
+    se: str | None,
+    *,
+    store: Callable[[Grid, Path, str, Element], Awaitable[catalog.Entry]] = put,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data put`."""
     name = check_lfn(lfn)
@@ -213,7 +219,7 @@ async def put_command(
     async with open_for_user(environ) as grid:
         if not grid.vo:
             raise UsageProblem("for which VO? set GRIDFABRIC_VO")
-        file = await put(grid, path, name, await find_element(grid, se))
+        file = await store(grid, path, name, await find_element(grid, se))
     if as_json:
         console.print_json(file_data(file))
     else:
@@ -238,8 +244,18 @@ async def get_command(
 
 
 async def fetch(grid: Grid, file: catalog.Entry, target: Path, element: Element | None) -> catalog.Replica:
-    """Bring a file to `target`, verified, from the replica at `element` or the first that can be read; if that is on
-    tape, waits for it and says so. Raises GridError."""
+    """Bring a file to `target`, verified and decrypted, from the replica at `element` or the first that can be read; if
+    that is on tape, waits for it and says so. Raises GridError."""
+    fetched = keys.partial_of(target)
+    try:
+        replica = await _fetch_as_stored(grid, file, fetched, element)
+        await keys.give(grid, fetched, target)
+    finally:
+        fetched.unlink(missing_ok=True)
+    return replica
+
+
+async def _fetch_as_stored(grid: Grid, file: catalog.Entry, target: Path, element: Element | None) -> catalog.Replica:
     replicas = [replica for replica in file.replicas if element is None or is_at(replica, element)]
     patience = Patience()
     while True:

@@ -25,6 +25,7 @@ from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.data import Element
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
 from fabric.errors import AlreadyExists, GridError, InvalidRequest
+from security import sealing
 from security.errors import SecurityError, os_error_text
 
 T = TypeVar("T")
@@ -394,10 +395,11 @@ class TreeGet:
             found = [None] * len(files)
         whole: list[tuple[WantedFile, bytes]] = []
         for (wanted, _), got in zip(files, found, strict=True):
-            if isinstance(got, tuple) and got[1] == data.checksums_of(wanted.entry):
+            is_plain = isinstance(got, tuple) and not sealing.is_sealed(got[0])
+            if is_plain and got[1] == data.checksums_of(wanted.entry):
                 whole.append((wanted, got[0]))
             else:
-                await self._get_alone(wanted)  # another replica may be good
+                await self._get_alone(wanted)  # another replica may be good, or it is encrypted
         for (wanted, content), error in zip(whole, await asyncio.to_thread(_write_all, whole), strict=True):
             if error is None:
                 self.tally.add(len(content))

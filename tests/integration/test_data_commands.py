@@ -17,11 +17,13 @@ from support.grid import LabGrid
 from support.waiting import until
 from support.webdav import Door
 
+from agents.keystore import client as keystore
 from agents.storage import client
-from agents.user_interface import console, data, files, staging, storage
+from agents.user_interface import console, data, files, secure, staging, storage
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
-from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused
+from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused, Unavailable
+from security import sealing, secret_sharing
 
 DATA = random.Random(6).randbytes(700_001)
 LFN = "lfn:/grid/cms/user/a"
@@ -264,3 +266,125 @@ async def test_a_file_that_is_on_tape_is_staged_for_its_reader(desk: Desk) -> No
     mallory = await desk.lab.channel("storage", site="RAL", credential=desk.lab.user("mallory", vo="atlas"))
     for call in (client.bring_online, client.release):
         await refused(Refused, "OTHER_VO", call(mallory, [surl]))
+
+
+SITES = ("CERN", "RAL", "CNAF")
+BOB = "/C=XX/O=TestGrid/OU=Users/CN=bob"
+
+
+async def test_an_encrypted_file_is_for_its_owner_and_whom_he_lets_in(desk: Desk) -> None:
+    lab, back = desk.lab, desk.folder / "back"
+    put = {"store": secure.put, "environ": desk.environ}
+    await refused(
+        NotFound, "KEYSTORES_MISSING", desk.call(data.put_command, desk.folder / "a", LFN, "CERN", store=secure.put)
+    )
+    for site in SITES:
+        lab.plan("keystore", site=site)
+    for site in SITES:
+        await lab.start("keystore", site=site)
+    known = json.loads((desk.folder / ENDPOINTS_FILE).read_text())
+    known["endpoints"] = lab.settings("catalog.CERN")["endpoints"]
+    (desk.folder / ENDPOINTS_FILE).write_text(json.dumps(known))
+    lab.user("bob").save(desk.folder / "bob.pem")
+    bob = {**desk.environ, "X509_USER_PROXY": str(desk.folder / "bob.pem")}
+
+    made = await desk.call(data.put_command, desk.folder / "a", LFN, "CERN", store=secure.put)
+    (surl,) = [replica["surl"] for replica in made["replicas"]]
+    at_rest = desk.bytes_of(surl).read_bytes()
+    assert sealing.is_sealed(at_rest) and DATA[:64] not in at_rest and made["sha256"] != SUMS["sha256"]
+    await desk.call(data.get_command, LFN, back, None, force=False)
+    assert back.read_bytes() == DATA and back.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in desk.folder.glob(".*")) == []
+
+    def get(environ: dict[str, str]) -> Any:
+        return desk.operate(data.get_command, LFN, back, None, force=True, environ=environ)
+
+    back.write_bytes(b"what was here")
+    await refused(Refused, "KEY_REFUSED", get(bob))
+    assert back.read_bytes() == b"what was here"
+    for who, change in ((BOB, BOB), ("/cms", "/cms")):
+        shown = await desk.call(secure.readers_command, LFN, [who], grant=True)
+        assert shown["readers"] == [who]
+        await get(bob)
+        assert back.read_bytes() == DATA
+        assert (await desk.call(secure.readers_command, LFN, [change], grant=False))["readers"] == []
+        await refused(Refused, "KEY_REFUSED", get(bob))
+    await refused(Refused, "KEY_REFUSED", desk.operate(secure.readers_command, LFN, [BOB], grant=True, environ=bob))
+    for nobody in ("bob", "/atlas", "/O=" + "x" * 2000):
+        await refused(InvalidRequest, "READER_INVALID", desk.call(secure.readers_command, LFN, [nobody], grant=True))
+
+    used = [line for site in SITES for line in lab.audit(f"keystore.{site}", "keystore.used")]
+    assert {line["peer"] for line in used} == {str(lab.user_certificate("alice").identity), BOB}
+    key_id = sealing.key_id_of(at_rest)
+    channels = [await lab.channel("keystore", site=site, credential=lab.user("alice")) for site in SITES]
+    shares = [await keystore.get_share(channel, key_id) for channel in channels]
+    assert {threshold for _, threshold in shares} == {2}
+    key = secret_sharing.combine([share for share, _ in shares])
+    secrets = [key, *(share.values for share, _ in shares)]
+    for path in (lab.directory / "agents").rglob("*"):
+        if path.is_file() and not path.name.startswith("keystore.db"):
+            content = path.read_bytes()
+            assert not any(secret in content or secret.hex().encode() in content for secret in secrets), path
+
+    # A whole key store is taken: its shares are not the key, and no two of them are of one key.
+    stolen = (lab.directory / "agents" / "keystore.RAL" / "keystore.db").read_bytes()
+    stolen += (lab.directory / "agents" / "keystore.RAL" / "keystore.db-wal").read_bytes()
+    assert shares[1][0].values in stolen and key not in stolen
+    assert not any(share.values in stolen for share, _ in (shares[0], shares[2]))
+    for candidate in (shares[1][0].values, secret_sharing.combine([shares[1][0]])):
+        with pytest.raises(sealing.SealError):
+            sealing.unseal(candidate, desk.bytes_of(surl).open("rb"), (desk.folder / "stolen").open("wb"))
+
+    # One that lies is outvoted, one that is away is not missed, and with two away nothing opens and the reason is said.
+    ral: Any = lab.agents["keystore.RAL"].agent
+    await ral.servicer._store._store.write(
+        lambda connection: connection.exec_driver_sql("UPDATE shares SET share = zeroblob(32)")
+    )
+    await get(desk.environ)
+    assert back.read_bytes() == DATA
+    await lab.stop("keystore.RAL")
+    await get(desk.environ)
+    shown = await desk.call(secure.readers_command, LFN, [BOB], grant=True)
+    assert (shown["key_stores"], shown["silent"]) == (2, 1)
+    await get(bob)
+    await refused(
+        Unavailable, "SERVER_UNREACHABLE", desk.operate(data.put_command, desk.folder / "a", f"{LFN}2", "CERN", **put)
+    )
+    await lab.stop("keystore.CNAF")
+    await refused(Unavailable, "KEYSTORES_AWAY", get(desk.environ))
+    with pytest.raises(Unavailable):
+        await desk.call(secure.readers_command, LFN, [BOB], grant=False)
+
+    # Who is banned gets no share, although he is let in and has a session.
+    await lab.start("keystore", site="CNAF")
+    bobs = await lab.channel("keystore", site="CNAF", credential=lab.user("bob"))  # did not hear of the withdrawal
+    await keystore.get_share(bobs, key_id)
+    lab.ban("bob")
+
+    async def is_banned() -> bool:
+        try:
+            await keystore.get_share(bobs, key_id)
+        except GridError as error:
+            return error.reason == "BANNED"
+        return False
+
+    await until(is_banned, "the ban")
+    alices = await lab.channel("keystore", credential=lab.user("alice"))
+    limited = await lab.channel("keystore", credential=lab.user("alice", limited=True))
+    await refused(Refused, "LIMITED_PROXY", keystore.set_readers(limited, key_id, grant=[BOB]))
+    await refused(Refused, "KEY_REFUSED", keystore.get_share(alices, bytes(16)))
+    await refused(InvalidRequest, "KEY_ID_INVALID", keystore.get_share(alices, b"short"))
+    share, new_id = secret_sharing.Share(1, bytes(32)), bytes(range(16))
+    for wrong, threshold in (
+        (share, 1),
+        (share, 256),
+        (secret_sharing.Share(0, bytes(32)), 2),
+        (secret_sharing.Share(1, b""), 2),
+    ):
+        await refused(InvalidRequest, "SHARE_INVALID", keystore.put_share(alices, new_id, wrong, threshold))
+    await keystore.put_share(alices, new_id, share, 2)
+    await keystore.put_share(alices, new_id, share, 2)
+    await refused(AlreadyExists, "KEY_EXISTS", keystore.put_share(alices, new_id, share, 3))
+    await keystore.remove_share(alices, new_id)
+    await keystore.remove_share(alices, new_id)
+    await refused(Refused, "KEY_REFUSED", keystore.get_share(alices, new_id))

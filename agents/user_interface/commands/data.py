@@ -47,6 +47,9 @@ def put(
     lfn: Lfn,
     se: Se = None,
     recursive: Recursive = False,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="Encrypt it here; its key lies in shares at key stores of several sites.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Copy a local file to a storage element and register it. With -r all files below a directory: many small ones at a
@@ -57,13 +60,17 @@ def put(
       grid data put results.root lfn:/grid/cms/user/results.root
       grid data put results.root lfn:/grid/cms/user/results.root --se RAL
       grid data put -r run42 lfn:/grid/cms/user/run42
+      grid data put --encrypt patients.csv lfn:/grid/bio/user/patients.csv
     """
-    from agents.user_interface import data, trees
+    from agents.user_interface import data, secure, trees
 
+    if recursive and encrypt:
+        raise typer.BadParameter("files are encrypted one at a time; give a file without -r", param_hint="--encrypt")
     if recursive:
         console.run_async(trees.put_tree_command(file, lfn, se, as_json=as_json))
     else:
-        console.run_async(data.put_command(file, lfn, se, as_json=as_json))
+        store = secure.put if encrypt else data.put
+        console.run_async(data.put_command(file, lfn, se, store=store, as_json=as_json))
 
 
 @app.command()
@@ -228,6 +235,35 @@ def stat_file(name: Name, as_json: Json = False) -> None:
     from agents.user_interface import files
 
     console.run_async(files.stat_command(name, as_json=as_json))
+
+
+Readers = Annotated[list[str], typer.Argument(metavar="WHO...", help="A DN, or a group or role: /cms/higgs.")]
+
+
+@app.command()
+def grant(lfn: Lfn, who: Readers, as_json: Json = False) -> None:
+    """Let others read an encrypted file of yours.
+
+    \b
+    Example:
+      grid data grant lfn:/grid/bio/user/patients.csv /bio/study "/O=EDG/OU=Users/CN=Bob"
+    """
+    from agents.user_interface import secure
+
+    console.run_async(secure.readers_command(lfn, who, grant=True, as_json=as_json))
+
+
+@app.command()
+def withdraw(lfn: Lfn, who: Readers, as_json: Json = False) -> None:
+    """Give them the key of an encrypted file no more. Who has read it before has read it.
+
+    \b
+    Example:
+      grid data withdraw lfn:/grid/bio/user/patients.csv "/O=EDG/OU=Users/CN=Bob"
+    """
+    from agents.user_interface import secure
+
+    console.run_async(secure.readers_command(lfn, who, grant=False, as_json=as_json))
 
 
 @app.command()

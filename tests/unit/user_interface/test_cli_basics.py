@@ -86,6 +86,7 @@ def test_the_commands_are_those_promised() -> None:
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
         "data stat", "data stage", "data checksum", "data cp", "data register", "data repair", "data audit",
+        "data grant", "data withdraw",
         "storage pool ls", "storage pool add", "storage pool drain", "storage pool rm", "storage scrub",
         "transfer submit", "transfer status", "transfer cancel", "transfer report", "transfer channels",
         "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
