@@ -20,6 +20,8 @@ PEERS: dict[str, str] = {
     "download_1": "GridFTP, encrypted, 2 GiB: 959 (clear 1 252)",
     "small_put": "GridFTP 1 416",
     "small_get": "GridFTP 2 104 pipelined, 108 plain",
+    "tree_put": "GridFTP 1 416, pipelined, not registered",
+    "tree_get": "GridFTP 2 104, pipelined",
     "searches_1": "slapd 12 600, point query",
     "searches_4": "slapd 27 600, point query",
     "px_command": "MyProxy server 6.2: 224",

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.storage import client as storage
+from agents.user_interface.connection import Grid
+from agents.user_interface.data import Element
+from agents.user_interface.trees import TreeGet, TreePut
 from bench import limits
 from bench.lab import VO, Lab
 from bench.measure import Bench
@@ -36,6 +40,7 @@ async def _run(bench: Bench, lab: Lab) -> None:
         await _large(bench, channel, 1, bench.size(512, 128) << 20)
         await _large(bench, channel, STREAMS, bench.size(256, 64) << 20)
         await _small(bench, channel, bench.size(1000, 200))
+        await _together(bench, grid, Element(element.name, element.site, element.host, element.rpc))
 
 
 async def _large(bench: Bench, channel: Any, streams: int, size: int) -> None:
@@ -67,6 +72,27 @@ async def _small(bench: Bench, channel: Any, count: int) -> None:
     title = f"10 kB files {{}}, {SMALL_AT_ONCE} under way"
     bench.add("small_put", title.format("put"), "1/s", up, limit="small_files")
     bench.add("small_get", title.format("got"), "1/s", down)
+
+
+async def _together(bench: Bench, grid: Grid, element: Element) -> None:
+    """A directory as `grid data put -r` and `get -r` move it, catalogue and all."""
+    count = bench.size(3000, 500)
+    source = bench.folder / "together"
+    _files(source, count, SMALL_BYTES)
+    up, down = [], []
+    for trial in range(bench.trials):
+        lfn = f"lfn:/grid/{VO}/bench/{uuid.uuid4().hex}"
+        put = TreePut(grid, element)
+        seconds, _ = await _timed(put.run(source, lfn))
+        up.append(put.tally.done / seconds)
+        back = TreeGet(grid, element, force=False)
+        seconds, _ = await _timed(back.run(lfn, bench.folder / f"together-{trial}"))
+        down.append(back.tally.done / seconds)
+        if (put.tally.failed, back.tally.failed) != (0, 0) or back.tally.done != count:
+            raise RuntimeError(f"{put.tally} {back.tally}")
+    note = "many by one call"
+    bench.add("tree_put", "10 kB files put and registered, grid data put -r", "1/s", up, limit="small_files", note=note)
+    bench.add("tree_get", "10 kB files got, grid data get -r", "1/s", down)
 
 
 def _files(folder: Path, count: int, size: int) -> list[Path]:
