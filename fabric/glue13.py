@@ -280,7 +280,7 @@ def se_entries(se: StorageElement) -> list[Entry]:
 
 
 def service_entries(service: Service) -> list[Entry]:
-    """GlueService."""
+    """GlueService, and its GlueServiceData."""
     attributes: Attributes = {
         "GlueServiceUniqueID": service.unique_id,
         "GlueServiceName": service.name or service.unique_id,
@@ -298,11 +298,21 @@ def service_entries(service: Service) -> list[Entry]:
         "GlueForeignKey": f"GlueSiteUniqueID={service.site}",
     }
     dn = ROOT.child("GlueServiceUniqueID", service.unique_id)
-    return [_entry(dn, "GlueTop GlueService GlueKey GlueSchemaVersion", attributes)]
+    entries = [_entry(dn, "GlueTop GlueService GlueKey GlueSchemaVersion", attributes)]
+    for key, value in service.data:
+        data: Attributes = {
+            "GlueServiceDataKey": key,
+            "GlueServiceDataValue": value,
+            "GlueChunkKey": f"GlueServiceUniqueID={service.unique_id}",
+        }
+        entries.append(_entry(dn.child("GlueServiceDataKey", key), "GlueTop GlueServiceData GlueSchemaVersion", data))
+    return entries
 
 
-def agent_entries(settings: Settings, vos: tuple[str, ...], name: str = "") -> list[Entry]:
-    """GlueService of an agent itself: `org.gridfabric.<kind>` at its gRPC port, for these VOs."""
+def agent_entries(
+    settings: Settings, vos: tuple[str, ...], name: str = "", data: tuple[tuple[str, str], ...] = ()
+) -> list[Entry]:
+    """GlueService of an agent itself: `org.gridfabric.<kind>` at its gRPC port, for these VOs, with its `data`."""
     service = Service(
         unique_id=settings.name,
         kind=f"org.gridfabric.{settings.kind}",
@@ -310,6 +320,7 @@ def agent_entries(settings: Settings, vos: tuple[str, ...], name: str = "") -> l
         site=settings.site,
         name=name,
         vos=vos,
+        data=data,
     )
     return service_entries(service)
 

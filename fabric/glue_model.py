@@ -183,3 +183,5 @@ class Service:
     """Groups and roles of other VOs that are let in."""
     started: str = ""
     """ISO 8601."""
+    data: tuple[tuple[str, str], ...] = ()
+    """GlueServiceData: key and value."""

@@ -104,7 +104,7 @@ def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
                 owner.entries.append(entry)
                 if entry.first("GlueSEAccessProtocolEndpoint"):
                     doors[_address(entry.first("GlueSEAccessProtocolEndpoint"))] = owner
-            case "glueserviceuniqueid":
+            case "glueserviceuniqueid" if len(entry.dn) == depth + 1:
                 services.append(entry)
             case _:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 from gridfabric.transfer.v1 import transfer_pb2_grpc
 
 from agents.transfer import store as rows
@@ -14,8 +16,12 @@ from agents.transfer.subscriptions import Subscriptions
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
 from fabric.glue13 import agent_entries
+from fabric.ldap import Entry
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
+
+MAX_PUBLISHED = 100
+"""Links in the information tree."""
 
 
 class TransferAgent(Agent):
@@ -38,7 +44,21 @@ class TransferAgent(Agent):
         """Go on with what is not at an end."""
         await self.core.start()
         await self.subscriptions.start()
-        self.context.publisher.follow(lambda: agent_entries(self.context.settings, self.context.vos.served))
+        self.context.publisher.follow(self.entries)
+
+    def entries(self) -> list[Entry]:
+        """GlueService; of the links with most to do GlueServiceData."""
+        name = self.core.elements.name
+        busiest = heapq.nlargest(MAX_PUBLISHED, self.core.links, key=lambda link: len(link.waiting) + link.active)
+        data = tuple(
+            (
+                f"channel:{name(link.source)}-{name(link.destination)}",
+                f"active={link.active} limit={link.optimiser.limit} queued={len(link.waiting)} "
+                f"mb_per_s={link.optimiser.bytes_per_s / 1e6:.0f} finished={link.finished} failed={link.failed}",
+            )
+            for link in busiest
+        )
+        return agent_entries(self.context.settings, self.context.vos.served, data=data)
 
     def health(self) -> AgentHealth:
         """How much waits and runs."""

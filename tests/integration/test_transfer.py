@@ -130,6 +130,8 @@ async def test_files_are_copied_verified_and_registered_once(desk: Desk) -> None
 
     again = await desk.ended(await desk.submit(lfns[:1], "storage.RAL"))
     assert [(file.state, file.reason) for file in again] == [("FINISHED", "ALREADY_THERE")]
+    published = [entry.first("GlueServiceDataValue") for entry in desk.lab.agents["transfer.CERN"].agent.entries()]  # type: ignore[attr-defined]
+    assert len(published) == 2 and "queued=0" in published[1] and "finished=5" in published[1]
     (channel,) = await (await desk.transfers()).channels()
     assert (channel.source, channel.destination, channel.finished) == ("storage.CERN", "storage.RAL", 5)
     rows = await (await desk.transfers()).report(0)

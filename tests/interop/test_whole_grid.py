@@ -32,6 +32,7 @@ information = {}
 broker = {}
 bookkeeping = {}
 catalog = {}
+transfer = {}
 storage = {}
 gatekeeper = {}
 worker = { slots = 2 }
@@ -231,6 +232,21 @@ def test_the_tree_is_as_the_egi_profile_wants_it(lab: Lab) -> None:
     serious = [finding for finding in found if not finding["code"].startswith("I")]
     assert serious == []
     assert {finding["problem"].split()[0] for finding in found} <= {"GLUE2EndpointIssuerCA"}
+
+
+def test_a_transfer_is_asked_for_followed_and_reported(lab: Lab) -> None:
+    (lab.folder / "events").write_text("events")
+    lab.grid("data", "put", "events", "lfn:/grid/cms/transfer/events")
+    made = lab.json("transfer", "submit", "lfn:/grid/cms/transfer", "--to", "LAB", "--wait")
+    (file,) = lab.json("transfer", "status", made["id"])["list"]
+    assert (file["state"], file["reason"]) == ("FINISHED", "ALREADY_THERE")
+    assert [row["files"] for row in lab.json("transfer", "report", "--operator")] == [1]
+    wanted = lab.json("data", "subscribe", "lfn:/grid/cms/transfer", "--at", "LAB")["id"]
+    assert [one["id"] for one in lab.json("data", "subscriptions")] == [wanted]
+    lab.grid("data", "unsubscribe", wanted)
+    exported = lab.grid("info", "query", "(GlueServiceType=org.gridfabric.transfer)")
+    assert "transfer.LAB" in exported
+    lab.grid("data", "rm", "lfn:/grid/cms/transfer/events")
 
 
 def test_infosites(lab: Lab) -> None:

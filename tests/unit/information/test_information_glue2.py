@@ -57,6 +57,7 @@ def records(free: int = 10, site: str = "CERN") -> list[Entry]:
         *se_entries(storage),
         *service_entries(Service("gk", "org.gridfabric.gatekeeper", "grpcs://ce.cern.ch:2119", site, started=STARTED)),
         *service_entries(Service("st", "org.gridfabric.storage", "grpc://se:8446", site)),
+        *service_entries(Service("ft", "org.gridfabric.transfer", "https://ft:1", site, data=(("channel:a-b", "1"),))),
         *service_entries(Service("rb", "org.gridfabric.broker", "https://rb:7772", site)),
     ]  # fmt: skip
 
@@ -159,7 +160,7 @@ def test_storage_that_is_shared_is_counted_once(level: Level) -> None:
 
 def test_the_services_of_elements_are_endpoints_and_no_services_of_their_own(level: Level) -> None:
     services = {entry.first("GLUE2ServiceID") for entry in level.find("(objectClass=GLUE2Service)")}
-    assert services == {"ce.cern.ch_ComputingElement", "se:8446_StorageElement", "rb"}
+    assert services == {"ce.cern.ch_ComputingElement", "se:8446_StorageElement", "rb", "ft"}
 
 
 def test_a_change_is_in_the_next_answer_and_only_its_service_is_made_anew(level: Level) -> None:
