@@ -137,20 +137,10 @@ class StorageManager:
         """As `StorageElement.get_many`, for files of one VO."""
         self.may_read(peer, vo)
         with self.element.admission.transfer(peer.subject):
-            refused = [await self._refusal(peer, file) for file in files]
-            there = [file for file, error in zip(files, refused, strict=True) if error is None]
-            found = iter(await self.element.get_many(there))
-            outcomes = [next(found) if error is None else error for error in refused]
+            outcomes = await self.element.get_many(files)
         read = [file for file, outcome in zip(files, outcomes, strict=True) if isinstance(outcome, bytes)]
         self._note_many("storage.get", peer, vo, read, door)
         return outcomes
-
-    async def _refusal(self, peer: Peer, file: StoredFile) -> GridError | None:
-        try:
-            await self.require_online(peer, file)
-        except GridError as error:
-            return error
-        return None
 
     def _note_many(self, event: str, peer: Peer, vo: str, files: Sequence[StoredFile], door: str) -> None:
         if files:
