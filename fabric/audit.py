@@ -212,6 +212,7 @@ class Verdict:
 
     first: int = 0
     last: int = 0
+    last_hash: str = ""
     entries: int = 0
     oldest_at: str = ""
     problems: list[str] = field(default_factory=list[str])
@@ -232,9 +233,11 @@ def _numbered(path: Path) -> list[tuple[int, Path]]:
     return sorted((_last_of(file), file) for file in files)
 
 
-def verify(descriptors: Sequence[int], head: Head | None = None, look: Look | None = None) -> Verdict:
-    """Follow the chain through files, oldest first. `head`: what the last entry should be, if that is known. A look
-    that is given up ends with what was found until then."""
+def verify(
+    descriptors: Sequence[int], head: Head | None = None, look: Look | None = None, witnessed: Head | None = None
+) -> Verdict:
+    """Follow the chain through files, oldest first. `head`: what the last entry should be, if that is known.
+    `witnessed`: an entry that somebody else saw before. A look that is given up ends with what was found until then."""
     verdict, look = Verdict(), look or Look()
     look.total_bytes = sum(os.fstat(descriptor).st_size for descriptor in descriptors)
     last: Head | None = None
@@ -266,7 +269,9 @@ def verify(descriptors: Sequence[int], head: Head | None = None, look: Look | No
         elif previous != last.hash:
             verdict.problem(f"entry {last.sequence} was changed")
         last = Head(sequence, _hash(line))
-        verdict.entries, verdict.last = verdict.entries + 1, sequence
+        verdict.entries, verdict.last, verdict.last_hash = verdict.entries + 1, sequence, last.hash
+        if witnessed is not None and sequence == witnessed.sequence and last.hash != witnessed.hash:
+            verdict.problem(f"entry {sequence} is another than was seen before: the log was written anew")
         if EXPIRED.encode() in line and (entry := _entry(line)) is not None and entry.get("event") == EXPIRED:
             through = entry["through"] if isinstance(entry.get("through"), int) else 0
         if head is not None and sequence == head.sequence:
@@ -277,6 +282,8 @@ def verify(descriptors: Sequence[int], head: Head | None = None, look: Look | No
         verdict.problem(torn)
     if verdict.first > through + 1:
         verdict.problem(f"the entries from {through + 1} to {verdict.first - 1} are gone and had not expired")
+    if witnessed is not None and witnessed.sequence > verdict.last:
+        verdict.problem(f"the entries from {verdict.last + 1} to {witnessed.sequence} were seen before and are cut off")
     if not seen_head and head is not None:
         verdict.problem(f"the entries from {verdict.last + 1} to {head.sequence} were cut off")
     return verdict

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gridfabric.security.v1 import audit_pb2 as pb
 from gridfabric.security.v1 import audit_pb2_grpc
 
-from agents.user_interface import console
+from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import GridError, Unavailable
 from fabric.rpc.calls import each_within
 from fabric.settings import Endpoint
+from security.files import read_bounded, write_if_changed
 
 T = TypeVar("T")
 SILENCE_S = 60.0
@@ -27,6 +29,8 @@ DEADLINE_S = 3600.0
 """For it to come to an end: twenty times what a full log takes."""
 _GIVEN_UP = f"nothing was heard for {SILENCE_S:g} s, or no end after {DEADLINE_S:g} s"
 TELL_S = 5.0
+WITNESS_FILE = "audit-seen.json"
+MAX_WITNESS_BYTES = 4 * 1024 * 1024
 AT_ONCE = 32
 """Agents asked at one moment."""
 _HIDDEN = frozenset({"at", "level", "event", "grid", "site", "agent", "trace", "seq", "prev", "session_id"})
@@ -68,7 +72,7 @@ async def search(
 
 
 async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    async def ask(stub: Any) -> list[dict[str, Any]]:
+    async def ask(_: str, stub: Any) -> list[dict[str, Any]]:
         return [json.loads(entry.json) async for entry in _each(stub.Search(request)) if entry.json]
 
     answers, missing = await _ask_all(grid, ask)
@@ -76,10 +80,13 @@ async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[
 
 
 async def verify(state: Path | None, *, as_json: bool) -> None:
-    """`grid audit verify`."""
+    """`grid audit verify`: the last entries seen are kept in the state folder, by which a log shows that was cut or
+    written anew since then."""
+    witness = Witness(endpoints.state_folder(state, os.environ) / WITNESS_FILE)
     async with as_operator(state) as grid:
-        progress = _Progress()
+        progress = _Progress(witness)
         answers, missing = await _ask_all(grid, progress.verdict)
+    witness.keep(answers)
     rows = [
         {
             "agent": name,
@@ -106,16 +113,60 @@ async def verify(state: Path | None, *, as_json: bool) -> None:
     console.end_with_missing(missing)
 
 
+class Witness:
+    """The newest entry of every log, number and hash, as the operator saw it last: on another machine than the logs."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UsageProblem for a file that cannot be read."""
+        self._path = path
+        try:
+            self._seen: dict[str, tuple[int, str]] = _heads(json.loads(read_bounded(path, MAX_WITNESS_BYTES)))
+        except FileNotFoundError:
+            self._seen = {}
+        except (OSError, ValueError) as error:
+            raise UsageProblem(
+                f"{path}, which keeps what was seen of every audit log, cannot be read ({error}); put it back from a "
+                "copy, or remove it to begin anew"
+            ) from error
+
+    def request(self, agent: str) -> pb.VerifyAuditRequest:
+        """What to ask an agent."""
+        number, digest = self._seen.get(agent, (0, ""))
+        return pb.VerifyAuditRequest(witnessed=number, witnessed_hash=digest)
+
+    def keep(self, answers: Mapping[str, pb.VerifyAuditResponse]) -> None:
+        """Of logs that are whole. One that is not stays as it was seen: its problem is told until this file goes.
+        Raises OSError."""
+        whole = {name: one for name, one in answers.items() if one.last and not one.problems}
+        self._seen |= {name: (one.last, one.last_hash) for name, one in whole.items()}
+        write_if_changed(self._path, json.dumps(self._seen, indent=0, sort_keys=True).encode(), 0o600)
+
+
+def _heads(found: object) -> dict[str, tuple[int, str]]:
+    """Raises ValueError."""
+    if not isinstance(found, dict):
+        raise ValueError("not a list of heads")
+    heads: dict[str, tuple[int, str]] = {}
+    for name, head in cast("dict[str, Any]", found).items():
+        match head:
+            case [int(number), str(digest)] if 0 < number < 1 << 62 and len(digest) == 64:
+                heads[name] = number, digest
+            case _:
+                raise ValueError(f"{name[:80]!r} has no number and hash")
+    return heads
+
+
 class _Progress:
     """How far the checks of all logs are, for a person who waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
         self._read: dict[int, tuple[int, int]] = {}
         self._told_at = time.monotonic()
 
-    async def verdict(self, stub: Any) -> pb.VerifyAuditResponse:
+    async def verdict(self, name: str, stub: Any) -> pb.VerifyAuditResponse:
         """What one agent says in the end."""
-        async for answer in _each(stub.Verify(pb.VerifyAuditRequest())):
+        async for answer in _each(stub.Verify(self._witness.request(name))):
             if answer.is_verdict:
                 return answer
             self._read[id(stub)] = answer.read_bytes, answer.total_bytes
@@ -134,7 +185,7 @@ def _each(stream: Any) -> AsyncIterator[Any]:
     return each_within(stream, SILENCE_S, "AUDIT_SILENT", _GIVEN_UP)
 
 
-async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
+async def _ask_all(grid: Grid, ask: Callable[[str, Any], Awaitable[T]]) -> tuple[dict[str, T], dict[str, str]]:
     """The answers of all agents, workers too, by their names; and the sentences of those that gave none, of a site of
     which nobody answered one."""
     answers: dict[str, T] = {}
@@ -145,7 +196,7 @@ async def _ask_all(grid: Grid, ask: Callable[[Any], Awaitable[T]]) -> tuple[dict
         try:
             async with gate, asyncio.timeout(DEADLINE_S):
                 channel = await grid.channel_to(endpoint.host, endpoint.rpc)
-                answers[endpoint.name] = await ask(audit_pb2_grpc.AuditTrailStub(channel))
+                answers[endpoint.name] = await ask(endpoint.name, audit_pb2_grpc.AuditTrailStub(channel))
         except GridError as error:
             missing[endpoint.name] = error.sentence
         except TimeoutError:

@@ -68,10 +68,11 @@ class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
     async def Verify(self, request: pb.VerifyAuditRequest, context: Any) -> AsyncIterator[pb.VerifyAuditResponse]:
         """See the proto."""
         look = audit.Look()
+        witnessed = audit.Head(request.witnessed, request.witnessed_hash) if request.witnessed else None
 
         def verify() -> audit.Verdict:
             with self._file.reading() as (head, descriptors):
-                return audit.verify(descriptors, head, look)
+                return audit.verify(descriptors, head, look, witnessed)
 
         async with self._gate:
             verifying = asyncio.ensure_future(asyncio.to_thread(verify))
@@ -86,6 +87,7 @@ class AuditTrail(audit_pb2_grpc.AuditTrailServicer):
             is_verdict=True,
             first=found.first,
             last=found.last,
+            last_hash=found.last_hash,
             entries=found.entries,
             problems=found.problems,
             oldest_at=found.oldest_at,

@@ -116,6 +116,31 @@ async def test_a_closed_file_that_was_removed_is_missed_by_the_running_agent(des
     assert agent.health().state == "green"
 
 
+async def test_a_log_whose_end_was_cut_while_its_agent_was_down_is_missed(desk: Desk) -> None:
+    path = desk.lab.directory / "agents" / desk.lab.plan("storage") / "audit.jsonl"
+    early = AuditFile(path)
+    for number in range(200):
+        early.append({"at": "2026-11-22T12:00:00.000000Z", "event": "x", "peer": f"/CN={number}"})
+    early.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    await desk.lab.start("storage")
+    desk.knows("storage.CERN")
+    (log,) = (await desk("verify"))["logs"]
+    assert log["problems"] == [] and log["last"] > 200
+    assert (desk.folder / "audit-seen.json").stat().st_mode & 0o777 == 0o600
+    await desk.lab.stop("storage.CERN")
+    path.write_bytes(b"".join(lines[:20]))
+    await desk.lab.start("storage")
+    for _ in range(2):  # and it is told until the operator has seen to it
+        (log,) = (await desk("verify", code=ExitCode.FAILED))["logs"]
+        assert "were seen before and are cut off" in log["problems"][0]
+    (desk.folder / "audit-seen.json").write_text('{"storage.CERN": [-1, "x"]}')
+    assert "remove it to begin anew" in (await desk("verify", code=ExitCode.USAGE))["error"]["sentence"]
+    (desk.folder / "audit-seen.json").unlink()
+    (log,) = (await desk("verify"))["logs"]
+    assert log["problems"] == []
+
+
 async def test_a_long_check_tells_how_far_it_is_and_is_given_up_with_the_call(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +150,7 @@ async def test_a_long_check_tells_how_far_it_is_and_is_given_up_with_the_call(
     going, looks = threading.Event(), list[audit.Look]()
     check = audit.verify
 
-    def slowly(descriptors: list[int], head: audit.Head, look: audit.Look) -> audit.Verdict:
+    def slowly(descriptors: list[int], head: audit.Head, look: audit.Look, witnessed: object) -> audit.Verdict:
         looks.append(look)
         assert going.wait(30)
         return check(descriptors, head, look)

@@ -63,6 +63,34 @@ def test_an_untouched_log_is_whole_over_closed_files_and_restarts(tmp_path: Path
     assert {path.stat().st_mode & 0o777 for path in closed} == {0o600}
 
 
+def test_a_log_that_was_cut_or_written_anew_before_a_start_is_found_by_who_saw_it_before(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    file.close()
+    seen = audit.Head(10, verdict(file).last_hash)
+    assert seen == file.head
+
+    def problems(witnessed: audit.Head) -> list[str]:
+        again = AuditFile(file.path)  # it takes the end of what it finds for the end
+        again.close()
+        with again.reading() as (head, descriptors):
+            return audit.verify(descriptors, head, witnessed=witnessed).problems
+
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    assert problems(seen) == []
+    file.path.write_bytes(b"".join(lines[:7]))
+    assert problems(seen) == ["the entries from 8 to 10 were seen before and are cut off"]
+    file.path.unlink()
+    assert problems(seen) == ["the entries from 1 to 10 were seen before and are cut off"]
+    written(tmp_path, 15, max_bytes=1 << 20).close()
+    assert problems(seen) == []  # the very same entries
+    file.path.unlink()
+    anew = AuditFile(file.path)
+    for number in range(20, 35):
+        anew.append(record(number))
+    anew.close()
+    assert problems(seen) == ["entry 10 is another than was seen before: the log was written anew"]
+
+
 def test_what_expires_is_said_before_it_goes(tmp_path: Path) -> None:
     clock = ManualClock(datetime.now(UTC))
     file = written(tmp_path, 20, max_bytes=1000, clock=clock)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"gridfabric/security/v1/audit.proto\x12\x16gridfabric.security.v1\"V\n\x12SearchAuditRequest\x12\r\n\x05\x61\x62out\x18\x01 \x03(\t\x12\x10\n\x08since_us\x18\x02 \x01(\x03\x12\x10\n\x08until_us\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x05\"\x1a\n\nAuditEntry\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x14\n\x12VerifyAuditRequest\"\xa5\x01\n\x13VerifyAuditResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04last\x18\x02 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12\x10\n\x08problems\x18\x04 \x03(\t\x12\x11\n\toldest_at\x18\x05 \x01(\t\x12\x12\n\nread_bytes\x18\x06 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x03\x12\x12\n\nis_verdict\x18\x08 \x01(\x08\x32\xcd\x01\n\nAuditTrail\x12Z\n\x06Search\x12*.gridfabric.security.v1.SearchAuditRequest\x1a\".gridfabric.security.v1.AuditEntry0\x01\x12\x63\n\x06Verify\x12*.gridfabric.security.v1.VerifyAuditRequest\x1a+.gridfabric.security.v1.VerifyAuditResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"gridfabric/security/v1/audit.proto\x12\x16gridfabric.security.v1\"V\n\x12SearchAuditRequest\x12\r\n\x05\x61\x62out\x18\x01 \x03(\t\x12\x10\n\x08since_us\x18\x02 \x01(\x03\x12\x10\n\x08until_us\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x05\"\x1a\n\nAuditEntry\x12\x0c\n\x04json\x18\x01 \x01(\t\"?\n\x12VerifyAuditRequest\x12\x11\n\twitnessed\x18\x01 \x01(\x03\x12\x16\n\x0ewitnessed_hash\x18\x02 \x01(\t\"\xb8\x01\n\x13VerifyAuditResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x0c\n\x04last\x18\x02 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x03\x12\x10\n\x08problems\x18\x04 \x03(\t\x12\x11\n\toldest_at\x18\x05 \x01(\t\x12\x12\n\nread_bytes\x18\x06 \x01(\x03\x12\x13\n\x0btotal_bytes\x18\x07 \x01(\x03\x12\x12\n\nis_verdict\x18\x08 \x01(\x08\x12\x11\n\tlast_hash\x18\t \x01(\t2\xcd\x01\n\nAuditTrail\x12Z\n\x06Search\x12*.gridfabric.security.v1.SearchAuditRequest\x1a\".gridfabric.security.v1.AuditEntry0\x01\x12\x63\n\x06Verify\x12*.gridfabric.security.v1.VerifyAuditRequest\x1a+.gridfabric.security.v1.VerifyAuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITENTRY']._serialized_start=150
   _globals['_AUDITENTRY']._serialized_end=176
   _globals['_VERIFYAUDITREQUEST']._serialized_start=178
-  _globals['_VERIFYAUDITREQUEST']._serialized_end=198
-  _globals['_VERIFYAUDITRESPONSE']._serialized_start=201
-  _globals['_VERIFYAUDITRESPONSE']._serialized_end=366
-  _globals['_AUDITTRAIL']._serialized_start=369
-  _globals['_AUDITTRAIL']._serialized_end=574
+  _globals['_VERIFYAUDITREQUEST']._serialized_end=241
+  _globals['_VERIFYAUDITRESPONSE']._serialized_start=244
+  _globals['_VERIFYAUDITRESPONSE']._serialized_end=428
+  _globals['_AUDITTRAIL']._serialized_start=431
+  _globals['_AUDITTRAIL']._serialized_end=636
 # @@protoc_insertion_point(module_scope)

@@ -25,11 +25,15 @@ class AuditEntry(_message.Message):
     def __init__(self, json: _Optional[str] = ...) -> None: ...
 
 class VerifyAuditRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("witnessed", "witnessed_hash")
+    WITNESSED_FIELD_NUMBER: _ClassVar[int]
+    WITNESSED_HASH_FIELD_NUMBER: _ClassVar[int]
+    witnessed: int
+    witnessed_hash: str
+    def __init__(self, witnessed: _Optional[int] = ..., witnessed_hash: _Optional[str] = ...) -> None: ...
 
 class VerifyAuditResponse(_message.Message):
-    __slots__ = ("first", "last", "entries", "problems", "oldest_at", "read_bytes", "total_bytes", "is_verdict")
+    __slots__ = ("first", "last", "entries", "problems", "oldest_at", "read_bytes", "total_bytes", "is_verdict", "last_hash")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +42,7 @@ class VerifyAuditResponse(_message.Message):
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     IS_VERDICT_FIELD_NUMBER: _ClassVar[int]
+    LAST_HASH_FIELD_NUMBER: _ClassVar[int]
     first: int
     last: int
     entries: int
@@ -46,4 +51,5 @@ class VerifyAuditResponse(_message.Message):
     read_bytes: int
     total_bytes: int
     is_verdict: bool
-    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., entries: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., oldest_at: _Optional[str] = ..., read_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., is_verdict: _Optional[bool] = ...) -> None: ...
+    last_hash: str
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., entries: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., oldest_at: _Optional[str] = ..., read_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., is_verdict: _Optional[bool] = ..., last_hash: _Optional[str] = ...) -> None: ...
