@@ -350,6 +350,9 @@ class TransferCore:
                 pause_s = await self._fail(item, link, Side.CATALOGUE, prepared)
             else:
                 pause_s = await self._make(item, link, prepared)
+        except GridError as error:  # of our own store: what was not kept is done again
+            self._context.log.warning("transfer.not_kept", lfn=item.lfn, reason=error.reason, sentence=error.sentence)
+            pause_s = self._pauses.first_s
         except asyncio.CancelledError:
             if item.wanted_end is None:
                 raise
