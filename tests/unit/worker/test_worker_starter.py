@@ -290,12 +290,13 @@ def test_limits_are_there_from_the_beginning_and_for_good(running: Running) -> N
 
 @pytest.mark.skipif(not AS_ROOT, reason="changing the account needs root")
 def test_a_user_who_kills_all_he_can_harms_only_his_own_jobs(running: Running) -> None:
-    killer = running.order("killer", "while ! test -e enough; do kill -9 -1; done; exit 3", uid=61001)
+    his = 1_000_000 + 2 * os.getpid()  # nobody else's on this machine: all processes of that account are killed
+    killer = running.order("killer", "while ! test -e enough; do kill -9 -1; done; exit 3", uid=his)
     running.run(killer)
     over: dict[str, int | None] = {}
     if running.next()["event"] == "started":  # else his own launcher was too slow to tell of him
-        mine = [running.order(f"mine{n}", "", uid=61001, executable="/bin/true", argv=["true"]) for n in range(20)]
-        others = [running.order(f"other{n}", "exit 4", uid=61002) for n in range(5)]
+        mine = [running.order(f"mine{n}", "", uid=his, executable="/bin/true", argv=["true"]) for n in range(20)]
+        others = [running.order(f"other{n}", "exit 4", uid=his + 1) for n in range(5)]
         running.run(*mine, *others)
         while len(over) < len(mine) + len(others):
             message = running.next()
