@@ -22,6 +22,7 @@ from agents.broker.model import SandboxFile
 from agents.broker.tables import Change
 from fabric.bell import Bell
 from fabric.errors import Conflict, DeadlineExceeded, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.rpc.probe import fetch_server_chain
 
 if TYPE_CHECKING:
     from agents.broker.core import BrokerCore
@@ -35,8 +36,6 @@ COPY_WAIT_S = 5.0
 """An answer to a user waits this long for the copy at the successor."""
 RECORDED_WAIT_S = 10.0
 """Jobs wait this long for bookkeeping to know where they go."""
-ALIVE_WAIT_S = 5.0
-"""A broker that answers within this time is alive."""
 PAUSE_S = 0.5
 LOOK_S = 30.0
 
@@ -198,7 +197,7 @@ class Succession:
         while True:
             heard = self._news.rung
             try:
-                while await self._copy_some(successor, self.epoch, 0):
+                while await self._copy_some(successor, self.epoch):
                     pass
                 self.trouble = ""
             except GridError as error:
@@ -211,8 +210,9 @@ class Succession:
                 continue
             await self._news.wait(LOOK_S, heard)
 
-    async def _copy_some(self, to: Endpoint, epoch: int, over: int) -> bool:
-        """The oldest copies that lack something; False if there is nothing more. `over` is said in any case."""
+    async def _copy_some(self, to: Endpoint, epoch: int, over: int = 0) -> bool:
+        """The oldest copies that lack something; False if there was nothing: then the receiver is asked all the same
+        whether this epoch is over, or told so."""
         core = self._core
         batch, dropped = await core.store.read(lambda c: (copies.pending(c, BATCH), copies.dropped(c, MAX_DROPPED)))
         files: dict[str, dict[str, SandboxFile]] = {owner: {} for owner in self._renewed}
@@ -227,10 +227,10 @@ class Succession:
             except GridError as error:  # what concerns this owner alone: the copy goes without
                 core.log.warning("copy.incomplete", owner=owner, reason=error.reason, sentence=error.sentence)
             self._renewed.discard(owner)
-        if not batch and not dropped and not over:
-            return False
         channel = await core.context.channels.get(to.host, to.rpc)
-        await pb_grpc.BrokerStub(channel).Keep(_messages(batch, dropped, epoch, over))
+        answer = await pb_grpc.BrokerStub(channel).Keep(_messages(batch, dropped, epoch, over))
+        if answer.over >= epoch > over:
+            self.fenced()
         await core.store.write(lambda connection: copies.copied(connection, batch, dropped))
         self._sent.ring()
         return bool(batch or dropped)
@@ -248,8 +248,11 @@ class Succession:
             if sha256 in files and core.sandbox.has(sha256):
                 await stub.PutSandbox(core.sandbox.messages(files[sha256], pb.PutSandboxRequest))
 
-    async def keep(self, broker: str, epoch: int, over: int, taken: Sequence[Copy], unneeded: Sequence[str]) -> None:
-        """Another broker's copies. Those of an epoch that is over are jobs of this broker from now on."""
+    async def keep(self, broker: str, epoch: int, over: int, taken: Sequence[Copy], unneeded: Sequence[str]) -> int:
+        """Another broker's copies. Those of an epoch that is over are jobs of this broker from now on.
+
+        Returns the highest epoch of that broker that is over.
+        """
         core = self._core
         if broker not in self._brokers or broker == self.name:
             raise NotFound("BROKER_UNKNOWN", f"{broker} is no broker of this grid that {self.name} knows")
@@ -260,6 +263,7 @@ class Succession:
             await self._adopt(broker, taken)
         else:
             await core.store.write(lambda connection: copies.keep(connection, broker, epoch, taken, unneeded))
+        return self._over.get(broker, 0)
 
     # -- takeover ------------------------------------------------------------------------------------------------------
 
@@ -275,23 +279,12 @@ class Succession:
             )
         if successor.name != self.name:
             raise Conflict("NOT_SUCCESSOR", f"the copies of {broker}'s jobs are at {successor.name}; ask that one")
-        if not force and await self._answers(endpoint):
+        if not force and await _answers(endpoint):
             raise Conflict("BROKER_ALIVE", f"{broker} answers, so it keeps its jobs; stop it, or say --force")
         answer = await (await self._bookkeeping()).EndEpoch(lb_pb.EndEpochRequest(broker=broker))
         done = await core.shielded(self._end(broker, answer.epoch))  # goes on though the operator has left
         core.log.audit("broker.taken_over", broker=broker, epoch=answer.epoch, submissions=done[0], jobs=done[1])
         return done
-
-    async def _answers(self, endpoint: Endpoint) -> bool:
-        try:
-            async with asyncio.timeout(ALIVE_WAIT_S):
-                channel = await self._core.context.channels.get(endpoint.host, endpoint.rpc)
-                await channel.ready()
-        except (TimeoutError, *AWAY):
-            return False
-        except GridError:
-            pass  # whoever refuses is alive
-        return True
 
     async def _finish_takeovers(self) -> None:
         """What was begun before this broker was started again."""
@@ -355,6 +348,15 @@ class Succession:
 PIECE_BYTES = 1024 * 1024
 MAX_KEPT_BYTES = 64 * 1024 * 1024
 """Packed, of one submission."""
+
+
+async def _answers(endpoint: Endpoint) -> bool:
+    """Whether a broker is alive: it takes part in a new connection."""
+    try:
+        await fetch_server_chain(endpoint.host, endpoint.rpc)
+    except Unavailable:
+        return False
+    return True
 
 
 async def _messages(

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from gridfabric.broker.v1 import broker_pb2 as pb
+from gridfabric.broker.v1 import broker_pb2_grpc
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
 from support.grid import LabGrid
 from support.waiting import until
@@ -21,20 +23,24 @@ from support.workload import TRUE, Workload
 
 from agents.bookkeeping.client import event_name, state_name
 from agents.broker.client import BrokerClient
-from fabric.errors import Conflict, Unavailable
+from fabric.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.rpc.delegation import delegate
 
 FIRST, SECOND = "broker.CERN", "broker2.CERN"
 
 
 class TwoBrokers(Workload):
-    """The first broker is a process of its own, to be killed."""
+    """The first broker may be a process of its own, to be killed."""
 
     process: asyncio.subprocess.Process | None = None
+    kills = False
 
     async def start_broker(self) -> None:
-        await self.lab.start("broker", name=SECOND, options=self.options)
-        await self.start_first()
+        await self.start_here(SECOND)
+        await (self.start_first() if self.kills else self.start_here(FIRST))
+
+    async def start_here(self, name: str) -> None:
+        await self.lab.start("broker", name=name, options=self.options)
 
     async def start_first(self) -> None:
         path = self.lab.directory / "first.json"
@@ -47,8 +53,7 @@ class TwoBrokers(Workload):
         assert await self.process.stdout.readline()
 
     async def kill_first(self) -> None:
-        assert self.process is not None
-        if self.process.returncode is None:
+        if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGKILL)
             await self.process.wait()
 
@@ -103,6 +108,7 @@ def only_at(ce: str) -> str:
 async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
     workload: TwoBrokers, tmp_path: Path
 ) -> None:
+    workload.kills = True
     await workload.start("good", "slow", "deaf")
     slow, deaf = workload.ces["slow"], workload.ces["deaf"]
     slow.runs = False
@@ -153,14 +159,14 @@ async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
     assert workload.runs() == Counter([*everything, cleared])
     assert later.files and set(later.files.values()) == {b"what the job reads"}
     assert {place.state for place in await second.locate([cancelled, cleared])} == {"CANCELLED", "CLEARED"}
-    summaries = await workload.ended([*everything, cancelled])
+    summaries = await workload.ended([*everything, cancelled], timeout_s=60)
     assert Counter(state_name(job.state) for job in summaries) == {"DONE": len(everything), "CANCELLED": 1}
 
     await workload.start_first()  # with all it had
     first = await workload.at(FIRST)
     assert await first.locate(everything) == []
     fresh = (await first.submit(TRUE + only_at("good"))).job_id
-    await workload.ended([fresh])
+    await workload.ended([fresh], timeout_s=60)
     assert workload.runs() == Counter([*everything, cleared, fresh])
     with pytest.raises(Conflict, match="answers, so it keeps its jobs"):
         await workload.take_over()
@@ -170,3 +176,76 @@ async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
     assert [event.fields["text"] for event in history.events if event_name(event.type) == "NOTE"] == [
         "taken over from broker.CERN"
     ]
+
+
+async def test_a_broker_that_returns_hands_over_what_had_no_copy_and_one_that_lives_is_shut_out_by_force(
+    workload: TwoBrokers,
+) -> None:
+    await workload.start("slow")
+    slow = workload.ces["slow"]
+    slow.runs = False
+    owner = str(workload.lab.user("alice").identity)
+    first = await workload.at(FIRST)
+    copied = (await first.submit(TRUE)).job_id
+    await workload.found(first, copied, "SCHEDULED")
+    await workload.lab.stop(SECOND)
+    uncopied = (await first.submit(TRUE)).job_id  # the successor is away: one may be, at a time
+    await workload.found(first, uncopied, "SCHEDULED")
+    assert "1 submissions have no copy elsewhere" in workload.lab.agents[FIRST].agent.health().detail
+    await workload.lab.stop(FIRST)
+
+    await workload.start_here(SECOND)
+    second = await workload.at(SECOND, delegated=False)
+    assert (await workload.take_over()).submissions == 1
+    await workload.start_here(FIRST)
+    for job_id in (copied, uncopied):
+        assert (await workload.found(second, job_id, "SCHEDULED")).attempt == 1
+        slow.finish(owner, slow.jobs[job_id])
+        await workload.found(second, job_id, "DONE")
+    first = await workload.at(FIRST)
+    assert await first.locate([copied, uncopied]) == []
+
+    last = (await first.submit(TRUE)).job_id
+    await workload.found(first, last, "SCHEDULED")
+    with pytest.raises(Conflict, match="answers, so it keeps its jobs") as caught:
+        await workload.take_over()
+    assert caught.value.reason == "BROKER_ALIVE"
+    taken = await asyncio.gather(*(workload.take_over(force=True) for _ in range(2)))
+    assert sorted(item.submissions for item in taken) == [0, 1]
+    slow.finish(owner, slow.jobs[last])
+    await workload.found(second, last, "DONE")
+
+    async def submitted() -> str:
+        try:
+            return (await first.submit(TRUE, submission_id="one more")).job_id
+        except Unavailable:  # it is handing over
+            return ""
+
+    during = await until(submitted, "the first broker takes jobs again, or still")
+    await until(lambda: during in slow.jobs, "one of the two has sent it")
+    assert workload.runs() == Counter([copied, uncopied, last])
+    assert len(slow.jobs) == 4
+
+
+async def test_who_may_not_take_over_and_what_is_no_copy(workload: TwoBrokers) -> None:
+    await workload.start()
+    stub = broker_pb2_grpc.BrokerStub
+    alice = await workload.lab.channel("broker", name=SECOND, credential=workload.lab.user("alice"))
+    with pytest.raises(Refused):
+        await stub(alice).TakeOver(pb.TakeOverRequest(broker=FIRST, force=True))
+    with pytest.raises(Refused):
+        await stub(alice).Keep(iter([pb.KeepRequest(epoch=1)]))
+    await workload.at(SECOND)
+    for by, of in ((SECOND, SECOND), (SECOND, "broker9.CERN")):
+        with pytest.raises(NotFound, match="knows no other broker"):
+            await workload.take_over(by=by, of=of)
+    played = await workload.lab.channel("broker", name=SECOND, credential=workload.lab.service("broker", FIRST))
+    for data, told in ((b"no copy", "cannot be read"), (zlib.compress(b"{}"), "cannot be read"), (b"", "")):
+        call = stub(played).Keep(iter([pb.KeepRequest(epoch=1, data=data, last=bool(data))]))
+        if told:
+            with pytest.raises(InvalidRequest, match=told):
+                await call
+        else:
+            assert (await call).over == 0
+    with pytest.raises(InvalidRequest, match="in the middle of a submission"):
+        await stub(played).Keep(iter([pb.KeepRequest(epoch=1, data=b"x")]))

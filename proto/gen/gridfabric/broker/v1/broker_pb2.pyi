@@ -193,8 +193,10 @@ class KeepRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., over: _Optional[int] = ..., dropped: _Optional[_Iterable[str]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class KeepResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("over",)
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    over: int
+    def __init__(self, over: _Optional[int] = ...) -> None: ...
 
 class TakeOverRequest(_message.Message):
     __slots__ = ("broker", "force")
