@@ -11,6 +11,7 @@ from agents.information.config import InformationOptions
 from agents.information.divergence import TopState, TopWatcher
 from agents.information.feed import Feed
 from agents.information.history import Recorder, metadata
+from agents.information.long_lived import LongLived
 from agents.information.machine import InformationMachine, MachineLimits, site_dn
 from agents.information.model import ProducerState
 from agents.information.queries import HistoryQueries
@@ -160,11 +161,13 @@ class InformationAgent(Agent):
         return AgentHealth(AgentState.GREEN, "; ".join(details), numbers)
 
     async def _tick(self) -> None:
+        long_lived = LongLived(self.context.clock)
         while True:
             due = self.service.machine.next_due()
             left_s = (due - self.context.clock.now()).total_seconds() if due is not None else TICK_S
             await asyncio.sleep(min(max(left_s, SHORTEST_TICK_S), TICK_S))
             self.service.tick()
+            long_lived.look(self.service.machine.tree.version)
 
     def _own_entries(self, now: datetime) -> list[Entry]:
         settings, options = self.context.settings, self.options
