@@ -6,10 +6,8 @@ Plain data only, no wire type: a further batch system is one more class.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 BATCH_SYSTEMS = ("fork", "slurm")
@@ -28,8 +26,8 @@ class Listing:
 class BatchSystem(Protocol):
     """Orders are dicts as `payloads.Payloads.fork` takes them; `key` names one hand-out for ever.
 
-    Promises: a key is started at most once; how it ended is in `jobs/<key>/exit.json` before `ended` is told; whatever
-    was promised holds when the worker, or the batch system, is killed and comes back.
+    Promises: a key is started at most once; how it ended is kept for `exit_of` before `ended` is told; whatever was
+    promised holds when the worker, or the batch system, is killed and comes back.
 
     Told to the worker as messages: `started`, `ended`, `refused` and `lost` with `jobs` (the latter two: key and why),
     `gone` with `keys` (never started, and never will be unless it is submitted again).
@@ -55,6 +53,10 @@ class BatchSystem(Protocol):
 
     def was_started(self, key: str) -> bool:
         """Whether a key that is in no listing may have been started."""
+        ...
+
+    def exit_of(self, key: str) -> dict[str, Any] | None:
+        """How it ended, until it is forgotten; None: it has not, or nobody knows. Also before `connect`."""
         ...
 
     def kill_remains(self, keys: set[str]) -> int:
@@ -85,12 +87,3 @@ class BatchSystem(Protocol):
     def close(self) -> None:
         """Let go; what runs goes on."""
         ...
-
-
-def read_exit(folder: Path) -> dict[str, Any] | None:
-    """The exit record of a job, None if there is none."""
-    try:
-        record = json.loads((folder / "exit.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None

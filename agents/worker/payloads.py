@@ -235,10 +235,6 @@ class Payloads:
         self.jobs[job.key] = self.by_pid[pid] = job
         if job.wall_s > 0:
             heapq.heappush(self.deadlines, (job.started_mono + job.wall_s, "wall", job.key, pid))
-        with contextlib.suppress(OSError):
-            descriptor = os.open(f"jobs/{job.key}/pid", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.write(descriptor, str(pid).encode())
-            os.close(descriptor)
         return job
 
     def _become_payload(self, order: dict) -> None:
@@ -310,7 +306,7 @@ class Payloads:
     def keep(self, records: list[dict]) -> None:
         """Write down how these ended, then tell."""
         for record in records:
-            if not self._write_exit(record["key"], record):
+            if not self.write_exit(record["key"], record):
                 self.unwritten[record["key"]] = record
         self.ended(records)
 
@@ -349,7 +345,8 @@ class Payloads:
         for key in self.early_errors.keys() & records.keys():
             records[key]["error"] = self.early_errors.pop(key)
 
-    def _write_exit(self, key: str, record: dict) -> bool:
+    def write_exit(self, key: str, record: dict) -> bool:
+        """Put it where whoever asks later finds it, complete or not at all. False: there is no room now."""
         try:
             descriptor = os.open(f"jobs/{key}/exit.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
@@ -366,7 +363,7 @@ class Payloads:
     def write_again(self) -> None:
         """Try those records again for which there was no room."""
         for key in list(self.unwritten):
-            if self._write_exit(key, self.unwritten[key]):
+            if self.write_exit(key, self.unwritten[key]):
                 del self.unwritten[key]
 
     def children(self) -> list[int]:

@@ -24,7 +24,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 from agents.worker import payloads, scratch, wrapper
 from agents.worker import store as rows
-from agents.worker.batch import BatchSystem, Listing, read_exit
+from agents.worker.batch import BatchSystem, Listing
 from agents.worker.broker_info import broker_info
 from agents.worker.config import WorkerOptions
 from agents.worker.data import DataMover
@@ -156,39 +156,33 @@ class Runner:
         """Find out what became of every order held, and remove what belongs to none."""
         await asyncio.to_thread(scratch.make_root, self.root, for_others=os.geteuid() == 0)
         await asyncio.to_thread(self._cache.open)
+        await asyncio.to_thread(self._jobs_dir.mkdir, 0o700, exist_ok=True)
         await asyncio.to_thread(self._mirror_certificates)
         held = await self._store.read(rows.load)
         for key, boot_id, order in held:
             run = pb.RunJob.FromString(order)
             job = Job(key, Name(run.job_id, run.attempt, run.run), run.owner, run, phase=Phase.STARTING)
             rebooted = boot_id != self.boot_id and not self.batch.outlives_reboot
-            if rebooted and not (self._jobs_dir / key / "exit.json").exists():
+            if rebooted and self.batch.exit_of(key) is None:
                 # Nothing of before the reboot says whether it ran: it may have, so it is not started again here.
                 job.exit_record = {"lost": "WORKER_REBOOTED", "text": "the node was rebooted while it had the job"}
             self.machine.adopt(job)
         listing = await self.batch.connect()
         await self._reconcile(listing, fresh=True)
-        keys = {key for key, _, _ in held}
-        removed = await asyncio.to_thread(self._remove_orphans, keys)
-        self._log.info("worker.recovered", held=len(held), running=len(listing.running), orphans_removed=removed)
-
-    def _remove_orphans(self, keys: set[str]) -> int:
-        """Directories and processes of jobs that have no row."""
-        self._jobs_dir.mkdir(mode=0o700, exist_ok=True)
-        strange = self._strange() - keys
+        strange = await asyncio.to_thread(self._strange) - {key for key, _, _ in held}
         if strange:
-            self._remove_strange(strange)
-        return len(strange)
+            await self._remove_strange(strange)
+        self._log.info("worker.recovered", held=len(held), running=len(listing.running), orphans_removed=len(strange))
 
     def _strange(self) -> set[str]:
         """Keys of all directories and records that are here."""
         return set(scratch.keys(self.root)) | set(scratch.keys(self._jobs_dir))
 
-    def _remove_strange(self, keys: set[str]) -> None:
-        self.batch.kill_remains(keys)
-        for key in keys:
-            scratch.remove(self.root, key)
-            scratch.remove(self._jobs_dir, key)
+    async def _remove_strange(self, keys: set[str]) -> None:
+        """Directories, processes and records of jobs that have no row."""
+        await asyncio.to_thread(self.batch.kill_remains, keys)
+        await asyncio.to_thread(self._remove_scratch, sorted(keys))
+        self.batch.forget(sorted(keys))
 
     async def run(self) -> None:
         """For ever: events in batches through the machine."""
@@ -234,7 +228,7 @@ class Runner:
         events: list[Event] = []
         lost: list[Job] = []
         for key, job in mine.items():
-            record = read_exit(self._jobs_dir / key)
+            record = self.batch.exit_of(key)
             if record is not None:
                 events.append(ProcessEnded(key, record))
             elif key in running:
@@ -897,7 +891,7 @@ class Runner:
             strange = {key for key in strange if key not in self.machine.jobs}
             dead, seen = seen & strange, strange
             if dead and not self.stopping:
-                await asyncio.to_thread(self._remove_strange, dead)
+                await self._remove_strange(dead)
                 self._log.warning("worker.cleaned", directories=len(dead))
 
     async def _count_slots(self) -> None:

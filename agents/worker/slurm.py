@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.worker import payloads, scratch, shepherd
-from agents.worker.batch import Listing, read_exit
+from agents.worker.batch import Listing
 from agents.worker.config import WorkerOptions
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -141,6 +141,14 @@ class SlurmClient:
     def was_started(self, key: str) -> bool:
         """A shepherd has claimed it."""
         return _read(self._jobs_dir / key / "claim") not in (None, _OURS)
+
+    def exit_of(self, key: str) -> dict[str, Any] | None:
+        """As its shepherd has written it."""
+        try:
+            record = json.loads((self._jobs_dir / key / "exit.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
 
     def kill_remains(self, keys: set[str]) -> int:
         """Cancelled in Slurm by name, which ends their shepherds."""
@@ -345,7 +353,7 @@ class SlurmClient:
         ended: list[dict[str, Any]] = []
         for key, stage in keys:
             folder = self._jobs_dir / key
-            record = read_exit(folder)
+            record = self.exit_of(key)
             if record is not None:
                 ended.append({**record, "key": key})
             if stage is not _Stage.STARTED and (process := _started(folder)) is not None:
@@ -378,7 +386,7 @@ class SlurmClient:
                 if beat != known.beat or queue.get(known.key) == "SUSPENDED":
                     known.beat, known.beat_at = beat, now
                 silent = now - known.beat_at > self._options.shepherd_silent_s
-                if silent and await asyncio.to_thread(read_exit, folder) is None:  # it has not ended meanwhile
+                if silent and await asyncio.to_thread(self.exit_of, known.key) is None:  # it has not ended meanwhile
                     self._lose(known)
             elif known.absent >= ABSENT_LOOKS:
                 self._log.warning("slurm.job_vanished", key=known.key, tries=known.tries)

@@ -4,8 +4,9 @@ It outlives the worker agent (which carries gRPC, threads and Ray, and must neve
 jobs running when it comes back. It imports nothing but the standard library and `payloads`, whose `command` runs it.
 
 Promises, each kept before the agent is told:
-* a key is started at most once, ever: its directory `jobs/<key>` is made before the fork;
-* how a process ended is in `jobs/<key>/exit.json` (complete or not there) before `ended` is sent.
+* a key is started at most once, ever: its file `jobs/<key>` is made before the fork;
+* how a process ended is in that file, after its number, before `ended` is sent: a line of JSON, complete or not valid.
+One file for all of that: making one takes a file system longer than most of the rest.
 Neither is fsynced: the page cache survives any kill, and after a reboot (another boot id) the agent accounts for every
 job that it had handed over, so nothing has to be guessed from these files.
 
@@ -214,17 +215,24 @@ class Starter(Payloads):
             job = self.jobs.get(key)
             if job is not None:
                 self.begin_kill(job, reason, now, at_once)
-            elif key not in gone and not os.path.exists(f"jobs/{key}"):
+            elif key not in gone and not os.path.exists(record_of(key)):
                 gone.append(key)
         if gone:
             self._tell({"event": "gone", "keys": gone})
 
     def _remove_record(self, key: str) -> None:
         with contextlib.suppress(OSError):
-            for name in ("exit.json", "exit.tmp", "pid"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"jobs/{key}/{name}")
-            os.rmdir(f"jobs/{key}")
+            os.unlink(record_of(key))
+
+    def write_exit(self, key: str, record: dict) -> bool:
+        """On a line of its own, whatever became of an earlier attempt."""
+        data = b"\n" + json.dumps(record).encode() + b"\n"
+        try:
+            return _append(key, data) == len(data)
+        except FileNotFoundError:  # forgotten
+            return True
+        except OSError:
+            return False
 
     def _tell(self, message: dict) -> None:
         if self.agent is not None:
@@ -259,7 +267,8 @@ class Starter(Payloads):
         chosen, refused = [], []
         for order in self.waiting[:room]:
             try:
-                os.mkdir(f"jobs/{order['key']}", 0o700)
+                new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(record_of(order["key"]), new, 0o600))
                 chosen.append(order)
             except FileExistsError:
                 refused.append([order["key"], "ALREADY_STARTED"])
@@ -276,7 +285,7 @@ class Starter(Payloads):
             except OSError:  # no processes or no memory left on this host
                 for order in orders:
                     with contextlib.suppress(OSError):
-                        os.rmdir(f"jobs/{order['key']}")
+                        os.unlink(record_of(order["key"]))
                     refused.append([order["key"], "NO_PROCESSES"])
         if refused:
             self._tell({"event": "refused", "jobs": refused})
@@ -300,6 +309,8 @@ class Starter(Payloads):
                     order = launch.orders.pop(key)
                     if error is None:
                         started.append(self.begun(order, pid, at_us))
+                        with contextlib.suppress(OSError):
+                            _append(key, str(pid).encode())
                     else:
                         failed.append(self._not_started(key, error))
             if told is None:
@@ -328,6 +339,19 @@ class Starter(Payloads):
 
     def _tell_started(self, jobs: list[Job]) -> None:
         self._tell({"event": "started", "jobs": [[job.key, job.pid, job.started_at_us] for job in jobs]})
+
+
+def record_of(key: str) -> str:
+    """Where what was done with a key is written, in the state directory."""
+    return f"jobs/{key}"
+
+
+def _append(key: str, data: bytes) -> int:
+    descriptor = os.open(record_of(key), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        return os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 def _by_kind(orders: list[dict]) -> list[list[dict]]:

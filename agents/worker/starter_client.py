@@ -4,6 +4,7 @@ notices when it dies."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -132,11 +133,27 @@ class StarterClient:
 
     def was_started(self, key: str) -> bool:
         """The starter makes the record before the fork."""
-        return (self._state_dir / "jobs" / key).is_dir()
+        return (self._state_dir / starter.record_of(key)).exists()
+
+    def exit_of(self, key: str) -> dict[str, Any] | None:
+        """The last line that is whole."""
+        for line in reversed(self._record(key)):
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    return record
+        return None
+
+    def _record(self, key: str) -> list[bytes]:
+        """Its process, then how that ended."""
+        try:
+            return (self._state_dir / starter.record_of(key)).read_bytes().split(b"\n")
+        except OSError:
+            return []
 
     def kill_remains(self, keys: set[str]) -> int:
         """By session and by the mark in the environment."""
-        sessions = {pid for key in keys if (pid := _read_pid(self._state_dir / "jobs" / key)) > 0}
+        sessions = {int(line) for key in keys for line in self._record(key)[:1] if line.isdigit()}
         return payloads.kill_leftovers(keys, sessions)
 
     def submit(self, orders: Sequence[dict[str, Any]]) -> None:
@@ -165,11 +182,3 @@ class StarterClient:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-
-
-def _read_pid(folder: Path) -> int:
-    """The process id of a job's first process, 0 if unknown."""
-    try:
-        return int((folder / "pid").read_text())
-    except (OSError, ValueError):
-        return 0

@@ -127,7 +127,7 @@ async def test_what_no_job_has_is_cleaned_and_what_a_job_has_is_not(site: Site, 
     runner = site.lab.agents["worker.CERN"].agent.runner  # type: ignore[attr-defined]
     directory, record = runner.root / ("d" * 32), runner.state_dir / "jobs" / ("e" * 32)
     (directory / "deep").mkdir(parents=True)
-    record.mkdir()
+    record.touch()
     await until(lambda: not directory.exists() and not record.exists())
     gate.touch()
     (end,) = await site.ended(one)

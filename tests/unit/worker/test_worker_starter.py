@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from agents.worker import payloads
+from agents.worker.starter_client import StarterClient
 
 PYTHON = sys.executable
 AS_ROOT = os.geteuid() == 0
@@ -106,6 +107,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+def client_of(running: Running) -> StarterClient:
+    """One that is not connected: it reads what the starter has written."""
+    return StarterClient(running.folder, 30.0, running.slots, on_message=lambda _: None, log=None)
+
+
 def alive(pid: int) -> bool:
     return not payloads._is_zombie(pid)
 
@@ -128,7 +134,20 @@ def test_exit_code_signal_usage_and_streams(running: Running) -> None:
 def test_the_exit_record_is_on_disk_before_it_is_told(running: Running) -> None:
     running.run(running.order("a", "exit 3"))
     record = running.ended()["a"]
-    assert json.loads((running.folder / "jobs" / "a" / "exit.json").read_text()) == record
+    assert client_of(running).exit_of("a") == record
+
+
+def test_a_record_that_is_not_whole_is_none_and_can_be_written_again(running: Running) -> None:
+    running.run(running.order("a", "exit 3"))
+    whole = running.ended()["a"]
+    client, path = client_of(running), running.folder / "jobs" / "a"
+    first, _, last = path.read_bytes().partition(b"\n")
+    assert client.exit_of("never") is None and not client.was_started("never")
+    for torn in (b"", first, first + b"\n" + last[:-2], last[:40], b"\xff\x00", b"[1]"):
+        path.write_bytes(torn)
+        assert client.exit_of("a") is None and client.was_started("a")
+    path.write_bytes(first + b"\n" + last[:40] + b"\n" + last)
+    assert client.exit_of("a") == whole
 
 
 def test_a_key_is_started_once_for_ever(running: Running) -> None:
@@ -155,7 +174,7 @@ def test_it_survives_the_agent_and_tells_the_next_one(running: Running) -> None:
     assert [key for key, _, _ in listing["running"]] == ["a"]
     running.socket.close()
     (running.folder / "scratch" / "a" / "go").touch()
-    eventually(lambda: (running.folder / "jobs" / "a" / "exit.json").exists())
+    eventually(lambda: client_of(running).exit_of("a") is not None)
     assert running.connect()["running"] == []
 
 
