@@ -184,7 +184,14 @@ def _strip_scheme(path: str) -> str:
     return urlsplit(path).path if path.startswith("file:") else path
 
 
-_JOB_TYPES = {"normal": JobType.NORMAL, "parametric": JobType.PARAMETRIC, "collection": JobType.COLLECTION}
+MAX_SLOTS = 1000
+"""Of one job; a gatekeeper takes no more."""
+_PARALLEL = frozenset({"mpich", "mpi", "openmpi"})
+_JOB_TYPES = {
+    **dict.fromkeys(("normal", *_PARALLEL), JobType.NORMAL),
+    "parametric": JobType.PARAMETRIC,
+    "collection": JobType.COLLECTION,
+}
 
 
 def _job_type(record: Record) -> JobType:
@@ -204,7 +211,7 @@ def _job_type(record: Record) -> JobType:
     if len(names) != 1 or names[0].lower() not in _JOB_TYPES:
         raise record.error(
             "JDL_VALUE",
-            f'{", ".join(names)!r} is not a job type; write "Normal", "Parametric" or "Collection"',
+            f'{", ".join(names)!r} is not a job type; write "Normal", "MPICH", "Parametric" or "Collection"',
             "jobtype",
         )
     found = _JOB_TYPES[names[0].lower()]
@@ -258,6 +265,8 @@ def _description(record: Record) -> JobDescription:
             memory_bytes=record.size_bytes("maxmemory"),
             disk_bytes=record.size_bytes("maxdisk"),
         ),
+        slots=_slots(record),
+        hosts=record.integer("hostnumber", 1, 1, MAX_SLOTS),
         name=record.string("nodename") or record.string("jobname"),
         node_failure=_node_failure(record),
         extra=tuple(
@@ -266,8 +275,23 @@ def _description(record: Record) -> JobDescription:
     )
     if len(description.output_sandbox) > MAX_SANDBOX_FILES:
         raise record.error("JDL_TOO_LARGE", f"more than {MAX_SANDBOX_FILES} files", "outputsandbox")
+    if description.hosts > description.slots:
+        raise record.error("JDL_VALUE", f"more hosts than the {description.slots} slots of CPUNumber", "hostnumber")
+    if description.slots > 1 and description.output_data:
+        raise record.error("JDL_UNSUPPORTED", "not of a job of several slots; let rank 0 copy its files", "outputdata")
     _check_names(record, description)
     return description
+
+
+def _slots(record: Record) -> int:
+    """CPUNumber, or NodeNumber as MPI jobs of LCG call it."""
+    counts = {key: record.integer(key, 1, 1, MAX_SLOTS) for key in ("cpunumber", "nodenumber") if key in record}
+    if len(set(counts.values())) > 1:
+        raise record.error("JDL_VALUE", "CPUNumber and NodeNumber mean the same; write one of them", "nodenumber")
+    kind = record.strings("jobtype") if "jobtype" in record else ()
+    if not counts and kind and kind[0].lower() in _PARALLEL:
+        raise record.error("JDL_VALUE", f"a job of type {kind[0]} needs CPUNumber: how often it is started", "jobtype")
+    return next(iter(counts.values()), 1)
 
 
 def _requirements(record: Record) -> str:

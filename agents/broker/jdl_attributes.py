@@ -16,6 +16,7 @@ USED = frozenset(
         "DefaultNodeRetryCount", "DefaultNodeShallowRetryCount", "MyProxyServer", "VirtualOrganisation", "Parameters",
         "ParameterStart", "ParameterStep", "Nodes", "Dependencies", "NodeName", "UserTags", "DataAccessProtocol",
         "Prologue", "PrologueArguments", "Epilogue", "EpilogueArguments",
+        "CPUNumber", "NodeNumber", "HostNumber",
         "JobName", "MaxWallTime", "MaxCpuTime", "MaxMemory", "MaxDisk", "NodeFailure",
     }
 )  # fmt: skip
@@ -37,16 +38,12 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 }
 """Attributes that are kept and do nothing here, and why."""
 
-_PARALLEL = "a job here is one process on one slot; leave it out, or give 1"
 _REMOTE = "sandbox files go between the user interface and the job; use InputData and OutputData for other places"
 _INTERACTIVE = "there is no terminal at a running job; submit a Normal job and look at its output with grid job follow"
 _CHECKPOINTS = "jobs are not divided into steps here; submit a Parametric job or a DAG"
 REFUSED: Mapping[str, tuple[str, object]] = {
-    "NodeNumber": (_PARALLEL, 1),
-    "CPUNumber": (_PARALLEL, 1),
-    "HostNumber": (_PARALLEL, 1),
-    "SMPGranularity": (_PARALLEL, 1),
-    "WholeNodes": ("a job here is one process on one slot; leave it out", False),
+    "SMPGranularity": ("slots are taken where there are any; leave it out, or ask for hosts with HostNumber", 1),
+    "WholeNodes": ("slots are taken where there are any; leave it out", False),
     "ShortDeadlineJob": ("no site gives slots at once to such jobs; leave it out", False),
     "InputSandboxBaseURI": (_REMOTE, None),
     "OutputSandboxDestURI": (_REMOTE, None),
@@ -63,9 +60,6 @@ REFUSED: Mapping[str, tuple[str, object]] = {
 nothing."""
 
 REFUSED_JOB_TYPES: Mapping[str, str] = {
-    "mpich": f"parallel jobs are not taken: {_PARALLEL}",
-    "mpi": f"parallel jobs are not taken: {_PARALLEL}",
-    "openmpi": f"parallel jobs are not taken: {_PARALLEL}",
     "interactive": _INTERACTIVE,
     "checkpointable": _CHECKPOINTS,
     "partitionable": _CHECKPOINTS,

@@ -41,6 +41,8 @@ def attributes_of(job: JobDescription) -> dict[str, Any]:
         "PrologueArguments": list(job.prologue_arguments),
         "Epilogue": job.epilogue,
         "EpilogueArguments": list(job.epilogue_arguments),
+        "CPUNumber": job.slots if job.slots > 1 else 0,
+        "HostNumber": job.hosts if job.hosts > 1 else 0,
         "MaxWallTime": f"{limits.wall_s} s" if limits.wall_s else "",
         "MaxCpuTime": f"{limits.cpu_s} s" if limits.cpu_s else "",
         "MaxMemory": f"{limits.memory_bytes} B" if limits.memory_bytes else "",

@@ -123,6 +123,10 @@ class JobDescription:
     limits: Limits = Limits()
     name: str = ""
     node_failure: NodeFailure = NodeFailure.STOP
+    slots: int = 1
+    """More: a gang, started that often at once or not at all."""
+    hosts: int = 1
+    """On at least so many worker nodes."""
     extra: tuple[tuple[str, str], ...] = ()
     """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
 
@@ -268,9 +272,13 @@ class Cluster:
 
 
 def _with_limits(job: JobDescription) -> str:
-    """Requirements, and that the queue lets the job run as long as it asks for. GLUE counts whole minutes."""
+    """Requirements, and that the queue lets the job run as long as it asks for, on as many slots. GLUE counts whole
+    minutes."""
     limits = (("MaxWallClockTime", job.limits.wall_s), ("MaxCPUTime", job.limits.cpu_s))
     terms = [f"other.GlueCEPolicy{name} >= {math.ceil(asked_s / 60)}" for name, asked_s in limits if asked_s]
+    if job.slots > 1:
+        terms.append(f"other.GlueCEInfoTotalCPUs >= {job.slots}")
+        terms.append('Member("GRIDFABRIC-GANG", other.GlueHostApplicationSoftwareRunTimeEnvironment)')
     return join_terms([job.requirements, *terms] if job.requirements else terms) if terms else job.requirements
 
 

@@ -112,6 +112,8 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     limits = description.limits
     wire.limits.wall_s, wire.limits.cpu_s = limits.wall_s, limits.cpu_s
     wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
+    if description.slots > 1:
+        wire.slots, wire.hosts = description.slots, description.hosts
     wire.vo = vo
     return job
 

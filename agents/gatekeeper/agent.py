@@ -432,7 +432,10 @@ class Gatekeeper(Agent):
         return publish.Measured(
             tuple(self._measure_queue(queue, full) for queue in self.queues.values()),
             self.machine.counts()[0],
-            tuple(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
+            (
+                *(() if self.options.batch == "slurm" else (publish.GANG_TAG,)),
+                *(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
+            ),
         )
 
     def _measure_queue(self, queue: QueueOptions, full: bool) -> publish.QueueMeasured:

@@ -19,8 +19,10 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from agents.gatekeeper import gangs
+from agents.gatekeeper.gangs import Phase
 from agents.gatekeeper.model import (
     KILL_REASONS,
     ON_WORKER,
@@ -30,6 +32,7 @@ from agents.gatekeeper.model import (
     ClosureAsked,
     CreditGiven,
     Event,
+    GoOnWorker,
     Hold,
     HoldAsked,
     Job,
@@ -38,6 +41,7 @@ from agents.gatekeeper.model import (
     JobStarted,
     KillOnWorker,
     Outcome,
+    PartReady,
     Purged,
     QueueRules,
     ReleaseAsked,
@@ -48,6 +52,7 @@ from agents.gatekeeper.model import (
     Ticked,
     Turn,
     Update,
+    Usage,
     WorkerArrived,
     WorkerLeft,
 )
@@ -75,11 +80,18 @@ class Worker:
     lost_at_us: int = 0
     held: set[str] = field(default_factory=set)
     """Ids of jobs ASSIGNED or RUNNING there."""
+    used: int = 0
+    """Slots that these take."""
 
     @property
     def room(self) -> int:
         """How many more jobs may be sent now."""
         return max(0, self.credit - (self.sent - self.seen)) if self.stream else 0
+
+    @property
+    def spare(self) -> int:
+        """Slots that nothing has and that a part of a gang may have."""
+        return min(self.room, self.slots - self.used)
 
 
 class GatekeeperMachine:
@@ -102,8 +114,10 @@ class GatekeeperMachine:
         """Of queues that are shut or will be; "" is all of them."""
         self.waiting_in: Counter[str] = Counter()
         """Jobs QUEUED by queue."""
+        self.gang = ""
+        """The gang whose turn it is, as long as it has no room: nothing else starts until it has. One of `parked`."""
         self.running_in: Counter[str] = Counter()
-        """Jobs ASSIGNED or RUNNING by queue."""
+        """Slots of jobs ASSIGNED or RUNNING by queue."""
         self._turn = Turn()
         self._now_us = 0
 
@@ -123,7 +137,9 @@ class GatekeeperMachine:
                 if job.blocked_by is not None:
                     self._away(job.blocked_by.worker, now_us)
             else:
-                self._onto(self._away(job.worker, now_us), job)
+                job.parts = gangs.without_ready(job.parts)
+                for name, slots in job.places:
+                    self._onto(self._away(name, now_us), job, slots)
 
     def restart(self, jobs: Iterable[Job], attempts: dict[str, int], sequence: int, now_us: int) -> None:
         """Forget everything but the numbers of purged fences and recover."""
@@ -154,6 +170,8 @@ class GatekeeperMachine:
                 self._submit(event.job)
             case JobStarted():
                 self._started(event)
+            case PartReady():
+                self._ready(event)
             case JobEnded():
                 self._ended(event)
             case CreditGiven():
@@ -239,6 +257,8 @@ class GatekeeperMachine:
         """A newer attempt arrived while an older one lives here: the older one dies first, unannounced."""
         if present.state in ON_WORKER:
             newer.blocked_by = Hold(present.worker, present.attempt, present.run)
+            if present.parts:  # rank 0's worker may be through with it
+                newer.blocked_by = Hold(present.places[0][0], present.attempt, present.run)
             self._kill(present, "FENCED")
             self._off_worker(present)
         else:
@@ -250,32 +270,39 @@ class GatekeeperMachine:
 
     # ---- reports about jobs
 
-    def _current(self, worker: str, job_id: str, attempt: int, run: int) -> Job | None:
+    def current(self, worker: str, job_id: str, attempt: int, run: int) -> Job | None:
         """The live job that this worker's hand-out is; None when the report is about something that no longer
         counts."""
         job = self.jobs.get(job_id)
-        if job is None or job.state not in ON_WORKER:
+        if job is None or job.state not in ON_WORKER or (job.attempt, job.run) != (attempt, run):
             return None
-        return job if (job.worker, job.attempt, job.run) == (worker, attempt, run) else None
+        return job if any(name == worker for name, _ in job.places) else None
 
     def _started(self, event: JobStarted) -> None:
-        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        job = self.current(event.worker, event.job_id, event.attempt, event.run)
         if job is None:
             # A hand-out that was given up started after all (its worker was thought lost): stop it.
             self._kill_there(event.worker, event.job_id, event.attempt, event.run, "FENCED")
             return
+        part = gangs.part_of(job.parts, event.worker)
+        if part is not None and part.phase is not Phase.STARTED:
+            job.parts = gangs.put(job.parts, replace(part, phase=Phase.STARTED))
+            self._turn.changed[job.job_id] = job
         if job.state is State.RUNNING:
-            return  # told again after a reconnect
+            return  # told again after a reconnect, or another part of a gang
         # ASSIGNED -> RUNNING: the worker's starter has forked the payload.
         job.started, job.started_at_us = True, event.at_us
         self._announce(job, State.RUNNING, event.at_us)
 
     def _ended(self, event: JobEnded) -> None:
         self._acknowledge(event.worker, event.job_id, event.attempt, event.run)
-        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        job = self.current(event.worker, event.job_id, event.attempt, event.run)
         if job is None:
             self._unblock(event.job_id, Hold(event.worker, event.attempt, event.run))
             return  # told again, or fenced: acknowledged so that the worker forgets it
+        if job.parts:
+            self._part_ended(job, event)
+            return
         job.usage, job.exit_code = event.usage, event.exit_code
         job.started = event.started  # false also after RUNNING: forked, but its program could not be executed
         job.reason, job.sentence = event.reason, event.sentence
@@ -294,16 +321,101 @@ class GatekeeperMachine:
         self._turn.ended_by_report.append((job, event))
 
     def _returned(self, event: JobReturned) -> None:
-        job = self._current(event.worker, event.job_id, event.attempt, event.run)
+        job = self.current(event.worker, event.job_id, event.attempt, event.run)
         if job is None:
             self._unblock(event.job_id, Hold(event.worker, event.attempt, event.run))
             return
+        part = gangs.part_of(job.parts, event.worker)
+        if job.state is not State.ASSIGNED and part is not None and part.phase is not Phase.STARTED:
+            self._part_lost(job, event.worker, "START_REFUSED", "could not be started there when the others were")
+            return
         if job.state is not State.ASSIGNED:
             return  # a worker cannot give back what it said it started; its end will be told
-        self._requeue(job)
+        self._requeue(job, event.worker)
 
-    def _requeue(self, job: Job) -> None:
+    # ---- gangs
+
+    def _ready(self, event: PartReady) -> None:
+        job = self.current(event.worker, event.job_id, event.attempt, event.run)
+        part = gangs.part_of(job.parts, event.worker) if job is not None else None
+        if job is None or part is None:
+            self._kill_there(event.worker, event.job_id, event.attempt, event.run, "FENCED")
+            return
+        if part.phase is not Phase.ASSIGNED:
+            return
+        job.parts = gangs.put(job.parts, replace(part, phase=Phase.READY))
+        self._go(job)
+
+    def _go(self, job: Job) -> None:
+        """All or nothing: when every part is ready, and its worker here to hear of it, they start."""
+        if any(part.phase is Phase.ASSIGNED for part in job.parts) or job.cancel_reason:
+            return
+        for part in job.parts:
+            if part.phase is Phase.READY:
+                stream = self.workers[part.worker].stream
+                self._turn.commands.append(GoOnWorker(part.worker, stream, job.job_id, job.attempt, job.run))
+
+    def _part_ended(self, job: Job, event: JobEnded) -> None:
+        """The first part that ends badly ends the others; the gang is over when all of its parts are."""
+        part = gangs.part_of(job.parts, event.worker)
+        assert part is not None
+        badly = bool(event.failed or event.exit_code or event.reason) and not job.cancel_reason
+        was_well = not any((job.exit_code, job.reason))
+        self._leave(job, part.worker, part.ranks)
+        used = event.usage
+        job.parts = gangs.put(
+            job.parts,
+            replace(
+                part, phase=Phase.ENDED, failed=event.failed and badly and was_well, wall_s=used.wall_s,
+                user_s=used.user_s, system_s=used.system_s, max_rss_bytes=used.max_rss_bytes,
+            ),
+        )  # fmt: skip
+        job.started = job.started or event.started
+        self._turn.changed[job.job_id] = job
+        self._turn.ended_by_report.append((job, event))
+        if badly and was_well:
+            job.exit_code, job.reason = event.exit_code, event.reason
+            first = gangs.first_rank(job.parts, part.worker)
+            ranks = f"ranks {first} to {first + part.ranks - 1}" if part.ranks > 1 else f"rank {first}"
+            why = event.sentence or f"ended with {event.exit_code}"
+            job.sentence = f"{ranks} on {part.worker}: {why}; the other ranks were stopped"
+        elif event.sentence and was_well:
+            job.sentence = "; ".join(filter(None, (job.sentence, event.sentence)))[:1000]
+        if badly and was_well:
+            self._kill(job, "GANG_ENDED")
+        if not job.places:
+            self._gang_ended(job, event.at_us)
+
+    def _gang_ended(self, job: Job, at_us: int) -> None:
+        parts = job.parts
+        job.usage = Usage(
+            max(part.wall_s for part in parts),
+            sum(part.user_s for part in parts),
+            sum(part.system_s for part in parts),
+            sum(part.max_rss_bytes for part in parts),
+        )
+        if job.cancel_reason:
+            job.reason = job.cancel_reason
+            self._end(job, State.CANCELLED, at_us)
+        else:
+            self._end(job, State.FAILED if any(part.failed for part in parts) else State.DONE, at_us)
+
+    def _part_lost(self, job: Job, worker: str, reason: str, sentence: str) -> None:
+        """As if its worker had said that it failed."""
+        self._part_ended(
+            job,
+            JobEnded(
+                worker, job.job_id, job.attempt, job.run, self._now_us, reason=reason, sentence=sentence, failed=True
+            ),
+        )
+
+    def _requeue(self, job: Job, by: str = "") -> None:
+        """`by`: the worker that does not have it; of a gang, the others give up their parts."""
+        for name, _ in job.places if job.parts else ():
+            if name != by:
+                self._kill_there(name, job.job_id, job.attempt, job.run, "FENCED")
         self._off_worker(job)
+        job.parts = ()
         job.returns += 1
         if job.cancel_reason:
             # ASSIGNED -> CANCELLED: never started, and the owner does not want it any more.
@@ -351,8 +463,9 @@ class GatekeeperMachine:
         for job in map(self.jobs.__getitem__, job_ids):
             if job.state is State.RUNNING:  # an order of one that is ASSIGNED may still wait for its transaction
                 job.cancel_reason = reason
-                worker = self.workers.get(job.worker)
-                if worker is not None and worker.stream:  # else it is told when it comes back
+                for worker in (self.workers.get(name) for name, _ in job.places):
+                    if worker is None or not worker.stream:
+                        continue  # it is told when it comes back
                     orders.append(KillOnWorker(worker.name, worker.stream, job.job_id, job.attempt, job.run, reason))
         return orders
 
@@ -405,9 +518,10 @@ class GatekeeperMachine:
             worker = self.workers[event.worker] = Worker(event.worker)
         worker.stream, worker.slots = event.stream, event.slots
         worker.credit = worker.seen = worker.sent = worker.lost_at_us = 0
+        self._not_ready(worker)
         held = set(event.held)
         for job_id, attempt, run in event.held:
-            job = self._current(event.worker, job_id, attempt, run)
+            job = self.current(event.worker, job_id, attempt, run)
             if job is None:
                 # Given up, fenced or ended here meanwhile: the worker stops it, reports, is acknowledged, forgets.
                 self._kill_there(event.worker, job_id, attempt, run, "FENCED")
@@ -418,11 +532,15 @@ class GatekeeperMachine:
             if (job_id, job.attempt, job.run) in held:
                 continue
             if job.state is State.ASSIGNED:
-                self._requeue(job)  # the order never arrived, or died with the agent before it was durable there
+                # the order never arrived, or died with the agent before it was durable there
+                self._requeue(job, worker.name)
             else:
                 # RUNNING -> FAILED: the worker came back without it, so it lost its own state.
-                self._lose(job, f"worker {worker.name} came back without knowing the job")
+                self._lose(job, worker.name, f"worker {worker.name} came back without knowing the job")
         self._unblock_all(worker.name, {(j, a, r) for j, a, r in held})
+        for job_id in [job_id for job_id in self.parked if self.jobs[job_id].slots > 1]:
+            self._dequeue(job_id)  # there may be slots enough now
+            self._enqueue(self.jobs[job_id], first=True)
 
     def _left(self, event: WorkerLeft) -> None:
         worker = self.workers.get(event.worker)
@@ -430,6 +548,12 @@ class GatekeeperMachine:
             return  # an older stream: the worker is here already again
         worker.stream = worker.credit = 0
         worker.lost_at_us = self._now_us + self.rules.worker_lost_us
+        self._not_ready(worker)
+
+    def _not_ready(self, worker: Worker) -> None:
+        """Its stream ended: a part that was ready there has to say it again, so that none starts without the others."""
+        for job in map(self.jobs.__getitem__, worker.held):
+            job.parts = gangs.without_ready(job.parts, worker.name)
 
     def _tick(self) -> None:
         over = {name for name, closure in self.closures.items() if 0 < closure.ends_at_us <= self._now_us}
@@ -442,12 +566,15 @@ class GatekeeperMachine:
                 # ASSIGNED, RUNNING -> FAILED or CANCELLED: silent for too long. Should the worker come back, what it
                 # still runs of these is killed and its report ignored.
                 seconds = self.rules.worker_lost_us // 1_000_000
-                self._lose(self.jobs[job_id], f"worker {worker.name} was not heard of for {seconds} s")
+                self._lose(self.jobs[job_id], worker.name, f"worker {worker.name} was not heard of for {seconds} s")
             self._unblock_all(worker.name, set())
             del self.workers[worker.name]
 
-    def _lose(self, job: Job, sentence: str) -> None:
+    def _lose(self, job: Job, worker: str, sentence: str) -> None:
         job.started = True  # perhaps; to assume less would allow a cheap second start
+        if job.parts:
+            self._part_lost(job, worker, "WORKER_LOST", sentence)
+            return
         if job.cancel_reason:
             job.reason = job.cancel_reason
             self._end(job, State.CANCELLED, self._now_us)
@@ -466,18 +593,23 @@ class GatekeeperMachine:
     def _assign(self) -> None:
         """QUEUED -> ASSIGNED, in the order of the shares, each to the worker with the most room; at most one
         transaction's worth."""
-        if not self.queue or any(closure.holds(self._now_us) for closure in self.closures_of("")):
+        if not (self.queue or self.gang) or any(closure.holds(self._now_us) for closure in self.closures_of("")):
             return
-        rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
+        rooms = self._rooms()
         if not rooms:
             return
-        heapq.heapify(rooms)
         left = MAX_ASSIGNED_PER_TURN
         if self.rules.max_running:
-            left = min(left, self.rules.max_running - sum(len(worker.held) for worker in self.workers.values()))
+            left = min(left, self.rules.max_running - sum(worker.used for worker in self.workers.values()))
         shut = self._shut()
-        while rooms and left > 0 and (job_id := self.queue.take(shut)) is not None:
+        while rooms and left > 0 and (job_id := self._next(shut)) is not None:
             job = self.jobs[job_id]
+            if job.slots > 1:
+                if not self._assign_gang(job, left):
+                    return
+                left -= job.slots
+                rooms, shut = self._rooms(), self._shut()
+                continue
             self.waiting_in[job.queue] -= 1
             if not self._time_for(job):
                 self._enqueue(job)  # parked
@@ -487,7 +619,7 @@ class GatekeeperMachine:
             worker = self.workers[name]
             job.run += 1
             job.worker = name
-            self._onto(worker, job)
+            self._onto(worker, job, 1)
             worker.sent += 1
             most = self.rules.queues.get(job.queue, QueueRules()).max_running
             if most and self.running_in[job.queue] >= most:
@@ -498,6 +630,57 @@ class GatekeeperMachine:
                 heapq.heapreplace(rooms, (room + 1, name))
             else:
                 heapq.heappop(rooms)
+
+    def _rooms(self) -> list[tuple[int, str]]:
+        rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
+        heapq.heapify(rooms)
+        return rooms
+
+    def _next(self, shut: set[str]) -> str | None:
+        """Whose turn it is: the gang that waits for room, else by the shares."""
+        if self.gang:
+            job = self.jobs[self.gang]
+            if job.queue not in shut and self._time_for(job):
+                return self.gang
+            self._dequeue(job.job_id)
+            self._enqueue(job, first=True)
+        while (job_id := self.queue.take(shut)) is not None:
+            job = self.jobs[job_id]
+            if job.slots == 1:
+                return job_id
+            self.parked[job_id] = None
+            if not self._time_for(job):
+                continue
+            connected = {worker.name: worker.slots for worker in self.workers.values() if worker.stream}
+            if gangs.place(job.slots, job.hosts, connected) is not None:
+                self.gang = job_id
+                return job_id
+            room = f"{sum(connected.values())} slots on {len(connected)} workers"
+            self._note(
+                job, "GANG_TOO_LARGE", f"it needs {job.slots} slots on {job.hosts} workers; there are {room} now"
+            )
+        return None
+
+    def _assign_gang(self, job: Job, left: int) -> bool:
+        """QUEUED -> ASSIGNED on all its workers, or it waits on, and everybody else with it."""
+        most = self.rules.queues.get(job.queue, QueueRules()).max_running
+        if job.slots > left or (most and self.running_in[job.queue] + job.slots > most):
+            return False
+        parts = gangs.place(job.slots, job.hosts, {worker.name: worker.spare for worker in self.workers.values()})
+        if parts is None:
+            return False
+        self._dequeue(job.job_id)
+        job.run += 1
+        job.parts, job.worker = parts, parts[0].worker
+        job.exit_code, job.reason, job.sentence = 0, "", ""
+        for part in parts:
+            worker = self.workers[part.worker]
+            self._onto(worker, job, part.ranks)
+            worker.sent += 1
+            worker.credit -= part.ranks - 1  # until it is told anew; one slot is counted by `sent`
+            self._turn.commands.append(RunOnWorker(worker.name, worker.stream, job, job.run))
+        self._announce(job, State.ASSIGNED, self._now_us)
+        return True
 
     # ---- small steps
 
@@ -510,6 +693,7 @@ class GatekeeperMachine:
                 self.sequence, job.job_id, job.attempt, job.owner, job.vo, state, at_us, job.worker, job.exit_code,
                 job.reason,
                 job.sentence, job.usage, job.started, job.account, job.fqan, job.queue,
+                job.slots,
             )
         )  # fmt: skip
 
@@ -533,19 +717,28 @@ class GatekeeperMachine:
             self.waiting_in[self.jobs[job_id].queue] -= 1
         self.queue.discard(job_id)
         self.parked.pop(job_id, None)
+        if self.gang == job_id:
+            self.gang = ""
 
-    def _onto(self, worker: Worker, job: Job) -> None:
+    def _onto(self, worker: Worker, job: Job, slots: int) -> None:
         worker.held.add(job.job_id)
-        self.running_in[job.queue] += 1
+        worker.used += slots
+        self.running_in[job.queue] += slots
 
     def _off_worker(self, job: Job) -> None:
-        worker = self.workers.get(job.worker)
+        for name, slots in job.places:
+            self._leave(job, name, slots)
+
+    def _leave(self, job: Job, name: str, slots: int) -> None:
+        worker = self.workers.get(name)
         if worker is not None and job.job_id in worker.held:
             worker.held.discard(job.job_id)
-            self.running_in[job.queue] -= 1
+            worker.used -= slots
+            self.running_in[job.queue] -= slots
 
     def _kill(self, job: Job, reason: str) -> None:
-        self._kill_there(job.worker, job.job_id, job.attempt, job.run, reason)
+        for name, _ in job.places:
+            self._kill_there(name, job.job_id, job.attempt, job.run, reason)
 
     def _kill_there(self, name: str, job_id: str, attempt: int, run: int, reason: str) -> None:
         worker = self.workers.get(name)
@@ -590,9 +783,9 @@ class GatekeeperMachine:
         return len(self.queue) + len(self.parked)
 
     def counts(self) -> tuple[int, int, int, int]:
-        """(slots of connected workers, slots free for a job now, jobs on workers, jobs waiting)."""
+        """(slots of connected workers, slots free for a job now, slots used on workers, jobs waiting)."""
         connected = [worker for worker in self.workers.values() if worker.stream]
         total = sum(worker.slots for worker in connected)
-        on_workers = sum(len(worker.held) for worker in self.workers.values())
-        free = sum(min(worker.room, max(0, worker.slots - len(worker.held))) for worker in connected)
+        on_workers = sum(worker.used for worker in self.workers.values())
+        free = sum(max(0, worker.spare) for worker in connected)
         return total, free, on_workers, self.waiting

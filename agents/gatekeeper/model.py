@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from agents.gatekeeper.gangs import Parts, Phase
 from fabric.errors import GridError, InvalidRequest
 from security.errors import Reason
 
@@ -97,6 +98,19 @@ class Job:
     fqan: str = ""
     """The primary one of its owner's attributes at submission, for accounting."""
     queue: str = ""
+    slots: int = 1
+    """More: a gang, which starts on all of them or on none."""
+    hosts: int = 1
+    """Of a gang: on at least so many workers."""
+    parts: Parts = ()
+    """Of a gang that is ASSIGNED or RUNNING: who has which ranks. `worker` has rank 0."""
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Workers that have it, or a part that has not ended, with the slots that it takes there."""
+        if not self.parts:
+            return [(self.worker, 1)]
+        return [(part.worker, part.ranks) for part in self.parts if part.phase is not Phase.ENDED]
 
     @property
     def ended(self) -> bool:
@@ -229,6 +243,16 @@ class CreditGiven:
 
 
 @dataclass(frozen=True, slots=True)
+class PartReady:
+    """A worker has prepared its part of a gang."""
+
+    worker: str
+    job_id: str
+    attempt: int
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobStarted:
     """A worker started the payload's process."""
 
@@ -288,6 +312,7 @@ Event = (
     | WorkerArrived
     | WorkerLeft
     | CreditGiven
+    | PartReady
     | JobStarted
     | JobEnded
     | JobReturned
@@ -332,6 +357,17 @@ class AcknowledgeWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class GoOnWorker:
+    """Every part of the gang is ready: the worker starts its own."""
+
+    worker: str
+    stream: int
+    job_id: str
+    attempt: int
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """One state change, as `Watch` and bookkeeping tell it: a copy of what they need."""
 
@@ -351,9 +387,10 @@ class Update:
     account: str = ""
     fqan: str = ""
     queue: str = ""
+    slots: int = 1
 
 
-Command = RunOnWorker | KillOnWorker | AcknowledgeWorker
+Command = RunOnWorker | GoOnWorker | KillOnWorker | AcknowledgeWorker
 
 
 @dataclass(slots=True)

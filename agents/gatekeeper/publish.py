@@ -11,6 +11,9 @@ from typing import Any
 from fabric import glue13, glue_model
 from fabric.settings import Endpoint, Settings
 
+GANG_TAG = "GRIDFABRIC-GANG"
+"""Among the software of a site that starts jobs of several slots; a broker's match for such jobs."""
+
 
 @dataclass(frozen=True)
 class QueueMeasured:
@@ -45,7 +48,7 @@ class Measured:
     queues: tuple[QueueMeasured, ...]
     total_slots: int
     tags: tuple[str, ...] = ()
-    """Of software, as the VOs' managers say."""
+    """Of software, as the VOs' managers say, and GANG_TAG."""
 
 
 def entries(

@@ -288,6 +288,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                         job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us,
                         priority=priority + self._queues[job.queue].priority, wall_s=wall_s,
                         fqan=next(iter(peer.fqans), ""), queue=job.queue,
+                        slots=max(1, job.description.slots), hosts=max(1, job.description.hosts),
                     )
                 )
             )  # fmt: skip
@@ -526,8 +527,7 @@ class WorkerPortServicer(gatekeeper_pb2_grpc.WorkerPortServicer):
         """One output file of a job that this worker has; it is tied to the job by the report that follows."""
         header = await _first(request_iterator, "StoreOutput")
         worker = current_peer(context).agent_name
-        job = self._driver.machine.jobs.get(header.job_id)
-        if job is None or (job.worker, job.attempt, job.run) != (worker, header.attempt, header.run):
+        if self._driver.machine.current(worker, header.job_id, header.attempt, header.run) is None:
             raise Refused(
                 "FENCED", f"{header.job_id} attempt {header.attempt} is not with {worker}; its output is not wanted"
             )

@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from agents.gatekeeper import gangs
 from agents.gatekeeper.model import Closure, Hold, Job, State, Update, Usage
 from fabric.errors import Exhausted
 
@@ -55,6 +56,9 @@ jobs = sa.Table(
     sa.Column("held", sa.Integer, nullable=False, server_default="0"),
     sa.Column("fqan", sa.Text, nullable=False, server_default=""),
     sa.Column("queue", sa.Text, nullable=False, server_default=""),
+    sa.Column("slots", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("hosts", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("parts", sa.Text, nullable=False, server_default=""),
     sa.Index("jobs_owner_sequence", "owner", "sequence"),
     sa.Index("jobs_state", "state", "ended_at_us"),
 )
@@ -118,18 +122,9 @@ counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key
 
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
 _FIXED = {
-    "job_id",
-    "owner",
-    "vo",
-    "account",
-    "uid",
-    "gid",
-    "accepted_at_us",
-    "priority",
-    "limit_wall_s",
-    "fqan",
-    "queue",
-}
+    "job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s", "fqan", "queue",
+    "slots", "hosts",
+}  # fmt: skip
 _CHANGING = [name for name in _JOB_COLUMNS if name not in _FIXED]
 _SELECT = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
 _INSERT = (
@@ -155,7 +150,7 @@ def _values(job: Job) -> dict[str, Any]:
         "sequence": job.sequence, "blocked_worker": hold.worker if hold else "",
         "blocked_attempt": hold.attempt if hold else 0, "blocked_run": hold.run if hold else 0,
         "priority": job.priority, "limit_wall_s": job.wall_s, "held": int(job.held),
-        "fqan": job.fqan, "queue": job.queue,
+        "fqan": job.fqan, "queue": job.queue, "slots": job.slots, "hosts": job.hosts, "parts": gangs.dumps(job.parts),
     }  # fmt: skip
 
 
@@ -165,6 +160,7 @@ def _job(row: Any) -> Job:
         started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
         sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held, fqan, queue,
+        slots, hosts, parts,
     ) = row  # fmt: skip
     return Job(
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
@@ -172,7 +168,7 @@ def _job(row: Any) -> Job:
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
         Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None, priority, limit_wall_s,
-        bool(held), fqan, queue,
+        bool(held), fqan, queue, slots, hosts, gangs.loads(parts),
     )  # fmt: skip
 
 
@@ -182,6 +178,7 @@ def update_of(job: Job) -> Update:
         job.sequence, job.job_id, job.attempt, job.owner, job.vo, job.state, job.changed_at_us, job.worker,
         job.exit_code,
         job.reason, job.sentence, job.usage, job.started, job.account, job.fqan, job.queue,
+        job.slots,
     )  # fmt: skip
 
 
@@ -221,7 +218,14 @@ def add_queues(connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN queue TEXT NOT NULL DEFAULT ''")
 
 
-MIGRATIONS = (add_queue_columns, add_queues)
+def add_gangs(connection: sa.Connection) -> None:
+    """Migration 3 to 4: jobs of several slots."""
+    for name in ("slots", "hosts"):
+        connection.exec_driver_sql(f"ALTER TABLE jobs ADD COLUMN {name} INTEGER NOT NULL DEFAULT 1")
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN parts TEXT NOT NULL DEFAULT ''")
+
+
+MIGRATIONS = (add_queue_columns, add_queues, add_gangs)
 
 
 def end_broker_epochs(connection: sa.Connection, owner: str, over: Iterable[tuple[str, int]]) -> None:
@@ -347,10 +351,15 @@ def drop_output(connection: sa.Connection, job_ids: Sequence[str]) -> None:
 
 
 def release_inputs(connection: sa.Connection, job_ids: Sequence[str]) -> None:
-    """Ended jobs need their input sandbox no more. Called before their output is put."""
+    """Ended jobs need their input sandbox no more. Called before their output is put, but for parts of gangs that ended
+    before."""
     keys = [(job_id,) for job_id in job_ids]
     if keys:
-        connection.exec_driver_sql("DELETE FROM sandbox_uses WHERE job_id = ?", keys)
+        connection.exec_driver_sql(
+            "DELETE FROM sandbox_uses WHERE job_id = ? AND NOT EXISTS (SELECT 1 FROM outputs "
+            "WHERE outputs.job_id = sandbox_uses.job_id AND outputs.sha256 = sandbox_uses.sha256)",
+            keys,
+        )
 
 
 def purge(connection: sa.Connection, job_ids: Sequence[str], now_us: int) -> None:

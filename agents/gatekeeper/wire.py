@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 
+from agents.gatekeeper import gangs
 from agents.gatekeeper.config import GatekeeperOptions, QueueOptions
 from agents.gatekeeper.model import (
     ENDED,
@@ -30,6 +31,8 @@ MAX_ENVIRONMENT = 200
 MAX_SANDBOX_FILES = 200
 MAX_DATA_FILES = 1000
 MAX_PROTOCOLS = 20
+MAX_SLOTS = 1000
+"""Of a gang."""
 MAX_NAME_BYTES = 200
 MAX_JOB_ID = 300
 _TAG = re.compile(r"VO-[A-Za-z0-9._+-]{1,160}\Z")
@@ -75,6 +78,7 @@ def check_job(job: pb.Job, options: GatekeeperOptions, queue: QueueOptions, vos:
     _check_streams(description)
     _check_output(description)
     _check_limits(description.limits, queue)
+    _check_gang(description, options, queue)
 
 
 def _check_input(description: pb.JobDescription, options: GatekeeperOptions) -> None:
@@ -172,6 +176,21 @@ def _check_limits(limits: pb.Limits, queue: QueueOptions) -> None:
         setattr(limits, name, wanted or most)
 
 
+def _check_gang(description: pb.JobDescription, options: GatekeeperOptions, queue: QueueOptions) -> None:
+    slots, hosts = description.slots or 1, description.hosts or 1
+    if not 1 <= hosts <= slots <= MAX_SLOTS:
+        raise DescriptionInvalidError(
+            "slots", f"are {slots} on {hosts} hosts; write 1 to {MAX_SLOTS} slots, and no more hosts than slots"
+        )
+    if slots > 1 and options.batch == "slurm":
+        raise DescriptionInvalidError("slots", f"are {slots}; a gatekeeper of Slurm starts jobs of one slot only")
+    most = min(filter(None, (queue.max_running, options.max_running)), default=slots)
+    if slots > most:
+        raise DescriptionInvalidError("slots", f"are {slots}; queue {queue.name} has at most {most} at a time")
+    if slots > 1 and description.output_data:
+        raise DescriptionInvalidError("output data", "are not moved for a job of several slots; let rank 0 move them")
+
+
 def check_name(name: str, field: str, *, plain: bool = False) -> None:
     """A relative name inside the job's directory. `plain`: without folders. Raises DescriptionInvalidError."""
     _check_text(name, field, MAX_NAME_BYTES)
@@ -222,9 +241,9 @@ def update_to_wire(update: Update) -> pb.JobUpdate:
     return wire
 
 
-def run_to_wire(job: Job, run: int, description: bytes) -> pb.RunJob:
-    """The order to a worker."""
-    return pb.RunJob(
+def run_to_wire(job: Job, run: int, description: bytes, worker: str, host_of: Callable[[str], str]) -> pb.RunJob:
+    """The order to a worker, and where the other parts of a gang are."""
+    order = pb.RunJob(
         job_id=job.job_id,
         attempt=job.attempt,
         run=run,
@@ -235,7 +254,11 @@ def run_to_wire(job: Job, run: int, description: bytes) -> pb.RunJob:
         gid=job.gid,
         delegation=job.owner,
         queue=job.queue,
+        first_rank=gangs.first_rank(job.parts, worker),
     )
+    for part in job.parts:
+        order.gang.add(host=host_of(part.worker), ranks=part.ranks)
+    return order
 
 
 _EVENT_TYPE = {
@@ -278,6 +301,7 @@ def events_to_wire(
                 "user_s": f"{usage.user_s:.3f}",
                 "system_s": f"{usage.system_s:.3f}",
                 "memory_bytes": str(usage.max_rss_bytes),
+                **({"processors": str(update.slots)} if update.slots > 1 else {}),
             }
         if update.state is State.DONE:
             fields["exit_code"] = str(update.exit_code)

@@ -26,10 +26,12 @@ from agents.gatekeeper.model import (
     Command,
     CreditGiven,
     Event,
+    GoOnWorker,
     Job,
     JobReturned,
     JobStarted,
     KillOnWorker,
+    PartReady,
     RunOnWorker,
     WorkerArrived,
     WorkerLeft,
@@ -58,6 +60,7 @@ class _Link:
     def __init__(self, worker: str, stream: int) -> None:
         self.worker, self.stream = worker, stream
         self.run: list[RunOnWorker] = []
+        self.go: list[GoOnWorker] = []
         self.cancel: list[KillOnWorker] = []
         self.acknowledged: list[AcknowledgeWorker] = []
         self.proxies: list[pb.ProxyGranted] = []
@@ -95,6 +98,8 @@ class WorkerPool:
                 continue
             if isinstance(command, RunOnWorker):
                 link.run.append(command)
+            elif isinstance(command, GoOnWorker):
+                link.go.append(command)
             elif isinstance(command, KillOnWorker):
                 link.cancel.append(command)
             else:
@@ -210,6 +215,8 @@ class WorkerPool:
                     job_id=kill.job_id, attempt=kill.attempt, run=kill.run, reason=kill.reason,
                     at_once=kill.reason in KILL_REASONS,
                 )  # fmt: skip
+            for go in _taken(link.go):
+                order.go.add(job_id=go.job_id, attempt=go.attempt, run=go.run)
             for done in _taken(link.acknowledged):
                 order.acknowledged.add(job_id=done.job_id, attempt=done.attempt, run=done.run)
             order.peek.extend(_taken(link.peeks))
@@ -230,16 +237,20 @@ class WorkerPool:
         for run in runs:
             if run.run != run.job.run:
                 continue  # it came back meanwhile
-            description = cached.pop(run.job.job_id, None) or read.get(run.job.job_id)
+            taken = cached.get if run.job.parts else cached.pop  # each worker of a gang gets it
+            description = taken(run.job.job_id, None) or read.get(run.job.job_id)
             if description is None:
                 continue  # purged meanwhile
             if size + len(description) > MAX_ORDER_BYTES:
                 yield order
                 order, size = pb.WorkerOrder(), 0
-            order.run.append(wire.run_to_wire(run.job, run.run, description))
+            order.run.append(wire.run_to_wire(run.job, run.run, description, run.worker, self._host))
             size += len(description) + 500
         if size:
             yield order
+
+    def _host(self, worker: str) -> str:
+        return self.facts.get(worker, {}).get("host", worker)
 
     async def _read(self, link: _Link, reports: AsyncIterator[pb.WorkerReport]) -> None:
         try:
@@ -265,6 +276,8 @@ class WorkerPool:
         name = link.worker
         events: list[Event] = []
         payloads: dict[int, list[Output]] = {}
+        for ready in report.ready:
+            events.append(PartReady(name, ready.job_id, ready.attempt, ready.run))
         for started in report.started:
             events.append(JobStarted(name, started.job_id, started.attempt, started.run, started.at_us, started.pid))
         for finished in report.finished:

@@ -27,7 +27,7 @@ class WorkerNode(Agent):
         store = context.store("worker", rows.metadata)
         root = scratch.choose_root(self.options.scratch_dir, context.state_dir, for_others=os.geteuid() == 0)
         self.runner = Runner(context, self.options, store, root, self._gatekeeper())
-        self.runner.facts = _facts(self.options)
+        self.runner.facts = {"host": settings.advertise, **_facts(self.options)}
 
     def _gatekeeper(self) -> Endpoint:
         settings = self.context.settings

@@ -22,7 +22,7 @@ OF_THE_NODE = frozenset(
     }
 )  # fmt: skip
 """Failures that no payload can bring about."""
-_NOT_A_FAILURE = frozenset({"CANCELLED", "FENCED", "WORKER_STOPPED"})
+_NOT_A_FAILURE = frozenset({"CANCELLED", "FENCED", "GANG_ENDED", "WORKER_STOPPED"})
 
 
 @dataclass(frozen=True)

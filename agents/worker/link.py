@@ -44,6 +44,7 @@ class Link:
         self._reconnect_max_s = reconnect_max_s
         self._orders: asyncio.Queue[pb.WorkerOrder] = asyncio.Queue(64)
         self._started: deque[Job] = deque()
+        self._ready: deque[Name] = deque()
         self._finished: deque[tuple[Name, Result]] = deque()
         self._refused: deque[Name] = deque()
         self._wanted: deque[tuple[str, bytes]] = deque()
@@ -60,6 +61,11 @@ class Link:
     def started(self, jobs: Sequence[Job]) -> None:
         """Tell that these run."""
         self._started.extend(jobs)
+        self._wake.set()
+
+    def ready(self, jobs: Sequence[Job]) -> None:
+        """Tell that these parts of gangs wait for the others."""
+        self._ready.extend(job.name for job in jobs)
         self._wake.set()
 
     def finished(self, jobs: Sequence[Job]) -> None:
@@ -139,6 +145,7 @@ class Link:
             await self._orders.join()
             self._broken.clear()
             self._seen, self._told = 0, None
+            self._ready.clear()
             self._started.clear()
             self._finished.clear()
             self._refused.clear()
@@ -202,6 +209,9 @@ class Link:
 
     def _next_report(self) -> pb.WorkerReport | None:
         report = pb.WorkerReport()
+        while self._ready and len(report.ready) < MAX_REPORTS:
+            name = self._ready.popleft()
+            report.ready.add(job_id=name.job_id, attempt=name.attempt, run=name.run)
         while self._started and len(report.started) < MAX_REPORTS:
             job = self._started.popleft()
             report.started.add(

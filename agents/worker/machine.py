@@ -18,6 +18,7 @@ from agents.worker.model import (
     Collected,
     Commands,
     Event,
+    GoAhead,
     Job,
     KillAsked,
     LinkOpened,
@@ -54,8 +55,10 @@ class WorkerMachine:
         self.jobs: dict[str, Job] = {}
         self.ready: dict[str, None] = {}
         """Keys of READY jobs in order."""
+        self.gangs: dict[str, Job] = {}
+        """Those of `jobs` that are parts of gangs."""
         self.in_slots = 0
-        """Jobs STARTING or RUNNING: with the starter, which keeps the number of processes at `slots`."""
+        """Slots of jobs STARTING or RUNNING: with the starter, which keeps what runs at `slots`."""
         self.unreported = 0
         """Jobs COLLECTING or REPORTED."""
         self.unfit = ""
@@ -89,7 +92,8 @@ class WorkerMachine:
         """How many more jobs this node takes."""
         if self.unfit or self.unreported >= self.max_unacknowledged:
             return 0
-        return max(0, self.slots + self.prefetch - (len(self.jobs) - self.unreported))
+        more = sum(job.slots - 1 for job in self.gangs.values() if job.phase in BEFORE_START | IN_SLOT)
+        return max(0, self.slots + self.prefetch - (len(self.jobs) - self.unreported) - more)
 
     # ---- events
 
@@ -117,6 +121,8 @@ class WorkerMachine:
                 self._acknowledged(event.name)
             case KillAsked():
                 self._kill(event)
+            case GoAhead():
+                self._go(event.name)
             case PrepareFailed():
                 self._prepare_failed(event)
             case StartRefused():
@@ -132,16 +138,16 @@ class WorkerMachine:
 
     def adopt(self, job: Job) -> None:
         """At start: a job whose row was found. Its phase is as `recover` found it."""
-        self.jobs[job.key] = job
+        self._add(job)
         if job.phase in IN_SLOT:
-            self.in_slots += 1
+            self.in_slots += job.slots
         elif job.phase in (Phase.COLLECTING, Phase.REPORTED):
             self.unreported += 1
 
     def _ordered(self, job: Job) -> None:
         if job.key in self.jobs:
             return
-        self.jobs[job.key] = job
+        self._add(job)
         job.busy = True
         self._out.prepare.append(job)
 
@@ -153,9 +159,19 @@ class WorkerMachine:
         if job.phase is Phase.PREPARING:
             # PREPARING -> READY: everything is in place.
             job.phase, job.ready_since = Phase.READY, self.monotonic
-            self.ready[key] = None
+            if job.waits_for_go:
+                self._out.report_ready.append(job)
+            else:
+                self.ready[key] = None
         else:
             self._maybe_forget(job)  # it was killed meanwhile
+
+    def _go(self, name: Name) -> None:
+        job = self.jobs.get(name.key)
+        if job is not None and job.waits_for_go and job.phase is Phase.READY:
+            # It has its slots: they count as taken since it was ordered.
+            job.waits_for_go = False
+            self.ready[job.key] = None
 
     def _prepare_failed(self, event: PrepareFailed) -> None:
         job = self.jobs.get(event.key)
@@ -176,7 +192,7 @@ class WorkerMachine:
             del self.ready[key]
             job = self.jobs[key]
             job.phase, job.withdrawing = Phase.STARTING, False
-            self.in_slots += 1
+            self.in_slots += job.slots
             self._out.start.append(job)
 
     def _started(self, event: ProcessStarted) -> None:
@@ -281,7 +297,7 @@ class WorkerMachine:
 
     def _maybe_forget(self, job: Job) -> None:
         if job.acknowledged and not job.busy:
-            del self.jobs[job.key]
+            self._drop(job)
             self.unreported -= 1
             self._out.forget.append(job)
 
@@ -290,6 +306,8 @@ class WorkerMachine:
         for job in self.jobs.values():
             if job.phase is Phase.RUNNING:
                 self._out.report_started.append(job)
+            elif job.phase is Phase.READY and job.waits_for_go:
+                self._out.report_ready.append(job)
             elif job.phase is Phase.REPORTED:
                 self._out.report.append(job)
 
@@ -298,7 +316,8 @@ class WorkerMachine:
         if self.in_slots < self.slots:
             return
         long_ago = monotonic - GIVE_BACK_AFTER_S
-        waiting = [job for job in self.jobs.values() if job.phase is Phase.STARTING and not job.withdrawing]
+        starting = (job for job in self.jobs.values() if job.phase is Phase.STARTING and job.key not in self.gangs)
+        waiting = [job for job in starting if not job.withdrawing]
         for job in waiting:
             if job.ready_since < long_ago and not job.kill_reason and self.in_slots > self.slots:
                 # Answered by NotRunning, or by ProcessStarted when it was forked just now.
@@ -306,6 +325,8 @@ class WorkerMachine:
                 self._out.withdraw.append(job.key)
         for key in list(self.ready):
             job = self.jobs[key]
+            if key in self.gangs:
+                continue
             if job.ready_since >= long_ago:
                 break
             # READY -> gone: the slots are busy with longer jobs than expected.
@@ -317,7 +338,7 @@ class WorkerMachine:
     # ---- small steps
 
     def _leave_slot(self, job: Job) -> None:
-        self.in_slots -= 1
+        self.in_slots -= job.slots
 
     def _report(self, job: Job, result: Result) -> None:
         job.phase, job.result = Phase.REPORTED, result
@@ -325,5 +346,20 @@ class WorkerMachine:
         self._out.report.append(job)
 
     def _give_back(self, job: Job) -> None:
-        del self.jobs[job.key]
+        self._drop(job)
         self._out.give_back.append(job)
+
+    def again(self, job: Job) -> None:
+        """At start: it was never started; it is to be ordered anew."""
+        self._drop(job)
+        self.in_slots -= job.slots
+        job.phase = Phase.PREPARING
+
+    def _add(self, job: Job) -> None:
+        self.jobs[job.key] = job
+        if job.slots > 1 or job.waits_for_go:
+            self.gangs[job.key] = job
+
+    def _drop(self, job: Job) -> None:
+        del self.jobs[job.key]
+        self.gangs.pop(job.key, None)

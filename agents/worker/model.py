@@ -93,6 +93,9 @@ class Job:
     exit_record: dict[str, Any] | None = None
     result: Result | None = None
     acknowledged: bool = False
+    slots: int = 1
+    waits_for_go: bool = False
+    """A part of a gang, which starts when the gatekeeper says that all parts are ready."""
     withdrawing: bool = False
     """The starter was asked to give it back unforked."""
 
@@ -112,6 +115,13 @@ class Prepared:
     """Its directory is complete."""
 
     key: str
+
+
+@dataclass(frozen=True, slots=True)
+class GoAhead:
+    """Every part of its gang is ready."""
+
+    name: Name
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +211,8 @@ class Looked:
 
 
 Event = (
-    Ordered | Prepared | PrepareFailed | ProcessStarted | StartRefused | ProcessEnded | ProcessLost | NotRunning |
-    Collected
+    Ordered | Prepared | GoAhead | PrepareFailed | ProcessStarted | StartRefused | ProcessEnded | ProcessLost
+    | NotRunning | Collected
     | KillAsked | AcknowledgedByGatekeeper | LinkOpened | Looked
 )  # fmt: skip
 
@@ -221,6 +231,8 @@ class Commands:
     collect: list[Job] = field(default_factory=list)
     withdraw: list[str] = field(default_factory=list)
     """Take these back from the starter if it has not forked them."""
+    report_ready: list[Job] = field(default_factory=list)
+    """Parts of gangs that wait for the others."""
     report_started: list[Job] = field(default_factory=list)
     report: list[Job] = field(default_factory=list)
     give_back: list[Job] = field(default_factory=list)

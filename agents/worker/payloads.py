@@ -38,7 +38,7 @@ class Job:
     """One running payload. `pid` is also its process group and session."""
 
     __slots__ = (
-        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "processes", "reason",
+        "cpu_s", "deadline_kind", "grace_s", "key", "memory_bytes", "peak_bytes", "pid", "processes", "reason", "slots",
         "started_at_us", "started_mono", "uid", "wall_s",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Job:
         self.processes = int(order.get("processes") or 0)
         self.grace_s = float(order.get("grace_s") or 5)
         self.uid = int(order.get("uid", -1))
+        self.slots = int(order.get("slots") or 1)
         self.reason = ""
         self.peak_bytes = 0
         self.deadline_kind = ""
@@ -167,6 +168,8 @@ class Payloads:
         """`die_with_us`: a payload's first process is killed when this process is."""
         self.die_with_us = die_with_us
         self.jobs: dict[str, Job] = {}
+        self.used_slots = 0
+        """That these take."""
         self.by_pid: dict[int, Job] = {}
         self.hidden: dict[int, str] = {}
         """Processes outside the sessions of running jobs: pid to the job key in their environment."""
@@ -233,6 +236,7 @@ class Payloads:
         """Watch over a payload that has been started."""
         job = Job(order["key"], pid, order, at_us, time.monotonic())
         self.jobs[job.key] = self.by_pid[pid] = job
+        self.used_slots += job.slots
         if job.wall_s > 0:
             heapq.heappush(self.deadlines, (job.started_mono + job.wall_s, "wall", job.key, pid))
         return job
@@ -294,6 +298,7 @@ class Payloads:
             if job is None:
                 continue
             del self.by_pid[pid], self.jobs[job.key]
+            self.used_slots -= job.slots
             ended.append(job)
             records.append(self._exit_record(job, status, usage))
         if ended or (reaped and self.can_list_children):

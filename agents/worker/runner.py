@@ -22,7 +22,7 @@ from typing import Any
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from agents.worker import payloads, scratch, wrapper
+from agents.worker import payloads, ranks, scratch, wrapper
 from agents.worker import store as rows
 from agents.worker.batch import BatchSystem, Listing
 from agents.worker.broker_info import broker_info
@@ -37,6 +37,7 @@ from agents.worker.model import (
     Collected,
     Commands,
     Event,
+    GoAhead,
     Job,
     KillAsked,
     LinkOpened,
@@ -161,7 +162,7 @@ class Runner:
         held = await self._store.read(rows.load)
         for key, boot_id, order in held:
             run = pb.RunJob.FromString(order)
-            job = Job(key, Name(run.job_id, run.attempt, run.run), run.owner, run, phase=Phase.STARTING)
+            job = _job(run, Phase.STARTING)
             rebooted = boot_id != self.boot_id and not self.batch.outlives_reboot
             if rebooted and self.batch.exit_of(key) is None:
                 # Nothing of before the reboot says whether it ran: it may have, so it is not started again here.
@@ -254,9 +255,7 @@ class Runner:
 
     def _again(self, job: Job) -> None:
         """At start: it was never started; prepare it anew."""
-        self.machine.jobs.pop(job.key)
-        self.machine.in_slots -= 1
-        job.phase = Phase.PREPARING
+        self.machine.again(job)
         self.feed([Ordered(job)])
 
     async def stop(self, timeout_s: float) -> None:
@@ -297,6 +296,8 @@ class Runner:
             self.batch.cancel([job.key], job.kill_reason, at_once=job.at_once)
         if todo.withdraw:
             self.batch.withdraw(todo.withdraw)
+        if todo.report_ready:
+            self.link.ready(todo.report_ready)
         if todo.report_started:
             self.link.started(todo.report_started)
             for job in todo.report_started:
@@ -369,6 +370,8 @@ class Runner:
         for kill in order.cancel:
             name = Name(kill.job_id, kill.attempt, kill.run)
             events.append(KillAsked(name, kill.reason or "CANCELLED", kill.at_once))
+        for go in order.go:
+            events.append(GoAhead(Name(go.job_id, go.attempt, go.run)))
         for done in order.acknowledged:
             events.append(AcknowledgedByGatekeeper(Name(done.job_id, done.attempt, done.run)))
         for peek in order.peek:
@@ -385,10 +388,7 @@ class Runner:
 
     async def _keep_orders(self, runs: list[pb.RunJob]) -> list[Event]:
         now_us = to_us(self.context.clock.now())
-        jobs = []
-        for run in runs:
-            name = Name(run.job_id, run.attempt, run.run)
-            jobs.append(Job(name.key, name, run.owner, run))
+        jobs = [_job(run, Phase.PREPARING) for run in runs]
         new = [(job.key, self.boot_id, now_us, job.order.SerializeToString()) for job in jobs]
         if self.machine.unfit:
             self.link.give_back([job.name for job in jobs])
@@ -507,6 +507,8 @@ class Runner:
             f"{self._contact}-{order.queue}", description.vo, tuple(description.data_access_protocols)
         )
         files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: info}
+        if order.gang:
+            files[ranks.MACHINES_NAME] = ranks.machine_file([(part.host, part.ranks) for part in order.gang])
         try:
             scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
@@ -549,6 +551,15 @@ class Runner:
         order, description = job.order, job.order.description
         path = str(self.root / job.key)
         command = _command(path, description)
+        if order.gang:
+            command = ranks.launcher(
+                command,
+                first=order.first_rank,
+                count=job.slots,
+                stdout=description.std_output,
+                stderr=description.std_error,
+                grace_s=self.options.term_grace_s,
+            )
         if _is_wrapped(description):
             command = wrapper.wrapped(
                 command,
@@ -570,13 +581,14 @@ class Runner:
             "uid": order.uid,
             "gid": order.gid,
             "wall_s": limits.wall_s,
-            "cpu_s": limits.cpu_s,
-            "memory_bytes": limits.memory_bytes,
+            "cpu_s": limits.cpu_s * job.slots,
+            "memory_bytes": limits.memory_bytes * job.slots,
             "file_bytes": limits.disk_bytes,
             "open_files": self.options.open_files,
             "processes": self.options.processes,
             "grace_s": self.options.term_grace_s,
             "queue": order.queue,
+            "slots": job.slots,
         }
 
     def _environment(self, job: Job, path: str) -> dict[str, str]:
@@ -605,6 +617,7 @@ class Runner:
             "GLITE_WMS_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
             "EDG_WL_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
             payloads.MARKER: job.key,
+            **(ranks.environment(path, [(part.host, part.ranks) for part in order.gang]) if order.gang else {}),
         }
         for catalogue in settings.endpoints("catalog")[:1]:
             environment["GRIDFABRIC_CATALOG"] = catalogue.address
@@ -690,7 +703,10 @@ class Runner:
         result = _result_of(job.exit_record or {}, job)
         if result.failed or result.reason:
             return result
-        return _with_stages(result, self._stages(job), job.order.description, self.options.script_s)
+        result = _with_stages(result, self._stages(job), job.order.description, self.options.script_s)
+        if job.order.gang and result.exit_code and not result.sentence:
+            result = replace(result, sentence=ranks.first_failed(self._piece(job, ranks.FAILED_NAME, 0)))
+        return result
 
     def _stages(self, job: Job) -> dict[str, str]:
         if not _is_wrapped(job.order.description):
@@ -961,8 +977,18 @@ def _wants_data(job: Job, record: dict[str, Any]) -> bool:
 
 
 def _output_names(job: Job) -> list[str]:
-    """The output sandbox; the standard streams are in it only if it names them."""
-    return list(job.order.description.output_sandbox)
+    """The output sandbox; the standard streams are in it only if it names them. Of a gang it is rank 0's, and of the
+    other ranks their standard streams."""
+    order = job.order
+    names = list(order.description.output_sandbox)
+    if not order.gang:
+        return names
+    streams = {order.description.std_output, order.description.std_error} & set(names)
+    others = range(order.first_rank, order.first_rank + job.slots)
+    return [
+        *(names if order.first_rank == 0 else ()),
+        *(ranks.stream_name(name, rank) for rank in others if rank for name in sorted(streams)),
+    ]
 
 
 def _result_of(record: dict[str, Any], job: Job) -> Result:
@@ -985,6 +1011,16 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)
     sentence = f"the job was stopped: {_LIMITS[reason]}" if reason in _LIMITS else ""
     return Result(**common, exit_code=int(record["exit_code"]), reason=reason, sentence=sentence, started=True)
+
+
+def _job(run: pb.RunJob, phase: Phase) -> Job:
+    name = Name(run.job_id, run.attempt, run.run)
+    before, slots = 0, 1
+    for part in run.gang:
+        if before == run.first_rank:
+            slots = part.ranks
+        before += part.ranks
+    return Job(name.key, name, run.owner, run, phase, slots=slots, waits_for_go=bool(run.gang))
 
 
 def _command(path: str, program: Any) -> list[str]:

@@ -88,7 +88,7 @@ class Starter(Payloads):
             self._flush()
 
     def _timeout(self) -> float:
-        if self._room > 0 and self.waiting:
+        if self._next_orders():
             return 0
         now = time.monotonic()
         until = now + (WATCH_EVERY_S if self.jobs else HOUSEKEEPING_EVERY_S)
@@ -255,17 +255,26 @@ class Starter(Payloads):
 
     # ---- starting
 
-    @property
-    def _room(self) -> int:
-        taken = len(self.jobs) + sum(len(launch.orders) for launch in self.launches)
-        return 0 if self.stopping else min(MAX_FORKS_PER_TURN, self.slots - taken)
+    def _next_orders(self) -> list[dict]:
+        """The first of those that wait, as many as there are slots for."""
+        if not self.waiting or self.stopping:
+            return []
+        used = self.used_slots + sum(_slots(order) for launch in self.launches for order in launch.orders.values())
+        count = 0
+        for order in self.waiting[:MAX_FORKS_PER_TURN]:
+            wanted = _slots(order)
+            if used and used + wanted > self.slots:  # alone, it runs even if the slots became fewer
+                break
+            used += wanted
+            count += 1
+        return self.waiting[:count]
 
     def _start_waiting(self) -> None:
-        room = self._room
-        if room <= 0 or not self.waiting:
+        orders = self._next_orders()
+        if not orders:
             return
         chosen, refused = [], []
-        for order in self.waiting[:room]:
+        for order in orders:
             try:
                 new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 os.close(os.open(record_of(order["key"]), new, 0o600))
@@ -275,7 +284,7 @@ class Starter(Payloads):
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 refused.append([order["key"], "DISK" if full else "STATE_DIRECTORY"])
-        del self.waiting[:room]
+        del self.waiting[: len(orders)]
         for orders in _by_kind(chosen) if self.can_list_children else [[order] for order in chosen]:
             try:
                 if self.can_list_children:
@@ -359,6 +368,10 @@ def _by_kind(orders: list[dict]) -> list[list[dict]]:
     for order in orders:
         found.setdefault(kind_of(order), []).append(order)
     return list(found.values())
+
+
+def _slots(order: dict) -> int:
+    return int(order.get("slots") or 1)
 
 
 def _listen(path: str) -> socket.socket:

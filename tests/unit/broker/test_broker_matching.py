@@ -313,3 +313,10 @@ def test_fuzzy_rank_draws_the_better_more_often_and_places_every_job():
     given = match_pass({1: 100}, {1: found}, {1}, rooms, {1: chance}).given[1]
     assert sum(given.values()) == 100
     assert len(given) == 3
+
+
+def test_a_job_of_several_slots_matches_sites_that_start_such_jobs_and_have_the_slots():
+    cluster = CompiledCluster(Cluster.of(JobDescription("/bin/true", slots=4), "cms", "/CN=a", ()))
+    tagged = {"GlueHostApplicationSoftwareRunTimeEnvironment": ("X", "GRIDFABRIC-GANG")}
+    found = [ce(GlueCEInfoTotalCPUs=count, **tags) for count, tags in ((4, tagged), (3, tagged), (4, {}))]
+    assert [cluster.matches(CompiledCe(one)) for one in found] == [True, False, False]

@@ -59,7 +59,7 @@ class Limits(_message.Message):
     def __init__(self, wall_s: _Optional[int] = ..., cpu_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "data_access_protocols")
+    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "slots", "hosts", "data_access_protocols")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,8 @@ class JobDescription(_message.Message):
     VO_FIELD_NUMBER: _ClassVar[int]
     PROLOGUE_FIELD_NUMBER: _ClassVar[int]
     EPILOGUE_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
     DATA_ACCESS_PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
     executable: str
     arguments: _containers.RepeatedScalarFieldContainer[str]
@@ -96,8 +98,10 @@ class JobDescription(_message.Message):
     vo: str
     prologue: Script
     epilogue: Script
+    slots: int
+    hosts: int
     data_access_protocols: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., slots: _Optional[int] = ..., hosts: _Optional[int] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Script(_message.Message):
     __slots__ = ("executable", "arguments")
@@ -364,7 +368,7 @@ class PurgeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("hello", "credit", "started", "finished", "proxy_wanted", "refused_job_ids", "refused", "unfit")
+    __slots__ = ("hello", "credit", "started", "finished", "proxy_wanted", "refused_job_ids", "refused", "ready", "unfit")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
@@ -372,6 +376,7 @@ class WorkerReport(_message.Message):
     PROXY_WANTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_JOB_IDS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     UNFIT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     credit: Credit
@@ -380,8 +385,9 @@ class WorkerReport(_message.Message):
     proxy_wanted: ProxyWanted
     refused_job_ids: _containers.RepeatedScalarFieldContainer[str]
     refused: _containers.RepeatedCompositeFieldContainer[HeldJob]
+    ready: _containers.RepeatedCompositeFieldContainer[HeldJob]
     unfit: str
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., proxy_wanted: _Optional[_Union[ProxyWanted, _Mapping]] = ..., refused_job_ids: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., unfit: _Optional[str] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., proxy_wanted: _Optional[_Union[ProxyWanted, _Mapping]] = ..., refused_job_ids: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., ready: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., unfit: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker", "slots", "held", "facts")
@@ -487,7 +493,7 @@ class ProxyWanted(_message.Message):
     def __init__(self, owner: _Optional[str] = ..., request_pem: _Optional[bytes] = ...) -> None: ...
 
 class WorkerOrder(_message.Message):
-    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain", "welcome", "peek")
+    __slots__ = ("run", "cancel", "acknowledged", "proxy", "drain", "welcome", "peek", "go")
     RUN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
@@ -495,6 +501,7 @@ class WorkerOrder(_message.Message):
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PEEK_FIELD_NUMBER: _ClassVar[int]
+    GO_FIELD_NUMBER: _ClassVar[int]
     run: _containers.RepeatedCompositeFieldContainer[RunJob]
     cancel: _containers.RepeatedCompositeFieldContainer[HeldJob]
     acknowledged: _containers.RepeatedCompositeFieldContainer[HeldJob]
@@ -502,7 +509,8 @@ class WorkerOrder(_message.Message):
     drain: bool
     welcome: Welcome
     peek: _containers.RepeatedCompositeFieldContainer[Peek]
-    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., peek: _Optional[_Iterable[_Union[Peek, _Mapping]]] = ...) -> None: ...
+    go: _containers.RepeatedCompositeFieldContainer[HeldJob]
+    def __init__(self, run: _Optional[_Iterable[_Union[RunJob, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., acknowledged: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyGranted, _Mapping]] = ..., drain: _Optional[bool] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., peek: _Optional[_Iterable[_Union[Peek, _Mapping]]] = ..., go: _Optional[_Iterable[_Union[HeldJob, _Mapping]]] = ...) -> None: ...
 
 class Peek(_message.Message):
     __slots__ = ("id", "job_id", "attempt", "run", "name", "offset")
@@ -545,7 +553,7 @@ class Welcome(_message.Message):
     def __init__(self, heartbeat_ms: _Optional[int] = ..., contact: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
-    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run", "queue")
+    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run", "queue", "first_rank", "gang")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -556,6 +564,8 @@ class RunJob(_message.Message):
     DELEGATION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     description: JobDescription
@@ -566,7 +576,17 @@ class RunJob(_message.Message):
     delegation: str
     run: int
     queue: str
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ..., queue: _Optional[str] = ...) -> None: ...
+    first_rank: int
+    gang: _containers.RepeatedCompositeFieldContainer[Part]
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ..., queue: _Optional[str] = ..., first_rank: _Optional[int] = ..., gang: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("host", "ranks")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    ranks: int
+    def __init__(self, host: _Optional[str] = ..., ranks: _Optional[int] = ...) -> None: ...
 
 class ProxyGranted(_message.Message):
     __slots__ = ("owner", "chain_pem", "reason", "sentence")

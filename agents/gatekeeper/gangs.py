@@ -1,0 +1,96 @@
+"""Gangs: jobs of several slots that start on all of them or on none. Pure; what is decided when is in machine.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where the part of a gang is that one worker has."""
+
+    ASSIGNED = "ASSIGNED"
+    """Sent, and perhaps being prepared."""
+    READY = "READY"
+    """Everything is in place; it waits for the others. Not kept over a restart: the worker tells it again."""
+    STARTED = "STARTED"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ranks of a gang that one worker has; those of all parts follow each other. Seconds and bytes."""
+
+    worker: str
+    ranks: int
+    phase: Phase = Phase.ASSIGNED
+    failed: bool = False
+    """It ended by no fault of the payload."""
+    wall_s: float = 0.0
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+Parts = tuple[Part, ...]
+
+
+def place(slots: int, hosts: int, spare: Mapping[str, int]) -> Parts | None:
+    """A gang on the fewest workers that have room for it, but on `hosts` at least, those with the most room first; None
+    if it has no room. `spare`: free slots by worker."""
+    names = sorted((name for name, free in spare.items() if free > 0), key=lambda name: (-spare[name], name))
+    for count in range(max(1, hosts), min(slots, len(names)) + 1):
+        chosen = names[:count]
+        left = slots - count
+        if sum(spare[name] for name in chosen) < slots:
+            continue
+        parts: list[Part] = []
+        for name in chosen:
+            more = min(left, spare[name] - 1)
+            parts.append(Part(name, 1 + more))
+            left -= more
+        return tuple(parts)
+    return None
+
+
+def first_rank(parts: Parts, worker: str) -> int:
+    """Of this worker's part."""
+    before = 0
+    for part in parts:
+        if part.worker == worker:
+            break
+        before += part.ranks
+    return before
+
+
+def part_of(parts: Parts, worker: str) -> Part | None:
+    """This worker's."""
+    return next((part for part in parts if part.worker == worker), None)
+
+
+def put(parts: Parts, changed: Part) -> Parts:
+    """With one part in the place of the same worker's."""
+    return tuple(changed if part.worker == changed.worker else part for part in parts)
+
+
+def without_ready(parts: Parts, worker: str = "") -> Parts:
+    """After a restart, or when a worker's stream ended: who was ready has to say it again."""
+    return tuple(
+        replace(part, phase=Phase.ASSIGNED) if part.phase is Phase.READY and worker in ("", part.worker) else part
+        for part in parts
+    )
+
+
+def dumps(parts: Parts) -> str:
+    """For a row; empty for none."""
+    return json.dumps([astuple(part) for part in parts]) if parts else ""
+
+
+def loads(text: str) -> Parts:
+    """What `dumps` made."""
+    if not text:
+        return ()
+    rows: Sequence[Sequence[object]] = json.loads(text)
+    return tuple(Part(worker, ranks, Phase(phase), *rest) for worker, ranks, phase, *rest in rows)  # type: ignore[arg-type]
