@@ -100,7 +100,7 @@ async def test_one_with_much_to_do_does_not_hold_up_the_others() -> None:
 
 async def test_everything_else_has_its_turn_before_long_work_is_done() -> None:
     def long() -> Generator[None, None, int]:
-        for _ in range(20):
+        for _ in range(60):
             burn(SHORTEST_S)
             yield
         return looks
