@@ -6,6 +6,7 @@ Everything that must survive is in the store; this object can be thrown away and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -36,12 +37,12 @@ from agents.broker.matching import (
 from agents.broker.model import ComputingElement, JobDescription, JobState
 from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
-from agents.broker.succession import Succession
+from agents.broker.succession import COPIED_ID, Succession
 from agents.broker.tables import Change, JobRow, LogSink
 from fabric.clock import from_us, to_us
-from fabric.errors import GridError, Unavailable
+from fabric.errors import GridError, NotFound, Unauthenticated, Unavailable
 from fabric.glue13 import CeView
-from fabric.rpc.delegation import delegate
+from fabric.rpc.delegation import DEFAULT_ID, delegate
 from fabric.store import Store
 from security.errors import Reason, SecurityError
 
@@ -132,8 +133,17 @@ class BrokerCore:
         return to_us(self.context.clock.now())
 
     def credential(self, owner: str) -> Credential:
-        """The user's delegated proxy. Raises NotFound DELEGATION_MISSING, Unauthenticated DELEGATION_EXPIRED."""
-        return self.context.delegations.get(owner)
+        """The user's delegated proxy; where he has given none here, the one that came with copies of his jobs.
+
+        Raises NotFound DELEGATION_MISSING, Unauthenticated DELEGATION_EXPIRED.
+        """
+        delegations = self.context.delegations
+        try:
+            return delegations.get(owner)
+        except (NotFound, Unauthenticated):
+            with contextlib.suppress(NotFound, Unauthenticated):
+                return delegations.get(owner, COPIED_ID)
+            raise
 
     @staticmethod
     def fingerprint(credential: Credential) -> bytes:
@@ -143,14 +153,14 @@ class BrokerCore:
         """Someone's proxy is missing or has expired."""
         self._proxies_wanted.set()
 
-    async def delegate_to(self, host: str, port: int, owner: str, had: bytes) -> bytes:
+    async def delegate_to(self, host: str, port: int, owner: str, had: bytes, delegation_id: str = DEFAULT_ID) -> bytes:
         """Give the service there the user's proxy of now, if that is not the one it `had`; returns its fingerprint."""
         credential = self.credential(owner)
         fingerprint = self.fingerprint(credential)
         if fingerprint != had:
             channel = await self.context.channels.get(host, port, credential=credential)
             left = credential.not_after - self.context.clock.now()
-            await delegate(channel, credential, lifetime=max(timedelta(seconds=1), left))
+            await delegate(channel, credential, delegation_id, lifetime=max(timedelta(seconds=1), left))
         return fingerprint
 
     def delegation_changed(self, owner: str) -> None:
@@ -224,7 +234,12 @@ class BrokerCore:
 
         async def write() -> rows.Submitted:
             to_copy = self.succession.successor is not None
-            done = await self.store.write(lambda connection: rows.submit(connection, new, self.sink, to_copy=to_copy))
+
+            def keep(connection: sa.Connection) -> rows.Submitted:
+                self.require_open()  # else it could be forgotten with what was handed over
+                return rows.submit(connection, new, self.sink, to_copy=to_copy)
+
+            done = await self.store.write(keep)
             self._committed(done.changes)
             self.succession.changed()
             return done
@@ -239,7 +254,11 @@ class BrokerCore:
         return await asyncio.shield(task)
 
     async def _commit(self, change: Callable[[sa.Connection], list[Change]]) -> list[Change]:
-        changes = await self.store.write(change)
+        def keep(connection: sa.Connection) -> list[Change]:
+            self.require_open()
+            return change(connection)
+
+        changes = await self.store.write(keep)
         self._committed(changes)
         return changes
 

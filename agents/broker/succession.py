@@ -22,6 +22,7 @@ from agents.broker.model import SandboxFile
 from agents.broker.tables import Change
 from fabric.bell import Bell
 from fabric.errors import Conflict, DeadlineExceeded, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.rpc.delegation import DEFAULT_ID
 from fabric.rpc.probe import fetch_server_chain
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from fabric.settings import Endpoint
 
 AWAY = (Unavailable, DeadlineExceeded)
+COPIED_ID = "copied"
+"""Of the delegation that comes with copies: never passed on because it changed, or two brokers would do so for ever."""
 BATCH = 20
 """Submissions copied or adopted in one step."""
 MAX_DROPPED = 1000
@@ -83,7 +86,7 @@ class Succession:
         core = self._core
         self._over = await core.store.read(copies.epochs)
         self.epoch = self._over.pop(self.name, 0)
-        core.context.delegations.on_change(lambda owner, _: self._proxy_changed(owner))
+        core.context.delegations.on_change(self._proxy_changed)
         if self.successor is None:
             await core.open()
 
@@ -172,8 +175,8 @@ class Succession:
         """A copy lacks something."""
         self._news.ring()
 
-    def _proxy_changed(self, owner: str) -> None:
-        if self.successor is not None and owner in self._core.board.owners:
+    def _proxy_changed(self, owner: str, delegation_id: str) -> None:
+        if self.successor is not None and delegation_id == DEFAULT_ID and owner in self._core.board.owners:
             self._renewed.add(owner)
             self._news.ring()
 
@@ -203,8 +206,8 @@ class Succession:
             except GridError as error:
                 if not self.trouble:
                     core.log.warning("copies.wait", successor=successor.name, sentence=error.sentence)
-                self.trouble = error.sentence
                 self.lacking = await core.store.read(copies.lacking)
+                self.trouble = error.sentence
                 self._sent.ring()
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -238,7 +241,8 @@ class Succession:
     async def _send_for(self, owner: str, to: Endpoint, files: dict[str, SandboxFile]) -> None:
         """In the owner's name: a proxy, if it is another one than before, and the files that are not there."""
         core = self._core
-        self._delegated[owner] = await core.delegate_to(to.host, to.rpc, owner, self._delegated.get(owner, b""))
+        had = self._delegated.get(owner, b"")
+        self._delegated[owner] = await core.delegate_to(to.host, to.rpc, owner, had, COPIED_ID)
         if not files:
             return
         channel = await core.context.channels.get(to.host, to.rpc, credential=core.credential(owner))

@@ -178,6 +178,56 @@ async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
     ]
 
 
+async def test_a_broker_that_returns_hands_over_what_had_no_copy_and_one_that_lives_is_shut_out_by_force(
+    workload: TwoBrokers,
+) -> None:
+    await workload.start("slow")
+    slow = workload.ces["slow"]
+    slow.runs = False
+    owner = str(workload.lab.user("alice").identity)
+    first = await workload.at(FIRST)
+    copied = (await first.submit(TRUE)).job_id
+    await workload.found(first, copied, "SCHEDULED")
+    await workload.lab.stop(SECOND)
+    uncopied = (await first.submit(TRUE)).job_id  # the successor is away: one may be, at a time
+    await workload.found(first, uncopied, "SCHEDULED")
+    agent = workload.lab.agents[FIRST].agent
+    await until(lambda: "1 submissions have no copy elsewhere" in agent.health().detail, "it says so")
+    await workload.lab.stop(FIRST)
+
+    await workload.start_here(SECOND)
+    second = await workload.at(SECOND, delegated=False)
+    assert (await workload.take_over()).submissions == 1
+    await workload.start_here(FIRST)
+    for job_id in (copied, uncopied):
+        assert (await workload.found(second, job_id, "SCHEDULED")).attempt == 1
+        slow.finish(owner, slow.jobs[job_id])
+        await workload.found(second, job_id, "DONE")
+    first = await workload.at(FIRST)
+    assert await first.locate([copied, uncopied]) == []
+
+    last = (await first.submit(TRUE)).job_id
+    await workload.found(first, last, "SCHEDULED")
+    with pytest.raises(Conflict, match="answers, so it keeps its jobs") as caught:
+        await workload.take_over()
+    assert caught.value.reason == "BROKER_ALIVE"
+    taken = await asyncio.gather(*(workload.take_over(force=True) for _ in range(2)))
+    assert sorted(item.submissions for item in taken) == [0, 1]
+    slow.finish(owner, slow.jobs[last])
+    await workload.found(second, last, "DONE")
+
+    async def submitted() -> str:
+        try:
+            return (await first.submit(TRUE, submission_id="one more")).job_id
+        except Unavailable:  # it is handing over
+            return ""
+
+    during = await until(submitted, "the first broker takes jobs again, or still")
+    await until(lambda: during in slow.jobs, "one of the two has sent it")
+    assert workload.runs() == Counter([copied, uncopied, last])
+    assert len(slow.jobs) == 4
+
+
 async def test_who_may_not_take_over_and_what_is_no_copy(workload: TwoBrokers) -> None:
     await workload.start()
     stub = broker_pb2_grpc.BrokerStub
