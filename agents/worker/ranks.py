@@ -33,14 +33,16 @@ def launcher(command: Sequence[str], *, first: int, count: int, stdout: str, std
         # a trapped signal ends a `wait` too
         'await() { while wait "$1"; code=$?; [ "$code" = 143 ] && kill -0 "$1" 2>/dev/null; do :; done; }',
         f'failed() {{ mkdir {_FAILING_NAME} 2>/dev/null || return; printf \'%s %s\\n\' "$1" "$2" > {FAILED_NAME}; '
-        f"trap '' TERM; ( sleep {grace_s:g}; kill -KILL 0 ) & kill -TERM 0; }}",
+        f"trap '' TERM; ( sleep {grace_s:g}; kill -KILL 0 ) < /dev/null > /dev/null 2>&1 3<&- & kill -TERM 0; }}",
     ]
     for local in range(count):
         rank = first + local
         told = f"GRIDFABRIC_RANK={rank} GRIDFABRIC_LOCAL_RANK={local}"
         lines += [
-            # The trap comes when the program is there and hears SIGTERM itself; its exit code is waited for.
-            f"( {told} {program}{_streams(rank, stdout, stderr)} & pid=$!; trap : TERM; await $pid",
+            # The trap comes when the program is there and hears SIGTERM itself; its exit code is waited for. A signal
+            # that came while this shell was being forked is lost: the mark was made before it.
+            f"( {told} {program}{_streams(rank, stdout, stderr)} & pid=$!; trap : TERM; "
+            f"[ ! -d {_FAILING_NAME} ] || kill -TERM $pid; await $pid",
             f'[ "$code" = 0 ] || failed {rank} "$code"; exit "$code" ) &',
             'pids="$pids $!"',
         ]

@@ -41,7 +41,8 @@ def test_the_first_rank_that_ends_badly_ends_the_others_and_is_named(tmp_path: P
 
 
 def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
-    script = '[ "$GRIDFABRIC_RANK" = 0 ] || { trap "" TERM; while :; do sleep 100; done; }; sleep 0.1; exit 3'
+    deaf = "trap '' TERM; : > deaf; while :; do sleep 100; done"
+    script = f'[ "$GRIDFABRIC_RANK" = 0 ] || {{ {deaf}; }}; until [ -e deaf ]; do sleep 0.02; done; exit 3'
     code, _ = run(tmp_path, script, grace_s=0.2)
     assert code == -9  # the launcher too; what it wrote says why
     assert ranks.first_failed((tmp_path / ranks.FAILED_NAME).read_bytes()) == "rank 0 ended with 3"
