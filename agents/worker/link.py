@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -195,13 +197,14 @@ class Link:
         self._wake.set()
 
     async def _write(self, stream: Any, heartbeat_s: float) -> None:
+        said_at = time.monotonic()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(heartbeat_s / 2):
                     await self._wake.wait()
                 await self._pace.gather()
-            except TimeoutError:
-                self._told = None  # say something
+            if time.monotonic() - said_at >= heartbeat_s / 2:  # also if it is woken all the time and has no news
+                self._told, said_at = None, time.monotonic()
             self._wake.clear()
             self._pace.took(len(self._started) + len(self._finished))
             while (report := self._next_report()) is not None:
