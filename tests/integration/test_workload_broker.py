@@ -53,7 +53,7 @@ async def test_a_job_runs_and_is_cleared(workload: Workload, tmp_path: Path) -> 
     await workload.located(broker, job_id, "DONE")
     await broker.clear([job_id])
     await workload.until(lambda: ce.purged == [job_id])
-    history = await (await workload.bookkeeping()).history(job_id)
+    history = await workload.history(job_id, "MATCHED", "DONE")
     assert names(history.events)[:6] == ["REGISTERED", "ENQUEUED", "MATCHED", "TRANSFERRED", "RUNNING", "DONE"]
     await workload.located(broker, job_id, "CLEARED")
 
@@ -127,7 +127,7 @@ async def test_failure_goes_elsewhere_and_says_why(workload: Workload) -> None:
     bad = workload.ces["bad"].jobs
     assert bad
     assert all(workload.ces["good"].jobs[job_id].attempt == 2 for job_id in bad)
-    history = await (await workload.bookkeeping()).history(next(iter(bad)))
+    history = await workload.history(next(iter(bad)), "RESUBMISSION")
     (again,) = [event for event in history.events if event_name(event.type) == "RESUBMISSION"]
     assert (again.fields["reason"], again.fields["retry"], again.attempt) == ("WORKER_LOST", "shallow", 2)
 
@@ -143,7 +143,7 @@ async def test_a_ce_that_fails_jobs_fast_gets_no_more(workload: Workload) -> Non
     jobs = await workload.ended(list(answer.children))
     assert {state_name(job.state) for job in jobs} == {"DONE"}
     failed = set(bad.jobs)
-    history = await (await workload.bookkeeping()).history(min(failed))
+    history = await workload.history(min(failed), "MATCHED", "MATCHED")
     first, second = [event.fields for event in history.events if event_name(event.type) == "MATCHED"]
     assert ("jobmanager-bad" in first["ce"], "jobmanager-good" in first["runner_up"]) == (True, True)
     assert (first["rank"], first["runner_up_rank"], first["suited"]) == ("0", "0", "2")

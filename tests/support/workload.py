@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc as gk_grpc
 from support.grid import LabGrid
+from support.waiting import until
 
-from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient
+from agents.bookkeeping.client import ENDED_STATES, BookkeepingClient, event_name
 from agents.broker.client import BrokerClient
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.glue13 import ce_entries, cluster_entries
@@ -246,6 +248,17 @@ class Workload:
                 if len(states) >= (count or len(job_ids)) and all(job.state in ENDED_STATES for job in states.values()):
                     return list(states.values())
         raise AssertionError("the watch ended")
+
+    async def history(self, job_id: str, *kinds: str) -> Any:
+        """A job's history as soon as it has events of these kinds, as often as they are named: broker and gatekeepers
+        tell theirs in their own time."""
+        client = await self.bookkeeping()
+
+        async def found() -> Any:
+            history = await client.history(job_id)
+            return history if Counter(kinds) <= Counter(event_name(e.type) for e in history.events) else None
+
+        return await until(found, f"{kinds} of {job_id}")
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         async with asyncio.timeout(timeout_s):
