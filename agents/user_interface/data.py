@@ -43,6 +43,17 @@ def check_lfn(text: str) -> str:
     return lfn
 
 
+def check_name(text: str) -> str:
+    """The name of a file in the catalogue: its GUID, or an LFN as `check_lfn` has it. Raises UsageProblem."""
+    return text if text.startswith("guid:") else check_lfn(text)
+
+
+def require_vo(grid: Grid) -> None:
+    """Raises UsageProblem where it is not known for which VO files are."""
+    if not grid.vo:
+        raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+
+
 async def elements(grid: Grid) -> list[Element]:
     """Every storage element that is known, from the endpoints or the information system."""
     known = [Element(e.name, e.site, e.host, e.rpc) for e in grid.services.all("storage") if e.rpc]
@@ -217,8 +228,7 @@ async def put_command(
     name = check_lfn(lfn)
     require_regular(path)
     async with open_for_user(environ) as grid:
-        if not grid.vo:
-            raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+        require_vo(grid)
         file = await store(grid, path, name, await find_element(grid, se))
     if as_json:
         console.print_json(file_data(file))
@@ -230,7 +240,7 @@ async def get_command(
     lfn: str, path: Path | None, se: str | None, *, force: bool, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
     """`grid data get`: from the replica asked for, or the first that can be read."""
-    name = lfn if lfn.startswith("guid:") else check_lfn(lfn)
+    name = check_name(lfn)
     async with open_for_user(environ) as grid:
         file = (await lookup(grid, [name]))[0]
         content = content_of(file)
@@ -396,7 +406,7 @@ def print_rows(rows: list[dict[str, Any]], failures: Sequence[Exception], text: 
 
 async def locate_command(lfns: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
     """`grid data locate`."""
-    names = [lfn if lfn.startswith("guid:") else check_lfn(lfn) for lfn in lfns]
+    names = [check_name(lfn) for lfn in lfns]
     async with open_for_user(environ) as grid:
         files = await lookup(grid, names)
     if as_json:

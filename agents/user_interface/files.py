@@ -23,7 +23,7 @@ NAMES = ("lfn:", "guid:")
 
 def check_name(text: str) -> str:
     """A name of any kind, as the services want it. Raises UsageProblem."""
-    return text if text.startswith((*AT_ELEMENT, "guid:")) else data.check_lfn(text)
+    return text if text.startswith(AT_ELEMENT) else data.check_name(text)
 
 
 def _address(grid: Grid, text: str) -> tuple[str, int]:

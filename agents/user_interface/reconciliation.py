@@ -20,7 +20,7 @@ from agents.storage import client as storage
 from agents.user_interface import console, data
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.data import Element
-from agents.user_interface.exits import Ended, ExitCode, UsageProblem, describe
+from agents.user_interface.exits import Ended, ExitCode, describe
 from agents.user_interface.proxy import now_utc
 from fabric.clock import to_us
 from fabric.errors import DataCorrupted, GridError, NotFound
@@ -186,8 +186,7 @@ async def _audit_once(
     rows: list[dict[str, Any]] = []
     before_us = to_us(now_utc() - timedelta(seconds=console.parse_duration(grace)))
     async with open_for_user(environ) as grid:
-        if not grid.vo:
-            raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+        data.require_vo(grid)
         element = await data.find_element(grid, se)
         cure = Cure(grid, element, dark=dark, lost=lost)
         ends = GridEnds(

@@ -44,7 +44,7 @@ async def readers_command(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data grant` and `grid data withdraw`."""
-    name = lfn if lfn.startswith("guid:") else data.check_lfn(lfn)
+    name = data.check_name(lfn)
     if not who:
         raise UsageProblem("say whom: a DN, or a group or role such as /cms/higgs")
     async with open_for_user(environ) as grid:

@@ -26,7 +26,7 @@ async def _replica(grid: Grid, file: catalog.Entry, se: str | None) -> catalog.R
     chosen = [replica for replica in file.replicas if element is None or data.is_at(replica, element)]
     if not chosen:
         raise NotFound("NO_REPLICA", f"{data.lfn_of(file)} has no replica{f' at {se}' if se else ''}")
-    for replica in chosen[1:] and chosen:
+    for replica in chosen if len(chosen) > 1 else ():
         try:
             info = await storage.stat(await grid.channel_to(*data.door(replica.surl)), replica.surl)
         except GridError:
@@ -61,7 +61,7 @@ async def stage_command(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data stage`."""
-    names = [lfn if lfn.startswith("guid:") else data.check_lfn(lfn) for lfn in lfns]
+    names = [data.check_name(lfn) for lfn in lfns]
     pin_s = float(console.parse_duration(pin)) if pin is not None else 0.0
     rows: dict[str, dict[str, Any]] = {}
     failures: list[Exception] = []

@@ -53,7 +53,7 @@ async def submit_command(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid transfer submit`."""
-    names = [lfn if lfn.startswith("guid:") else data.check_lfn(lfn) for lfn in lfns]
+    names = [data.check_name(lfn) for lfn in lfns]
     async with open_for_user(environ) as grid:
         names = await _all_names(grid, names)
         channel = await grid.channel("transfer")

@@ -94,8 +94,23 @@ async def _work_off(batches: AsyncGenerator[T], work: Callable[[T], Awaitable[No
         raise failures.exceptions[0] from None
 
 
-def _fits(count: int, size_bytes: int) -> bool:
-    return count <= storage.MAX_TOGETHER and size_bytes <= storage.MAX_TOGETHER_BYTES
+async def _together(files: AsyncGenerator[T], size_of: Callable[[T], int]) -> AsyncGenerator[list[T]]:
+    """Small files in batches of one call, each large one by itself."""
+    batch: list[T] = []
+    batch_bytes = 0
+    async with aclosing(files):
+        async for file in files:
+            size_bytes = size_of(file)
+            if size_bytes > storage.SMALL_BYTES:
+                yield [file]
+                continue
+            if len(batch) == storage.MAX_TOGETHER or batch_bytes + size_bytes > storage.MAX_TOGETHER_BYTES:
+                yield batch
+                batch, batch_bytes = [], 0
+            batch.append(file)
+            batch_bytes += size_bytes
+    if batch:
+        yield batch
 
 
 # -- into the grid ---------------------------------------------------------------------------------------------------
@@ -118,8 +133,7 @@ async def put_tree_command(
     if not source.is_dir():
         raise UsageProblem(f"{source} is not a directory; leave out -r for a single file", path=source)
     async with open_for_user(environ) as grid:
-        if not grid.vo:
-            raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+        data.require_vo(grid)
         tree = TreePut(grid, await data.find_element(grid, se))
         await tree.run(source, name)
     tree.tally.report("put", as_json=as_json)
@@ -136,26 +150,15 @@ class TreePut:
         """Every regular file below `source` gets its name below `lfn`."""
         self._names = await self._grid.channel("catalog")
         self._storage = await self._grid.channel_to(self._element.host, self._element.port)
-        await _work_off(self._batches(source, lfn), self._put)
+        await _work_off(_together(self._files(source, lfn), lambda file: file.size_bytes), self._put)
 
-    async def _batches(self, source: Path, lfn: str) -> AsyncGenerator[list[LocalFile]]:
+    async def _files(self, source: Path, lfn: str) -> AsyncGenerator[LocalFile]:
         found = _files(source, lfn)
-        batch: list[LocalFile] = []
-        size_bytes = 0
         while (file := await asyncio.to_thread(next, found, None)) is not None:
-            if not isinstance(file, LocalFile):
+            if isinstance(file, LocalFile):
+                yield file
+            else:
                 self.tally.fail(*file)
-                continue
-            if file.size_bytes > storage.SMALL_BYTES:
-                yield [file]
-                continue
-            if not _fits(len(batch) + 1, size_bytes + file.size_bytes):
-                yield batch
-                batch, size_bytes = [], 0
-            batch.append(file)
-            size_bytes += file.size_bytes
-        if batch:
-            yield batch
 
     async def _put(self, batch: list[LocalFile]) -> None:
         known = await self._known([file.lfn for file in batch])
@@ -333,12 +336,12 @@ class TreeGet:
     async def run(self, lfn: str, target: Path) -> None:
         """Every file below the directory `lfn` comes to its place below `target`."""
         self._names = await self._grid.channel("catalog")
-        await _work_off(self._batches(lfn, target), self._get)
+        await _work_off(
+            _together(self._files(lfn, target), lambda file: data.content_of(file.entry).size_bytes), self._get
+        )
 
-    async def _batches(self, lfn: str, target: Path) -> AsyncGenerator[list[WantedFile]]:
+    async def _files(self, lfn: str, target: Path) -> AsyncGenerator[WantedFile]:
         waiting = [(lfn, target)]
-        batch: list[WantedFile] = []
-        size_bytes = 0
         while waiting:
             directory, place = waiting.pop()
             await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
@@ -346,18 +349,8 @@ class TreeGet:
                 name = catalog.parse_lfn(entry.lfn).name  # not `..`, no slash in it, whatever the catalogue says
                 if entry.content is None:
                     waiting.append((f"{directory}/{name}", place / name))
-                    continue
-                wanted = WantedFile(entry, place / name)
-                if entry.content.size_bytes > storage.SMALL_BYTES:
-                    yield [wanted]
-                    continue
-                if not _fits(len(batch) + 1, size_bytes + entry.content.size_bytes):
-                    yield batch
-                    batch, size_bytes = [], 0
-                batch.append(wanted)
-                size_bytes += entry.content.size_bytes
-        if batch:
-            yield batch
+                else:
+                    yield WantedFile(entry, place / name)
 
     async def _get(self, batch: list[WantedFile]) -> None:
         missing: list[WantedFile] = []

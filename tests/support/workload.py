@@ -261,9 +261,7 @@ class Workload:
         return await until(found, f"{kinds} of {job_id}")
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():  # noqa: ASYNC110  the other side is another agent
-                await asyncio.sleep(0.01)
+        await until(condition, deadline_s=timeout_s)
 
     async def located(self, client: BrokerClient, job_id: str, *states: str, timeout_s: float = 10.0) -> Any:
         async with asyncio.timeout(timeout_s):
