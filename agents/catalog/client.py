@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ __all__ = [
     "replicas",
     "replicas_at",
     "set_access",
+    "walk",
     "watch",
 ]
 
@@ -207,6 +208,20 @@ async def list_directory(channel: Any, directory: str, page_size: int = 0) -> As
             yield entry
         if not token:
             return
+
+
+async def walk(open_channel: Callable[[], Awaitable[Any]], directory: str) -> AsyncGenerator[tuple[str, list[Entry]]]:
+    """A directory and all below it, page by page: (directory, entries of it), each directory's pages one after the
+    other. `open_channel` is asked for the channel of each page, so a long walk may change its credential. Raises
+    GridError."""
+    directories = [directory.rstrip("/")]
+    while directories:
+        here, token, more = directories.pop(), "", True
+        while more:
+            entries, token = await list_page(await open_channel(), here, token)
+            directories += [f"{here}/{parse_lfn(entry.lfn).name}" for entry in entries if entry.is_directory]
+            yield here, entries
+            more = bool(token)
 
 
 async def watch(channel: Any, directory: str) -> AsyncIterator[tuple[list[str], bool]]:

@@ -171,7 +171,7 @@ class TransferCore:
                 refused[entry.lfn] = NotFound("NO_REPLICA", f"{entry.lfn} has no replica{where} to copy from")
                 continue
             else:
-                transfer = machine.Transfer(source=self._best(sources, job.destination, ()))
+                transfer = machine.Transfer(source=sources[0])  # chosen when it is queued
             new.append((rows.NewFile(entry.lfn, entry.guid, entry.content.size_bytes, transfer), sources))
 
         def keep(connection: sa.Connection) -> list[tuple[int, rows.NewFile]]:

@@ -68,17 +68,15 @@ class Effects:
 
     async def below(self, owner: str, directory: str) -> AsyncIterator[list[catalog.Entry]]:
         """Every file in a directory and below with its replicas, some at a time. Raises NoProxy, GridError."""
-        directories = [directory]
-        while directories:
-            here, token, more = directories.pop(), "", True
-            while more:
-                channel = await self._catalogue(self.proxy(owner))
-                entries, token = await catalog.list_page(channel, here, token)
-                directories += [entry.lfn for entry in entries if entry.is_directory]
+
+        async def channel() -> Any:
+            return await self._catalogue(self.proxy(owner))
+
+        async with aclosing(catalog.walk(channel, directory)) as pages:
+            async for _, entries in pages:
                 names = [f"guid:{entry.guid}" for entry in entries if not entry.is_directory]
-                found, _ = await catalog.lookup(channel, names) if names else ([], [])
+                found, _ = await catalog.lookup(await channel(), names) if names else ([], [])
                 yield found
-                more = bool(token)
 
     async def prepare(self, owner: str, names: Sequence[str]) -> Prepared:
         """Look the files of a turn up. Raises NoProxy, GridError."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -117,6 +118,21 @@ async def lookup(grid: Grid, names: Sequence[str]) -> list[catalog.Entry]:
     by_name |= {replica.surl: entry for entry in found for replica in entry.replicas}
     by_name |= {guid if guid.startswith("guid:") else f"guid:{guid}": entry for entry in found if (guid := entry.guid)}
     return [by_name[name] for name in names]
+
+
+async def files_of(grid: Grid, names: Sequence[str]) -> list[str]:
+    """The files of these names, and every one below those that are directories; unknown GUIDs stay. Raises NotFound."""
+    channel = await grid.channel("catalog")
+    _, unknown = await catalog.lookup(channel, names)
+    directories = dict.fromkeys(name for name in unknown if not name.startswith("guid:"))
+    files = [name for name in dict.fromkeys(names) if name not in directories]
+    for directory in directories:
+        async with aclosing(catalog.walk(lambda: grid.channel("catalog"), directory)) as pages:
+            async for _, entries in pages:
+                files += [lfn_of(entry) for entry in entries if not entry.is_directory]
+    if not files:
+        raise NotFound("NO_FILES", f"there are no files below {names[0]}")
+    return files
 
 
 async def put(grid: Grid, path: Path, lfn: str, element: Element) -> catalog.Entry:

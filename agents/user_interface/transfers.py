@@ -10,13 +10,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from agents.catalog import client as catalog
 from agents.transfer.client import ENDED, TransferClient, TransferState
 from agents.user_interface import console, data
-from agents.user_interface.connection import Grid, as_operator, open_for_user
+from agents.user_interface.connection import as_operator, open_for_user
 from agents.user_interface.demo.progress import Bar
 from agents.user_interface.exits import Ended, ExitCode, describe
-from fabric.errors import GridError, NotFound
+from fabric.errors import GridError
 from fabric.ids import unique_id
 from security.errors import SecurityError
 
@@ -27,19 +26,6 @@ POLL_S = 1.0
 async def _opened(operator: bool, state: Path | None, environ: Mapping[str, str]) -> AsyncIterator[TransferClient]:
     async with as_operator(state, environ) if operator else open_for_user(environ, state) as grid:
         yield TransferClient(await grid.channel("transfer"))
-
-
-async def _below(channel: Any, name: str) -> list[str]:
-    """The file of this name, or every file below the directory."""
-    found, _ = await catalog.lookup(channel, [name])
-    if found or name.startswith("guid:"):
-        return [name]
-    files: list[str] = []
-    directories = [name]
-    while directories:
-        async for entry in catalog.list_directory(channel, directories.pop()):
-            (directories if entry.is_directory else files).append(data.lfn_of(entry))
-    return files
 
 
 async def submit_command(
@@ -55,7 +41,7 @@ async def submit_command(
     """`grid transfer submit`."""
     names = [data.check_name(lfn) for lfn in lfns]
     async with open_for_user(environ) as grid:
-        names = await _all_names(grid, names)
+        names = await data.files_of(grid, names)
         channel = await grid.channel("transfer")
         await grid.delegate(channel)
         client, job_id = TransferClient(channel), unique_id()
@@ -70,14 +56,6 @@ async def submit_command(
             console.print_json({"id": job_id, "accepted": accepted, "refused": wrong})
         if refused or (wait and await _failures(client, job_id)):
             raise Ended(ExitCode.FAILED)
-
-
-async def _all_names(grid: Grid, names: Sequence[str]) -> list[str]:
-    channel = await grid.channel("catalog")
-    found = [file for name in names for file in await _below(channel, name)]
-    if not found:
-        raise NotFound("NO_FILES", f"there are no files below {names[0]}")
-    return found
 
 
 async def _failures(client: TransferClient, job_id: str) -> int:

@@ -341,16 +341,14 @@ class TreeGet:
         )
 
     async def _files(self, lfn: str, target: Path) -> AsyncGenerator[WantedFile]:
-        waiting = [(lfn, target)]
-        while waiting:
-            directory, place = waiting.pop()
-            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
-            async for entry in catalog.list_directory(self._names, directory):
-                name = catalog.parse_lfn(entry.lfn).name  # not `..`, no slash in it, whatever the catalogue says
-                if entry.content is None:
-                    waiting.append((f"{directory}/{name}", place / name))
-                else:
-                    yield WantedFile(entry, place / name)
+        async with aclosing(catalog.walk(lambda: self._grid.channel("catalog"), lfn)) as pages:
+            async for directory, entries in pages:
+                place = target / directory.removeprefix(lfn).lstrip("/")
+                await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
+                for entry in entries:
+                    if entry.content is not None:
+                        # Not `..`, no slash in it, whatever the catalogue says.
+                        yield WantedFile(entry, place / catalog.parse_lfn(entry.lfn).name)
 
     async def _get(self, batch: list[WantedFile]) -> None:
         missing: list[WantedFile] = []
