@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Set in many containers: each of a grid's processes would compile again all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint proto bench soak fuzz wheel clean
 
