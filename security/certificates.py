@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtensionOID
 from OpenSSL import crypto
 
 from security.errors import Reason, ValidationError, utc_text
-from security.names import DistinguishedName
+from security.names import CanonicalName, DistinguishedName, canonical_name
 
 MAX_CHAIN_BYTES = 256 * 1024
 """A chain of ten RSA-4096 certificates with VOMS attributes is below 64 KiB."""
@@ -41,12 +41,17 @@ UNREADABLE: tuple[type[Exception], ...] = (ValueError, TypeError, UnsupportedAlg
 class _View:
     """What is asked of one certificate many times: names, encoding, OpenSSL's own object, some of its extensions."""
 
-    __slots__ = ("_native", "encoded", "has_policy_rules", "is_authority", "issuer", "may_sign_lists", "subject")
+    __slots__ = (
+        "_native", "canonical_issuer", "canonical_subject", "encoded", "has_policy_rules", "is_authority", "issuer",
+        "may_sign_lists", "subject",
+    )  # fmt: skip
 
     def __init__(self, certificate: x509.Certificate) -> None:
         self.encoded = certificate.public_bytes(Encoding.DER)
         self.subject = DistinguishedName.from_x509(certificate.subject)
         self.issuer = DistinguishedName.from_x509(certificate.issuer)
+        self.canonical_subject = canonical_name(certificate.subject)
+        self.canonical_issuer = canonical_name(certificate.issuer)
         self._native: crypto.X509 | None = None
         self.is_authority = certificate.version is x509.Version.v1 and certificate.subject == certificate.issuer
         self.may_sign_lists = True  # a certificate without key usage may do everything (RFC 5280 section 4.2.1.3)
@@ -109,6 +114,16 @@ def subject_of(certificate: x509.Certificate) -> DistinguishedName:
 def issuer_of(certificate: x509.Certificate) -> DistinguishedName:
     """The certificate's issuer. Raises as `subject_of`."""
     return _view(certificate).issuer
+
+
+def canonical_subject(certificate: x509.Certificate) -> CanonicalName:
+    """The certificate's subject as chaining compares it. Raises as `subject_of`."""
+    return _view(certificate).canonical_subject
+
+
+def canonical_issuer(certificate: x509.Certificate) -> CanonicalName:
+    """The certificate's issuer as chaining compares it. Raises as `subject_of`."""
+    return _view(certificate).canonical_issuer
 
 
 def der(certificate: x509.Certificate) -> bytes:

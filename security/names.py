@@ -24,6 +24,7 @@ MAX_VALUE_LENGTH = 1024
 
 Attribute = tuple[str, str]
 Rdn = tuple[Attribute, ...]
+CanonicalName = tuple[frozenset[Attribute], ...]
 
 _TYPE_OF_OID = {
     "2.5.4.3": "CN", "2.5.4.4": "SN", "2.5.4.5": "serialNumber", "2.5.4.6": "C", "2.5.4.7": "L", "2.5.4.8": "ST",
@@ -177,7 +178,7 @@ def same_name(one: x509.Name, other: x509.Name) -> bool:
     return one == other or canonical_name(one) == canonical_name(other)
 
 
-def canonical_name(name: x509.Name) -> tuple[frozenset[Attribute], ...]:
+def canonical_name(name: x509.Name) -> CanonicalName:
     """The name in the form that `same_name` compares."""
     return tuple(
         frozenset((attribute.oid.dotted_string, _canonical_value(attribute.value)) for attribute in rdn)

@@ -27,7 +27,7 @@ from security.certificates import MAX_CERTIFICATE_BYTES, parse_authority, subjec
 from security.errors import Reason, SecurityError, ValidationError, os_error_text, require_utc, utc_text
 from security.files import read_bounded
 from security.installation import install_authority, install_crl, remove_authority
-from security.names import Attribute, DistinguishedName, canonical_name
+from security.names import CanonicalName, DistinguishedName, canonical_name
 from security.revocation import (
     MAX_CRL_BYTES,
     CrlDocument,
@@ -149,6 +149,9 @@ class TrustSnapshot:
     """By hash: what the files say that the authority of that hash may sign."""
     allow_weak: bool = False
     """Lists signed with SHA-1 or MD5 are believed."""
+    lists_since: int | None = None
+    """Since the snapshot of this generation lists were followed by newer ones and nothing else has changed; None if
+    something else has with this one."""
 
     @cached_property
     def store(self) -> crypto.X509Store:
@@ -161,8 +164,8 @@ class TrustSnapshot:
         return store
 
     @cached_property
-    def _documents_by_name(self) -> dict[tuple[frozenset[Attribute], ...], list[CrlDocument]]:
-        found: dict[tuple[frozenset[Attribute], ...], list[CrlDocument]] = {}
+    def _documents_by_name(self) -> dict[CanonicalName, list[CrlDocument]]:
+        found: dict[CanonicalName, list[CrlDocument]] = {}
         for document in self.documents:
             found.setdefault(canonical_name(document.issuer), []).append(document)
         return found
@@ -182,21 +185,36 @@ class TrustSnapshot:
         return tuple(self._documents_by_name.get(canonical_name(issuer), ()))
 
     def names(self, chain: Sequence[x509.Certificate]) -> bool:
-        """True if a list of a chain's issuers has a serial number of it, or an issuer is not installed: whom a change
-        most likely means. A cheap look that decides who is judged first, and nobody's judgement."""
-        serials = [certificate.serial_number for certificate in chain]
-        known = self._subjects | {canonical_name(certificate.subject) for certificate in chain}
-        for certificate in chain:
-            if canonical_name(certificate.issuer) not in known:
+        """True if a list of an issuer, up to the root, has a serial number of a chain, or an issuer is not installed:
+        whom a change most likely means. A cheap look that decides who is judged first, and nobody's judgement."""
+        path, serials = list(chain), [certificate.serial_number for certificate in chain]
+        for certificate in path:  # it grows upward
+            issuer = certificates.canonical_issuer(certificate)
+            above = self._by_name.get(issuer, ())
+            if not above and all(certificates.canonical_subject(one) != issuer for one in path):
                 return True
-            for document in self.documents_named(certificate.issuer):
-                if any(serial in document.revoked for serial in serials):
+            path += [one for one in above if one not in path]
+            for document in self._documents_by_name.get(issuer, ()):
+                if certificate.serial_number in document.revoked or any(one in document.revoked for one in serials):
                     return True
         return False
 
+    def only_newer_lists(self, since: int, now: datetime) -> bool:
+        """True if who was accepted by the snapshot of generation `since` is accepted by this one too unless it `names`
+        them: nothing but newer lists came between, and no list is out of its time."""
+        if since == self.generation:
+            return True
+        if self.lists_since is None or since < self.lists_since:
+            return False
+        lists = (one for authority in self.authorities for one in authority.lists)
+        return all(one.last_update <= now and not one.expired(now) for one in lists)
+
     @cached_property
-    def _subjects(self) -> frozenset[tuple[frozenset[Attribute], ...]]:
-        return frozenset(canonical_name(authority.certificate.subject) for authority in self.authorities)
+    def _by_name(self) -> dict[CanonicalName, list[x509.Certificate]]:
+        found: dict[CanonicalName, list[x509.Certificate]] = {}
+        for authority in self.authorities:
+            found.setdefault(certificates.canonical_subject(authority.certificate), []).append(authority.certificate)
+        return found
 
     def documents_of(self, signer: x509.Certificate) -> tuple[CrlDocument, ...]:
         """The lists of that name which the key of this certificate signed. Its own path is not looked at."""
@@ -292,6 +310,39 @@ def with_delta(base: RevocationList, lists: Sequence[RevocationList], now: datet
     """`base` completed by the newest current delta of these that belongs to it."""
     deltas = [one for one in lists if is_delta(one)]
     return complete(base, deltas, now) if deltas else base
+
+
+def _followed_by_newer_lists(before: TrustSnapshot, after: TrustSnapshot) -> bool:
+    """True if the only difference is that authorities have a newer list for all of their certificates: nobody's chain
+    who is not in it is judged otherwise. Deltas, lists for a part, and lists of others may mean more than they name."""
+    if (before.signers, before.policies) != (after.signers, after.policies):
+        return False
+    if len(before.authorities) != len(after.authorities) or _loose(before) != _loose(after):
+        return False
+    return all(
+        (old.certificate, old.stems, old.policy, old.policy_problem)
+        == (new.certificate, new.stems, new.policy, new.policy_problem)
+        and (_fingerprints(old) == _fingerprints(new) or _is_newer_whole(old.lists, new.lists))
+        for old, new in zip(before.authorities, after.authorities, strict=True)
+    )
+
+
+def _loose(snapshot: TrustSnapshot) -> set[bytes]:
+    """Fingerprints of the lists that are not the newest of any authority."""
+    used = {fingerprint for authority in snapshot.authorities for fingerprint in _fingerprints(authority)}
+    return {document.fingerprint for document in snapshot.documents} - used
+
+
+def _fingerprints(authority: Authority) -> list[bytes]:
+    return [one.document.fingerprint for one in authority.lists]
+
+
+def _is_newer_whole(old: Sequence[RevocationList], new: Sequence[RevocationList]) -> bool:
+    return (
+        len(old) == len(new) == 1
+        and all(one.scope.is_whole and not is_delta(one) for one in (*old, *new))
+        and old[0].older_than(new[0])
+    )
 
 
 def _alarm(authority: Authority, now: datetime) -> CrlAlarm | None:
@@ -459,7 +510,11 @@ class TrustStore:
                 continue
             if not any(signed_by(document, signer) for signer in signers):
                 problems.append(TrustProblem(self._directory / name, error.reason, error.sentence))
-        return replace(snapshot, authorities=found, problems=tuple(dict.fromkeys(problems)))
+        snapshot = replace(snapshot, authorities=found, problems=tuple(dict.fromkeys(problems)))
+        before = self._snapshot
+        if not _followed_by_newer_lists(before, snapshot):
+            return snapshot
+        return replace(snapshot, lists_since=before.generation if before.lists_since is None else before.lists_since)
 
     def _read_authorities(
         self,

@@ -109,6 +109,8 @@ class VomsAttributes:
     not_after: datetime
     attributes: tuple[GenericAttribute, ...] = ()
     serial: int = 0
+    signers: tuple[x509.Certificate, ...] = field(default=(), repr=False, compare=False)
+    """The path of the VO server that signed it."""
 
 
 @dataclass(frozen=True)
@@ -486,8 +488,9 @@ def _verify(
         here = f", not for {', '.join(sorted(servers.hosts))}" if servers.hosts else ""
         raise refuse(f"it is only for {hosts}{here}; name every host that it is for with --target, or none")
     return VomsAttributes(
-        entry.vo, entry.fqans, entry.issuer, entry.uri, entry.not_after, entry.attributes, entry.serial
-    )
+        entry.vo, entry.fqans, entry.issuer, entry.uri, entry.not_after, entry.attributes, entry.serial,
+        server.certificates,
+    )  # fmt: skip
 
 
 def _signed_by(entry: AttributeCertificate, signer: x509.Certificate) -> bool:

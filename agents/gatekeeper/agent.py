@@ -296,9 +296,10 @@ class Gatekeeper(Agent):
                     self._stop_refused([job for job in self._under_way() if job.vo == vo], refusal, vo=vo)
             owners = {job.owner for job in self._under_way()}
             self._verified = {owner: known for owner, known in self._verified.items() if owner in owners}
-            named = {owner for owner in owners if self._is_named(owner, trust)}
-            await self._judge(named)
+            named: set[str] = set()
             if judged_by not in (-1, trust.generation):
+                named = {owner for owner in owners if self._is_named(owner, trust)}
+                await self._judge(named)
                 await self.context.judged.wait(OTHERS_AFTER_S, heard)
             judged_by = trust.generation
             await self._judge(owners - named)
@@ -356,7 +357,8 @@ class Gatekeeper(Agent):
         proxy, trust, now = context.delegations.get(owner), context.trust.snapshot(), context.clock.now()
         known = self._verified.get(owner)
         fresh = known is not None and known.proxy is proxy and (now - known.at).total_seconds() < JUDGE_OWNERS_S
-        if known is not None and fresh and known.trust == trust.generation:
+        same = known is not None and fresh and trust.only_newer_lists(known.trust, now)
+        if known is not None and same and not trust.names(known.identity.certificates):
             return known.identity
         identity = await asyncio.to_thread(validate_client_chain, proxy.certificates, trust, context.policy, now)
         self._verified[owner] = _Verified(identity, proxy, trust.generation, now)

@@ -104,8 +104,12 @@ class Link:
     def recheck(self) -> None:
         """Judge the host again if trust has changed: it may have been revoked. Raises Unauthenticated; then it is
         dropped."""
-        current = self.opened
-        if current is None or current.generation == self._owner.trust.snapshot().generation:
+        current, snapshot = self.opened, self._owner.trust.snapshot()
+        if current is None or current.generation == snapshot.generation:
+            return
+        now = self._owner.clock.now()
+        if snapshot.only_newer_lists(current.generation, now) and not snapshot.names(current.chain):
+            current.generation = snapshot.generation
             return
         try:
             current.generation = self._judge(current.chain)

@@ -162,9 +162,13 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         """As `judge_again`, of those alone whom a change of trust names: nobody else's sessions take time before theirs
         are closed."""
         trust = self._trust.snapshot()
+        self._shown = [one for one in self._shown if not trust.names(one.certificates) or self._may_be_shown(one)]
         for session in self._sessions:
             identity = session.peer.identity
-            if identity is not None and trust.names(identity.certificates):
+            if identity is None:
+                continue
+            signers = (attributes.signers for attributes in session.peer.attributes)
+            if any(trust.names(chain) for chain in (identity.certificates, *signers)):
                 self._judge_session(session, chains=True)
 
     async def judge_again(self, *, chains: bool = True) -> int:
@@ -172,7 +176,7 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         `chains` these are not verified again: nothing has changed but bans, members and VOs.
         """
         if chains:
-            self._shown = [one for one in self._shown if one is self._shown[0] or self._still_good(one)]
+            self._shown = [one for one in self._shown if self._may_be_shown(one)]
         closed = 0
         for number, session in enumerate(self._sessions):
             if number % JUDGED_PER_TURN == JUDGED_PER_TURN - 1:
@@ -188,7 +192,10 @@ class SecurityContext(security_pb2_grpc.SecurityContextServicer):
         self._sessions.close(session, reason)
         return True
 
-    def _still_good(self, shown: Credential) -> bool:
+    def _may_be_shown(self, shown: Credential) -> bool:
+        """The one in use by all means: clients judge it themselves."""
+        if shown is self._shown[0]:
+            return True
         try:
             validate_client_chain(shown.certificates, self._trust.snapshot(), self._policy, now=self._clock.now())
         except SecurityError:

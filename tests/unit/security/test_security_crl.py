@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -13,11 +16,12 @@ from hypothesis import strategies as st
 
 from security import _crl
 from security._crl import SerialIndex
+from security.authority import CertificateAuthority
 from security.credentials import Credential
-from security.errors import Reason, ValidationError
-from security.installation import install_crl, remove_authority
+from security.errors import Reason, SecurityError, ValidationError
+from security.installation import install_authority, install_crl, remove_authority
 from security.revocation import complete, parse_crl, verify_crl
-from security.testing import NOW, TestGrid
+from security.testing import NOW, TestGrid, shared_key
 from security.trust import TrustStore, subject_hash
 from security.validation import ValidationPolicy, validate_client_chain
 
@@ -182,3 +186,85 @@ def test_a_list_that_is_there_and_of_no_use_is_named(grid: TestGrid) -> None:
         with pytest.raises(ValidationError, match=words) as caught:
             validate_client_chain(alice.pem_chain(), trust, ValidationPolicy(), NOW)
         assert caught.value.reason == Reason.CRL_MISSING
+
+
+# What a change of lists means for those who were accepted before it
+
+
+def refused_later(grid: TestGrid, people: dict[str, Credential], change: Callable[[], object]) -> tuple[bool, set[str]]:
+    """Whether a change was of newer lists alone, and who is refused after it that was not before. Who is, must be named
+    by the change or judged with everybody."""
+    before = grid.trust
+
+    def accepted(name: str) -> bool:
+        with contextlib.suppress(SecurityError):
+            return bool(validate_client_chain(people[name].certificates, grid.trust, ValidationPolicy(), NOW))
+        return False
+
+    assert all(map(accepted, people))
+    change()
+    after = grid.trust
+    only_lists = after.only_newer_lists(before.generation, NOW)
+    refused = {name for name in people if not accepted(name)}
+    if only_lists:
+        assert refused <= {name for name, one in people.items() if after.names(one.certificates)}
+    return only_lists, refused
+
+
+def test_newer_lists_concern_only_whom_they_name(grid: TestGrid) -> None:
+    alice, bob, carol = (grid.user(name) for name in ("alice", "bob", "carol"))
+    people = {"alice": alice, "alice's proxy": grid.proxy(alice), "bob": bob, "stolen": grid.proxy(bob)}
+    first = grid.trust.generation
+    assert refused_later(grid, people, grid.publish_crl) == (True, set())
+    assert refused_later(grid, people, grid.garbage_crl) == (True, set())
+    assert refused_later(grid, people, lambda: grid.revoke(carol)) == (True, set())
+    assert refused_later(grid, people, lambda: grid.revoke_proxy(people["stolen"])) == (True, {"stolen"})
+    del people["stolen"]
+    assert refused_later(grid, people, lambda: grid.revoke(alice)) == (True, {"alice", "alice's proxy"})
+    last = grid.trust
+    assert last.only_newer_lists(first, NOW) and last.only_newer_lists(last.generation, NOW)
+    assert not last.only_newer_lists(first, NOW + 31 * DAY)  # out of their time
+    assert not last.only_newer_lists(first, NOW - DAY)
+    assert not last.only_newer_lists(first - 1, NOW)
+
+
+def test_of_a_revoked_authority_below_another_everybody_is_named(grid: TestGrid, tmp_path: Path) -> None:
+    below = CertificateAuthority.create(
+        tmp_path / "below", "/C=XX/O=TestGrid/CN=Below CA", lifetime=300 * DAY, now=NOW, parent=grid.ca,
+        namespace="/C=XX/O=TestGrid/OU=Below/*", key=shared_key(grid.key_type, 7),
+    )  # fmt: skip
+    install_authority(grid.trust_directory, below.ca_pem(), below.signing_policy())
+    install_crl(grid.trust_directory, below.build_crl(NOW, 30 * DAY), NOW)
+    key = shared_key(grid.key_type, 8)
+    dora = Credential(below.issue_user("Dora", key.public_key(), lifetime=DAY, now=NOW), key)
+    people = {"dora": dora, "dora's proxy": grid.proxy(dora), "alice": grid.user("alice")}
+    found = refused_later(grid, people, lambda: grid.revoke(below.certificate))
+    assert found == (True, {"dora", "dora's proxy"})
+
+
+@pytest.mark.parametrize("change", ["expired", "future", "missing", "forged", "part", "delta", "policy", "gone"])
+def test_any_other_change_is_not_of_newer_lists_alone(grid: TestGrid, change: str) -> None:
+    alice = grid.user("alice")
+    serial = alice.certificate.serial_number
+
+    def spoil() -> object:
+        number = grid.trust.authorities[0].crl.number  # type: ignore[union-attr]
+        assert number is not None
+        match change:
+            case "part":
+                users = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+                return install_crl(grid.trust_directory, made(grid, number + 1, {serial: None}, users), NOW)
+            case "delta":
+                data = made(grid, number + 1, {serial: None}, x509.DeltaCRLIndicator(number))
+                return install_crl(grid.trust_directory, data, NOW)
+            case "policy":
+                text = grid.signing_policy_path.read_text()
+                return grid.signing_policy_path.write_text(text.replace("/*", "/OU=Nobody/*"))
+            case "gone":
+                return remove_authority(grid.trust_directory, grid.ca.subject)
+            case _:
+                return getattr(grid, f"{change}_crl")()
+
+    only_lists, refused = refused_later(grid, {"alice": alice}, spoil)
+    assert not only_lists
+    assert refused == (set() if change == "forged" else {"alice"})
