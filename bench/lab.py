@@ -43,6 +43,11 @@ catalog = {{}}
 storage = {{}}
 gatekeeper = {{}}
 worker = {{ slots = {slots} }}
+[[site]]
+name = "FAR"
+location = "this machine"
+information = {{}}
+storage = {{}}
 """
 VO = "cms"
 ADMINISTRATION_S = 60.0
@@ -116,7 +121,7 @@ def state_folder(bench: Bench, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def started(bench: Bench, slots: int) -> Iterator[Lab]:
-    """A grid of one site with one user."""
+    """A grid of one site, another storage element elsewhere, and one user."""
     with state_folder(bench, "lab") as state:
         bench.say("  (starting a grid)")
         running = deploy.up(load.loads(DESCRIPTION.format(slots=slots), bench.folder / "bench.toml"), state)

@@ -12,11 +12,11 @@ from typing import Any
 
 from agents.storage import client as storage
 from agents.user_interface.connection import Grid
-from agents.user_interface.data import Element
+from agents.user_interface.data import Element, lookup, replicate_all
 from agents.user_interface.trees import TreeGet, TreePut
 from bench import limits
-from bench.lab import VO, Lab
-from bench.measure import Bench
+from bench.lab import VO, Lab, since
+from bench.measure import Bench, Table
 from fabric.settings import Endpoint
 
 MB = 1_000_000
@@ -28,19 +28,24 @@ TRIAL_S = 120.0
 
 
 def run(bench: Bench, lab: Lab) -> None:
-    """Large files by one stream and by four, then many small files."""
+    """Large files by one stream and by four, then many small files and copies of them."""
     limits.need(bench, "tls", "grpc", "disk", "small_files", "sha256")
     asyncio.run(_run(bench, lab))
 
 
 async def _run(bench: Bench, lab: Lab) -> None:
-    element: Endpoint = lab.services.all("storage")[0]
+    element, far = sorted(lab.services.all("storage"), key=lambda each: each.site == "FAR")
     async with lab.open() as grid:
         channel = await grid.channel_to(element.host, element.rpc)
         await _large(bench, channel, 1, bench.size(512, 128) << 20)
         await _large(bench, channel, STREAMS, bench.size(256, 64) << 20)
         await _small(bench, channel, bench.size(1000, 200))
-        await _together(bench, grid, Element(element.name, element.site, element.host, element.rpc))
+        await _together(bench, grid, _element(element))
+        await _copies(bench, lab, grid, _element(element), _element(far))
+
+
+def _element(found: Endpoint) -> Element:
+    return Element(found.name, found.site, found.host, found.rpc)
 
 
 async def _large(bench: Bench, channel: Any, streams: int, size: int) -> None:
@@ -93,6 +98,33 @@ async def _together(bench: Bench, grid: Grid, element: Element) -> None:
     note = "many by one call"
     bench.add("tree_put", "10 kB files put and registered, grid data put -r", "1/s", up, limit="small_files", note=note)
     bench.add("tree_get", "10 kB files got, grid data get -r", "1/s", down)
+
+
+async def _copies(bench: Bench, lab: Lab, grid: Grid, source: Element, target: Element) -> None:
+    """Third-party copies as `grid data replicate` asks for them, registered; and what a file costs each process."""
+    count = bench.size(3000, 500)
+    folder = bench.folder / "copies"
+    _files(folder, count, SMALL_BYTES)
+    rates: list[float] = []
+    used: dict[str, float] = {}
+    for _ in range(bench.trials):
+        lfn = f"lfn:/grid/{VO}/bench/{uuid.uuid4().hex}"
+        await TreePut(grid, source).run(folder, lfn)
+        names = [f"{lfn}/{path.name}" for path in folder.iterdir()]
+        before = lab.cpu()
+        seconds, failures = await _timed(_replicate(grid, names, target))
+        if failures:
+            raise failures[0]
+        rates.append(count / seconds)
+        for process, cpu_s in since(before, lab.cpu()).items():
+            used[process] = used.get(process, 0.0) + cpu_s / count / bench.trials
+    bench.add("copies", "10 kB files copied by storage elements and registered", "1/s", rates)
+    rows = tuple((name, f"{1e6 * cpu_s:.0f}") for name, cpu_s in used.items() if cpu_s >= 1e-5)
+    bench.tables.append(Table("Processor time of a third-party copy of 10 kB", ("process", "us/file"), rows))
+
+
+async def _replicate(grid: Grid, lfns: Sequence[str], target: Element) -> list[Exception]:
+    return await replicate_all(grid, await lookup(grid, lfns), target)
 
 
 def _files(folder: Path, count: int, size: int) -> list[Path]:

@@ -26,9 +26,11 @@ __all__ = [
     "Grant",
     "Lfn",
     "NewFile",
+    "NewReplica",
     "Replica",
     "access_of",
     "add_replica",
+    "add_replica_many",
     "list_directory",
     "list_page",
     "lookup",
@@ -118,21 +120,42 @@ async def register_many(channel: Any, files: Sequence[NewFile]) -> list[GridErro
             for file in files
         ]
     )
-    answer = await catalog_pb2_grpc.CatalogueStub(channel).RegisterMany(request)
-    if len(answer.errors) != len(files):
-        raise Unavailable("ANSWER_INCOMPLETE", f"{len(answer.errors)} verdicts came for {len(files)} files; try again")
-    return [from_verdict(error) for error in answer.errors]
+    return _verdicts((await catalog_pb2_grpc.CatalogueStub(channel).RegisterMany(request)).errors, len(files))
 
 
-async def add_replica(
-    channel: Any, name: str, surl: str, size_bytes: int, adler32: str, *, storage_element: str = ""
-) -> None:
+def _verdicts(errors: Sequence[bytes], files: int) -> list[GridError | None]:
+    if len(errors) != files:
+        raise Unavailable("ANSWER_INCOMPLETE", f"{len(errors)} verdicts came for {files} files; try again")
+    return [from_verdict(error) for error in errors]
+
+
+async def add_replica(channel: Any, name: str, surl: str, size_bytes: int, adler32: str) -> None:
     """List one more copy of the file `name` (LFN, or GUID as `guid:...`). Raises DataCorrupted if it is not a copy
     of it."""
-    lfn, guid = _name(name)
-    replica = pb.Replica(surl=surl, storage_element=storage_element)
-    await catalog_pb2_grpc.CatalogueStub(channel).AddReplica(
-        pb.AddReplicaRequest(lfn=lfn, guid=guid, replica=replica, size_bytes=size_bytes, adler32=adler32)
+    request = _add_replica_request(NewReplica(name, surl, size_bytes, adler32))
+    await catalog_pb2_grpc.CatalogueStub(channel).AddReplica(request)
+
+
+@dataclass(frozen=True, slots=True)
+class NewReplica:
+    """One more copy of the file `name` (LFN, or GUID as `guid:...`)."""
+
+    name: str
+    surl: str
+    size_bytes: int
+    adler32: str
+
+
+async def add_replica_many(channel: Any, replicas: Sequence[NewReplica]) -> list[GridError | None]:
+    """List copies, at most MAX_LOOKUP: what each was refused with. Each as `add_replica`; again: succeeds."""
+    request = pb.AddReplicaManyRequest(replicas=[_add_replica_request(replica) for replica in replicas])
+    return _verdicts((await catalog_pb2_grpc.CatalogueStub(channel).AddReplicaMany(request)).errors, len(replicas))
+
+
+def _add_replica_request(new: NewReplica) -> pb.AddReplicaRequest:
+    lfn, guid = _name(new.name)
+    return pb.AddReplicaRequest(
+        lfn=lfn, guid=guid, replica=pb.Replica(surl=new.surl), size_bytes=new.size_bytes, adler32=new.adler32
     )
 
 

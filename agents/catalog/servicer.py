@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from gridfabric.catalog.v1 import catalog_pb2 as pb
 from gridfabric.catalog.v1 import catalog_pb2_grpc
@@ -19,6 +19,7 @@ from agents.catalog.model import (
     MAX_PAGE,
     Content,
     NewFile,
+    Replica,
     check_content,
     check_replica,
 )
@@ -31,12 +32,15 @@ from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, services, user
 
+T = TypeVar("T")
+
 SIGN_OF_LIFE_S = 20.0
 """Of a quiet watch stream."""
 RULES: dict[str, Rule] = {
     "Register": user,
     "RegisterMany": user,
     "AddReplica": user,
+    "AddReplicaMany": user,
     "RemoveReplica": user,
     "Lookup": any_of(user, services("broker")),
     "ListReplicas": user,
@@ -75,26 +79,12 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         peer = current_peer(context)
         _require_few(len(request.registrations))
         caller = Caller.of(peer)
-        understood: list[NewFile] = []
-        errors: dict[int, GridError] = {}
-        for number, registration in enumerate(request.registrations):
-            try:
-                understood.append(self._new_file(peer, caller, registration))
-            except GridError as error:
-                errors[number] = error
-        done = iter(zip(understood, await self._store.register_many(understood), strict=True))
-        for number in range(len(request.registrations)):
-            if number not in errors:
-                new, error = next(done)
-                if error is None:
-                    self._registered(peer, new)
-                else:
-                    errors[number] = error
-        return pb.RegisterManyResponse(
-            errors=[
-                to_details(errors[number]) if number in errors else b"" for number in range(len(request.registrations))
-            ]
+        errors = await _each(
+            [lambda r=registration: self._new_file(peer, caller, r) for registration in request.registrations],
+            self._store.register_many,
+            lambda new: self._registered(peer, new),
         )
+        return pb.RegisterManyResponse(errors=errors)
 
     def _new_file(self, peer: Peer, caller: Caller, request: pb.RegisterRequest) -> NewFile:
         """What somebody wants registered. Raises InvalidRequest, Refused(OTHER_VO)."""
@@ -121,12 +111,32 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     async def AddReplica(self, request: pb.AddReplicaRequest, context: Any) -> pb.AddReplicaResponse:
         """See the proto."""
         peer = current_peer(context)
-        key = _key(peer, request.lfn, request.guid)
-        replica = check_replica(request.replica.surl, request.replica.storage_element, to_us(self._clock.now()))
-        found = Content(request.size_bytes, request.adler32.lower())
+        new = self._new_replica(peer, request)
+        key, found, replica = new
         await self._store.add_replica(key, Caller.of(peer), found, replica)
-        self._log.audit("catalog.replica_added", **peer.trail, file=str(key), surl=replica.surl)
+        self._replica_added(peer, new)
         return pb.AddReplicaResponse()
+
+    async def AddReplicaMany(self, request: pb.AddReplicaManyRequest, context: Any) -> pb.AddReplicaManyResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        _require_few(len(request.replicas))
+        caller = Caller.of(peer)
+        errors = await _each(
+            [lambda r=replica: self._new_replica(peer, r) for replica in request.replicas],
+            lambda new: self._store.add_replica_many(caller, new),
+            lambda new: self._replica_added(peer, new),
+        )
+        return pb.AddReplicaManyResponse(errors=errors)
+
+    def _new_replica(self, peer: Peer, request: pb.AddReplicaRequest) -> tuple[Lfn | str, Content, Replica]:
+        """File, size and checksum, copy. Raises InvalidRequest, Refused(OTHER_VO)."""
+        replica = check_replica(request.replica.surl, request.replica.storage_element, to_us(self._clock.now()))
+        return _key(peer, request.lfn, request.guid), Content(request.size_bytes, request.adler32.lower()), replica
+
+    def _replica_added(self, peer: Peer, new: tuple[Lfn | str, Content, Replica]) -> None:
+        key, _, replica = new
+        self._log.audit("catalog.replica_added", **peer.trail, file=str(key), surl=replica.surl)
 
     async def RemoveReplica(self, request: pb.RemoveReplicaRequest, context: Any) -> pb.RemoveReplicaResponse:
         """See the proto."""
@@ -254,6 +264,30 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     @property
     def _by_owner(self) -> bool:
         return self._config.removal == "owner"
+
+
+async def _each(
+    understand: Sequence[Callable[[], T]],
+    keep: Callable[[list[T]], Awaitable[list[GridError | None]]],
+    kept: Callable[[T], None],
+) -> list[bytes]:
+    """A verdict for each item of a call: it is understood by itself, all are kept together, and `kept` is told."""
+    understood: list[T] = []
+    errors: dict[int, GridError] = {}
+    for number, item in enumerate(understand):
+        try:
+            understood.append(item())
+        except GridError as error:
+            errors[number] = error
+    done = iter(zip(understood, await keep(understood), strict=True))
+    for number in range(len(understand)):
+        if number not in errors:
+            item, error = next(done)
+            if error is None:
+                kept(item)
+            else:
+                errors[number] = error
+    return [to_details(errors[number]) if number in errors else b"" for number in range(len(understand))]
 
 
 def _require_few(names: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -93,15 +93,17 @@ class CatalogStore:
 
     async def register_many(self, new: Sequence[NewFile]) -> list[GridError | None]:
         """`register` each, in as few transactions as may be: what each was refused with."""
-        outcomes = await asyncio.gather(*map(self.register, new), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, GridError):
-                raise outcome
-        return [outcome if isinstance(outcome, GridError) else None for outcome in outcomes]
+        return await _refusals(map(self.register, new))
 
     async def add_replica(self, key: Lfn | str, caller: Caller, found: Content, replica: Replica) -> None:
         """See `add_replica`."""
         await self._store.write(lambda connection: add_replica(connection, key, caller, found, replica))
+
+    async def add_replica_many(
+        self, caller: Caller, new: Sequence[tuple[Lfn | str, Content, Replica]]
+    ) -> list[GridError | None]:
+        """`add_replica` each, in as few transactions as may be: what each was refused with."""
+        return await _refusals(self.add_replica(key, caller, found, replica) for key, found, replica in new)
 
     async def remove_replica(self, key: Lfn | str, caller: Caller, surl: str, by_owner: bool) -> tuple[str, str]:
         """See `remove_replica`."""
@@ -163,6 +165,14 @@ class CatalogStore:
             return {"files_registered": int(found)}
 
         return await self._store.read(read)
+
+
+async def _refusals(changes: Iterable[Awaitable[object]]) -> list[GridError | None]:
+    outcomes = await asyncio.gather(*changes, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, GridError):
+            raise outcome
+    return [outcome if isinstance(outcome, GridError) else None for outcome in outcomes]
 
 
 # -- changes: each runs in the writer's transaction ------------------------------------------------------------------

@@ -58,6 +58,7 @@ __all__ = [
     "OpenFile",
     "PoolInfo",
     "ScrubStatus",
+    "SmallCopy",
     "SmallFile",
     "Staging",
     "Stored",
@@ -69,6 +70,7 @@ __all__ = [
     "checksums_of",
     "checksums_of_file",
     "copy",
+    "copy_small",
     "drain_pool",
     "exists",
     "get_file",
@@ -83,6 +85,7 @@ __all__ = [
     "put_open_file",
     "put_small",
     "read_range",
+    "read_small",
     "release",
     "remove",
     "remove_pool",
@@ -401,15 +404,22 @@ async def get_small(
 ) -> list[tuple[bytes, Checksums] | GridError]:
     """Read small files by as few calls as may be, at most MAX_TOGETHER: the bytes of each with its checksums, which are
     verified, or why it cannot be read."""
-    stub = storage_pb2_grpc.StorageStub(channel)
-    found: list[tuple[bytes, Checksums] | GridError] = []
-    while rest := surls[len(found) :]:
+    async with aclosing(read_small(channel, surls, patience_s=patience_s)) as batches:
+        return [file async for batch in batches for file in batch]
+
+
+async def read_small(
+    channel: Any, surls: Sequence[str], *, patience_s: float = PATIENCE_S
+) -> AsyncGenerator[list[tuple[bytes, Checksums] | GridError]]:
+    """As `get_small`, call by call: the next files, in order."""
+    stub, rest = storage_pb2_grpc.StorageStub(channel), surls
+    while rest:
         request = pb.GetManyRequest(surls=rest)
         answer = await _patiently(lambda note, r=request: stub.GetMany(r, timeout=STALL_S), None, patience_s)
         if not 0 < len(answer.files) <= len(rest):
             raise DataCorrupted("STREAM_CUT", f"the storage element said nothing about {rest[0]}; read another replica")
-        found += [_verified(surl, file) for surl, file in zip(rest, answer.files, strict=False)]
-    return found
+        yield [_verified(surl, file) for surl, file in zip(rest, answer.files, strict=False)]
+        rest = rest[len(answer.files) :]
 
 
 def _verified(surl: str, file: pb.GotFile) -> tuple[bytes, Checksums] | GridError:
@@ -676,6 +686,61 @@ async def _copy_once(channel: Any, request: pb.CopyFromRequest, progress: Progre
     raise DataCorrupted(
         "STREAM_CUT", f"{channel.peer} ended the copy of {request.source_surl} without a word; try again"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SmallCopy:
+    """A small file that is to be copied, as the catalogue knows it."""
+
+    source_surl: str
+    size_bytes: int
+    checksums: Checksums
+    put_id: str
+
+
+async def copy_small(
+    channel: Any,
+    files: Sequence[SmallCopy],
+    vo: str,
+    *,
+    progress: Progress | None = None,
+    max_bytes_per_s: int = 0,
+    patience_s: float = COPY_PATIENCE_S,
+) -> list[Stored | GridError]:
+    """Third-party copies of small files of one other storage element by one call, at most MAX_TOGETHER: what became of
+    each, in order; as `copy`. What is kept is on the disk. Raises GridError only if nobody knows about any of them.
+    Told of the progress when files are kept, and about once a second of none."""
+    found: list[Stored | GridError] = []
+    request = pb.CopyManyRequest(vo=vo, max_bytes_per_s=max_bytes_per_s)
+
+    async def copy_rest(note: Progress) -> None:
+        del request.files[:]
+        request.files.extend(
+            pb.SmallCopy(
+                source_surl=file.source_surl, expected=wire.checksums_to_wire(file.checksums), put_id=file.put_id
+            )
+            for file in files[len(found) :]
+        )
+        silence = f"{channel.peer} said nothing of the copies of {files[len(found)].source_surl} for {STALL_S:g} s"
+        async with storage_pb2_grpc.StorageStub(channel).CopyMany(request, timeout=COPY_TIMEOUT_S) as call:
+            async for answer in each_within(call, STALL_S, "TRANSFER_STALLED", f"{silence}; try again"):
+                told = [
+                    from_verdict(verdict.error) or Stored(verdict.surl, file.size_bytes, file.checksums)
+                    for verdict, file in zip(answer.verdicts, files[len(found) :], strict=False)
+                ]
+                found.extend(told)
+                if progress is not None:
+                    progress(sum(file.size_bytes for file in told if isinstance(file, Stored)))
+        if len(found) < len(files):
+            raise DataCorrupted("STREAM_CUT", f"{channel.peer} ended the copies without a word; try again")
+
+    try:
+        await _patiently(copy_rest, None, patience_s)
+    except GridError as error:
+        if not found:
+            raise
+        found += [error] * (len(files) - len(found))
+    return found
 
 
 async def stat(channel: Any, surl: str = "", *, path: str = "") -> FileInfo:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from agents.storage.client import OpenFile
 from agents.storage.framing import Piece
-from fabric.errors import GridError, InvalidRequest
+from agents.storage.model import Announced, Checksums
+from fabric.errors import DataCorrupted, GridError, InvalidRequest
+
+T = TypeVar("T")
 
 MARKER_S = 1.0
 """Between two messages about a copy under way."""
@@ -34,6 +39,60 @@ class Arriving:
                     await asyncio.sleep(early_s)
         except GridError as error:
             raise at_source(error) from error
+
+
+async def telling(work: Coroutine[Any, Any, T], tell: Callable[[], Awaitable[object]]) -> T:
+    """The result of `work`; `tell` is called every MARKER_S meanwhile. The work ends with its caller."""
+    task = asyncio.create_task(work)
+    try:
+        while not (await asyncio.wait([task], timeout=MARKER_S))[0]:
+            await tell()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    return task.result()
+
+
+async def arriving_together(
+    announced: Sequence[Announced],
+    found: AsyncIterator[list[tuple[bytes, Checksums] | GridError]],
+    max_bytes_per_s: int,
+) -> AsyncGenerator[list[tuple[Announced, bytes] | GridError]]:
+    """Small files of another storage element, in the batches in which they are `found`, not faster than
+    `max_bytes_per_s`; or why one cannot be copied. Errors say that they are the source's."""
+    clock = asyncio.get_running_loop().time
+    began, moved_bytes, waiting = clock(), 0, iter(announced)
+    try:
+        async for batch in found:
+            yield [_as_announced(next(waiting), file) for file in batch]
+            moved_bytes += sum(len(file[0]) for file in batch if isinstance(file, tuple))
+            if max_bytes_per_s and (early_s := began + moved_bytes / max_bytes_per_s - clock()) > 0:
+                await asyncio.sleep(early_s)
+    except GridError as error:
+        raise at_source(error) from error
+
+
+def _as_announced(wanted: Announced, file: tuple[bytes, Checksums] | GridError) -> tuple[Announced, bytes] | GridError:
+    if isinstance(file, GridError):
+        return at_source(file)
+    data, checksums = file
+    assert wanted.checksums is not None
+    try:
+        require_source(wanted.name_hint, checksums, wanted.checksums)
+    except GridError as error:
+        return at_source(error)
+    return replace(wanted, size_bytes=len(data)), data
+
+
+def require_source(surl: object, found: Checksums, expected: Checksums) -> None:
+    """Raises DataCorrupted(SOURCE_DIFFERS)."""
+    if found != expected:
+        raise DataCorrupted(
+            "SOURCE_DIFFERS",
+            f"{surl} has sha256 {found.sha256} and adler32 {found.adler32} where sha256 {expected.sha256} and adler32 "
+            f"{expected.adler32} were expected; nothing was copied, use another replica",
+            surl=surl,
+        )
 
 
 def check_rate(max_bytes_per_s: int) -> int:

@@ -124,13 +124,13 @@ class StorageManager:
         return file
 
     async def put_many(
-        self, peer: Peer, vo: str, files: Sequence[tuple[Announced, Piece]], *, door: str
+        self, peer: Peer, vo: str, files: Sequence[tuple[Announced, Piece]], *, door: str, source: str | None = None
     ) -> list[StoredFile | GridError]:
-        """As `StorageElement.put_many`, for files of one VO."""
+        """As `StorageElement.put_many`, for files of one VO. `source`: the storage element that they come from."""
         self.may_write(peer, vo)
         outcomes = await self.element.put_many(peer.subject, files)
         kept = [file for file in outcomes if isinstance(file, StoredFile)]
-        self._note_many("storage.put", peer, vo, kept, door)
+        self._note_many("storage.put" if source is None else "storage.copied", peer, vo, kept, door, source=source)
         return outcomes
 
     async def get_many(self, peer: Peer, vo: str, files: Sequence[StoredFile], *, door: str) -> list[bytes | GridError]:
@@ -142,9 +142,12 @@ class StorageManager:
         self._note_many("storage.get", peer, vo, read, door)
         return outcomes
 
-    def _note_many(self, event: str, peer: Peer, vo: str, files: Sequence[StoredFile], door: str) -> None:
+    def _note_many(
+        self, event: str, peer: Peer, vo: str, files: Sequence[StoredFile], door: str, source: str | None = None
+    ) -> None:
         if files:
-            self._log.audit_each(event, "surls", [self.surl(file) for file in files], **peer.trail, door=door, vo=vo)
+            surls = [self.surl(file) for file in files]
+            self._log.audit_each(event, "surls", surls, **peer.trail, door=door, vo=vo, source=source)
 
     async def send(
         self,

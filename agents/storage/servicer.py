@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import wire
-from agents.storage.client import OpenFile, open_file
-from agents.storage.copying import MARKER_S, Arriving, at_source, check_rate
+from agents.storage.client import OpenFile, open_file, read_small
+from agents.storage.copying import Arriving, arriving_together, at_source, check_rate, require_source, telling
 from agents.storage.drain import PoolKeeper
 from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
@@ -31,7 +31,7 @@ from agents.storage.model import (
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import Surl, is_file_id, parse_surl
 from agents.storage.third_party import Delegations
-from fabric.errors import DataCorrupted, GridError, InvalidRequest, to_details
+from fabric.errors import GridError, InvalidRequest, to_details
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
 from fabric.vos import Vos
@@ -50,6 +50,7 @@ RULES: dict[str, Rule] = {
     "Remove": any_of(user, administrator),
     "List": any_of(user, administrator),
     "CopyFrom": user,
+    "CopyMany": user,
     "BringOnline": user,
     "ReleaseFiles": user,
     "Space": any_of(user, administrator, any_service),
@@ -144,14 +145,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 errors[number] = error
         kept = iter(await self._manager.put_many(peer, vos.pop(), understood, door=DOOR))
         outcomes = [errors[number] if number in errors else next(kept) for number in range(len(request.files))]
-        return pb.PutManyResponse(
-            verdicts=[
-                pb.PutVerdict(error=to_details(outcome))
-                if isinstance(outcome, GridError)
-                else pb.PutVerdict(surl=self._manager.surl(outcome))
-                for outcome in outcomes
-            ]
-        )
+        return pb.PutManyResponse(verdicts=self._verdicts(outcomes))
 
     async def GetMany(self, request: pb.GetManyRequest, context: Any) -> pb.GetManyResponse:
         """See the proto."""
@@ -259,17 +253,12 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 request.vo, opened.size_bytes, request.put_id, peer.subject, str(source), opened.checksums
             )
             arriving = Arriving(opened, rate)
+
+            async def mark() -> None:
+                await context.write(pb.CopyFromResponse(size_bytes=opened.size_bytes, moved_bytes=arriving.moved_bytes))
+
             put = self._manager.put(peer, announced, arriving.pieces(), door=DOOR, source=str(source))
-            copy = asyncio.create_task(put)
-            try:
-                while not (await asyncio.wait([copy], timeout=MARKER_S))[0]:
-                    await context.write(
-                        pb.CopyFromResponse(size_bytes=opened.size_bytes, moved_bytes=arriving.moved_bytes)
-                    )
-            finally:
-                copy.cancel()
-                await asyncio.wait([copy])
-            file = copy.result()
+            file = await telling(put, mark)
         await context.write(
             pb.CopyFromResponse(
                 surl=self._manager.surl(file),
@@ -278,6 +267,52 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 moved_bytes=arriving.moved_bytes,
             )
         )
+
+    async def CopyMany(self, request: pb.CopyManyRequest, context: Any) -> None:
+        """See the proto. What is kept is kept, whenever the caller goes away."""
+        peer = current_peer(context)
+        self._manager.may_write(peer, request.vo)
+        _require_few(len(request.files))
+        rate = check_rate(request.max_bytes_per_s)
+        sources = [self._elsewhere(file.source_surl) for file in request.files]
+        places = {(source.host.lower(), source.port, source.vo == request.vo) for source in sources}
+        if len(places) != 1 or not all(place[2] for place in places):
+            raise InvalidRequest(
+                "SOURCES_MIXED",
+                "files of one VO at one storage element are copied together; ask for those of each by themselves",
+            )
+        announced = [
+            Announced(request.vo, 0, file.put_id, peer.subject, str(source), wire.checksums_from_wire(file.expected))
+            for file, source in zip(request.files, sources, strict=True)
+        ]
+        credential, place = self._delegations.get(peer.subject), f"srm://{sources[0].host}:{sources[0].port}"
+        channel = await self._channels.get(sources[0].rpc_host, sources[0].port, credential=credential)
+        found = read_small(channel, [str(source) for source in sources], patience_s=0.0)
+
+        async def copy_on() -> list[StoredFile | GridError]:
+            batch = await anext(arriving, [])
+            kept = iter(
+                await self._manager.put_many(
+                    peer,
+                    request.vo,
+                    [file for file in batch if not isinstance(file, GridError)],
+                    door=DOOR,
+                    source=place,
+                )
+            )
+            return [file if isinstance(file, GridError) else next(kept) for file in batch]
+
+        async with aclosing(found), aclosing(arriving_together(announced, found, rate)) as arriving:
+            while outcomes := await telling(copy_on(), lambda: context.write(pb.CopyManyResponse())):
+                await context.write(pb.CopyManyResponse(verdicts=self._verdicts(outcomes)))
+
+    def _verdicts(self, outcomes: Sequence[StoredFile | GridError]) -> list[pb.PutVerdict]:
+        return [
+            pb.PutVerdict(error=to_details(outcome))
+            if isinstance(outcome, GridError)
+            else pb.PutVerdict(surl=self._manager.surl(outcome))
+            for outcome in outcomes
+        ]
 
     async def Repair(self, request: pb.RepairRequest, context: Any) -> pb.RepairResponse:
         """See the proto."""
@@ -306,14 +341,8 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         try:
             channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
             async with open_file(channel, str(source)) as opened:
-                if expected is not None and opened.checksums != expected:
-                    raise DataCorrupted(
-                        "SOURCE_DIFFERS",
-                        f"{source} has sha256 {opened.checksums.sha256} and adler32 {opened.checksums.adler32} "
-                        f"where sha256 {expected.sha256} and adler32 {expected.adler32} were expected; nothing was "
-                        "copied, use another replica",
-                        surl=source,
-                    )
+                if expected is not None:
+                    require_source(source, opened.checksums, expected)
                 opening = False
                 yield opened
         except GridError as error:

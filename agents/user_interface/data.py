@@ -164,7 +164,9 @@ async def replicate(grid: Grid, file: catalog.Entry, target: Element) -> str | N
     failure: GridError | None = None
     for source in file.replicas:
         try:
-            copied = await storage.copy(channel, source.surl, grid.vo, expected=checksums_of(file))
+            copied = await storage.copy(
+                channel, source.surl, grid.vo, expected=checksums_of(file), put_id=_copy_id(file)
+            )
             break
         except (Unavailable, NotFound, DataCorrupted) as error:
             failure = error  # another replica may be readable
@@ -176,10 +178,19 @@ async def replicate(grid: Grid, file: catalog.Entry, target: Element) -> str | N
     return copied.surl
 
 
+def _copy_id(file: catalog.Entry) -> str:
+    """The id of the put of a copy: a copy that was made and not registered is found again."""
+    return f"copy-{file.guid}"
+
+
 async def replicate_all(
-    grid: Grid, files: Sequence[catalog.Entry], target: Element, on_copied: Any = None
+    grid: Grid,
+    files: Sequence[catalog.Entry],
+    target: Element,
+    on_copied: Callable[[catalog.Entry, str | None], None] = lambda file, surl: None,
 ) -> list[Exception]:
-    """Replicate many files, some at a time; `on_copied(file, surl)` after each. Returns the failures."""
+    """Replicate many files, some at a time and small ones many by one call; `on_copied(file, surl)` after each. Returns
+    the failures."""
     await grid.delegate(await grid.channel_to(target.host, target.port))
     gate = asyncio.Semaphore(COPIES_AT_ONCE)
     failures: list[Exception] = []
@@ -190,14 +201,68 @@ async def replicate_all(
                 surl = await replicate(grid, file, target)
         except (GridError, SecurityError) as error:
             failures.append(error)
-            return
-        if on_copied is not None:
+        else:
             on_copied(file, surl)
 
+    async def together(batch: Sequence[catalog.Entry]) -> None:
+        async with gate:
+            outcomes = await _replicate_small(grid, batch, target)
+        for file, surl in zip(batch, outcomes, strict=True):
+            if surl is None:
+                await one(file)  # another replica may be readable, or it says why not
+            else:
+                on_copied(file, surl)
+
+    batches, alone = _batches(files, target)
     async with asyncio.TaskGroup() as group:
-        for file in files:
+        for batch in batches:
+            group.create_task(together(batch))
+        for file in alone:
             group.create_task(one(file))
     return failures
+
+
+def _batches(
+    files: Sequence[catalog.Entry], target: Element
+) -> tuple[list[Sequence[catalog.Entry]], list[catalog.Entry]]:
+    """Small files whose first replicas lie at one storage element, in batches of one call; and the others."""
+    alone: list[catalog.Entry] = []
+    sources: dict[tuple[str, int], list[catalog.Entry]] = {}
+    for file in files:
+        is_small = file.content is not None and file.content.size_bytes <= storage.SMALL_BYTES
+        try:
+            places = [door(replica.surl) for replica in file.replicas] if is_small else []
+        except UsageProblem:
+            places = []  # not a SURL of ours
+        if places and (target.host, target.port) not in places:
+            sources.setdefault(places[0], []).append(file)
+        else:
+            alone.append(file)
+    size = storage.MAX_TOGETHER
+    batches = [group[start : start + size] for group in sources.values() for start in range(0, len(group), size)]
+    return batches, alone
+
+
+async def _replicate_small(grid: Grid, files: Sequence[catalog.Entry], target: Element) -> list[str | None]:
+    """The SURL of each copy that is verified and registered."""
+    copies = [
+        storage.SmallCopy(file.replicas[0].surl, content_of(file).size_bytes, checksums_of(file), _copy_id(file))
+        for file in files
+    ]
+    surls: list[str | None] = [None] * len(files)
+    try:
+        copied = await storage.copy_small(await grid.channel_to(target.host, target.port), copies, grid.vo)
+        new = {
+            number: catalog.NewReplica(f"guid:{file.guid}", found.surl, found.size_bytes, found.checksums.adler32)
+            for number, (file, found) in enumerate(zip(files, copied, strict=True))
+            if isinstance(found, storage.Stored)
+        }
+        refused = await catalog.add_replica_many(await grid.channel("catalog"), list(new.values())) if new else []
+    except (GridError, SecurityError):
+        return surls
+    for (number, replica), error in zip(new.items(), refused, strict=True):
+        surls[number] = None if error is not None else replica.surl
+    return surls
 
 
 def file_data(file: catalog.Entry) -> dict[str, Any]:

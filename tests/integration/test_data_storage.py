@@ -10,6 +10,7 @@ import random
 import subprocess
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fabric.errors import (
     NotFound,
     Refused,
     Unauthenticated,
+    Unavailable,
 )
 from fabric.rpc.delegation import delegate
 
@@ -284,6 +286,60 @@ async def test_third_party_copy_with_the_users_delegated_proxy(lab: LabGrid, sou
     for _ in range(2):
         await client.take_back(ral, "copy", "cms")
     assert [f async for f in client.list_files(ral, "cms")] == [] and on_disk(lab, "RAL") == []
+
+
+async def test_many_small_copies_by_one_call_each_with_its_verdict(lab: LabGrid, source: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    contents = [b"one", b"", b"x" * (1 << 20), b"y" * (1 << 20), b"z" * (1 << 20), b"six"]
+    small = [client.SmallFile(data, sums(data), f"p{number}") for number, data in enumerate(contents)]
+    stored = await client.put_small(cern, small, "cms")
+    large = await client.put_file(cern, source, "cms")
+
+    def copies(**changed: Any) -> list[client.SmallCopy]:
+        made = [
+            client.SmallCopy(kept.surl, kept.size_bytes, kept.checksums, f"c{number}")
+            for number, kept in enumerate(stored)
+            if isinstance(kept, client.Stored)
+        ]
+        made[0] = replace(made[0], **changed)
+        return made
+
+    await refused(NotFound, "DELEGATION_MISSING", client.copy_small(ral, copies(), "cms"))
+    await delegate(ral, lab.user("alice"))
+    moved: list[int] = []
+    made = await client.copy_small(ral, copies(), "cms", progress=moved.append)
+    assert [one.checksums for one in made if isinstance(one, client.Stored)] == [sums(data) for data in contents]
+    assert sum(moved) == sum(map(len, contents))
+    assert await client.copy_small(ral, copies(), "cms") == made
+    there = [(file.surl, file.size_bytes) async for file in client.list_files(ral, "cms")]
+    assert sorted(there) == sorted((one.surl, len(data)) for one, data in zip(made, contents, strict=True))  # type: ignore[union-attr]
+
+    for changed, kind, reason, side in (
+        ({"checksums": sums(b"other")}, DataCorrupted, "SOURCE_DIFFERS", "source"),
+        ({"source_surl": stored[0].surl[:-4] + "ffff"}, NotFound, "FILE_NOT_FOUND", "source"),  # type: ignore[union-attr]
+        ({"source_surl": large.surl, "checksums": large.checksums}, InvalidRequest, "FILE_LARGE", "source"),
+        ({"put_id": "c1"}, Conflict, "PUT_ID_REUSED", None),
+    ):
+        first, *others = await client.copy_small(ral, copies(**{"put_id": "new", **changed}), "cms")
+        assert isinstance(first, kind) and (first.reason, first.facts.get("side")) == (reason, side)
+        assert others == made[1:]
+    for changed, reason in (
+        ({"source_surl": made[0].surl}, "SOURCE_IS_HERE"),  # type: ignore[union-attr]
+        ({"source_surl": "srm://localhost:1/cms/" + "0" * 32}, "SOURCES_MIXED"),
+        ({"source_surl": stored[0].surl.replace("/cms/", "/atlas/")}, "SOURCES_MIXED"),  # type: ignore[union-attr]
+        ({"source_surl": "/etc/passwd"}, "SURL_INVALID"),
+    ):
+        await refused(InvalidRequest, reason, client.copy_small(ral, copies(**changed), "cms"))
+    await refused(InvalidRequest, "TOO_MANY_FILES", client.copy_small(ral, 43 * copies(), "cms"))
+    await refused(InvalidRequest, "RATE_INVALID", client.copy_small(ral, copies(), "cms", max_bytes_per_s=1))
+    bob = await lab.channel("storage", site="RAL", credential=lab.user("bob"))
+    await refused(Refused, "OTHER_VO", client.copy_small(bob, copies(), "cms"))
+    assert len([file async for file in client.list_files(ral, "cms")]) == len(contents)
+
+    await lab.stop("storage.CERN")
+    error = await refused(Unavailable, "SERVER_UNREACHABLE", client.copy_small(ral, copies(), "cms", patience_s=0))
+    assert error.facts["side"] == "source"
 
 
 async def test_a_copy_with_a_speed_limit_tells_how_far_it_is_and_is_taken_back(lab: LabGrid, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from support.waiting import until
 
 from agents.catalog import client as catalog
 from agents.storage import client as storage
-from agents.user_interface import console, reconciliation, trees
+from agents.user_interface import console, data, reconciliation, trees
+from agents.user_interface.connection import open_for_user
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
 from fabric.errors import GridError, Refused, Unavailable
@@ -110,6 +111,36 @@ async def test_a_directory_put_twice_at_once_is_there_once_and_comes_back(desk: 
     assert (await desk.get(back, force=True))["done"] == 1
     assert contents(back) == contents(desk.tree)
     assert len(await desk.at("CERN")) == 262
+
+
+async def test_a_directory_is_replicated_in_batches_and_again_after_registrations_were_lost(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.put()
+    async with open_for_user(desk.environ) as grid:
+        ral = await data.find_element(grid, "RAL")
+        names = await grid.channel("catalog")
+
+        async def files() -> list[catalog.Entry]:
+            listed = [entry.lfn async for entry in catalog.list_directory(names, LFN) if not entry.is_directory]
+            return await data.lookup(grid, [f"lfn:{lfn}" for lfn in [*listed[:40], f"{LFN[4:]}/sub/large"]])
+
+        async def away(*_: object) -> None:
+            raise Unavailable("SERVER_UNREACHABLE", "the catalogue is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(catalog, "add_replica_many", away)
+            patch.setattr(catalog, "add_replica", away)
+            assert len(await data.replicate_all(grid, await files(), ral)) == 41
+        copied: dict[str, str | None] = {}
+        assert (
+            await data.replicate_all(grid, await files(), ral, lambda file, surl: copied.update({file.lfn: surl})) == []
+        )
+        assert sorted(map(str, copied.values())) == sorted(await desk.at("RAL"))
+        assert {len(file.replicas) for file in await files()} == {2}
+        again: list[str | None] = []
+        assert await data.replicate_all(grid, await files(), ral, lambda file, surl: again.append(surl)) == []
+        assert again == [None] * 41
 
 
 async def test_each_file_that_cannot_be_put_is_named_and_the_others_go(desk: Desk) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"$\n\x05Grant\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06rights\x18\x02 \x03(\t\"f\n\x06\x41\x63\x63\x65ss\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\ncarried_by\x18\x03 \x01(\t\x12,\n\x06grants\x18\x04 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\x1f\n\x10GetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\"M\n\x10SetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12,\n\x06grants\x18\x02 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"T\n\x13RegisterManyRequest\x12=\n\rregistrations\x18\x01 \x03(\x0b\x32&.gridfabric.catalog.v1.RegisterRequest\"&\n\x14RegisterManyResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x0c\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"P\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\x17\n\x15RemoveReplicaResponse\";\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\x12\r\n\x05surls\x18\x03 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"\\\n\x13ListReplicasRequest\x12\x17\n\x0fstorage_element\x18\x01 \x01(\t\x12\n\n\x02vo\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"3\n\x14ListReplicasResponse\x12\r\n\x05surls\x18\x01 \x03(\t\x12\x0c\n\x04more\x18\x02 \x01(\x08\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0cWatchRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\".\n\rWatchResponse\x12\r\n\x05guids\x18\x01 \x03(\t\x12\x0e\n\x06missed\x18\x02 \x01(\x08\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xf4\x08\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12g\n\x0cRegisterMany\x12*.gridfabric.catalog.v1.RegisterManyRequest\x1a+.gridfabric.catalog.v1.RegisterManyResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12g\n\x0cListReplicas\x12*.gridfabric.catalog.v1.ListReplicasRequest\x1a+.gridfabric.catalog.v1.ListReplicasResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12T\n\x05Watch\x12#.gridfabric.catalog.v1.WatchRequest\x1a$.gridfabric.catalog.v1.WatchResponse0\x01\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponse\x12S\n\tGetAccess\x12\'.gridfabric.catalog.v1.GetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Access\x12S\n\tSetAccess\x12\'.gridfabric.catalog.v1.SetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#gridfabric/catalog/v1/catalog.proto\x12\x15gridfabric.catalog.v1\"$\n\x05Grant\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\x0e\n\x06rights\x18\x02 \x03(\t\"f\n\x06\x41\x63\x63\x65ss\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x12\n\ncarried_by\x18\x03 \x01(\t\x12,\n\x06grants\x18\x04 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\x1f\n\x10GetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\"M\n\x10SetAccessRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12,\n\x06grants\x18\x02 \x03(\x0b\x32\x1c.gridfabric.catalog.v1.Grant\"\xc4\x01\n\x04\x46ile\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\r\n\x05owner\x18\x06 \x01(\t\x12\x15\n\rcreated_at_us\x18\x07 \x01(\x03\x12\x30\n\x08replicas\x18\x08 \x03(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cis_directory\x18\t \x01(\x08\"G\n\x07Replica\x12\x0c\n\x04surl\x18\x01 \x01(\t\x12\x17\n\x0fstorage_element\x18\x02 \x01(\t\x12\x15\n\rcreated_at_us\x18\x03 \x01(\x03\"\xa8\x01\n\x0fRegisterRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x07replica\x18\x06 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x14\n\x0cmake_parents\x18\x07 \x01(\x08\"=\n\x10RegisterResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x1b.gridfabric.catalog.v1.File\"T\n\x13RegisterManyRequest\x12=\n\rregistrations\x18\x01 \x03(\x0b\x32&.gridfabric.catalog.v1.RegisterRequest\"&\n\x14RegisterManyResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x0c\"\x84\x01\n\x11\x41\x64\x64ReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12/\n\x07replica\x18\x03 \x01(\x0b\x32\x1e.gridfabric.catalog.v1.Replica\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x61\x64ler32\x18\x05 \x01(\t\"\x14\n\x12\x41\x64\x64ReplicaResponse\"S\n\x15\x41\x64\x64ReplicaManyRequest\x12:\n\x08replicas\x18\x01 \x03(\x0b\x32(.gridfabric.catalog.v1.AddReplicaRequest\"(\n\x16\x41\x64\x64ReplicaManyResponse\x12\x0e\n\x06\x65rrors\x18\x01 \x03(\x0c\"P\n\x14RemoveReplicaRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\x0c\n\x04guid\x18\x02 \x01(\t\x12\x0c\n\x04surl\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\"\x17\n\x15RemoveReplicaResponse\";\n\rLookupRequest\x12\x0c\n\x04lfns\x18\x01 \x03(\t\x12\r\n\x05guids\x18\x02 \x03(\t\x12\r\n\x05surls\x18\x03 \x03(\t\"M\n\x0eLookupResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x0f\n\x07unknown\x18\x02 \x03(\t\"\\\n\x13ListReplicasRequest\x12\x17\n\x0fstorage_element\x18\x01 \x01(\t\x12\n\n\x02vo\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\"3\n\x14ListReplicasResponse\x12\r\n\x05surls\x18\x01 \x03(\t\x12\x0c\n\x04more\x18\x02 \x01(\x08\"G\n\x0bListRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x0cListResponse\x12*\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.gridfabric.catalog.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x0cWatchRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\".\n\rWatchResponse\x12\r\n\x05guids\x18\x01 \x03(\t\x12\x0e\n\x06missed\x18\x02 \x01(\x08\"?\n\x14MakeDirectoryRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x14\n\x0cmake_parents\x18\x02 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"+\n\rRemoveRequest\x12\x0b\n\x03lfn\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x10\n\x0eRemoveResponse2\xe3\t\n\tCatalogue\x12[\n\x08Register\x12&.gridfabric.catalog.v1.RegisterRequest\x1a\'.gridfabric.catalog.v1.RegisterResponse\x12g\n\x0cRegisterMany\x12*.gridfabric.catalog.v1.RegisterManyRequest\x1a+.gridfabric.catalog.v1.RegisterManyResponse\x12\x61\n\nAddReplica\x12(.gridfabric.catalog.v1.AddReplicaRequest\x1a).gridfabric.catalog.v1.AddReplicaResponse\x12m\n\x0e\x41\x64\x64ReplicaMany\x12,.gridfabric.catalog.v1.AddReplicaManyRequest\x1a-.gridfabric.catalog.v1.AddReplicaManyResponse\x12j\n\rRemoveReplica\x12+.gridfabric.catalog.v1.RemoveReplicaRequest\x1a,.gridfabric.catalog.v1.RemoveReplicaResponse\x12U\n\x06Lookup\x12$.gridfabric.catalog.v1.LookupRequest\x1a%.gridfabric.catalog.v1.LookupResponse\x12g\n\x0cListReplicas\x12*.gridfabric.catalog.v1.ListReplicasRequest\x1a+.gridfabric.catalog.v1.ListReplicasResponse\x12O\n\x04List\x12\".gridfabric.catalog.v1.ListRequest\x1a#.gridfabric.catalog.v1.ListResponse\x12T\n\x05Watch\x12#.gridfabric.catalog.v1.WatchRequest\x1a$.gridfabric.catalog.v1.WatchResponse0\x01\x12j\n\rMakeDirectory\x12+.gridfabric.catalog.v1.MakeDirectoryRequest\x1a,.gridfabric.catalog.v1.MakeDirectoryResponse\x12U\n\x06Remove\x12$.gridfabric.catalog.v1.RemoveRequest\x1a%.gridfabric.catalog.v1.RemoveResponse\x12S\n\tGetAccess\x12\'.gridfabric.catalog.v1.GetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Access\x12S\n\tSetAccess\x12\'.gridfabric.catalog.v1.SetAccessRequest\x1a\x1d.gridfabric.catalog.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,34 +55,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDREPLICAREQUEST']._serialized_end=1081
   _globals['_ADDREPLICARESPONSE']._serialized_start=1083
   _globals['_ADDREPLICARESPONSE']._serialized_end=1103
-  _globals['_REMOVEREPLICAREQUEST']._serialized_start=1105
-  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1185
-  _globals['_REMOVEREPLICARESPONSE']._serialized_start=1187
-  _globals['_REMOVEREPLICARESPONSE']._serialized_end=1210
-  _globals['_LOOKUPREQUEST']._serialized_start=1212
-  _globals['_LOOKUPREQUEST']._serialized_end=1271
-  _globals['_LOOKUPRESPONSE']._serialized_start=1273
-  _globals['_LOOKUPRESPONSE']._serialized_end=1350
-  _globals['_LISTREPLICASREQUEST']._serialized_start=1352
-  _globals['_LISTREPLICASREQUEST']._serialized_end=1444
-  _globals['_LISTREPLICASRESPONSE']._serialized_start=1446
-  _globals['_LISTREPLICASRESPONSE']._serialized_end=1497
-  _globals['_LISTREQUEST']._serialized_start=1499
-  _globals['_LISTREQUEST']._serialized_end=1570
-  _globals['_LISTRESPONSE']._serialized_start=1572
-  _globals['_LISTRESPONSE']._serialized_end=1655
-  _globals['_WATCHREQUEST']._serialized_start=1657
-  _globals['_WATCHREQUEST']._serialized_end=1690
-  _globals['_WATCHRESPONSE']._serialized_start=1692
-  _globals['_WATCHRESPONSE']._serialized_end=1738
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1740
-  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1803
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1805
-  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1828
-  _globals['_REMOVEREQUEST']._serialized_start=1830
-  _globals['_REMOVEREQUEST']._serialized_end=1873
-  _globals['_REMOVERESPONSE']._serialized_start=1875
-  _globals['_REMOVERESPONSE']._serialized_end=1891
-  _globals['_CATALOGUE']._serialized_start=1894
-  _globals['_CATALOGUE']._serialized_end=3034
+  _globals['_ADDREPLICAMANYREQUEST']._serialized_start=1105
+  _globals['_ADDREPLICAMANYREQUEST']._serialized_end=1188
+  _globals['_ADDREPLICAMANYRESPONSE']._serialized_start=1190
+  _globals['_ADDREPLICAMANYRESPONSE']._serialized_end=1230
+  _globals['_REMOVEREPLICAREQUEST']._serialized_start=1232
+  _globals['_REMOVEREPLICAREQUEST']._serialized_end=1312
+  _globals['_REMOVEREPLICARESPONSE']._serialized_start=1314
+  _globals['_REMOVEREPLICARESPONSE']._serialized_end=1337
+  _globals['_LOOKUPREQUEST']._serialized_start=1339
+  _globals['_LOOKUPREQUEST']._serialized_end=1398
+  _globals['_LOOKUPRESPONSE']._serialized_start=1400
+  _globals['_LOOKUPRESPONSE']._serialized_end=1477
+  _globals['_LISTREPLICASREQUEST']._serialized_start=1479
+  _globals['_LISTREPLICASREQUEST']._serialized_end=1571
+  _globals['_LISTREPLICASRESPONSE']._serialized_start=1573
+  _globals['_LISTREPLICASRESPONSE']._serialized_end=1624
+  _globals['_LISTREQUEST']._serialized_start=1626
+  _globals['_LISTREQUEST']._serialized_end=1697
+  _globals['_LISTRESPONSE']._serialized_start=1699
+  _globals['_LISTRESPONSE']._serialized_end=1782
+  _globals['_WATCHREQUEST']._serialized_start=1784
+  _globals['_WATCHREQUEST']._serialized_end=1817
+  _globals['_WATCHRESPONSE']._serialized_start=1819
+  _globals['_WATCHRESPONSE']._serialized_end=1865
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=1867
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=1930
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=1932
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1955
+  _globals['_REMOVEREQUEST']._serialized_start=1957
+  _globals['_REMOVEREQUEST']._serialized_end=2000
+  _globals['_REMOVERESPONSE']._serialized_start=2002
+  _globals['_REMOVERESPONSE']._serialized_end=2018
+  _globals['_CATALOGUE']._serialized_start=2021
+  _globals['_CATALOGUE']._serialized_end=3272
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,18 @@ class AddReplicaResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AddReplicaManyRequest(_message.Message):
+    __slots__ = ("replicas",)
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    replicas: _containers.RepeatedCompositeFieldContainer[AddReplicaRequest]
+    def __init__(self, replicas: _Optional[_Iterable[_Union[AddReplicaRequest, _Mapping]]] = ...) -> None: ...
+
+class AddReplicaManyResponse(_message.Message):
+    __slots__ = ("errors",)
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    errors: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, errors: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class RemoveReplicaRequest(_message.Message):
     __slots__ = ("lfn", "guid", "surl", "dry_run")
     LFN_FIELD_NUMBER: _ClassVar[int]

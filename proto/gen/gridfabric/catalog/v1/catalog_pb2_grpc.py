@@ -50,6 +50,11 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaResponse.FromString,
                 _registered_method=True)
+        self.AddReplicaMany = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/AddReplicaMany',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyResponse.FromString,
+                _registered_method=True)
         self.RemoveReplica = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/RemoveReplica',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveReplicaRequest.SerializeToString,
@@ -118,6 +123,13 @@ class CatalogueServicer:
 
     def AddReplica(self, request, context):
         """After: the replica is listed. Idempotent. Errors: NOT_FOUND, DATA_LOSS (size or checksum differ from the file's).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddReplicaMany(self, request, context):
+        """At most 1 000 replicas; one verdict for each, in order: what is refused harms no other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +218,11 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.AddReplica,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaResponse.SerializeToString,
+            ),
+            'AddReplicaMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddReplicaMany,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyResponse.SerializeToString,
             ),
             'RemoveReplica': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveReplica,
@@ -335,6 +352,33 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/AddReplica',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddReplicaMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/AddReplicaMany',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddReplicaManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

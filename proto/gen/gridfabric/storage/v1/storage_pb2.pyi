@@ -274,6 +274,32 @@ class CopyFromResponse(_message.Message):
     moved_bytes: int
     def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
 
+class SmallCopy(_message.Message):
+    __slots__ = ("source_surl", "expected", "put_id")
+    SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    source_surl: str
+    expected: Checksums
+    put_id: str
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ...) -> None: ...
+
+class CopyManyRequest(_message.Message):
+    __slots__ = ("vo", "files", "max_bytes_per_s")
+    VO_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    vo: str
+    files: _containers.RepeatedCompositeFieldContainer[SmallCopy]
+    max_bytes_per_s: int
+    def __init__(self, vo: _Optional[str] = ..., files: _Optional[_Iterable[_Union[SmallCopy, _Mapping]]] = ..., max_bytes_per_s: _Optional[int] = ...) -> None: ...
+
+class CopyManyResponse(_message.Message):
+    __slots__ = ("verdicts",)
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    verdicts: _containers.RepeatedCompositeFieldContainer[PutVerdict]
+    def __init__(self, verdicts: _Optional[_Iterable[_Union[PutVerdict, _Mapping]]] = ...) -> None: ...
+
 class RepairRequest(_message.Message):
     __slots__ = ("surl", "source_surl")
     SURL_FIELD_NUMBER: _ClassVar[int]

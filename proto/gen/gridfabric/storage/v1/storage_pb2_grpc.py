@@ -81,6 +81,11 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
                 _registered_method=True)
+        self.CopyMany = channel.unary_stream(
+                '/gridfabric.storage.v1.Storage/CopyMany',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyResponse.FromString,
+                _registered_method=True)
         self.Space = channel.unary_unary(
                 '/gridfabric.storage.v1.Storage/Space',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.SerializeToString,
@@ -205,6 +210,16 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyMany(self, request, context):
+        """Third-party copies of small files (at most 1 MiB each, 256 files), all from one other SE: read by GetMany, kept as by
+        PutMany. Each message has the verdicts of the next files, in order, when those that are kept are on the disk; empty
+        ones are signs of life. Errors of each: as CopyFrom, INVALID_ARGUMENT (FILE_LARGE). Errors of the call, e.g. when the
+        source is away: what has no verdict may be asked for again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Space(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -320,6 +335,11 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.CopyFrom,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.SerializeToString,
+            ),
+            'CopyMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.CopyMany,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyResponse.SerializeToString,
             ),
             'Space': grpc.unary_unary_rpc_method_handler(
                     servicer.Space,
@@ -612,6 +632,33 @@ class Storage:
             '/gridfabric.storage.v1.Storage/CopyFrom',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/CopyMany',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyResponse.FromString,
             options,
             channel_credentials,
             insecure,
