@@ -8,6 +8,7 @@ what a broker matches on. Both come back by themselves after any loss of the con
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
 from collections import ChainMap
@@ -29,8 +30,11 @@ REFRESH_S = 2.0
 """A sign of life this often: a few bytes."""
 VALID_FOR_S = 8.0
 """Silence after which a producer counts as lost: four signs of life."""
-COALESCE_S = 0.05
-"""Changes this close together travel in one message."""
+TOGETHER_S = 0.01
+"""What changes this soon after the first change travels with it."""
+GATHER_S = 0.2
+"""Least time between two messages with changes: the first goes at once, and what follows soon is gathered, for a
+message costs a server as much as several entries."""
 MAX_MESSAGE_ENTRIES = 1000
 MAX_MESSAGE_BYTES = 1024 * 1024
 """One message stays well below the 4 MiB that gRPC takes."""
@@ -199,8 +203,10 @@ class _PublisherLink:
         self._acknowledged = 0
         self._news = 0
         """The last message that was more than a sign of life."""
+        self._news_at = -math.inf
+        """When it was sent (monotonic)."""
         self._snapshot_due = True
-        self._stopping = False
+        self._ending = asyncio.Event()
         self._was_lost = False
         self._call: Any = None
 
@@ -211,7 +217,7 @@ class _PublisherLink:
 
     def say_goodbye(self) -> None:
         """Send a withdrawal next."""
-        self._stopping = True
+        self._ending.set()
         self.wake.set()
         self._heard.set()
 
@@ -223,7 +229,7 @@ class _PublisherLink:
     async def run(self) -> None:
         """Connect, publish, and again."""
         backoff_s = 0.1
-        while not self._stopping:
+        while not self._ending.is_set():
             started = self._owner.clock.monotonic()
             try:
                 stub = await self._owner.connect(self._endpoint)
@@ -240,7 +246,7 @@ class _PublisherLink:
                 reason = f"{type(error).__name__}: {error}"
             finally:
                 self.is_open = False
-            if self._stopping:
+            if self._ending.is_set():
                 break
             if not self._was_lost:
                 self._was_lost = True
@@ -286,7 +292,7 @@ class _PublisherLink:
     async def _messages(self, stream: int) -> AsyncIterator[pb.PublishRequest]:
         """What to send on one stream. A stream that was replaced must not take changes away from its successor."""
         while stream == self._stream:
-            if self._stopping:
+            if self._ending.is_set():
                 yield self._message(withdraw=True)
                 return
             if self._snapshot_due:
@@ -294,29 +300,40 @@ class _PublisherLink:
                 for message in self._snapshot():
                     yield message
                 whole = self._message()  # says that the snapshot is whole
-                self._news = self._sequence
+                self._is_news()
                 yield whole
             elif self.pending:
                 for message in self._changes():
-                    self._news = self._sequence
+                    self._is_news()
                     yield message
             else:
                 yield self._message()
-            if stream == self._stream and not (self.pending or self._stopping or self._snapshot_due):
+            if stream == self._stream and not (self.pending or self._ending.is_set() or self._snapshot_due):
                 self.wake.clear()
                 try:
                     async with asyncio.timeout(self._owner.refresh_s):
                         await self.wake.wait()
                 except TimeoutError:
                     continue
-            if not self._stopping:
-                await asyncio.sleep(COALESCE_S)
-                await self._heard_of_the_news()
+            await self._gather()
+            await self._heard_of_the_news()
+
+    def _is_news(self) -> None:
+        self._news, self._news_at = self._sequence, self._owner.clock.monotonic()
+
+    async def _gather(self) -> None:
+        """Let more changes come, unless this is the end."""
+        left_s = self._news_at + GATHER_S - self._owner.clock.monotonic()
+        try:
+            async with asyncio.timeout(max(left_s, TOGETHER_S)):
+                await self._ending.wait()
+        except TimeoutError:
+            return
 
     async def _heard_of_the_news(self) -> None:
         """One batch is under way at a time, so that a busy server gets fewer and larger ones. A stream on which nothing
         is acknowledged ends."""
-        while self._acknowledged < self._news and not self._stopping:
+        while self._acknowledged < self._news and not self._ending.is_set():
             self._heard.clear()
             await self._heard.wait()
 

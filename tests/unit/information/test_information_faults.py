@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from agents.information.machine import InformationMachine, MachineLimits
 from agents.information.model import Publication, Published
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
+from fabric import information
 from fabric.clock import SystemClock
 from fabric.information import Publisher, TreeCopy
 from fabric.ldap import Entry, Scope, make_entry, parse_dn
@@ -142,7 +144,8 @@ def agree(held: dict[str, Entry], shown: dict[str, dict[str, tuple[str, ...]]]) 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_whatever_the_line_does_the_tree_comes_right(seed: int) -> None:
+async def test_whatever_the_line_does_the_tree_comes_right(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(information, "GATHER_S", 0.02)  # more messages to lose
     draw = random.Random(seed)
     servers = [Server()]
     lines = {site: Line(servers, site, draw) for site in SITES}
@@ -204,6 +207,31 @@ async def test_only_what_differs_travels_and_what_is_not_known_is_asked_for() ->
         publisher.put(queue("c", 5))  # of which the server has nothing
         await until(lambda: "GlueCEUniqueID=c" in server.shown("S00"), lambda: "the rest was sent")
         assert line.sent == {"whole": 4, "partial": 3}
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_first_change_goes_alone_and_what_follows_is_gathered() -> None:
+    server = Server()
+    line = Line([server], "S00", random.Random(0))
+    line.faults = False
+    publisher = publisher_of(line)
+    publisher.replace([queue("a", 0)])
+    task = asyncio.create_task(publisher.run())
+    try:
+        await until(lambda: publisher.connected, "the snapshot is there")
+        began = time.monotonic()
+        for number in range(1, 101):
+            publisher.put(queue("a", number))
+            await asyncio.sleep(0.001)
+        await until(lambda: publisher.connected, "all is there")
+        later = line.sent["partial"] - 1
+        assert server.shown("S00")["GlueCEUniqueID=a"]["GlueCEStateFreeJobSlots"] == ("100",)
+        assert later * information.GATHER_S <= time.monotonic() - began + 0.1
+        publisher.put(queue("a", 101))
+        await publisher.withdraw(60)  # which waits for nothing
+        await until(lambda: not server.shown("S00"), "it is withdrawn")
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
