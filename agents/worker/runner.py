@@ -59,6 +59,7 @@ from agents.worker.proxies import OwnerProxies
 from agents.worker.sandbox_cache import SandboxCache, is_passing
 from agents.worker.shepherd import TERMINATED
 from agents.worker.slurm import SlurmClient
+from agents.worker.spares import Spares
 from agents.worker.starter_client import StarterClient
 from fabric.clock import to_us
 from fabric.errors import GridError
@@ -106,6 +107,7 @@ class Runner:
         )
         self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self.batch: BatchSystem = self._batch_system()
+        self._spares = Spares(root)
         self.link = Link(
             context,
             endpoint,
@@ -156,6 +158,7 @@ class Runner:
     async def recover(self) -> None:
         """Find out what became of every order held, and remove what belongs to none."""
         await asyncio.to_thread(scratch.make_root, self.root, for_others=os.geteuid() == 0)
+        await asyncio.to_thread(self._spares.open)
         await asyncio.to_thread(self._cache.open)
         await asyncio.to_thread(self._jobs_dir.mkdir, 0o700, exist_ok=True)
         await asyncio.to_thread(self._mirror_certificates)
@@ -279,6 +282,7 @@ class Runner:
             stopped = [job.key for job in self.machine.jobs.values() if job.kill_reason == "WORKER_STOPPED"]
             await asyncio.to_thread(self._remove_scratch, stopped)
         self.batch.close()
+        await asyncio.to_thread(self._spares.close)
         if self.root.parent == Path("/var/tmp"):
             await asyncio.sleep(0.05)  # a look at the disk that began before is over
             await asyncio.to_thread(shutil.rmtree, self.root / "certificates", True)
@@ -319,8 +323,15 @@ class Runner:
             if todo.give_back:
                 self.link.give_back([job.name for job in todo.give_back])
             self.batch.forget(keys)
-            await asyncio.to_thread(self._remove_scratch, keys)
+            await asyncio.to_thread(self._remove_directories, gone)
         self.link.poke()
+
+    def _remove_directories(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if _ended_alone(job) and not self.batch.outlives_reboot:  # nothing of it can run on, here or on other nodes
+                self._spares.keep(job.key, owner=job.owner, uid=job.order.uid, gid=job.order.gid)
+            else:
+                scratch.remove(self.root, job.key)
 
     def _remove_scratch(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -510,7 +521,7 @@ class Runner:
         if order.gang:
             files[ranks.MACHINES_NAME] = ranks.machine_file([(part.host, part.ranks) for part in order.gang])
         try:
-            scratch.create(self.root, job.key, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
+            self._spares.create(job.key, owner=job.owner, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
             return _disk_failure(job.key, error)
         return Prepared(job.key)
@@ -920,6 +931,7 @@ class Runner:
         if self.stopping:
             return
         await asyncio.to_thread(self._mirror_certificates)
+        await asyncio.to_thread(self._spares.drop_old)
         if not self.machine.slots:
             await self._count_slots()
         free_bytes, free_inodes = await asyncio.to_thread(scratch.free, self.root)
@@ -968,6 +980,12 @@ def _disk_failure(key: str, error: OSError) -> PrepareFailed:
     return PrepareFailed(
         key, "DISK_FULL" if full else "SCRATCH_FAILED", f"no scratch directory on this node ({error.strerror})"
     )
+
+
+def _ended_alone(job: Job) -> bool:
+    """Its first process has been waited for, and whatever it left behind was killed then."""
+    record = job.exit_record or {}
+    return "exit_code" in record and not record.get("reason") and not job.kill_reason
 
 
 def _wants_data(job: Job, record: dict[str, Any]) -> bool:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 PROXY_NAME = ".x509_proxy"
 BROKER_INFO_NAME = ".BrokerInfo"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -83,15 +84,15 @@ def create(root: Path, key: str, *, uid: int, gid: int, files: Mapping[str, byte
     except FileExistsError:
         remove(root, key)
         os.mkdir(path, 0o700)
-    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fill(root, key, files, inputs, uid=uid, gid=gid)
+    return Path(path)
+
+
+def fill(root: Path, key: str, files: Mapping[str, bytes], inputs: Sequence[Input], *, uid: int, gid: int) -> None:
+    """Put files into a directory of our own, then make it the job's."""
+    path = f"{root}/{key}"
     for name, data in files.items():
-        descriptor = os.open(f"{path}/{name}", new, 0o600)
-        try:
-            os.write(descriptor, data)
-            if uid > 0:
-                os.fchown(descriptor, uid, gid)
-        finally:
-            os.close(descriptor)
+        put_file(f"{path}/{name}", data, uid=uid, gid=gid)
     for item in inputs:
         target = f"{path}/{item.name}"
         shutil.copyfile(item.source, target)
@@ -100,24 +101,27 @@ def create(root: Path, key: str, *, uid: int, gid: int, files: Mapping[str, byte
             os.chown(target, uid, gid)
     if uid > 0:
         os.chown(path, uid, gid)
-    return Path(path)
+
+
+def put_file(path: str, data: bytes, *, uid: int, gid: int, directory: int | None = None) -> None:
+    """A new small file of the job's account, mode 0600; by a name in `directory` if there is one."""
+    descriptor = os.open(path, _NEW, 0o600, dir_fd=directory)
+    try:
+        os.write(descriptor, data)
+        if uid > 0:
+            os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(root: Path, key: str, name: str, data: bytes, *, uid: int, gid: int) -> None:
     """Put a new version of a small file (the renewed proxy) into the directory of a running job, atomically."""
-    directory = os.open(root / key, _DIRECTORY)
+    directory = os.open(root / key, DIRECTORY)
     try:
         temporary = f"{name}.new"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
-        try:
-            os.write(descriptor, data)
-            if uid > 0:
-                os.fchown(descriptor, uid, gid)
-        finally:
-            os.close(descriptor)
+        put_file(temporary, data, uid=uid, gid=gid, directory=directory)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         os.close(directory)
@@ -127,10 +131,10 @@ def open_output(root: Path, key: str, name: str, uid: int) -> int:
     """A descriptor of an output file. Raises FileNotFoundError, or OutputError for anything but a plain file of the
     job."""
     *folders, last = name.split("/")
-    directory = os.open(root / key, _DIRECTORY)
+    directory = os.open(root / key, DIRECTORY)
     try:
         for folder in folders:
-            below = os.open(folder, _DIRECTORY, dir_fd=directory)
+            below = os.open(folder, DIRECTORY, dir_fd=directory)
             os.close(directory)
             directory = below
         descriptor = os.open(last, _READ, dir_fd=directory)
@@ -151,6 +155,9 @@ def open_output(root: Path, key: str, name: str, uid: int) -> int:
 def remove(root: Path, key: str) -> None:
     """Remove a job's directory whatever is in it. A name that is not there is no error."""
     path = f"{root}/{key}"
+    if os.path.islink(path):
+        os.unlink(path)
+        return
     try:
         with os.scandir(path) as entries:
             folders = False

@@ -6,7 +6,7 @@ jobs running when it comes back. It imports nothing but the standard library and
 Promises, each kept before the agent is told:
 * a key is started at most once, ever: its file `jobs/<key>` is made before the fork;
 * how a process ended is in that file, after its number, before `ended` is sent: a line of JSON, complete or not valid.
-One file for all of that: making one takes a file system longer than most of the rest.
+One file for all of that, and for one key after another: making one takes a file system longer than most of the rest.
 Neither is fsynced: the page cache survives any kill, and after a reboot (another boot id) the agent accounts for every
 job that it had handed over, so nothing has to be guessed from these files.
 
@@ -21,10 +21,12 @@ import contextlib
 import errno
 import fcntl
 import gc
+import itertools
 import json
 import os
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -38,6 +40,8 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_FORKS_PER_TURN = 16
 """Between these the starter looks at ended processes and messages."""
 HOUSEKEEPING_EVERY_S = 2.0
+MAX_SPARES = 512
+"""Empty files that were records of keys which were forgotten."""
 
 
 class Starter(Payloads):
@@ -58,6 +62,10 @@ class Starter(Payloads):
         self.next_housekeeping = 0.0
         os.makedirs("jobs", 0o700, exist_ok=True)
         self.jobs_inode = os.stat("jobs").st_ino
+        shutil.rmtree("spares", ignore_errors=True)
+        os.mkdir("spares", 0o700)
+        self.spares: list[str] = []
+        self.spare_numbers = itertools.count()
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         self.listener = _listen("starter.sock")
@@ -220,9 +228,23 @@ class Starter(Payloads):
         if gone:
             self._tell({"event": "gone", "keys": gone})
 
+    def _make_record(self, key: str) -> None:
+        """Raises FileExistsError: it was started before; OSError."""
+        if not self.spares:
+            os.close(os.open(record_of(key), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            return
+        os.link(self.spares[-1], record_of(key))
+        os.unlink(self.spares.pop())
+
     def _remove_record(self, key: str) -> None:
+        spare = f"spares/{next(self.spare_numbers)}"
         with contextlib.suppress(OSError):
-            os.unlink(record_of(key))
+            if len(self.spares) < MAX_SPARES:
+                os.rename(record_of(key), spare)
+                os.truncate(spare, 0)
+                self.spares.append(spare)
+            else:
+                os.unlink(record_of(key))
 
     def write_exit(self, key: str, record: dict) -> bool:
         """On a line of its own, whatever became of an earlier attempt."""
@@ -276,8 +298,7 @@ class Starter(Payloads):
         chosen, refused = [], []
         for order in orders:
             try:
-                new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                os.close(os.open(record_of(order["key"]), new, 0o600))
+                self._make_record(order["key"])
                 chosen.append(order)
             except FileExistsError:
                 refused.append([order["key"], "ALREADY_STARTED"])
@@ -293,8 +314,7 @@ class Starter(Payloads):
                     self._tell_started([self.fork(order) for order in orders])
             except OSError:  # no processes or no memory left on this host
                 for order in orders:
-                    with contextlib.suppress(OSError):
-                        os.unlink(record_of(order["key"]))
+                    self._remove_record(order["key"])
                     refused.append([order["key"], "NO_PROCESSES"])
         if refused:
             self._tell({"event": "refused", "jobs": refused})

@@ -166,6 +166,37 @@ def test_a_key_is_started_once_for_ever(running: Running) -> None:
     eventually(lambda: not (running.folder / "jobs" / "a").exists())
 
 
+def test_the_record_of_a_forgotten_key_serves_the_next_one(running: Running) -> None:
+    running.run(running.order("first", "exit 3"))
+    running.ended()
+    inode = os.stat(running.folder / "jobs/first").st_ino
+    running.send(op="forget", keys=["first"])
+    running.run(running.order("second", "exit 4"))
+    assert running.ended()["second"]["exit_code"] == 4
+    assert os.listdir(running.folder / "jobs") == ["second"]
+    record = (running.folder / "jobs/second").read_bytes()
+    assert os.stat(running.folder / "jobs/second").st_ino == inode
+    assert b"first" not in record
+    running.send(op="forget", keys=["nobody"])
+    again = running.order("third", "exit 5") | {"key": "second"}
+    running.run(again)
+    assert running.expect("refused")["jobs"] == [["second", "ALREADY_STARTED"]]
+    assert (running.folder / "jobs/second").read_bytes() == record
+
+
+def test_killed_while_it_made_a_record_it_keeps_that(running: Running) -> None:
+    running.run(running.order("first", "exit 3"))
+    running.ended()
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.lines.readline() == b""
+    os.link(running.folder / "jobs/first", running.folder / "spares/7")
+    record = (running.folder / "jobs/first").read_bytes()
+    running.begin()
+    running.run(running.order("second", "exit 4"))
+    running.ended()
+    assert (running.folder / "jobs/first").read_bytes() == record
+
+
 def test_it_survives_the_agent_and_tells_the_next_one(running: Running) -> None:
     running.run(running.order("a", "while ! test -e go; do sleep 0.01; done"), running.order("b", "exit 5"))
     assert running.ended().keys() == {"b"}
@@ -256,6 +287,7 @@ def test_kill_and_withdraw(running: Running) -> None:
 def test_a_kill_at_once_gives_no_grace(running: Running) -> None:
     stubborn = "trap '' TERM; touch ready; while :; do sleep 300; done"
     running.run(running.order("a", stubborn, grace_s=600))
+    running.expect("started")  # a kill before that is the agent's to repeat
     eventually(lambda: (running.folder / "scratch" / "a" / "ready").exists())
     running.send(op="kill", keys=["a"], reason="CANCELLED", at_once=False)
     running.send(op="kill", keys=["a"], reason="BANNED", at_once=True)
