@@ -333,7 +333,7 @@ async def test_many_small_copies_by_one_call_each_with_its_verdict(lab: LabGrid,
         await refused(InvalidRequest, reason, client.copy_small(ral, copies(**changed), "cms"))
     await refused(InvalidRequest, "TOO_MANY_FILES", client.copy_small(ral, 43 * copies(), "cms"))
     await refused(InvalidRequest, "RATE_INVALID", client.copy_small(ral, copies(), "cms", max_bytes_per_s=1))
-    bob = await lab.channel("storage", site="RAL", credential=lab.user("bob"))
+    bob = await lab.channel("storage", site="RAL", credential=lab.user("bob", vo="atlas"))
     await refused(Refused, "OTHER_VO", client.copy_small(bob, copies(), "cms"))
     assert len([file async for file in client.list_files(ral, "cms")]) == len(contents)
 
