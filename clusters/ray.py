@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clusters import processes
 from clusters.inventory import Run
+from clusters.node import driver, launcher, worker_entry
 from clusters.node.launcher import NodeConfiguration, NodeStatus
 from clusters.paths import StatePaths
 from clusters.processes import RUN_VARIABLE
@@ -26,6 +27,8 @@ from security.files import write_atomic
 
 START_DEADLINE_S = 60.0
 CONNECT_DEADLINE_S = 30.0
+FORK_DEADLINE_S = 10.0
+"""For a fork server that still imports; without its answer a driver of our own is started."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -120,36 +123,63 @@ def read_status(path: Path) -> NodeStatus | None:
 class RayClient:
     """A driver process and the calls to it. Every wait has a deadline, after which the driver is ended."""
 
-    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log: Path, fork_server: str = "") -> None:
+        """`fork_server`: the socket of the node's, which has Ray imported already."""
         self._log = log
         self._env = dict(env)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._fork_server = fork_server
+        self._driver: processes.Identity | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._orders: IO[bytes] | None = None
         self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._reader: threading.Thread | None = None
 
     def connect(self, address: str, deadline_s: float = CONNECT_DEADLINE_S) -> None:
         """Raises Unavailable RAY_UNREACHABLE."""
-        with self._log.open("ab") as stream:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "clusters.node.driver", address],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                env=self._env,
-                start_new_session=True,
-                cwd="/",
-            )
-        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+        arguments = [driver.__file__, address]
+        with self._log.open("ab") as log:
+            for start in (self._fork, self._spawn):
+                orders, self._orders = _pipe()
+                answers, to_answers = _pipe()
+                with orders, to_answers:
+                    pid = start(arguments, (orders.fileno(), to_answers.fileno(), log.fileno()))
+                if pid:
+                    break
+                self._orders.close()  # a driver that the fork server makes too late ends by that
+                answers.close()
+        self._driver = processes.identify(pid)
+        self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
+        self._reader.start()
         for _ in self._until_done(time.monotonic() + deadline_s, f"Ray at {address}"):
             pass
 
+    def _fork(self, arguments: list[str], descriptors: tuple[int, int, int]) -> int:
+        """The process id of a driver that the node's fork server has made; 0: it does not."""
+        if not self._fork_server:
+            return 0
+        try:
+            return worker_entry.ask_fork_server(
+                self._fork_server, arguments, self._env, "/", descriptors, driver=True, timeout_s=FORK_DEADLINE_S
+            )
+        except (OSError, ValueError):
+            return 0
+
+    def _spawn(self, arguments: list[str], descriptors: tuple[int, int, int]) -> int:
+        """The process id of a driver that is our own child."""
+        self._child = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=descriptors[0], stdout=descriptors[1], stderr=descriptors[2],
+            env=self._env, start_new_session=True, cwd="/",
+        )  # fmt: skip
+        return self._child.pid
+
     def call(self, what: str, within_s: float, /, **arguments: Any) -> Iterator[dict[str, Any]]:
         """One order; yields answers as they come. Raises Unavailable, DeadlineExceeded."""
-        process = self._process
-        if process is None or process.stdin is None or process.poll() is not None:
+        if self._orders is None or self._orders.closed:
             raise Unavailable("RAY_UNREACHABLE", "the connection to Ray is closed; run: grid status")
         try:
-            process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
-            process.stdin.flush()
+            self._orders.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._orders.flush()
         except OSError as error:
             raise Unavailable(
                 "RAY_UNREACHABLE", f"the connection to Ray broke ({error.strerror}); see {self._log}"
@@ -158,23 +188,24 @@ class RayClient:
 
     def close(self) -> None:
         """End the driver; the actors stay. May be called twice."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin is not None:
+        if self._orders is not None:
             with contextlib.suppress(OSError):
-                process.stdin.close()
-        try:
-            process.wait(2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+                self._orders.close()
+        if self._reader is not None:
+            self._reader.join(2)  # until it has ended by itself
+        self._kill()
+        if self._child is not None:
+            self._child.wait()
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                self._answers.put(json.loads(line))
+    def _kill(self) -> None:
+        if self._driver is not None:
+            processes.signal_and_wait([self._driver], 0)
+
+    def _read(self, answers: IO[bytes]) -> None:
+        with answers:
+            for line in answers:
+                with contextlib.suppress(ValueError):
+                    self._answers.put(json.loads(line))
         self._answers.put(None)
 
     def _until_done(self, deadline: float, what: str) -> Iterator[dict[str, Any]]:
@@ -182,8 +213,7 @@ class RayClient:
             try:
                 answer = self._answers.get(timeout=max(0.01, deadline - time.monotonic()))
             except queue.Empty:
-                if self._process is not None:
-                    self._process.kill()
+                self._kill()
                 raise DeadlineExceeded("RAY_SILENT", f"{what} did not answer in time; see {self._log}") from None
             if answer is None:
                 raise Unavailable("RAY_UNREACHABLE", f"{what} cannot be reached; see {self._log}")
@@ -194,11 +224,18 @@ class RayClient:
             yield answer
 
 
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
+    """A pipe to read from, and to write to."""
+    reader, writer = os.pipe()
+    return open(reader, "rb"), open(writer, "wb")
+
+
 def client_of(run: Run, paths: StatePaths) -> RayClient:
     """For the Ray of a run; not connected yet."""
     if run.adopted:
         return RayClient(own_environment(os.environ, run.run), paths.log)
-    return RayClient(environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log)
+    fork_server = launcher.fork_server_socket(Path(run.temp_dir))
+    return RayClient(environment(os.environ, paths.token, run.run, loopback=run.loopback), paths.log, fork_server)
 
 
 def end(run: str, pids: Mapping[str, processes.Identity], temp_dir: str) -> list[int]:

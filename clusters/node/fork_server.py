@@ -2,8 +2,9 @@
 
 Safe because this process has one thread and has never used gRPC, Ray's core or a database: it only imports them. Ray's
 library reads its RAY_* variables when it is loaded, so it is loaded when the launcher has said which they are
-(`prime`), and a worker whose RAY_* variables are others is refused (it then starts the ordinary way). When this
-process dies, agents go on and later ones start the ordinary way.
+(`prime`), and a worker whose RAY_* variables are others is refused (it then starts the ordinary way). A driver, which
+is for a command of the grid's operator, takes the variables that were loaded. When this process dies, agents go on, and
+whatever comes later starts the ordinary way.
 
 Run as `python -m clusters.node.fork_server SOCKET`. The wire: 4 bytes of length with three descriptors, then JSON.
 """
@@ -129,7 +130,7 @@ def why_not(primed: dict[str, str], order: dict[str, Any], descriptors: list[int
         reason = "three descriptors and one thread are needed"
     else:
         return ""
-    sys.stderr.write(f"fork server: a worker starts the ordinary way: {reason}\n")
+    sys.stderr.write(f"fork server: a process starts the ordinary way: {reason}\n")
     return reason
 
 
@@ -146,8 +147,12 @@ def serve(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 if "prime" in order:
                     primed = primed or prime(order["prime"])
                 else:
-                    primed = primed or prime(ray_variables(order["environment"]))  # faster than the launcher's word
-                    if why_not(primed, order, descriptors) == "":
+                    environment = order["environment"]
+                    if order.get("driver"):
+                        environment |= primed or {}
+                    else:
+                        primed = primed or prime(ray_variables(environment))  # faster than the launcher's word
+                    if why_not(primed or {}, order, descriptors) == "":
                         answer = os.fork()
                         if answer == 0:
                             listener.close()

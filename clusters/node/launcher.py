@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,15 +72,21 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     raise _Stop
 
 
+def fork_server_socket(temp_dir: Path) -> str:
+    """Where the fork server of a node listens."""
+    return str(temp_dir / "fork.sock")
+
+
 def start_fork_server(temp_dir: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start it; it imports while the node starts."""
-    path = str(temp_dir / "fork.sock")
+    path = fork_server_socket(temp_dir)
     process = subprocess.Popen([sys.executable, "-m", "clusters.node.fork_server", path], stdin=subprocess.DEVNULL)
     return process, path
 
 
 def prime_fork_server(path: str, variables: dict[str, str]) -> None:
-    """Tell it under which variables Ray's library is to be loaded. Without it agents start more slowly: never fails."""
+    """Tell it under which variables Ray's library is to be loaded; it does that before whatever it is asked next.
+    Without it agents start more slowly: never fails."""
     order = json.dumps({"prime": variables}).encode()
     for _ in range(100):
         try:
@@ -89,7 +94,6 @@ def prime_fork_server(path: str, variables: dict[str, str]) -> None:
                 server.settimeout(30)
                 server.connect(path)
                 server.sendall(len(order).to_bytes(4, "big") + order)
-                server.recv(32)
             return
         except OSError:
             time.sleep(0.05)
@@ -154,7 +158,7 @@ def run(configuration: NodeConfiguration) -> int:
             variables |= {name: os.environ[name] for name in ("RAY_CLIENT_MODE",) if name in os.environ}
             variables.setdefault("RAY_CLIENT_MODE", "0")
             variables["RAY_LD_PRELOAD_ON_WORKERS"] = os.environ.get("RAY_LD_PRELOAD_ON_WORKERS", "0")
-            threading.Thread(target=prime_fork_server, args=(path, variables), daemon=True).start()
+            prime_fork_server(path, variables)
         _report(configuration, NodeStatus(node.gcs_address, node.node_id, processes))
         while not node.dead_processes():
             if not Path(configuration.status_file).parent.is_dir():

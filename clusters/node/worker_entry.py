@@ -15,16 +15,20 @@ OF_SETUP = ("--serialized-runtime-env-context=", "--language=")
 """Arguments for the setup script, not for the worker."""
 
 
-def ask_fork_server(path, arguments):
-    """The fork server's answer: the new process id, or 0 if it does not want this one. Raises OSError, ValueError."""
+def ask_fork_server(path, arguments, environment, directory, descriptors=(0, 1, 2), driver=False, timeout_s=30):
+    """The fork server's answer: the new process id, or 0 if it does not want this one. Raises OSError, ValueError.
+
+    `descriptors` become the new process's standard input, output and error. `driver`: not one of Ray's workers, a
+    program that uses Ray.
+    """
     import socket
 
-    order = {"arguments": arguments, "environment": dict(os.environ), "directory": os.getcwd()}
+    order = {"arguments": arguments, "environment": environment, "directory": directory, "driver": driver}
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.settimeout(30)
+        server.settimeout(timeout_s)
         server.connect(path)
         data = json.dumps(order).encode()
-        socket.send_fds(server, [len(data).to_bytes(4, "big")], [0, 1, 2])
+        socket.send_fds(server, [len(data).to_bytes(4, "big")], list(descriptors))
         server.sendall(data)
         return int(server.recv(32))
 
@@ -35,7 +39,7 @@ def main():
     path = os.environ.get(FORK_SERVER)
     if path:
         try:
-            if ask_fork_server(path, arguments):
+            if ask_fork_server(path, arguments, dict(os.environ), os.getcwd()):
                 return
         except (OSError, ValueError):
             pass

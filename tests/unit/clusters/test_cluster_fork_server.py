@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from clusters import ray
 from clusters.node import fork_server, worker_entry
+from fabric.errors import Unavailable
 
 ORDER = {"arguments": ["worker.py"], "environment": {"RAY_JOB_ID": "1", "HOME": "/x"}, "directory": "/"}
 
@@ -30,10 +32,10 @@ def test_an_order_arrives_whole_with_its_descriptors(tmp_path):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert worker_entry.ask_fork_server(path, ["worker.py", "--big=" + "x" * 200_000]) == 4711
+        assert worker_entry.ask_fork_server(path, ["worker.py", "--big=" + "x" * 200_000], {}, "/") == 4711
         thread.join()
     order, descriptors = got[0]
-    assert order["arguments"][0] == "worker.py" and order["directory"] == os.getcwd() and descriptors == 3
+    assert order["arguments"][0] == "worker.py" and order["directory"] == "/" and descriptors == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"\0\0", b"\0\0\0\5{", b"\xff\xff\xff\xff", b"\0\0\0\2[]x", b"\0\0\0\3abc"])
@@ -70,3 +72,48 @@ def test_a_worker_starts_by_itself_without_a_fork_server(tmp_path):
 
 def test_the_agents_are_known():
     assert "agents.broker.agent" in set(fork_server.agent_modules())
+
+
+DRIVER = """
+import sys
+print('{"done": true}', flush=True)
+for order in sys.stdin:
+    print('{"order": %s}\\n{"done": true}' % order.strip(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"0", b"nonsense"], ids=["silent", "gone", "refuses", "broken"])
+def test_a_command_has_a_driver_of_its_own_where_the_fork_server_makes_none(tmp_path, monkeypatch, answer):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    monkeypatch.setattr(ray.driver, "__file__", str(script))
+    if answer is None:
+        monkeypatch.setattr(ray, "FORK_DEADLINE_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        held = []
+
+        def reply() -> None:
+            connection, _ = listener.accept()
+            held.append(connection)
+            if answer is not None:
+                order, descriptors = fork_server.receive(connection)
+                assert order["driver"] and order["arguments"] == [str(script), "here:1"]
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                connection.sendall(answer)
+                connection.close()
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        client = ray.RayClient(dict(os.environ), tmp_path / "log", str(tmp_path / "s"))
+        client.connect("here:1")
+        thread.join()
+        assert list(client.call("look", 30.0, at=1)) == [{"order": {"do": "look", "at": 1}}]
+        client.close()
+        client.close()
+        for connection in held:
+            connection.close()
+        with pytest.raises(Unavailable, match="closed"):
+            list(client.call("look", 30.0))
