@@ -21,7 +21,7 @@ class Kind:
     order: int
     """Agents of a higher order are stopped first: those that give work before those that do it."""
     central: bool = False
-    """One for the whole grid, so it is told the endpoints of every site and is an endpoint of every agent."""
+    """For the whole grid: told the endpoints of every site, an endpoint of every agent, in a process of its own."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options that make this kind of its folder's agent."""
 
@@ -39,7 +39,7 @@ KINDS = _kinds(
     Kind("catalog", "catalog", {"rpc": 5010}, 5, central=True),
     Kind("myproxy", "myproxy", {"rpc": 7511, "myproxy": 7512}, 6, central=True),
     Kind("transfer", "transfer", {"rpc": 7443}, 10, central=True),
-    Kind("keystore", "keystore", {"rpc": 7521}, 6),
+    Kind("keystore", "keystore", {"rpc": 7521}, 6, central=True),
     Kind("storage", "storage", {"rpc": 8446, "ldap": 2135, "http": 8447}, 6),
     Kind("gatekeeper", "gatekeeper", {"rpc": 2119, "ldap": 2135}, 7),
     Kind("worker", "worker", {"rpc": 2125}, 8),

@@ -22,6 +22,7 @@ from agents.broker import store as rows
 from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
+from agents.broker.input_staging import InputStaging
 from agents.broker.link import Link
 from agents.broker.matching import (
     Candidate,
@@ -119,6 +120,7 @@ class BrokerCore:
         self.is_open = False
         self.succession = Succession(self, recorded, forget_events)
         self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
+        self._inputs = InputStaging(context, self.credential, self.run, self._match_wanted.set)
         self._chance = random.Random()
         self.stopping = False
 
@@ -203,11 +205,12 @@ class BrokerCore:
             await asyncio.wait(self._commits)
         self.board = Board()
 
-    def run(self, work: Coroutine[None, None, None], name: str) -> None:
+    def run(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         """A task that ends when the broker is closed."""
         task = self.context.spawn(work, name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def require_open(self) -> None:
         """Raises Unavailable BROKER_NOT_READY."""
@@ -387,7 +390,8 @@ class BrokerCore:
         if not self.ces:
             self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
             return
-        paused = self._paused(waiting)
+        known = [self._clusters[key].cluster for key in waiting if key in self._clusters]
+        paused = self._inputs.obstacles(known) | self._paused(waiting)
         shunned = {owner: self.blacklist.shunned(owner, self.now_s) for owner in self.board.owners}
         found = {
             key: compiled.candidates(shunned.get(compiled.cluster.owner, NO_CE))

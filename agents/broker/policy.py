@@ -87,6 +87,7 @@ RULES: Mapping[str, Rule] = {
     "SANDBOX_FILE_UNKNOWN": Rule(Action.ANYWHERE),
     # something else is away for now
     "INPUT_DATA_UNAVAILABLE": Rule(Action.WAIT, wait_s=15.0),
+    "INPUT_DATA_ON_TAPE": Rule(Action.WAIT, wait_s=60.0),
     "OUTPUT_DATA_FAILED": Rule(Action.WAIT, wait_s=60.0),
     "PROXY_REFUSED": Rule(Action.WAIT, wait_s=10.0),
     "DELEGATION_MISSING": Rule(Action.WAIT, wait_s=10.0),
@@ -95,6 +96,7 @@ RULES: Mapping[str, Rule] = {
     "INPUT_DATA_UNKNOWN": _HOPELESS,
     "INPUT_DATA_CLASH": _HOPELESS,
     "INPUT_DATA_NAME": _HOPELESS,
+    "INPUT_DATA_SEALED": _HOPELESS,
     "OUTPUT_DATA_MISSING": _HOPELESS,
     # not now
     "QUEUE_FULL": _RETURNED,

@@ -421,7 +421,7 @@ class TransferCore:
         action = policy.action_of(side, error)
         if action is Action.LATER:
             link.seen.busy += 1
-        elif action is not Action.END and side is not Side.CATALOGUE:
+        elif action not in (Action.END, Action.STAGED) and side is not Side.CATALOGUE:
             link.seen.failed += 1
             link.failed += 1
         self._context.log.warning(

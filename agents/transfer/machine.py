@@ -160,16 +160,17 @@ def _failed(transfer: Transfer, event: Failed, pauses: Pauses) -> Step:
     if transfer.surl:
         # Stays ACTIVE: the copy is there, and the catalogue will answer some time.
         return Step(transfer._replace(reason=error.reason, sentence=error.sentence), pause_s)
-    if action is not Action.LATER and transfer.attempt >= policy.attempts(event.side, error, pauses):
+    if action not in policy.UNSPENT and transfer.attempt >= policy.attempts(event.side, error, pauses):
         sentence = f"{error.sentence} (tried {transfer.attempt} times)"
         return Step(_end(transfer, TransferState.FAILED, error.reason, sentence))
     # READY or ACTIVE -> SUBMITTED
     after = transfer._replace(state=TransferState.SUBMITTED, reason=error.reason, sentence=error.sentence)
     if action is Action.LATER:
         return Step(after, pause_s)
-    after = after._replace(attempt=transfer.attempt + 1)
-    if action is not Action.ELSEWHERE:
-        return Step(after, pause_s)
+    if action is not Action.STAGED:
+        after = after._replace(attempt=transfer.attempt + 1)
+        if action is not Action.ELSEWHERE:
+            return Step(after, pause_s)
     avoid = (transfer.source, *(one for one in transfer.avoid if one != transfer.source))[:MAX_AVOIDED]
     untried = [one for one in event.sources if one not in avoid]
     return Step(after._replace(avoid=avoid), 0.0 if untried else pause_s)

@@ -31,10 +31,16 @@ class Action(Enum):
     """The same, after a pause that grows."""
     ELSEWHERE = "elsewhere"
     """From another source if there is one, at once; else as AGAIN."""
+    STAGED = "staged"
+    """It is on tape there and comes to disk: as ELSEWHERE, else as LATER, and no attempt is spent."""
     LATER = "later"
     """Nothing was tried: after a short pause, and no attempt is spent."""
     END = "end"
     """It would fail again."""
+
+
+UNSPENT = frozenset({Action.LATER, Action.STAGED})
+"""Nothing was tried, or nothing could be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Pauses:
 
 
 _BY_REASON: Mapping[str, Action] = {
+    "FILE_STAGING": Action.STAGED,
     "TOO_MANY_TRANSFERS": Action.LATER,
     "STORE_BUSY": Action.LATER,
     "PUT_TAKEN_OVER": Action.LATER,  # by ourselves, before a restart
@@ -79,14 +86,14 @@ _ITS_OWN = frozenset({errors.NotFound, errors.Unavailable, errors.DeadlineExceed
 
 def action_of(side: Side, error: GridError) -> Action:
     """What to do about an error."""
-    if side is Side.SOURCE and type(error) in _ITS_OWN:
+    if side is Side.SOURCE and type(error) in _ITS_OWN and error.reason != "FILE_STAGING":
         return Action.ELSEWHERE
     return _BY_REASON.get(error.reason) or _BY_KIND.get(type(error), Action.AGAIN)
 
 
 def pause_s(error: GridError, action: Action, attempt: int, pauses: Pauses) -> float:
     """Seconds until the next attempt; `attempt` is the one that failed."""
-    if action is Action.LATER:
+    if action in UNSPENT:
         return error.retry_after_s or LATER_S
     if error.reason in _SPACE:
         return max(NO_SPACE_S, error.retry_after_s or 0.0)

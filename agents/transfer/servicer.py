@@ -82,16 +82,17 @@ class TransferServicer(transfer_pb2_grpc.TransfersServicer):
         """See the proto."""
         owner = _owner(current_peer(context))
         limit = min(request.page_size, PAGE) if request.page_size > 0 else PAGE
+        name = self._core.elements.name
 
         def read(connection: sa.Connection) -> tuple[pb.Job, list[FileRecord]]:
             job = rows.require_job(connection, request.job_id, owner)
-            summary = wire.job_to_wire(job, *rows.counts(connection, job.job_id))
+            summary = wire.job_to_wire(job, name(job.destination), *rows.counts(connection, job.job_id))
             return summary, rows.page(connection, job.job_id, request.after, limit)
 
         job, files = await self._store.read(read)
         return pb.StatusResponse(
             job=job,
-            files=[wire.file_to_wire(self._now(file)) for file in files],
+            files=[wire.file_to_wire(now, name(now.source)) for now in map(self._now, files)],
             next=files[-1].number if len(files) == limit else 0,
         )
 
@@ -104,11 +105,12 @@ class TransferServicer(transfer_pb2_grpc.TransfersServicer):
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:
         """See the proto."""
-        owner = _owner(current_peer(context))
+        owner, name = _owner(current_peer(context)), self._core.elements.name
 
         def read(connection: sa.Connection) -> list[pb.Job]:
             return [
-                wire.job_to_wire(job, *rows.counts(connection, job.job_id)) for job in rows.jobs_of(connection, owner)
+                wire.job_to_wire(job, name(job.destination), *rows.counts(connection, job.job_id))
+                for job in rows.jobs_of(connection, owner)
             ]
 
         return pb.ListResponse(jobs=await self._store.read(read))

@@ -12,19 +12,19 @@ from agents.transfer.store import Outcome
 from agents.transfer.subscriptions import Lag
 
 
-def job_to_wire(job: Job, files: Mapping[str, int], size_bytes: int, moved_bytes: int) -> pb.Job:
-    """A job with what its files come to."""
+def job_to_wire(job: Job, destination: str, files: Mapping[str, int], size_bytes: int, moved_bytes: int) -> pb.Job:
+    """A job to the storage element of this name, with what its files come to."""
     return pb.Job(
-        job_id=job.job_id, owner=job.owner, vo=job.vo, destination=job.destination, priority=job.priority,
+        job_id=job.job_id, owner=job.owner, vo=job.vo, destination=destination, priority=job.priority,
         submitted_at_us=job.submitted_at_us, files=dict(files), size_bytes=size_bytes, moved_bytes=moved_bytes,
     )  # fmt: skip
 
 
-def file_to_wire(file: FileRecord) -> pb.File:
-    """A file of a job."""
+def file_to_wire(file: FileRecord, source: str) -> pb.File:
+    """A file of a job, from the storage element of this name."""
     return pb.File(
         lfn=file.lfn, guid=file.guid, size_bytes=file.size_bytes, state=file.state.value, attempt=file.attempt,
-        source=file.source, surl=file.surl, reason=file.reason, sentence=file.sentence, moved_bytes=file.moved_bytes,
+        source=source, surl=file.surl, reason=file.reason, sentence=file.sentence, moved_bytes=file.moved_bytes,
         submitted_at_us=file.submitted_at_us, ended_at_us=file.ended_at_us,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agents.catalog import client as catalog
+from agents.keystore.client import KeyStores
 from agents.storage import client as storage
-from agents.user_interface import console, information, keys
+from agents.user_interface import console, information
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
 from agents.user_interface.patience import Patience
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
+from security import sealing
 from security.errors import SecurityError
 
 COPIES_AT_ONCE = 8
@@ -53,6 +56,28 @@ def require_vo(grid: Grid) -> None:
     """Raises UsageProblem where it is not known for which VO files are."""
     if not grid.vo:
         raise UsageProblem("for which VO? set GRIDFABRIC_VO")
+
+
+def key_stores(grid: Grid) -> KeyStores:
+    """Those of this grid, in the user's name."""
+    return KeyStores(grid.services.all("keystore"), grid.channel_to)
+
+
+async def sealed_with(grid: Grid, file: catalog.Entry) -> bytes | None:
+    """Whose key opens an encrypted file; None if it is not encrypted, has no replica on disk that can be read, or there
+    are no key stores."""
+    if not key_stores(grid).known or content_of(file).size_bytes < sealing.HEADER_BYTES:
+        return None
+    for replica in file.replicas:
+        try:
+            channel = await grid.channel_to(*door(replica.surl))
+            if (await storage.stat(channel, replica.surl)).locality == "NEARLINE":
+                continue  # reading it would bring it to disk
+            beginning = await storage.read_range(channel, replica.surl, 0, sealing.HEADER_BYTES)
+        except (GridError, SecurityError):
+            continue  # another one may be readable
+        return sealing.key_id_of(beginning) if sealing.is_sealed(beginning) else None
+    return None
 
 
 async def elements(grid: Grid) -> list[Element]:
@@ -337,10 +362,11 @@ async def get_command(
 async def fetch(grid: Grid, file: catalog.Entry, target: Path, element: Element | None) -> catalog.Replica:
     """Bring a file to `target`, verified and decrypted, from the replica at `element` or the first that can be read; if
     that is on tape, waits for it and says so. Raises GridError."""
-    fetched = keys.partial_of(target)
+    fetched = target.with_name(f".{target.name[:200]}.{uuid.uuid4().hex[:8]}.got")
     try:
         replica = await _fetch_as_stored(grid, file, fetched, element)
-        await keys.give(grid, fetched, target)
+        await key_stores(grid).open_file(fetched, lfn_of(file))
+        os.replace(fetched, target)
     finally:
         fetched.unlink(missing_ok=True)
     return replica
@@ -424,11 +450,16 @@ async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
         raise NotFound("NO_REPLICA", f"{lfn} has no replica at {element.name}", lfn=lfn)
     for replica in chosen[:1]:  # before any data is gone
         await catalog.remove_replica(names, lfn, replica.surl, dry_run=True)
+    key_id = await sealed_with(grid, file) if element is None else None
     for replica in chosen:
         await storage.remove(await grid.channel_to(*door(replica.surl)), replica.surl)
         await catalog.remove_replica(names, lfn, replica.surl)
     if element is None:
         await catalog.remove(names, lfn)
+    if key_id is not None:  # last: a file whose key is gone is gone
+        failures = await key_stores(grid).forget(key_id)
+        if failures:
+            console.warn(f"{lfn} is removed, and {len(failures)} shares of its key are not: {failures[0]}")
     return [replica.surl for replica in chosen]
 
 

@@ -35,6 +35,8 @@ CLEAR_PATIENCE_S = 15.0
 CLEAR_PAUSE_S = 0.1
 MAX_WATCHED = 10_000
 """Jobs of one's own that `grid job watch` looks at without being told which."""
+MAX_LOCATED = 100
+"""Waiting jobs of which `grid job status` asks the broker why."""
 FETCHES_AT_ONCE = 8
 """Output sandboxes fetched side by side."""
 
@@ -263,11 +265,27 @@ async def status_command(
         if job_ids:
             found = await summaries(grid, job_ids)
             found = [job for job in found if (not wanted or job.state == wanted) and (not ce or job.ce == ce)]
+            await _say_why_they_wait(grid, found)
         else:
             client = await bookkeeping(grid)
             since_us = window_us(since_s)[0] if since_s else 0
             found = await client.query(owner=grid.identity, state=wanted, ce=ce or "", since_us=since_us, limit=limit)
     print_jobs(found[:limit], as_json=as_json)
+
+
+async def _say_why_they_wait(grid: Grid, jobs: Sequence[lb.JobSummary]) -> None:
+    """The reason of jobs that wait is what their broker says now, if it answers."""
+    waiting = [job for job in jobs if job.state in (lb.JOB_STATE_WAITING, lb.JOB_STATE_READY)][:MAX_LOCATED]
+    if not waiting:
+        return
+    try:
+        places = {place.job_id: place for _, place in await located(grid, [job.job_id for job in waiting])}
+    except (GridError, SecurityError) as error:
+        console.warn(f"why jobs wait is not known: {describe(error)['sentence']}")
+        return
+    for job in waiting:
+        if job.job_id in places and places[job.job_id].waiting_for:
+            job.reason = places[job.job_id].waiting_for
 
 
 def end_with_failed(ended: Sequence[lb.JobSummary]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from agents.catalog import client as catalog
 from agents.keystore import client as keystore
 from agents.storage import client as storage
-from agents.user_interface import console, data, keys
+from agents.user_interface import console, data
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.exits import UsageProblem
 from fabric.errors import DataCorrupted, GridError, NotFound, Unavailable
@@ -22,16 +22,17 @@ from security import sealing
 async def put(grid: Grid, path: Path, lfn: str, element: data.Element) -> catalog.Entry:
     """As `data.put`, encrypted; what is stored and registered is the encrypted file. Raises GridError."""
     key, key_id = sealing.new_key(), secrets.token_bytes(sealing.KEY_ID_BYTES)
-    await keys.keep(grid, key_id, key)
+    stores = data.key_stores(grid)
+    await stores.keep(key_id, key)
     try:
         with tempfile.TemporaryDirectory(prefix="grid-seal-") as folder:
             sealed = Path(folder) / path.name
-            await asyncio.to_thread(keys.in_files, path, sealed, lambda a, b: sealing.seal(key, key_id, a, b))
+            await asyncio.to_thread(keystore.in_files, path, sealed, lambda a, b: sealing.seal(key, key_id, a, b))
             return await data.put(grid, sealed, lfn, element)
     except Unavailable:
         raise  # it may be registered
     except BaseException:
-        await asyncio.shield(keys.forget(grid, key_id))
+        await asyncio.shield(stores.forget(key_id))
         raise
 
 
@@ -50,13 +51,13 @@ async def readers_command(
     async with open_for_user(environ) as grid:
         key_id = await _key_id_of(grid, (await data.lookup(grid, [name]))[0])
         changes = {"grant": who} if grant else {"withdraw": who}
-        stores = keys.stores_of(grid)
-        answers = await keys.ask_all(grid, stores, lambda channel, _: keystore.set_readers(channel, key_id, **changes))
+        stores = data.key_stores(grid)
+        answers = await stores.ask_all(lambda channel, _: keystore.set_readers(channel, key_id, **changes))
     done = [answer for answer in answers if isinstance(answer, tuple)]
     failures = [answer for answer in answers if not isinstance(answer, tuple)]
     for failure in failures:
         console.warn(str(failure))
-    needed = max((threshold for _, threshold in done), default=len(stores))
+    needed = max((threshold for _, threshold in done), default=len(stores.known))
     # Enough shares for a new reader; or too few left over for one who shall read no more.
     if not done or (len(done) < needed if grant else len(failures) >= needed):
         raise failures[0] if failures else NotFound("KEYSTORES_MISSING", "this grid has no key stores")

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from agents.catalog import client as catalog
+from agents.keystore.client import KeyStores
 from agents.storage import client as storage
 from agents.worker.sandbox_cache import is_passing
-from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound
+from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.settings import Endpoint, Settings
 from security.credentials import Credential
+from security.errors import SecurityError
 
 T = TypeVar("T")
 _NAMESPACE = uuid.UUID("6f1f8f3c-5a0e-5c57-9d5e-3f2c6d2a7b11")
@@ -78,8 +80,8 @@ class DataMover:
     async def bring(
         self, names: Sequence[str], folder: Path, credential: Credential, uid: int, gid: int
     ) -> dict[str, list[str]]:
-        """Put these files (LFN or SURL) into the job's directory under their last name; returns where each has
-        replicas, the nearest first. Raises GridError."""
+        """Put these files (LFN or SURL) into the job's directory under their last name, encrypted ones opened with the
+        job's proxy; returns where each has replicas, the nearest first. Raises GridError."""
         surls = [name for name in names if name.startswith("srm://")]
         lfns = [name.removeprefix("lfn:") for name in names if not name.startswith("srm://")]
         files: list[tuple[str, list[str], storage.Checksums | None]] = [(surl, [surl], None) for surl in surls]
@@ -135,7 +137,21 @@ class DataMover:
             assert failure is not None
             raise failure
 
-        await self._retried(any_replica)
+        try:
+            await self._retried(any_replica)
+        except Unavailable as error:
+            if error.reason == "FILE_STAGING":
+                raise Unavailable("INPUT_DATA_ON_TAPE", f"{name} is not on disk yet: {error.sentence}") from error
+            raise
+
+        async def channel_to(host: str, port: int) -> Any:
+            return await self._channels.get(host, port, credential=credential)
+
+        stores = KeyStores(self._settings.endpoints("keystore"), channel_to)
+        try:
+            await self._retried(lambda: stores.open_file(target, name, owner))
+        except (Refused, DataCorrupted, SecurityError) as error:
+            raise Refused("INPUT_DATA_SEALED", f"{name} is encrypted and cannot be opened: {error}") from error
 
     # ---- output
 

@@ -32,9 +32,18 @@ information = {}
 broker = {}
 bookkeeping = {}
 catalog = {}
+keystore = {}
 storage = {}
 gatekeeper = {}
 worker = { slots = 4 }
+[[site]]
+name = "TAPES"
+information = {}
+keystore = {}
+storage = { tape = { vos = ["cms"], mount_s = 0, seek_s = 0, high_water = 0, low_water = 0 } }
+[[site]]
+name = "KEYS"
+keystore = {}
 """
 CURL_NOT_TRUSTED, CURL_NO_HTTP = 60, (1, 52, 56, 92)
 pytestmark = [
@@ -127,6 +136,31 @@ class Copies(threading.Thread):
                 check=False,
             )  # fmt: skip
             (self.failures if put.returncode else self.done).append(put.stderr if put.returncode else lfn)
+
+
+def test_a_job_reads_what_is_on_tape_and_what_is_encrypted(lab: Lab) -> None:
+    (lab.folder / "patients").write_text("patient 7")
+    lab.grid("data", "put", "--encrypt", "patients", "lfn:/grid/cms/patients", "--se", "LAB")
+    lab.grid("data", "put", "patients", "lfn:/grid/cms/raw/run1", "--se", "TAPES")
+
+    def on_tape() -> bool:
+        return lab.json("data", "stat", "lfn:/grid/cms/raw/run1")["replicas"][0]["locality"] == "NEARLINE"
+
+    until(on_tape, 60, "the file is on tape only")
+    (lab.folder / "read.jdl").write_text(
+        'Executable = "/bin/cat"; Arguments = "patients run1"; StdOutput = "out"; OutputSandbox = {"out"};'
+        'InputData = {"lfn:/grid/cms/patients", "lfn:/grid/cms/raw/run1"}; DataAccessProtocol = {"https"};'
+    )
+    job = lab.json("job", "submit", "read.jdl")[0]["job_id"]
+    lab.grid("job", "wait", job)
+    (fetched,) = lab.json("job", "output", job)
+    assert Path(lab.folder, fetched["directory"], "out").read_text() == "patient 7patient 7"
+    used = [line for line in lab.json("audit", "--since", "1h")["entries"] if line["event"] == "keystore.used"]
+    assert {line["peer"] for line in used} == {"/O=Lab/OU=Users/CN=alice"} and len(used) >= 2
+
+    lab.grid("data", "rm", "lfn:/grid/cms/patients", "lfn:/grid/cms/raw/run1")
+    removed = [line for line in lab.json("audit", "--since", "1h")["entries"] if line["event"] == "keystore.removed"]
+    assert len(removed) == 3, removed
 
 
 def test_jobs_and_files_do_not_notice_a_roll_over(lab: Lab) -> None:

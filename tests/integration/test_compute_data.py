@@ -17,9 +17,13 @@ from support.grid import LabGrid
 
 from agents.catalog import client as catalogue
 from agents.gatekeeper import client
+from agents.keystore import client as keystore
+from agents.keystore.client import KeyStores, in_files
 from agents.storage import client as storage
 from fabric.ids import unique_id
 from fabric.rpc.delegation import delegate
+from fabric.settings import Endpoint
+from security import sealing
 
 
 class Site:
@@ -105,6 +109,52 @@ async def test_input_data_comes_from_the_far_replica_when_the_close_one_is_gone(
     job_id, update = await site.run("sha256sum far.dat", input_data=["/grid/cms/far.dat"])
     assert update.state == pb.JOB_STATE_DONE, update
     assert (await client.output_files(site.channel, job_id))["out"].split()[0].decode() == kept.checksums.sha256
+
+
+async def test_encrypted_input_is_opened_for_whom_its_owner_lets_in_only(site: Site) -> None:
+    lab = site.lab
+    places = ("CERN", "CNAF", "RAL")
+    for place in places:
+        lab.plan("keystore", site=place)
+    await site.start(retry_s=0.5)
+    for place in places:
+        await lab.start("keystore", site=place)
+
+    def stores_of(user: Any) -> KeyStores:
+        found = [Endpoint("keystore", s, "localhost", s, rpc=lab.port(f"keystore.{s}")) for s in places]
+        return KeyStores(found, lambda host, port: lab.channels.get(host, port, user))
+
+    surls: dict[str, str] = {}
+    far = await lab.channel("storage", site="RAL", credential=site.alice)
+    (lab.directory / "plain").write_bytes(b"patient 7\n")
+    for owner in ("alice", "bob"):
+        key, key_id = sealing.new_key(), owner.encode().ljust(sealing.KEY_ID_BYTES, b"0")
+        await stores_of(lab.user(owner)).keep(key_id, key)
+        sealed = lab.directory / f"{owner}.sealed"
+        in_files(lab.directory / "plain", sealed, lambda a, b, key=key, key_id=key_id: sealing.seal(key, key_id, a, b))
+        surls[owner] = (await storage.put_file(far, sealed, "cms")).surl
+    name = surls["alice"].rpartition("/")[2]
+    job_id, update = await site.run(f"cat {name}; stat -c %a {name}; ls -A", input_data=[surls["alice"]])
+    assert update.state == pb.JOB_STATE_DONE, update
+    assert (await client.output_files(site.channel, job_id))["out"].split()[:3] == [b"patient", b"7", b"600"]
+    assert b".open" not in (await client.output_files(site.channel, job_id))["out"]
+    used = [line for s in places for line in lab.audit(f"keystore.{s}", "keystore.used")]
+    assert {line["peer"] for line in used} == {str(lab.user_certificate("alice").identity)}
+
+    _, update = await site.run("true", input_data=[surls["bob"]])
+    assert (update.state, update.reason) == (pb.JOB_STATE_FAILED, "INPUT_DATA_SEALED"), update
+    assert "is encrypted and cannot be opened" in update.sentence and "grid data grant" in update.sentence
+    await keystore.set_readers(
+        await lab.channel("keystore", site="CERN", credential=lab.user("bob")),
+        b"bob".ljust(sealing.KEY_ID_BYTES, b"0"),
+        grant=["/cms"],
+    )
+    _, update = await site.run("true", input_data=[surls["bob"]])
+    assert update.reason == "INPUT_DATA_SEALED", "one share of three opens nothing"
+    for place in ("RAL", "CNAF"):
+        await lab.stop(f"keystore.{place}")
+    _, update = await site.run("true", input_data=[surls["alice"]])
+    assert (update.reason, "KEYSTORES_AWAY" in update.sentence) == ("INPUT_DATA_UNAVAILABLE", False), update
 
 
 async def test_failed_staging_has_a_reason_and_a_sentence(site: Site) -> None:

@@ -329,6 +329,14 @@ async def test_an_encrypted_file_is_for_its_owner_and_whom_he_lets_in(desk: Desk
         if not path.name.startswith("keystore.db"):
             assert not any(secret in content or secret.hex().encode() in content for secret in secrets), path
 
+    # Who removes a file removes its key, if it is his.
+    await desk.call(data.put_command, desk.folder / "a", f"{LFN}3", "CERN", store=secure.put)
+    await desk.call(data.put_command, desk.folder / "a", f"{LFN}4", "CERN", store=secure.put)
+    await desk.call(data.remove_command, [f"{LFN}3"], None)
+    assert [len(lab.audit(f"keystore.{site}", "keystore.removed")) for site in SITES] == [1, 1, 1]
+    await desk.operate(data.remove_command, [f"{LFN}4"], None, environ=bob)
+    assert "3 shares of its key are not" in desk.warned
+
     # A whole key store is taken: its shares are not the key, and no two of them are of one key.
     stolen = (lab.directory / "agents" / "keystore.RAL" / "keystore.db").read_bytes()
     stolen += (lab.directory / "agents" / "keystore.RAL" / "keystore.db-wal").read_bytes()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from support.workload import TRUE, Workload
 
 from agents.bookkeeping.client import BookkeepingClient, event_name, state_name
 from agents.broker.client import BrokerClient
+from agents.catalog import client as catalog
+from agents.storage import client as storage
 from agents.user_interface.connection import open_grid
 from agents.user_interface.endpoints import Endpoints
 from agents.user_interface.jobs import cancel, located, resubmit, submit
@@ -419,6 +423,64 @@ async def test_a_job_that_nobody_takes_is_given_up_when_it_expires(workload: Wor
     job_id = (await broker.submit(TRUE + f"ExpiryTime = {int(time.time()) + 2};")).job_id
     (job,) = await workload.ended([job_id])
     assert (state_name(job.state), job.reason) == ("ABORTED", "JOB_EXPIRED")
+
+
+async def test_jobs_wait_for_input_that_is_on_tape_and_say_so(workload: Workload) -> None:
+    lab = workload.lab
+    for kind, site in (("storage", "CERN"), ("storage", "RAL"), ("catalog", "CERN")):
+        lab.plan(kind, site=site)
+    tapes = {"tape": {"vos": ["cms"], "mount_s": 0, "seek_s": 0}}
+    await lab.start("storage", options={"reserve_bytes": 0, **tapes})
+    await lab.start("storage", site="RAL", options={"reserve_bytes": 0})
+    await lab.start("catalog")
+    await workload.start("ce1")
+    agent: Any = lab.agents["storage.CERN"].agent
+    (lab.directory / "raw").write_bytes(b"raw" * 1000)
+    alice = lab.user("alice")
+    channel = await lab.channel("storage", credential=alice)
+    names = await lab.channel("catalog", credential=alice)
+    on_tape: list[str] = []
+    for name in ("raw", "copied"):
+        stored = await storage.put_file(channel, lab.directory / "raw", "cms")
+        content = catalog.Content(stored.size_bytes, stored.checksums.adler32, stored.checksums.sha256)
+        await catalog.register(names, f"/grid/cms/{name}", catalog.new_guid(), content, surl=stored.surl)
+        file = await agent.element.get(storage.parse_surl(stored.surl).file_id, "cms")
+        await until(lambda file=file: agent.element.purge(file), "its tape copy, and then its leaving the disk")
+        on_tape.append(stored.surl)
+    ral = await lab.channel("storage", site="RAL", credential=alice)
+    stored = await storage.put_file(ral, lab.directory / "raw", "cms")
+    await catalog.add_replica(names, "lfn:/grid/cms/copied", stored.surl, stored.size_bytes, stored.checksums.adler32)
+    mounted, stage = asyncio.Event(), agent.nearline._library.stage
+
+    async def stage_when_mounted(*arguments: Any) -> AsyncIterator[Any]:
+        await mounted.wait()
+        async with aclosing(stage(*arguments)) as staged:
+            async for each in staged:
+                yield each
+
+    agent.nearline._library.stage = stage_when_mounted
+    broker = await workload.broker()
+    jdl = 'Executable = "/bin/true"; InputData = {{"{}"}}; DataAccessProtocol = {{"https"}};'
+    waiting = (await broker.submit(jdl.format("lfn:/grid/cms/raw"))).job_id
+
+    async def why() -> str:
+        (place,) = await broker.locate([waiting])
+        assert place.state == "WAITING"
+        return place.waiting_for
+
+    await until(lambda: _contains(why(), "1 of 1 input files are on tape and are being staged"), "the reason")
+    # With another replica on disk, or an unknown file, nothing waits for a tape.
+    others = [f"lfn:/grid/cms/{name}" for name in ("copied", "unknown")]
+    await workload.ended([(await broker.submit(jdl.format(name))).job_id for name in others], timeout_s=60)
+    assert waiting not in workload.ces["ce1"].jobs
+    mounted.set()
+    (job,) = await workload.ended([waiting], timeout_s=60)
+    assert (state_name(job.state), job.attempt) == ("DONE", 1)
+    assert (await storage.stat(channel, on_tape[0])).pinned_until_us > to_us(lab.clock.now()) + 3600e6
+
+
+async def _contains(text: Awaitable[str], wanted: str) -> bool:
+    return wanted in await text
 
 
 async def test_limits_of_users_and_vos_are_said_and_others_go_on(workload: Workload, tmp_path: Path) -> None:

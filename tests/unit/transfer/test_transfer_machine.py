@@ -74,6 +74,7 @@ def test_the_usual_way() -> None:
         (Refused("NOT_MAPPED", "x"), Side.DESTINATION, STATE.SUBMITTED, 2, 10),
         (NotFound("LFN_NOT_FOUND", "x"), Side.CATALOGUE, STATE.FAILED, 1, 10),
         (NotFound("FILE_NOT_FOUND", "x"), Side.SOURCE, STATE.SUBMITTED, 2, 10),
+        (Unavailable("FILE_STAGING", "x", retry_after_s=7), Side.SOURCE, STATE.SUBMITTED, 1, 7),
         (InvalidRequest("SOURCE_IS_HERE", "x"), Side.DESTINATION, STATE.FAILED, 1, 10),
     ],
 )
@@ -95,6 +96,16 @@ def test_another_source_is_tried_at_once_and_then_the_pauses_grow() -> None:
     assert second.pause_s == 20 and second.transfer.avoid == ("b:1", "a:1")
     third = after(Chosen(), failed(lost, Side.SOURCE, "a:1", "b:1"), start=second.transfer)
     assert third.transfer.state is STATE.FAILED and "tried 3 times" in third.transfer.sentence
+
+
+def test_what_is_on_tape_is_read_elsewhere_at_once_or_waited_for_without_an_attempt() -> None:
+    staging = Unavailable("FILE_STAGING", "x", retry_after_s=30)
+    first = after(Chosen(), failed(staging, Side.SOURCE, "a:1", "b:1"))
+    assert (first.pause_s, first.transfer.attempt, first.transfer.avoid) == (0, 1, ("a:1",))
+    found = first.transfer
+    for _ in range(1000):
+        found, pause_s = after(Chosen(), failed(staging, Side.SOURCE, "a:1"), start=found)
+        assert (pause_s, found.attempt, found.state) == (30, 1, STATE.SUBMITTED)
 
 
 def test_a_service_that_is_away_for_an_hour_costs_no_file() -> None:
