@@ -24,6 +24,9 @@ SEQUENCE = 0x30
 SET = 0x31
 
 
+_AS_TEXT = ("utf-8", "surrogateescape")
+
+
 class BerError(ValueError):
     """The bytes are not BER as RFC 4511 restricts it."""
 
@@ -167,10 +170,28 @@ class Reader:
 
     def raw(self, count: int) -> bytes:
         """The next `count` elements as they are, their contents not looked at."""
-        start = self._position
+        data, start, end = self._data, self._position, self._end
         for _ in range(count):
+            position = self._position
+            if position + 2 <= end and data[position] & 0x1F != 0x1F and (length := data[position + 1]) < 0x80:
+                position += 2 + length  # short, as nearly every element of a request
+                if position <= end:
+                    self._position = position
+                    continue
             self.element()
-        return self._data[start : self._position]
+        return data[start : self._position]
+
+    def pair(self, tag: int) -> tuple[str, str]:
+        """The two LDAPStrings that are all of the next element."""
+        inside = self.enter(tag)
+        data, start, stop = inside._data, inside._position, inside._end
+        if start + 4 <= stop and data[start] == OCTET_STRING and (first := data[start + 1]) < 0x80:
+            middle = start + 2 + first
+            if middle + 2 <= stop and data[middle] == OCTET_STRING and stop - middle - 2 == data[middle + 1] < 0x80:
+                return data[start + 2 : middle].decode(*_AS_TEXT), data[middle + 2 : stop].decode(*_AS_TEXT)
+        found = inside.text(), inside.text()
+        inside.end()
+        return found
 
     def octets(self, tag: int = OCTET_STRING) -> bytes:
         """The content of a primitive element."""
@@ -180,7 +201,7 @@ class Reader:
     def text(self, tag: int = OCTET_STRING) -> str:
         """An LDAPString. Octets that are not UTF-8 become surrogates: the caller decides what that means."""
         start, stop = self.expect(tag)
-        return self._data[start:stop].decode("utf-8", "surrogateescape")
+        return self._data[start:stop].decode(*_AS_TEXT)
 
     def integer(self, tag: int = INTEGER) -> int:
         """An INTEGER or ENUMERATED."""

@@ -652,6 +652,9 @@ class Connection(asyncio.Protocol):
         code = search.code
         if code is None or code is ResultCode.NO_SUCH_OBJECT:
             return
+        if code is ResultCode.SUCCESS and not search.page_size:
+            self._write(p.frame(search.head, p.SEARCH_DONE))
+            return
         cookie = b""
         if search.has_more:
             self._next_cookie += 1
@@ -668,9 +671,6 @@ class Connection(asyncio.Protocol):
     def _search_done(
         self, message_id: int, code: ResultCode, text: str, *, paged: bool = False, cookie: bytes = b""
     ) -> None:
-        if code is ResultCode.SUCCESS and not paged:
-            self._write(p.frame(message_id, p.SEARCH_DONE))
-            return
         controls = (Control(p.OID_PAGED_RESULTS, False, p.encode_paged(0, cookie)),) if paged else ()
         self._answer(message_id, p.Result(p.TAG_SEARCH_DONE, code, text), controls)
 

@@ -139,8 +139,7 @@ class UnbindRequest:
     """The client says goodbye."""
 
 
-@dataclass(frozen=True, slots=True)
-class SearchRequest:
+class SearchRequest(NamedTuple):
     """A search."""
 
     base: str
@@ -228,8 +227,7 @@ Operation = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One LDAP message."""
 
     message_id: int
@@ -237,8 +235,7 @@ class Message:
     controls: tuple[Control, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """The outside of a message, so that a fault inside can be answered to the right request."""
 
     message_id: int
@@ -383,7 +380,7 @@ class _FilterReader:
             raise TooComplexError(f"a filter of more than {MAX_FILTER_DEPTH} levels")
         tag = reader.peek_tag()
         if tag == 0xA3:
-            return Equality(*self._assertion(reader, tag))
+            return Equality(*reader.pair(tag))
         if tag == 0x87:
             return Present(reader.text(0x87))
         if tag in (0xA0, 0xA1):
@@ -400,21 +397,14 @@ class _FilterReader:
         if tag == 0xA4:
             return self._substrings(reader.enter(tag))
         if tag == 0xA5:
-            return GreaterOrEqual(*self._assertion(reader, tag))
+            return GreaterOrEqual(*reader.pair(tag))
         if tag == 0xA6:
-            return LessOrEqual(*self._assertion(reader, tag))
+            return LessOrEqual(*reader.pair(tag))
         if tag == 0xA8:
-            return Approx(*self._assertion(reader, tag))
+            return Approx(*reader.pair(tag))
         if tag == 0xA9:
             return self._extensible(reader.enter(tag))
         raise BerError("an unknown kind of filter")
-
-    @staticmethod
-    def _assertion(reader: Reader, tag: int) -> tuple[str, str]:
-        inside = reader.enter(tag)
-        pair = inside.text(), inside.text()
-        inside.end()
-        return pair
 
     @staticmethod
     def _substrings(inside: Reader) -> Substrings:
@@ -549,13 +539,12 @@ def encode_message(message: Message) -> bytes:
     controls = b""
     if message.controls:
         controls = ber.encode_sequence(*map(_encode_control, message.controls), tag=0xA0)
-    return frame(message.message_id, encode_operation(message.operation) + controls)
+    return frame(ber.encode_integer(message.message_id), encode_operation(message.operation) + controls)
 
 
-def frame(message_id: int, rest: bytes) -> bytes:
-    """Put the outside around an encoded operation and its controls."""
-    body = ber.encode_integer(message_id) + rest
-    return b"\x30" + ber.encode_length(len(body)) + body
+def frame(message_id: bytes, rest: bytes) -> bytes:
+    """Put the outside around an encoded number, operation and controls."""
+    return b"\x30" + ber.encode_length(len(message_id) + len(rest)) + message_id + rest
 
 
 def encode_operation(operation: Operation) -> bytes:

@@ -19,6 +19,10 @@ _TIME = re.compile(
 )
 _SPACES = re.compile(r" +")
 
+MAX_KNOWN_NAMES = 4096
+MAX_KNOWN_LETTERS = 256
+"""Attribute descriptions that strangers write, remembered at most."""
+
 SYNTAX_TEXT = "1.3.6.1.4.1.1466.115.121.1.15"
 SYNTAX_INTEGER = "1.3.6.1.4.1.1466.115.121.1.27"
 SYNTAX_DN = "1.3.6.1.4.1.1466.115.121.1.12"
@@ -234,6 +238,8 @@ class Schema:
         self._types: dict[str, AttributeType] = {}
         self._guessed: dict[str, AttributeType] = {}
         self._derived: dict[Key, tuple[Key, ...]] = {}
+        self._canonical: dict[str, str] = {}
+        """For descriptions as they were written; see `MAX_KNOWN_NAMES`."""
         self._shapes: dict[tuple[object, ...], tuple[AttributeType, ...] | str] = {}
         for attribute in (*STANDARD_ATTRIBUTES, *attributes):
             for name in (attribute.name, attribute.oid, *attribute.aliases):
@@ -255,9 +261,14 @@ class Schema:
         """The type of an attribute description, None if it is not recognised."""
         key = canonical_attribute(description)
         found = self._types.get(key) or self._guessed.get(key)
-        if found is None and not self.strict and len(description) <= 256 and _DESCRIPTION.match(description):
+        if (
+            found is None
+            and not self.strict
+            and len(description) <= MAX_KNOWN_LETTERS
+            and _DESCRIPTION.match(description)
+        ):
             found = AttributeType(description)
-            if len(self._guessed) < 4096:
+            if len(self._guessed) < MAX_KNOWN_NAMES:
                 self._guessed[key] = found
         return found
 
@@ -274,6 +285,8 @@ class Schema:
             return ()
         if attribute.equality is not OBJECT_IDENTIFIER or self._classes is None:
             return (key,)
+        if key not in self._classes:
+            return (key,)
         known = self._derived.get(key)
         if known is None:
             known = self._derived[key] = self._with_derived(str(key))
@@ -281,8 +294,6 @@ class Schema:
 
     def _with_derived(self, name: str) -> tuple[Key, ...]:
         classes = self._classes or {}
-        if name not in classes:
-            return (name,)
         found: dict[str, None] = {}
         waiting = [classes[name]]
         while waiting:
@@ -298,9 +309,14 @@ class Schema:
 
     def canonical(self, description: str) -> str:
         """The lower-case name under which entries hold this attribute."""
-        key = canonical_attribute(description)
-        known = self._types.get(key)
-        return canonical_attribute(known.name) if known else key
+        name = self._canonical.get(description)
+        if name is None:
+            key = canonical_attribute(description)
+            known = self._types.get(key)
+            name = canonical_attribute(known.name) if known else key
+            if len(description) <= MAX_KNOWN_LETTERS and len(self._canonical) < MAX_KNOWN_NAMES:
+                self._canonical[description] = name
+        return name
 
     def violation(
         self, attributes: Mapping[str, tuple[str, ...]], accepted: Mapping[str, tuple[str, ...]] | None = None

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry
 from fabric.ldap.filters import And, Approx, Equality, Filter, Or, Present, compile_filter, equality_keys
-from fabric.ldap.schema import OPEN_SCHEMA, Key, Schema
+from fabric.ldap.schema import OPEN_SCHEMA, AttributeType, Key, Schema
 
 Names = KeysView[tuple[str, ...]]
 _NO_NAMES: dict[tuple[str, ...], None] = {}
@@ -107,10 +107,10 @@ class EntryTree:
         self._serials: dict[tuple[str, ...], int] = {}
         """When each name came into the tree: a parent always before its children."""
         self._children: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
-        names = {schema.canonical(name) for name in ("objectClass", *indexed)}
-        self._index: dict[str, dict[Key, dict[tuple[str, ...], None]]] = {name: {} for name in names}
-        looked_up = ((name, schema.lookup(name), index) for name, index in self._index.items())
-        self._indices = tuple((name, attribute, index) for name, attribute, index in looked_up if attribute is not None)
+        names = {schema.canonical(name): schema.lookup(name) for name in ("objectClass", *indexed)}
+        self._indices: dict[str, tuple[AttributeType, dict[Key, dict[tuple[str, ...], None]]]] = {
+            name: (attribute, {}) for name, attribute in names.items() if attribute is not None
+        }
         self._kept: dict[_Question, tuple[list[tuple[str, ...]], bool]] = {}
         """Answers that cost something, for those who ask again; see `WORTH_KEEPING`."""
         self._kept_names = 0
@@ -324,10 +324,10 @@ class EntryTree:
         """The names an index gives for a filter, None if no index helps; False if some of them may not match."""
         match node:
             case Equality(description, value) | Approx(description, value):
-                index = self._index.get(self.schema.canonical(description))
-                attribute = self.schema.lookup(description)
-                if index is None or attribute is None:
+                known = self._indices.get(self.schema.canonical(description))
+                if known is None:
                     return None, False
+                attribute, index = known
                 keys = equality_keys(self.schema, attribute, value)
                 is_exact = self.schema.recognises(attribute, value)
                 if len(keys) == 1:
@@ -360,7 +360,7 @@ class EntryTree:
         return common, len(indexed) == len(parts) and all(is_exact for _, is_exact in known)
 
     def _index_entry(self, new: Entry | None, old: Entry | None) -> None:
-        for name, attribute, index in self._indices:
+        for name, (attribute, index) in self._indices.items():
             if (new is None or name not in new.names) and (old is None or name not in old.names):
                 continue
             if new is not None and old is not None and new.get(name) == old.get(name):

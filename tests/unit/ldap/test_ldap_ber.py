@@ -72,3 +72,29 @@ def test_frame_length_waits_for_the_header_and_bounds_the_message() -> None:
         ber.frame_length(b"\x30\x84\x7f\xff\xff\xff")
     with pytest.raises(BerError):
         ber.frame_length(b"GET / HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"\x04\x01a", b"\x04\x01a\x04\x02b", b"\x04\x01a\x04\x01b\x04\x00", b"\x04\x01a\x05\x00", b"\x05\x00\x04\x01b",
+        b"\x04\x03a\x04\x00", b"\x04\x01a\x04\x81", b"\x04\x01a\x04\x80", b"", b"\x04", b"\x04\x7fa\x04\x01b",
+    ],
+)  # fmt: skip
+def test_a_pair_is_two_texts_and_nothing_else(inside: bytes) -> None:
+    with pytest.raises(BerError):
+        Reader(ber.encode_element(0xA3, inside)).pair(0xA3)
+
+
+def test_a_pair_with_long_texts_and_at_the_limit_of_depth() -> None:
+    long = ber.encode_element(0xA3, ber.encode_text("a" * 200) + ber.encode_text("b" * 300))
+    assert Reader(long).pair(0xA3) == ("a" * 200, "b" * 300)
+    with pytest.raises(BerTooDeepError):
+        Reader(long, depth=0).pair(0xA3)
+
+
+def test_skipped_elements_are_whole() -> None:
+    assert Reader(b"\x04\x01a\x30\x81\x02\x05\x00\x02\x01\x07").raw(2) == b"\x04\x01a\x30\x81\x02\x05\x00"
+    for cut in (b"\x04\x01a\x04", b"\x04\x01a\x04\x02b", b"\x04\x01a\x1f\x01a", b"\x04\x01a\x04\x80"):
+        with pytest.raises(BerError):
+            Reader(cut).raw(2)
