@@ -31,7 +31,7 @@ made."""
 MAX_PAUSE_S = 5.0
 """Longest pause between attempts."""
 FIRST_PAUSE_S = 0.1
-MAX_GATHER_S = 0.05
+MAX_GATHER_S = 0.2
 """Messages this close together are delivered together, when many come."""
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,40}\Z")

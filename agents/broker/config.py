@@ -24,9 +24,9 @@ class BrokerOptions:
     max_kept_sandbox_bytes: int = field(default=20 * 1024**3, metadata={"minimum": 1})
     """Input sandbox files kept of one user."""
     match_interval_s: float = field(default=0.02, metadata={"minimum": 0.001})
-    """At least this between two matching passes; what comes meanwhile is matched together."""
+    """At least this between two matching passes, more while many are matched; what comes meanwhile is matched then."""
     update_gather_s: float = field(default=0.03, metadata={"minimum": 0.0, "maximum": 5.0})
-    """Updates of a CE that come within this time share one transaction."""
+    """Updates of a CE that come within this time share one transaction; when many come, they gather longer."""
     queue_ahead_s: float = field(default=2.0, metadata={"minimum": 0.0})
     """A CE's queue is kept filled for this long at the speed at which it ends our jobs."""
     queue_factor: float = field(default=2.0, metadata={"minimum": 0.0})

@@ -43,6 +43,7 @@ from agents.broker.tables import Change, JobRow, LogSink
 from fabric.clock import from_us, to_us
 from fabric.errors import GridError, NotFound, Unauthenticated, Unavailable
 from fabric.glue13 import CeView
+from fabric.pace import Pace
 from fabric.rpc.delegation import DEFAULT_ID, delegate
 from fabric.store import Store
 from security.errors import Reason, SecurityError
@@ -57,6 +58,8 @@ MAX_DESCRIPTIONS = 5000
 """Decoded descriptions kept in memory."""
 MAX_CLUSTERS = 50_000
 """Compiled clusters kept in memory."""
+MAX_MATCH_INTERVAL_S = 0.1
+"""Between two passes while many jobs are matched."""
 MAX_ASSIGN = 5000
 """Jobs given to CEs in one transaction."""
 ON_LOOP_MATCHES = 500
@@ -111,6 +114,8 @@ class BrokerCore:
         self.suspects: set[str] = set()
         """Gatekeepers that did not answer lately: they get one job at a time until they do."""
         self._match_wanted = asyncio.Event()
+        self._matched = 0
+        """Jobs given to CEs by the last pass."""
         self._proxies_wanted = asyncio.Event()
         self._proxy_missing_since: dict[str, float] = {}
         self._proxy_warned: dict[str, int] = {}
@@ -353,6 +358,7 @@ class BrokerCore:
         self._match_wanted.set()
 
     async def _match_loop(self) -> None:
+        pace = Pace(self.options.match_interval_s, MAX_MATCH_INTERVAL_S)
         while True:
             try:
                 async with asyncio.timeout(1.0):
@@ -363,7 +369,9 @@ class BrokerCore:
             self._match_wanted.clear()
             if not self.stopping:
                 await self._guarded("matching", self._match_once())
-            await asyncio.sleep(self.options.match_interval_s)
+            pace.took(self._matched)
+            self._matched = 0
+            await pace.gather()
 
     async def _guarded(self, name: str, work: Coroutine[None, None, None]) -> None:
         """One turn of a loop that must go on: what goes wrong is logged, degrades the agent, and is tried again."""
@@ -412,7 +420,9 @@ class BrokerCore:
                 ]
                 for key, shares in given.items()
             }
-            await self.commit(lambda connection: rows.assign(connection, choices, self.now_us, self.sink))
+            self._matched = len(
+                await self.commit(lambda connection: rows.assign(connection, choices, self.now_us, self.sink))
+            )
             if given != outcome.given:
                 self._match_wanted.set()
 

@@ -32,6 +32,7 @@ from fabric.errors import (
     Unauthenticated,
     Unavailable,
 )
+from fabric.pace import Pace
 
 if TYPE_CHECKING:
     from agents.broker.core import BrokerCore
@@ -44,6 +45,8 @@ MAX_SANDBOX_ROUNDS = 3
 """A gatekeeper that keeps missing files it was sent is treated as failing."""
 RECONCILE_LIMIT = 5000
 CE_FULL_PAUSE_S = 1.0
+MAX_GATHER_S = 0.15
+"""Updates this close together are stored together, when many come."""
 MAX_PENDING_UPDATES = 5000
 """Updates read from a stream and not stored yet; beyond, the gatekeeper waits."""
 
@@ -466,11 +469,13 @@ class Link:
     async def _follow(self, call: Any) -> None:
         """Take updates in until the stream ends; those of a moment share one transaction."""
         pending: list[pb.JobUpdate] = []
+        pace = Pace(self._core.options.update_gather_s, MAX_GATHER_S)
 
         async def take_all() -> None:
             while pending:
-                await asyncio.sleep(self._core.options.update_gather_s)
+                await pace.gather()
                 batch, pending[:] = list(pending), []
+                pace.took(len(batch))
                 try:
                     await self._take(batch)
                 except Exception:

@@ -27,7 +27,7 @@ MAX_WATCH_BACKLOG = 50_000
 """Updates that one watcher may lag behind before its stream is ended."""
 GATHER_S = 0.002
 """Events this close together share a transaction."""
-MAX_GATHER_S = 0.03
+MAX_GATHER_S = 0.1
 """And these, when many come."""
 _RETRY_S = 1.0
 

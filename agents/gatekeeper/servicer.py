@@ -36,6 +36,7 @@ from agents.gatekeeper.workers import WorkerPool
 from fabric import access
 from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
+from fabric.pace import Pace
 from fabric.rpc import rules
 from fabric.rpc.peer import current_peer
 
@@ -44,6 +45,7 @@ MAX_IDS = 10_000
 WATCH_PART = 500
 """Updates in one message."""
 WATCH_GATHER_S = 0.01
+MAX_WATCH_GATHER_S = 0.1
 """How long a live watcher waits for more updates to send together."""
 MAX_OPEN_TRANSFERS = 64
 """Sandbox files that are sent or received at once; each holds one descriptor."""
@@ -430,15 +432,17 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
             self._driver.unwatch(watcher)
 
     async def _live(self, watcher: Any, sent: int) -> AsyncIterator[pb.WatchResponse]:
+        pace = Pace(WATCH_GATHER_S, MAX_WATCH_GATHER_S)
         while True:
             await watcher.changed.wait()
-            await asyncio.sleep(WATCH_GATHER_S)
+            await pace.gather()
             watcher.changed.clear()
             if watcher.overflowed:
                 raise Exhausted(
                     "WATCH_TOO_SLOW", "this reader is too slow; watch again from its last sequence", retry_after_s=1
                 )
             updates, watcher.updates = watcher.updates, []
+            pace.took(len(updates))
             # What the read of the store has shown already, or a newer state of the same job, is not told again.
             fresh = [update for update in updates if update.sequence > sent]
             for start in range(0, len(fresh), WATCH_PART):

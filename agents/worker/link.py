@@ -20,7 +20,7 @@ from fabric.settings import Endpoint
 
 GATHER_S = 0.005
 """Reports this close together travel in one message."""
-MAX_GATHER_S = 0.03
+MAX_GATHER_S = 0.1
 """And these, when many come."""
 MAX_REPORT_BYTES = 1024 * 1024
 MAX_REPORTS = 500

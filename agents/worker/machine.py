@@ -80,7 +80,7 @@ class WorkerMachine:
     @property
     def ahead(self) -> int:
         """How many more jobs than slots the starter holds, so that a slot is filled without asking us."""
-        return min(self.prefetch, 4 * self.slots)
+        return min(self.prefetch, 8 * self.slots)
 
     @property
     def busy(self) -> int:

@@ -78,7 +78,7 @@ PEEK_S = 5.0
 PEEK_LOOK_S = 0.2
 """A file is looked at so often, for PEEK_S, until it has grown."""
 GATHER_S = 0.002
-MAX_GATHER_S = 0.02
+MAX_GATHER_S = 0.05
 """How long events are gathered before a turn: usually, and when many come."""
 REPORTED_AFTER_S = 1.0
 """What was killed because its owner is believed no more is reported so much later: other sites' kills come first."""

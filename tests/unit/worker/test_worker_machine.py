@@ -169,15 +169,15 @@ def test_short_jobs_are_fetched_in_advance_and_given_back_when_long_ones_come() 
     assert node.machine.credit == 2
     node.machine.mean_wall_s = 0.01
     assert node.machine.credit > 50
-    jobs = [node.job(f"j{n}") for n in range(20)]
+    jobs = [node.job(f"j{n}") for n in range(30)]
     node(Looked(100.0))
     todo = node(*(Ordered(job) for job in jobs), *(Prepared(job.key) for job in jobs))
-    assert len(todo.start) == 10  # two run, eight wait in the starter
+    assert len(todo.start) == 18  # two run, sixteen wait in the starter
     node(*(ProcessStarted(job.key, 1, 1) for job in jobs[:2]))
     assert node(Looked(101.0)).give_back == []
     todo = node(Looked(101.0 + GIVE_BACK_AFTER_S))
-    assert todo.give_back == jobs[10:]
-    assert todo.withdraw == [job.key for job in jobs[2:10]]
+    assert todo.give_back == jobs[18:]
+    assert todo.withdraw == [job.key for job in jobs[2:18]]
     assert node(NotRunning(jobs[2].key)).give_back == [jobs[2]]
     assert node(ProcessStarted(jobs[3].key, 1, 1)).report_started == [jobs[3]]  # it was forked just then
     assert node.machine.credit == 0
