@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -191,10 +192,10 @@ class Trust:
 
 
 @contextlib.contextmanager
-def trust(folder: Path) -> Iterator[Trust]:
-    """Made anew in `folder`."""
+def trust(folder: Path, key_type: str = "ec-p256") -> Iterator[Trust]:
+    """Made anew in `folder`, the authority with this type of key."""
     now = datetime.now(UTC)
-    grid = TestGrid(folder, now=now, base=ORGANISATION)
+    grid = TestGrid(folder, now=now, base=ORGANISATION, key_type=key_type)
     try:
         host = grid.host("localhost", "127.0.0.1", subject=f"{ORGANISATION}/OU=BENCH/CN=storage/storage.BENCH")
         path, leaf = folder / "host.pem", folder / "leaf.pem"
@@ -304,6 +305,28 @@ def send_tls(port: int, certificate: Path, size: int) -> None:
             secure.sendall(piece)
         if secure.recv(1) != b"!":
             raise RuntimeError("the TLS stream was cut")
+
+
+def greeter(order: Mapping[str, Any]) -> None:
+    """Sends one byte to whoever shows a certificate of the authority in a TLS handshake, and hangs up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(order["credential"])
+    context.load_verify_locations(order["authority"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+
+    def greet(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            secure.sendall(b"!")
+
+    def accept() -> None:
+        with ThreadPoolExecutor(order["at_once"]) as pool:
+            while True:
+                pool.submit(greet, listener.accept()[0])
+
+    threading.Thread(target=accept, daemon=True).start()
+    _serve(listener.getsockname()[1])
+    sys.stdin.read()
 
 
 def echo(order: Mapping[str, Any]) -> None:
@@ -446,6 +469,36 @@ async def _unary(order: Mapping[str, Any]) -> dict[str, Any]:
         await stub.Stat(request)
         await _start_signal()
         return await _hammer(lambda: stub.Stat(request), order["seconds"], order["at_once"])
+
+
+def handshakes(order: Mapping[str, Any]) -> dict[str, Any]:
+    """New TLS connections with a client certificate, nothing of an earlier one used again."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_cert_chain(order["user"])
+    context.load_verify_locations(order["authority"])
+
+    def greeted() -> None:
+        with (
+            socket.create_connection(("127.0.0.1", order["port"]), timeout=60) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            if secure.recv(1) != b"!":
+                raise RuntimeError("the TLS server did not greet")
+
+    def until(end: float) -> int:
+        count = 0
+        while time.perf_counter() < end:
+            greeted()
+            count += 1
+        return count
+
+    greeted()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.perf_counter()
+    with ThreadPoolExecutor(order["at_once"]) as pool:
+        counts = list(pool.map(until, [began + order["seconds"]] * order["at_once"]))
+    return {"rate": sum(counts) / (time.perf_counter() - began)}
 
 
 def unary(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -599,8 +652,9 @@ def exits(order: Mapping[str, Any]) -> dict[str, Any]:
     return {"at": at}
 
 
-SERVERS = {"tls-sink": tls_sink, "echo": echo, "plain": plain, "agent": agent}
+SERVERS = {"tls-sink": tls_sink, "greeter": greeter, "echo": echo, "plain": plain, "agent": agent}
 CLIENTS = {
+    "handshakes": handshakes,
     "unary": unary,
     "sessions": sessions,
     "connections": connections,

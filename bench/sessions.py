@@ -26,15 +26,27 @@ def run(bench: Bench) -> None:
         with helpers.server("plain", trust.host_files()) as port:
             without = {**order, "port": port, "certificate": str(trust.certificate)}
             _rates(bench, "unary", "plain_calls", "unary calls, grpc.aio over TLS without identity", without)
+        _handshakes(bench, trust, order)
         with helpers.server("agent", helpers.agent_settings(trust)) as port:
             _against_agent(bench, trust, proxy, {**order, "port": port})
+
+
+def _handshakes(bench: Bench, trust: Trust, order: dict[str, Any]) -> None:
+    user = trust.folder / "user.pem"
+    trust.user.save(user)
+    authority = trust.folder / "authority.pem"
+    authority.write_bytes(trust.grid.ca.ca_pem())
+    order = {**order, "user": str(user), "authority": str(authority)}
+    with helpers.server("greeter", {**order, **trust.host_files()}) as port:
+        title = f"plain TLS handshakes, both sides with certificates (Python's ssl), {AT_ONCE} under way"
+        _rates(bench, "handshakes", "handshakes", title, {**order, "port": port})
 
 
 def _against_agent(bench: Bench, trust: Trust, proxy: Path, order: dict[str, Any]) -> None:
     order |= {"proxy": str(proxy), "certificates": str(trust.grid.trust_directory)}
     _rates(bench, "unary", "calls", "authenticated unary calls", order, "plain_calls")
     title = f"session set-ups (Begin, proof, Establish), {AT_ONCE} under way"
-    _rates(bench, "sessions", "sessions", title, order)
+    _rates(bench, "sessions", "sessions", title, order, "handshakes")
     values = [helpers.once("connections", {**order, "at_once": 1})["rate"] for _ in range(bench.trials)]
     title = "whole new connections (trust read, host judged, TLS twice, session)"
     bench.add("connections", title, "1/s", values, note="one at a time")

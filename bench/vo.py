@@ -29,7 +29,7 @@ AT_ONCE = 8
 
 def run(bench: Bench) -> None:
     """Against a VO server in a process of its own, which keeps its members on this disk."""
-    with helpers.trust(bench.folder / "vo") as trust:
+    with helpers.trust(bench.folder / "vo", "rsa-2048") as trust:
         server = _server_credential(trust)
         _library(bench, trust, server)
         with _vo_server(trust, server) as settings:
@@ -130,11 +130,13 @@ def _commands(bench: Bench, trust: Trust, settings: Mapping[str, Any], server: C
         "GRIDFABRIC_VO_SERVER": f"localhost:{settings['ports']['rpc']}",
         "GRIDFABRIC_VO": "cms",
     }
-    ours = [sys.executable, "-m", "agents.user_interface.main", "proxy", "init", "--voms", "cms"]
-    _timed(bench, "ac_grid", "grid proxy init --voms, whole command", ours, environment)
+    ours = [sys.executable, "-m", "agents.user_interface.main", "proxy", "init"]
+    _timed(bench, "proxy_grid", "grid proxy init, whole command", ours, environment)
+    if shutil.which("grid-proxy-init"):
+        _timed(bench, "proxy_globus", "grid-proxy-init (Globus), whole command", ["grid-proxy-init"], environment)
+    _timed(bench, "ac_grid", "grid proxy init --voms, whole command", [*ours, "--voms", "cms"], environment)
     if shutil.which("voms-proxy-init"):
-        # The client signs with SHA-1 below an authority with an EC key and then verifies nothing it would refuse.
-        theirs = ["voms-proxy-init", "-voms", "cms", "-dont-verify-ac"]
+        theirs = ["voms-proxy-init", "-voms", "cms"]
         _timed(bench, "ac_voms", "voms-proxy-init (C client) against our server, whole command", theirs, environment)
 
 
