@@ -229,7 +229,7 @@ def _questions(bench: Bench, servers: Sequence[Server], sites: int) -> None:
 def _asked(
     bench: Bench, server: Server, key: str, title: str, requests: Sequence[str], clients: int
 ) -> tuple[str, ...]:
-    order = {"host": "127.0.0.1", "port": server.port, "requests": requests, "seconds": bench.size(3, 1)}
+    order = {"host": "127.0.0.1", "port": server.port, "requests": requests, "seconds": bench.size(2, 1)}
     rates: list[float] = []
     costs: list[float] = []
     found: dict[str, Any] = {}
