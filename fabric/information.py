@@ -406,10 +406,13 @@ class TreeCopy:
         return self.is_complete and self._staged is None
 
     def apply(self, message: pb.SubscribeResponse) -> tuple[list[Entry], list[Dn]]:
-        """Take one message in; returns the entries that are new or different, and the names that are gone."""
+        """Take one message in; returns the entries that are new or different, and the names that are gone.
+
+        Raises Unavailable INFORMATION_GAP for the difference to an entry that is not known here.
+        """
         if message.snapshot:
             self._staged = {}
-        changed = [_received(wire) for wire in message.changed]
+        changed = [self._received(wire) for wire in message.changed]
         removed = [parse_dn(text) for text in message.removed_dns]
         if self._staged is None:
             self._take(changed, removed)
@@ -440,11 +443,18 @@ class TreeCopy:
             self.dirty.add(site)
             self.by_site.setdefault(site, {})[entry.dn.key] = entry
 
-
-def _received(wire: pb.Entry) -> Entry:
-    attributes = {attribute.name: tuple(attribute.values) for attribute in wire.attributes}
-    operational = {"GridFabricProducer": (wire.producer,)} if wire.producer else NO_ATTRIBUTES
-    return Entry(parse_dn(wire.dn), attributes, operational)
+    def _received(self, wire: pb.Entry) -> Entry:
+        received = entry_from_wire(wire)
+        attributes = received.attributes
+        if wire.partial:
+            known = self.get(received.dn) if self._staged is None else self._staged.get(received.dn.key)
+            if known is None:
+                text = f"the information server sent a part of {wire.dn[:200]!r}, which is not known here; asking again"
+                raise Unavailable("INFORMATION_GAP", text)
+            merged = {**known.attributes, **attributes}
+            attributes = {name: values for name, values in merged.items() if values}
+        operational = {"GridFabricProducer": (wire.producer,)} if wire.producer else NO_ATTRIBUTES
+        return Entry(received.dn, attributes, operational)
 
 
 class GridView:

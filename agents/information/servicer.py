@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from gridfabric.information.v1 import information_pb2 as pb
@@ -17,6 +18,8 @@ from fabric.ldap.filters import ANY_ENTRY
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 
+GATHER_S = 0.1
+"""Least time between two changes that a follower is sent: the first goes at once, what follows soon goes together."""
 ANSWERS = 2.5
 """Answers to signs of life in the time that a producer waits for one: as long as its entries stand."""
 
@@ -109,16 +112,18 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
     async def Subscribe(self, request: pb.SubscribeRequest, context: object) -> AsyncIterator[pb.SubscribeResponse]:
         """A follower's stream."""
         feed, tree = self._service.feed, self._service.machine.tree
-        subscription = feed.open(request.object_classes)
+        subscription, follower = feed.open(request.object_classes), wire.Follower()
         try:
             everything = tree.search(parse_dn(""), Scope.SUBTREE, ANY_ENTRY)
             entries = [entry for entry in everything if entry is not None and subscription.wants(entry)]
-            for message in wire.snapshot_messages(subscription.sequence, entries):
+            for message in follower.snapshot_messages(subscription.sequence, entries):
                 yield message
             while True:
                 change = await subscription.next(self._heartbeat_s)
-                for message in wire.change_messages(subscription.sequence, change):
+                for message in follower.change_messages(subscription.sequence, change):
                     yield message
+                if change:
+                    await asyncio.sleep(GATHER_S)
         finally:
             feed.close(subscription)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gridfabric.information.v1 import information_pb2 as pb
 
@@ -41,39 +41,49 @@ def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection
     )
 
 
-def full_entry(entry: Entry) -> pb.Entry:
-    """An entry of the tree with its provenance."""
-    provenance = entry.operational
-    if not isinstance(provenance, Provenance):
-        return entry_to_wire(entry)
-    until = provenance.valid_until
-    return entry_to_wire(
-        entry,
-        producer=provenance.made_by,
-        produced_at_us=to_us(provenance.made_at),
-        valid_until_us=to_us(until) if until is not None else 0,
-    )
+class Follower:
+    """What one follower has been sent: of an entry that it knows only the difference travels."""
 
+    def __init__(self) -> None:
+        self._sent: dict[tuple[str, ...], Mapping[str, tuple[str, ...]]] = {}
+        """The attributes of each entry as last sent."""
 
-def change_messages(sequence: int, change: Change) -> Iterable[pb.SubscribeResponse]:
-    """A change as messages; an empty one is a sign of life."""
-    removed = [str(dn) for dn in change.removed]
-    groups = list(in_messages(map(full_entry, change.changed)))
-    while len(removed) > 1000:
-        part, removed = removed[:1000], removed[1000:]
-        yield pb.SubscribeResponse(sequence=sequence, removed_dns=part)
-    if removed or not groups:
-        yield pb.SubscribeResponse(sequence=sequence, removed_dns=removed)
-    for group in groups:
-        yield pb.SubscribeResponse(sequence=sequence, changed=group)
+    def snapshot_messages(self, sequence: int, entries: Iterable[Entry]) -> Iterable[pb.SubscribeResponse]:
+        """All entries; the empty message at the end says that the snapshot is whole."""
+        is_first = True
+        for group in in_messages(map(self._entry, entries)):
+            yield pb.SubscribeResponse(sequence=sequence, snapshot=is_first, changed=group)
+            is_first = False
+        if is_first:
+            yield pb.SubscribeResponse(sequence=sequence, snapshot=True)
+        yield pb.SubscribeResponse(sequence=sequence)
 
+    def change_messages(self, sequence: int, change: Change) -> Iterable[pb.SubscribeResponse]:
+        """A change as messages; an empty one is a sign of life."""
+        for dn in change.removed:
+            self._sent.pop(dn.key, None)
+        removed = [str(dn) for dn in change.removed]
+        groups = list(in_messages(map(self._entry, change.changed)))
+        while len(removed) > 1000:
+            part, removed = removed[:1000], removed[1000:]
+            yield pb.SubscribeResponse(sequence=sequence, removed_dns=part)
+        if removed or not groups:
+            yield pb.SubscribeResponse(sequence=sequence, removed_dns=removed)
+        for group in groups:
+            yield pb.SubscribeResponse(sequence=sequence, changed=group)
 
-def snapshot_messages(sequence: int, entries: Iterable[Entry]) -> Iterable[pb.SubscribeResponse]:
-    """All entries; the empty message at the end says that the snapshot is whole."""
-    is_first = True
-    for group in in_messages(map(full_entry, entries)):
-        yield pb.SubscribeResponse(sequence=sequence, snapshot=is_first, changed=group)
-        is_first = False
-    if is_first:
-        yield pb.SubscribeResponse(sequence=sequence, snapshot=True)
-    yield pb.SubscribeResponse(sequence=sequence)
+    def _entry(self, entry: Entry) -> pb.Entry:
+        """With its provenance."""
+        known = self._sent.get(entry.dn.key)
+        self._sent[entry.dn.key] = entry.attributes
+        made = entry.operational
+        if not isinstance(made, Provenance):
+            return entry_to_wire(entry, known=known)
+        until = made.valid_until
+        return entry_to_wire(
+            entry,
+            producer=made.made_by,
+            produced_at_us=to_us(made.made_at),
+            valid_until_us=to_us(until) if until is not None else 0,
+            known=known,
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +22,12 @@ from support.waiting import until
 from agents.information import wire
 from agents.information.feed import Feed
 from agents.information.machine import InformationMachine, MachineLimits
-from agents.information.model import Publication, Published
+from agents.information.model import Change, Publication, Published
 from agents.information.service import InformationService
 from agents.information.servicer import InformationServicer
 from fabric import information
 from fabric.clock import SystemClock
+from fabric.errors import Unavailable
 from fabric.information import Publisher, TreeCopy
 from fabric.ldap import Entry, Scope, make_entry, parse_dn
 from fabric.ldap.filters import ANY_ENTRY
@@ -237,6 +238,40 @@ async def test_the_first_change_goes_alone_and_what_follows_is_gathered() -> Non
         await asyncio.gather(task, return_exceptions=True)
 
 
+def test_a_follower_is_sent_what_differs() -> None:
+    follower, copy = wire.Follower(), TreeCopy()
+
+    def arrives(messages: Iterable[pb.SubscribeResponse]) -> list[pb.Entry]:
+        sent: list[pb.Entry] = []
+        for message in messages:
+            copy.apply(pb.SubscribeResponse.FromString(message.SerializeToString()))
+            sent += message.changed
+        return sent
+
+    assert [entry.partial for entry in arrives(follower.snapshot_messages(0, [queue("a", 1), queue("b", 1)]))] == [0, 0]
+    (sent,) = arrives(follower.change_messages(1, Change((queue("a", 2),))))  # one attribute other, one gone
+    assert sent.partial
+    assert {one.name: list(one.values) for one in sent.attributes} == {
+        "GlueCEStateFreeJobSlots": ["2"],
+        "GlueCEName": [],
+    }
+    assert copy.get(queue("a", 2).dn) == queue("a", 2)
+    arrives(follower.change_messages(2, Change(removed=(queue("a", 2).dn,))))
+    (sent,) = arrives(follower.change_messages(3, Change((queue("a", 4),))))  # whole again
+    assert not sent.partial
+    assert copy.entries == {entry.dn.key: entry for entry in (queue("a", 4), queue("b", 1))}
+
+
+def test_a_difference_to_what_is_not_known_makes_a_follower_ask_again() -> None:
+    copy, part = TreeCopy(), pb.Entry(dn="GlueCEUniqueID=a", partial=True)
+    with pytest.raises(Unavailable, match="GlueCEUniqueID=a"):
+        copy.apply(pb.SubscribeResponse(changed=[part]))
+    copy.apply(pb.SubscribeResponse(snapshot=True))
+    with pytest.raises(Unavailable):
+        copy.apply(pb.SubscribeResponse(changed=[part]))
+    assert not copy.entries
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(("change", "change", "snapshot", "remove", "withdraw", "time", "new stream")),
@@ -257,14 +292,14 @@ def test_a_follower_has_what_ldap_shows_after_one_delta(events: list[tuple[str, 
 async def _follow(events: list[tuple[str, str, int, bool]]) -> None:
     machine = InformationMachine("top", "TOP", NOW, MachineLimits(grace_s=20), expected=["RAL"])
     service = InformationService(machine, Feed(1), clock=SystemClock(), log=null_logger())
-    subscription, copy = service.feed.open(()), TreeCopy()
+    subscription, follower, copy = service.feed.open(()), wire.Follower(), TreeCopy()
     now, streams, sequences = NOW, {"RAL": 0, "CERN": 0}, {"RAL": 0, "CERN": 0}
 
     def ldap() -> dict[tuple[str, ...], Entry]:
         found = machine.tree.search(parse_dn(""), Scope.SUBTREE, ANY_ENTRY)
         return {entry.dn.key: entry for entry in found if entry is not None}
 
-    for message in wire.snapshot_messages(0, ldap().values()):
+    for message in follower.snapshot_messages(0, ldap().values()):
         copy.apply(pb.SubscribeResponse.FromString(message.SerializeToString()))
     for number, (event, site, name, is_followed) in enumerate(events):
         sequences[site] += 1
@@ -290,6 +325,6 @@ async def _follow(events: list[tuple[str, str, int, bool]]) -> None:
                 publication = Publication(sequences[site], withdraw=True)
         service.feed.publish(machine.publish(site, streams[site], publication, now).change)
         if is_followed:
-            for message in wire.change_messages(0, await subscription.next(0)):
+            for message in follower.change_messages(0, await subscription.next(0)):
                 copy.apply(pb.SubscribeResponse.FromString(message.SerializeToString()))
             assert copy.entries == ldap()
