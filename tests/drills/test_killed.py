@@ -90,9 +90,9 @@ def kill_and_wait(lab: Lab, kind: str) -> None:
         now = lab.agents()[kind]
         return now["pid"] not in (0, before["pid"]) and now["state"] == "green"
 
-    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 10, f"{kind} is dead")
-    until(lambda: listens(lab, kind), 60, f"{kind} listens again")  # cheaper to look at than its state
-    until(back, 60, f"{kind} back after SIGKILL")
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60, f"{kind} is dead")
+    until(lambda: listens(lab, kind), 120, f"{kind} listens again")  # cheaper to look at than its state
+    until(back, 120, f"{kind} back after SIGKILL")
 
 
 def listens(lab: Lab, kind: str) -> bool:
@@ -123,8 +123,8 @@ def assert_histories_are_whole(lab: Lab, children: list[str]) -> None:
 
 def assert_nothing_is_left(lab: Lab) -> None:
     site = lab.state / "sites" / "LAB"
-    until(lambda: not list((site / "worker.LAB" / "scratch").iterdir()), 30, "scratch directories removed")
-    until(lambda: not leases(site / "gatekeeper.LAB"), 30, "leases released")
+    until(lambda: not list((site / "worker.LAB" / "scratch").iterdir()), 120, "scratch directories removed")
+    until(lambda: not leases(site / "gatekeeper.LAB"), 120, "leases released")
     payloads = [p.pid for p in psutil.process_iter() if "payload.sh" in " ".join(cmdline(p))]
     assert not payloads
 

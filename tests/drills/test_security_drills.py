@@ -16,6 +16,7 @@ import pytest
 
 from agents.user_interface.drill import report
 from agents.user_interface.drill.drills import DRILLS
+from agents.user_interface.drill.drills.flood import HONEST_CALLS
 from agents.user_interface.drill.run import choose
 from agents.user_interface.exits import Ended, UsageProblem
 from fabric.errors import NotFound
@@ -52,7 +53,7 @@ def test_every_drill_passes_and_is_reported(tmp_path: Path) -> None:
         assert {v["service"] for v in refused} == SERVICES
         assert all(v["sentence"] and v["after_ms"] is not None for v in refused)
     assert results["user-banned"]["stopped_ms"] is not None
-    assert results["flood"]["honest_calls"] > 10
+    assert results["flood"]["honest_calls"] >= HONEST_CALLS
     page = (out / report.HTML_FILE).read_text()
     assert all(f'<section id="{name}">' in page for name in results) and "FAILED" not in page
     assert page.count("<svg") == len(results)

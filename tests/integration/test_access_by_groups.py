@@ -105,7 +105,7 @@ async def test_jobs_go_to_the_queue_of_their_role_and_list_match_says_why_not(la
     assert match.failing_term == 'Member("VO:cms", other.GlueCEAccessControlBaseRule)'
     assert match.explanation == f"the CE takes VOMS:{PRODUCTION}; your proxy shows /cms"
     answer = await broker.submit(TRUE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for update in ce_client.watch(await lab.channel("gatekeeper", credential=role)):
             if update.job_id == answer.job_id and update.state == pb.JOB_STATE_DONE:
                 break

@@ -38,7 +38,7 @@ from security.testing import shared_key
 
 PUSHED: dict[str, Any] = {"trust_updater": True, "crl_refresh_s": 3600.0, "trust_poll_s": 3600.0}
 """Nobody looks at the disk or asks by HTTP: what arrives was pushed."""
-PROMPT_S = 15.0
+PROMPT_S = 60.0
 DAY = timedelta(days=1)
 
 

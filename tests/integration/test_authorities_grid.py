@@ -172,7 +172,7 @@ def test_jobs_and_files_do_not_notice_a_roll_over(lab: Lab) -> None:
     copies.start()
     made = lab.json("ca", "rollover", "grid")
     assert len(made["keys"]) == 2
-    until(lambda: len(authorities(lab)) == 2, 10, "both keys stand in the directory")
+    until(lambda: len(authorities(lab)) == 2, 60, "both keys stand in the directory")
     new = next(one for one in authorities(lab) if one != old)
     until(lambda: live_on(lab, new), 60, "every agent has renewed its certificate")
     assert curl_accepts(lab)

@@ -120,7 +120,7 @@ async def test_a_job_from_submission_to_output(desk: Desk) -> None:
     matches = await desk.call(jobs.list_match_command, desk.jdl(text))
     assert [match["matches"] for match in matches] == [True]
     job_id = await desk.submit(text)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await following.follow_command(job_id, std_error=False, name=None)  # from before it has a place
     assert desk.capsys.readouterr().out == "hello world\n"
     with pytest.raises(NotFound, match="no StdError"):
@@ -133,7 +133,7 @@ async def test_a_job_from_submission_to_output(desk: Desk) -> None:
     assert (Path(kept["directory"]) / "out").read_text() == "hello world\n"
     (fetched,) = await desk.call(jobs.output_command, [job_id], desk.folder / "output", keep=False)
     assert [file["name"] for file in fetched["files"]] == ["out"]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         events: list[str] = []
         while "CLEARED" not in events:  # on its way through the broker's outbox
             history = await desk.call(jobs.history_command, job_id)
@@ -333,7 +333,7 @@ async def test_the_executable_itself_with_exit_codes(desk: Desk) -> None:
             sys.executable, "-m", "agents.user_interface.main", *words, env={**os.environ, "PYTHONPATH": path},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=desk.folder,
         )  # fmt: skip
-        out, errors = await asyncio.wait_for(process.communicate(), 30)
+        out, errors = await asyncio.wait_for(process.communicate(), 60)
         return process.returncode or 0, out.decode(), errors.decode()
 
     code, out, errors = await grid("info", "ces")

@@ -55,7 +55,7 @@ class Site:
         job_id = f"https://localhost:9000/{unique_id()}"
         (outcome,) = await client.submit(self.channel, [pb.Job(job_id=job_id, attempt=1, description=description)])
         assert outcome.accepted, outcome
-        async with asyncio.timeout(25):
+        async with asyncio.timeout(60):
             async for update in client.watch(self.channel):
                 if update.job_id == job_id and update.state > pb.JOB_STATE_RUNNING:
                     return job_id, update
@@ -189,7 +189,7 @@ async def test_bookkeeping_hears_of_every_step(site: Site) -> None:
     job_id, _ = await site.run("exit 3")
     credential = site.lab.service("broker")
     stub = bookkeeping_pb2_grpc.BookkeepingStub(await site.lab.channel("bookkeeping", credential=credential))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             history = None
             try:
@@ -244,7 +244,7 @@ async def test_the_ce_is_published_with_measured_numbers(tmp_path: Path) -> None
                 await lab.channel("information", credential=lab.service("broker"))
             )
             entries: dict[str, dict[str, tuple[str, ...]]] = {}
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 async for change in stub.Subscribe(information_pb2.SubscribeRequest()):
                     for entry in change.changed:
                         entries[entry.dn] = {one.name.lower(): tuple(one.values) for one in entry.attributes}

@@ -282,7 +282,7 @@ async def test_watch_replays_from_a_sequence(site: Site) -> None:
     end = await site.run(first)
     await site.run(second)
     seen: list[pb.JobUpdate] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async for update in client.watch(site.channel, after_sequence=end.sequence):
             seen.append(update)
             if update.job_id == second.job_id:

@@ -49,7 +49,7 @@ class Processes:
         )
         self.running[kind] = process
         assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        line = await asyncio.wait_for(process.stdout.readline(), 60)
         assert b"ready" in line, line
 
     async def kill(self, kind: str) -> None:
@@ -60,7 +60,7 @@ class Processes:
     async def stop(self) -> None:
         for process in reversed(list(self.running.values())):
             process.terminate()
-            await asyncio.wait_for(process.wait(), 20)
+            await asyncio.wait_for(process.wait(), 60)
 
     async def channel(self) -> Any:
         channel = await self.lab.channel("gatekeeper", credential=self.alice)
@@ -135,7 +135,7 @@ async def test_killed_agents_run_every_job_exactly_once(processes: Processes, sh
     await client.purge(channel, [job.job_id for job in jobs])
     gridmapdir = processes.lab.directory / "agents" / "gatekeeper.CERN" / "gridmapdir"
     worker = processes.lab.directory / "agents" / "worker.CERN"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while any(path.name.startswith("%") for path in gridmapdir.iterdir()) or any((worker / "jobs").iterdir()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -146,7 +146,7 @@ async def test_a_killed_starter_accounts_for_its_jobs_and_leaves_no_process(proc
     long = [counting_job(shared, number, f"(setsid {sleep} &) ; {sleep}") for number in range(2)]
     waiting = [counting_job(shared, number, "true") for number in range(10, 20)]
     assert all(outcome.accepted for outcome in await client.submit(channel, long))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sorted(path.name for path in shared.iterdir()) != ["0", "1"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     worker = processes.lab.directory / "agents" / "worker.CERN"

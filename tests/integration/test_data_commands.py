@@ -209,7 +209,7 @@ async def test_an_operator_adds_a_disk_and_takes_one_out(desk: Desk) -> None:
         await refused(Refused, "ADMINISTRATOR_REQUIRED", call)
     await desk.operate(storage.change_pool, "drain", "CERN", pool["path"], desk.folder)
     element = desk.lab.agents["storage.CERN"].agent.element  # type: ignore[attr-defined]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while {"drained"} & {p["state"] for p in await desk.operate(storage.list_pools, "CERN", desk.folder)} == set():
             await element.wait_for_change(1, 0)
     await desk.operate(storage.change_pool, "rm", "CERN", pool["path"], desk.folder)

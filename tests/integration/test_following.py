@@ -38,7 +38,7 @@ class Reader:
 
     async def until(self, text: bytes | None = None) -> None:
         """Until this was read, or to the end."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while self.last is None and (text is None or text not in self.text):
                 self.wanted.offset = len(self.text)
                 with contextlib.suppress(Unavailable):
@@ -119,7 +119,7 @@ async def test_who_may_not_follow_and_what(site: Site, monkeypatch: pytest.Monke
     hostile = [Reader(site, one, name=name) for name in ("link", "pipe")]
     reading = [asyncio.create_task(reader.until()) for reader in hostile]
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(reader.placed.wait() for reader in hostile))
         await refused(Exhausted)
         await client.cancel(site.channel, [one.job_id])

@@ -37,7 +37,7 @@ async def ldapsearch(lab: LabGrid, agent: str, *arguments: str) -> tuple[int, li
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         out, _ = await process.communicate()
     text = out.decode()
     return process.returncode or 0, [line[4:] for line in text.splitlines() if line.startswith("dn: ")], text

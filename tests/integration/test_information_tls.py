@@ -35,7 +35,7 @@ class Door:
         self._tls.load_verify_locations(cadata="".join(path.read_text() for path in lab.certificates.glob("*.0")))
 
     async def __aenter__(self) -> Door:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             tls = self._tls if self._protocol == "ldaps" else None
             self.reader, self.writer = await asyncio.open_connection(
                 "127.0.0.1", self._port, ssl=tls, server_hostname=self._name if tls else None
@@ -53,7 +53,7 @@ class Door:
         """The result of a request."""
         self.writer.write(p.encode_message(p.Message(1, operation)))
         data = bytearray()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 length = frame_length(data)
                 if length is not None and len(data) >= length:
@@ -98,7 +98,7 @@ async def test_what_is_no_handshake_is_cut_off_and_harms_nobody(lab: LabGrid, se
     reader, writer = await asyncio.open_connection("127.0.0.1", lab.port(SERVER, "ldaps"))
     writer.write(sent)
     writer.write_eof()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await reader.readexactly(1 << 16)
     writer.close()

@@ -55,7 +55,7 @@ async def submit(workload: Workload, jdl: str = JDL, minutes: float = 3, jobs: i
 async def notes(workload: Workload, job_id: str, words: str) -> list[str]:
     """What the job's history says with these words, as soon as it says so."""
     client = await workload.bookkeeping()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             events = (await client.history(job_id)).events
             if texts := [text for event in events if words in (text := event.fields.get("text", ""))]:
@@ -207,7 +207,7 @@ async def test_jobs_that_name_no_store_are_left_alone(workload: Workload) -> Non
     await submit(workload, TRUE)
     broker = workload.lab.agents["broker.CERN"].agent
     await workload.until(lambda: workload.ces["ce1"].jobs)
-    await asyncio.wait_for(broker.core.renewals._renew(ALICE, delegated(workload, "broker.CERN")), 5)
+    await asyncio.wait_for(broker.core.renewals._renew(ALICE, delegated(workload, "broker.CERN")), 60)
     assert (broker.core.renewals.renewed, broker.core.renewals.failed) == (0, 0)
 
 
@@ -234,7 +234,7 @@ async def test_a_running_process_sees_the_renewed_proxy(tmp_path: Path) -> None:
         jdl = f'Executable = "/bin/sh"; Arguments = "-c \'{longer}\'"; MyProxyServer = "localhost"; '
         job_id = (await BrokerClient(channel).submit(jdl)).job_id
         client = await grid.bookkeeping()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while state_name((await client.query(job_ids=[job_id]))[0].state) != "RUNNING":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         core = lab.agents["broker.CERN"].agent.core

@@ -12,12 +12,11 @@ import sys
 from datetime import timedelta
 
 import pytest
-from support.grid import ORGANISATION, LabGrid
+from support.grid import ORGANISATION, LabGrid, Offset
 
 from agents.myproxy import protocol
 from agents.myproxy.client import MyProxyClient
 from agents.myproxy.protocol import Command, Request
-from fabric.clock import SystemClock
 from fabric.errors import DeadlineExceeded, GridError, Refused, Unavailable
 from security import certificates, proxies
 from security.credentials import Credential
@@ -26,15 +25,6 @@ PASS = b"open sesame"
 FAST = {"scrypt_log2_n": 10, "key_type": "ec-p256"}
 ADA = f"{ORGANISATION}/OU=Users/CN=ada"
 HOUR = timedelta(hours=1)
-
-
-class Offset(SystemClock):
-    """A clock that a test moves."""
-
-    ahead = timedelta(0)
-
-    def now(self):
-        return super().now() + self.ahead
 
 
 @pytest.fixture
@@ -77,7 +67,7 @@ async def raw(lab: LabGrid, certificate: Credential | None = None):
 async def answer_to(lab: LabGrid, data: bytes, certificate: Credential | None = None) -> str:
     reader, writer = await raw(lab, certificate)
     writer.write(data)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         found = await reader.read()
     writer.close()
     return found.decode()
@@ -427,7 +417,7 @@ async def _process(lab: LabGrid):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         line = await process.stdout.readline()
     assert b"ready" in line
     return process

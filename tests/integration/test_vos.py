@@ -24,9 +24,9 @@ from security.proxies import create_proxy
 from security.voms import proxy_extension
 from security.vos import EVERYWHERE, VoList, VoServer
 
-FOLLOW: dict[str, Any] = {"vo_updater": True, "trust_poll_s": 30.0}
-"""A look at the disk every 30 s only: what is faster came over the stream."""
-PROMPT_S = 15.0
+FOLLOW: dict[str, Any] = {"vo_updater": True, "trust_poll_s": 3600.0}
+"""A look at the disk once an hour only: all else came over the stream."""
+PROMPT_S = 60.0
 SITES = ("CERN", "RAL")
 
 

@@ -41,7 +41,7 @@ async def ask(lab: LabGrid, *command: str, certificate: Credential | None = None
         command[0], "-H", url, *command[1:], env=environment,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 20)
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode or 0, out.decode()
 
 

@@ -54,6 +54,15 @@ def free_port() -> int:
     raise RuntimeError("this test process has used all its ports")
 
 
+class Offset(SystemClock):
+    """A clock that a test moves."""
+
+    ahead = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
 class LabGrid:
     """Agents of one test. Users made with `user` are members of the VO `cms` unless told otherwise."""
 

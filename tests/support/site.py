@@ -77,7 +77,7 @@ class Site:
     async def published(self, object_class: str, **wanted: str) -> dict[str, list[str]]:
         """What the gatekeeper publishes as this class, as soon as its attributes have these values."""
         port = self.lab.port("gatekeeper.CERN", "ldap")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(LdapError, OSError):
                     async with await LdapClient.connect("127.0.0.1", port) as ldap:

@@ -65,7 +65,7 @@ async def running_slapd(folder: Path, configuration: str, entries: dict[str, lis
         str(SLAPD), "-d", "0", "-f", str(path), "-h", f"ldap://127.0.0.1:{port}/", stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(LdapError):
                     await (await LdapClient.connect("127.0.0.1", port)).close()

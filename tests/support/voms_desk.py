@@ -65,7 +65,7 @@ class Desk:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             output, _ = await process.communicate(stdin)
         return f"{process.returncode} {output.decode('utf-8', 'replace')}"
 

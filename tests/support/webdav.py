@@ -20,14 +20,14 @@ class Door:
 
     @classmethod
     async def open(cls, lab: LabGrid, credential: Credential | None, name: str = "storage.CERN") -> Door:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return cls(await connect(credential, "127.0.0.1", lab.port(name, "http")))
 
     async def say(self, head: str, body: bytes = b"") -> None:
         await self.stream.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
 
     async def answer(self, *, body: bool = True) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             head = await self.http.head()
             assert head is not None, "the door hung up"
             headers = dict(head[1])
@@ -51,7 +51,7 @@ class Door:
         return text.decode().splitlines()[-1]
 
     async def hangs_up(self) -> bool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             try:
                 while await self.stream.read():
                     pass

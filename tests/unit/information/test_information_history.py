@@ -241,7 +241,7 @@ async def test_a_cancelled_query_leaves_no_process_and_no_place_taken(queries, m
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
     task = asyncio.ensure_future(ask(queries, "select count(*) from GlueCEHistory a, GlueCEHistory b, GlueCEHistory c"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await spawned.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -283,7 +283,7 @@ async def test_a_user_asks_and_follows(lab: LabGrid) -> None:
     assert (first.columns, first.rows) == (("GridFabricSiteState",), ())
     site = (await lab.start("information", site="RAL", builder=build_information)).agent
     assert isinstance(site, InformationAgent)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert ("current",) in (await anext(follower)).rows
     await follower.aclose()
 

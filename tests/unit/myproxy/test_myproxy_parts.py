@@ -44,9 +44,9 @@ def test_patterns_fit_the_whole_name(pattern, text, expected):
 
 
 def test_no_pattern_takes_long():
-    began = time.perf_counter()
+    began = time.process_time()
     assert not fits("*a" * 500 + "b", "a" * 1000)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_an_agent_is_known_by_its_standing_and_not_by_its_look():

@@ -235,7 +235,7 @@ def test_no_pattern_takes_long() -> None:
     pattern = compile_pattern("/" + "a.*" * 16 + "b", ignore_case=False)
     start = time.process_time()
     assert not pattern.matches("/" + "a" * 4000)
-    assert time.process_time() - start < 0.1
+    assert time.process_time() - start < 1
 
 
 def test_the_files_of_an_authority_are_in_the_fields_formats(grid: TestGrid, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ async def test_map_files_follow_the_list_and_ask_for_it_only_when_it_changed(lab
     path = agent.context.state_dir / "grid-mapfile"
 
     async def becomes(text: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not path.exists() or path.read_text("utf-8") != text:  # noqa: ASYNC110 - the file is written by a thread
                 await asyncio.sleep(0.02)
 
@@ -151,7 +151,7 @@ async def test_map_files_follow_the_list_and_ask_for_it_only_when_it_changed(lab
     server = next(c for c in lab.agents["vo.CERN"].context._closables if isinstance(c, LdapServer))
     connections, before = server.stats.connections, server.stats.searches
     sent = server.stats.entries_sent
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while server.stats.searches < before + 20:  # noqa: ASYNC110 - a counter of the server
             await asyncio.sleep(0.02)
     assert server.stats.connections == connections, "one connection is kept"

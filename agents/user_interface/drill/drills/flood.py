@@ -13,6 +13,8 @@ from agents.user_interface.drill.ground import Ground
 from fabric.settings import PROTOCOLS
 
 FLOOD_S = 6.0
+"""At least, until the honest user has made HONEST_CALLS."""
+HONEST_CALLS = 12
 AT_ONCE = 8
 """Connections to each port at one moment."""
 GARBAGE_BYTES = 10_000
@@ -75,7 +77,7 @@ async def flood(ground: Ground) -> None:
     async with ground.honest_work():
         ground.attack(f"attacks {len(ports)} ports: garbage, handshakes, connections left half open")
         began, turns = time.monotonic(), itertools.cycle(attacks)
-        while time.monotonic() < began + FLOOD_S:
+        while time.monotonic() < began + FLOOD_S or ground.score.honest_calls < HONEST_CALLS:
             how = next(turns)
             await asyncio.gather(*(attack(how, host, port) for host, port in ports for _ in range(AT_ONCE)))
             ground.score.figures["connections of the attacker"] = opened
