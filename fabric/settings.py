@@ -197,6 +197,11 @@ class Settings:
         found = self.all_endpoints.get(kind, ())
         return found if site is None else tuple(endpoint for endpoint in found if endpoint.site == site)
 
+    def endpoint_named(self, kind: str, name: str, site: str) -> Endpoint | None:
+        """The service that has this name at this site; None if there is none, or more than one."""
+        found = [endpoint for endpoint in self.endpoints(kind, site) if endpoint.name == name]
+        return found[0] if len(found) == 1 and name and site else None
+
     def endpoint(self, kind: str, site: str | None = None) -> Endpoint:
         """The first service of a kind, at one site if given. Raises InvalidRequest ENDPOINT_UNKNOWN."""
         found = self.endpoints(kind, site)

@@ -28,7 +28,7 @@ class CatalogAgent(Agent):
         super().__init__(context)
         store = CatalogStore(context.store("catalog", metadata))
         self.servicer = CatalogueServicer(
-            store, parse_config(context.settings.options), clock=context.clock, log=context.log
+            store, parse_config(context.settings.options), context.settings, clock=context.clock, log=context.log
         )
         add: Any = catalog_pb2_grpc.add_CatalogueServicer_to_server
         self.services = [RpcService(self.servicer, add, RULES)]

@@ -31,6 +31,7 @@ from fabric.errors import Conflict, GridError, InvalidRequest, Refused, to_detai
 from fabric.logs import Logger
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, services, user
+from fabric.settings import Settings
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ RULES: dict[str, Rule] = {
     "AddReplica": user,
     "AddReplicaMany": user,
     "RemoveReplica": user,
-    "Lookup": any_of(user, services("broker")),
+    "Lookup": any_of(user, services("broker", "storage")),
     "ListReplicas": user,
     "List": user,
     "Watch": user,
@@ -51,13 +52,17 @@ RULES: dict[str, Rule] = {
     "GetAccess": any_of(user, administrator),
     "SetAccess": any_of(user, administrator),
 }
-"""The broker may ask in its own name where the input data of jobs lies; names and places are not data."""
+"""The broker may ask in its own name where the input data of jobs lies; names and places are not data. A storage
+element may ask about the replicas that it keeps."""
 
 
 class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
     """The catalogue of every VO of the grid."""
 
-    def __init__(self, store: CatalogStore, config: CatalogConfig, *, clock: Clock, log: Logger) -> None:
+    def __init__(
+        self, store: CatalogStore, config: CatalogConfig, settings: Settings, *, clock: Clock, log: Logger
+    ) -> None:
+        self._settings = settings
         self._store = store
         self._config = config
         self._clock = clock
@@ -155,6 +160,8 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         asked = len(request.lfns) + len(request.guids) + len(request.surls)
         _require_few(asked)
         is_service = bool(peer.agent_kind)
+        if peer.agent_kind == "storage":
+            self._require_own(peer, request)
         lfns = {text: lfn if is_service else _own(peer, lfn) for text in request.lfns for lfn in [parse_lfn(text)]}
         guids = {text: parse_guid(text) for text in request.guids}
         found = await self._store.lookup(
@@ -177,6 +184,17 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
                 limit_bytes=MAX_ANSWER_BYTES,
             )
         return answer
+
+    def _require_own(self, peer: Peer, request: pb.LookupRequest) -> None:
+        """Raises Refused(ELSEWHERE) unless a storage element asks about its own SURLs."""
+        caller = self._settings.endpoint_named("storage", peer.agent_name, peer.agent_site)
+        own = f"srm://{caller.address}/".lower() if caller is not None else None
+        if own is None or request.lfns or request.guids or any(not s.lower().startswith(own) for s in request.surls):
+            raise Refused(
+                "ELSEWHERE",
+                f"{peer.subject} may ask only about replicas that it keeps itself, by SURL",
+                subject=peer.subject,
+            )
 
     async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
         """See the proto."""

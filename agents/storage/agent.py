@@ -15,6 +15,7 @@ from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
 from agents.storage.nearline import Nearline
+from agents.storage.repair import Repairer, Replicas
 from agents.storage.scrubber import MAX_DAMAGED, Scrubber
 from agents.storage.servicer import RULES, StorageServicer
 from agents.storage.space import SpaceReport
@@ -61,6 +62,7 @@ class StorageAgent(Agent):
         self.keeper = PoolKeeper(self.element, files, log=context.log)
         self.scrubber = Scrubber(self.element, files, log=context.log, clock=context.clock)
         keep_buffers()
+        replicas = Replicas(context.channels, settings)
         self.manager = StorageManager(
             self.element,
             host=settings.advertise,
@@ -75,8 +77,10 @@ class StorageAgent(Agent):
             self.scrubber,
             channels=context.channels,
             delegations=context.delegations,
+            replicas=replicas,
             vos=context.vos,
         )
+        self.repairer = Repairer(self.manager, files, replicas, context.channels, log=context.log, clock=context.clock)
         self.services = [RpcService(servicer, add_to_server, RULES)]
         self._space = SpaceReport(0, 0, ())
         self._damaged = 0
@@ -104,6 +108,8 @@ class StorageAgent(Agent):
         if self.context.rpc is not None:
             self.manager.port = self.context.rpc.port
             await self._open_door(self.context.rpc)
+        if self._config.repair:
+            self.context.spawn(self.repairer.run(), "repair")
         self._started_at = utc_text(self.context.clock.now())
         self._publisher = InformationPublisher(self.context, self.entries, poll_s=MEASURE_S)
         await self._publisher.start()
@@ -144,6 +150,7 @@ class StorageAgent(Agent):
             "free_bytes": float(self._space.free_bytes),
             "damaged_files": float(self._damaged),
             "scrubbed_bytes": float(self.scrubber.read_bytes),
+            "repaired_files": float(self.repairer.repaired),
         }
         if self.nearline is not None:
             numbers |= {"staging": float(self.nearline.waiting)}

@@ -540,9 +540,15 @@ class OpenFile:
 
 
 @asynccontextmanager
-async def open_file(channel: Any, surl: str, offset: int = 0, length: int = 0) -> AsyncIterator[OpenFile]:
-    """Begin to read a range (length 0: to the end). Raises GridError as the storage element did."""
-    call = get_call(channel)(pb.GetRequest(surl=surl, offset=offset, length=length, accept_turl=True))
+async def open_file(
+    channel: Any, surl: str, offset: int = 0, length: int = 0, *, repairs: str = "", expected: Checksums | None = None
+) -> AsyncIterator[OpenFile]:
+    """Begin to read a range (length 0: to the end). A storage element in its own name says which replica it `repairs`
+    and what is `expected`. Raises GridError as the storage element did."""
+    request = pb.GetRequest(surl=surl, offset=offset, length=length, accept_turl=not repairs, repairs=repairs)
+    if expected is not None:
+        request.expected.CopyFrom(wire.checksums_to_wire(expected))
+    call = get_call(channel)(request)
     try:
         responses = aiter(call)
         async with _deadline(STALL_S, f"the storage element said nothing about {surl}"):

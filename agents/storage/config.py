@@ -76,6 +76,8 @@ class StorageConfig:
     """Of the time, how much that reading may take."""
     scrub_every_s: float = 7 * 86400.0
     """From the beginning of one round over all files to the next."""
+    repair: bool = True
+    """Damaged files get the bytes of other replicas without a user. Off: they are marked and told."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
     tape: TapeConfig | None = None

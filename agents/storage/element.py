@@ -41,6 +41,7 @@ from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool, read_t
 from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
+from fabric.bell import Bell
 from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, Exhausted, GridError, NotFound, Unavailable
 from fabric.logs import Logger
@@ -100,6 +101,8 @@ class StorageElement:
         self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._stopping = False
+        self.damage_found = Bell()
+        """Rung when a file is marked as damaged."""
         self.make_room: Callable[[str, int], Awaitable[bool]] | None = None
         """Where files may leave the disk (`Nearline`): lets some go, and says whether there is room now."""
 
@@ -514,6 +517,8 @@ class StorageElement:
                 file=file.file_id, vo=file.vo, name=file.name_hint, pool=file.pool, reason=damage or None,
             )  # fmt: skip
             self._changed.set()
+            if damage:
+                self.damage_found.ring()
 
     async def page(self, vo: str, after: str, limit: int, *, damaged: bool = False) -> list[StoredFile]:
         """Files of the VO in order of id, above `after`; or only those that are known to be `damaged`."""

@@ -91,6 +91,10 @@ class StorageManager:
     def mine(self, peer: Peer, surl: Surl) -> Surl:
         """A SURL of this storage element and of the caller's VO. Raises NotFound(SURL_ELSEWHERE), Refused."""
         self.may_read(peer, surl.vo)
+        return self.here(surl)
+
+    def here(self, surl: Surl) -> Surl:
+        """A SURL of this storage element. Raises NotFound(SURL_ELSEWHERE)."""
         if (surl.host.lower(), surl.port) != (self.host.lower(), self.port):
             raise NotFound(
                 "SURL_ELSEWHERE",

@@ -125,7 +125,7 @@ class Scrubber:
             damage = await self._damage_of(file) and await self._damage_of(file)
         except Unavailable:
             return  # its disk is away
-        if damage != file.damage:
+        if damage != file.damage and not (damage and file.damage == "FILE_LOST"):
             await self._element.mark(file, damage)
 
     async def _damage_of(self, file: StoredFile) -> str:

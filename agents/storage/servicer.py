@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
@@ -28,12 +28,13 @@ from agents.storage.model import (
     byte_range,
     require_small,
 )
+from agents.storage.repair import ChannelSource, Replicas
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import Surl, is_file_id, parse_surl
 from agents.storage.third_party import Delegations
-from fabric.errors import GridError, InvalidRequest, to_details
+from fabric.errors import GridError, InvalidRequest, Refused, to_details
 from fabric.rpc.peer import Peer, current_peer
-from fabric.rpc.rules import Rule, administrator, any_of, any_service, user
+from fabric.rpc.rules import Rule, administrator, any_of, any_service, services, user
 from fabric.vos import Vos
 
 DOOR = "grpc"
@@ -44,7 +45,7 @@ RULES: dict[str, Rule] = {
     "PrepareToPut": user,
     "Put": user,
     "PutMany": user,
-    "Get": any_of(user, administrator),
+    "Get": any_of(user, administrator, services("storage")),
     "GetMany": any_of(user, administrator),
     "Stat": any_of(user, administrator),
     "Remove": any_of(user, administrator),
@@ -62,15 +63,7 @@ RULES: dict[str, Rule] = {
     "Scrub": administrator,
 }
 """Data belongs to users: an agent reads or writes it only with a proxy that a user delegated to it. Operators see and
-remove what VOs that were dissolved have left."""
-
-
-class ChannelSource(Protocol):
-    """Where channels in a user's name come from."""
-
-    async def get(self, host: str, port: int, credential: Any = None) -> Any:
-        """A secure channel."""
-        ...
+remove what VOs that were dissolved have left. A storage element reads what it keeps a replica of (`repair.py`)."""
 
 
 class StorageServicer(storage_pb2_grpc.StorageServicer):
@@ -84,8 +77,10 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         *,
         channels: ChannelSource,
         delegations: Delegations,
+        replicas: Replicas,
         vos: Vos,
     ) -> None:
+        self._replicas = replicas
         self._keeper, self._scrubber = keeper, scrubber
         self._manager, self._element = manager, manager.element
         self._channels, self._delegations, self._vos = channels, delegations, vos
@@ -111,8 +106,8 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
     async def Get(self, request: pb.GetRequest, context: Any) -> None:
         """See the proto. The checksums are of the whole file; a reader of the whole file verifies them."""
         peer = current_peer(context)
-        surl = self._manager.mine(peer, parse_surl(request.surl))
-        file = await self._element.get(surl.file_id, surl.vo)
+        surl = parse_surl(request.surl)
+        file = await (self._for_replica(peer, surl, request) if peer.agent_kind else self._for_member(peer, surl))
         await self._manager.require_online(peer, file)
         offset, size_bytes = byte_range(file.size_bytes, request.offset, request.length)
         header = pb.GetResponse(size_bytes=file.size_bytes, checksums=wire.checksums_to_wire(file.checksums))
@@ -126,8 +121,26 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             return len(message)
 
         await self._manager.send(
-            peer, file, offset, size_bytes, write, get_data, begin=lambda: context.write(header), door=DOOR
-        )
+            peer, file, offset, size_bytes, write, get_data,
+            begin=lambda: context.write(header), door=DOOR, target=request.repairs or None,
+        )  # fmt: skip
+
+    async def _for_member(self, peer: Peer, surl: Surl) -> StoredFile:
+        self._manager.mine(peer, surl)
+        return await self._element.get(surl.file_id, surl.vo)
+
+    async def _for_replica(self, peer: Peer, surl: Surl, request: pb.GetRequest) -> StoredFile:
+        """A file that another storage element keeps too. Raises Refused(USER_REQUIRED | REPLICA_UNPROVEN), NotFound."""
+        if not request.repairs:
+            raise Refused(
+                "USER_REQUIRED",
+                f"{peer.subject} is not a user; a storage element says which replica of its own it repairs",
+                subject=peer.subject,
+            )
+        await self._replicas.require_both(peer, self._manager.here(surl), parse_surl(request.repairs))
+        file = await self._element.get(surl.file_id, surl.vo)
+        require_source(surl, file.checksums, wire.checksums_from_wire(request.expected))
+        return file
 
     async def PutMany(self, request: pb.PutManyRequest, context: Any) -> pb.PutManyResponse:
         """See the proto. One that cannot be understood is refused like one that cannot be kept: by itself."""

@@ -71,7 +71,7 @@ async def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncItera
         for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
             lab.plan(kind, site=site)
         for kind, site in (("catalog", "CERN"), ("storage", "CERN"), ("storage", "RAL")):
-            options: dict[str, Any] = {"reserve_bytes": 0} if kind == "storage" else {}
+            options: dict[str, Any] = {"reserve_bytes": 0, "repair": False} if kind == "storage" else {}
             await lab.start(kind, site=site, options=options | (TAPES if site == "RAL" else {}))
         known = {"endpoints": lab.settings("catalog.CERN")["endpoints"], "vos": ["cms"]}
         (tmp_path / ENDPOINTS_FILE).write_text(json.dumps({**known, "certificates": str(lab.certificates)}))

@@ -61,16 +61,20 @@ class PrepareToPutResponse(_message.Message):
     def __init__(self, turl: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("surl", "offset", "length", "accept_turl")
+    __slots__ = ("surl", "offset", "length", "accept_turl", "repairs", "expected")
     SURL_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_TURL_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     surl: str
     offset: int
     length: int
     accept_turl: bool
-    def __init__(self, surl: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., accept_turl: _Optional[bool] = ...) -> None: ...
+    repairs: str
+    expected: Checksums
+    def __init__(self, surl: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., accept_turl: _Optional[bool] = ..., repairs: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("size_bytes", "checksums", "data", "turl")

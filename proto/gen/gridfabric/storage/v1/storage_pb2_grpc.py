@@ -157,7 +157,8 @@ class StorageServicer:
 
     def Get(self, request, context):
         """First message: header with size and checksums, and for a large file a TURL if the caller takes one: then there is
-        no data. Else data of at most 1 MiB each.
+        no data. Else data of at most 1 MiB each. A storage element may read, in its own name, a file of which the catalogue
+        lists a replica at both; PERMISSION_DENIED (REPLICA_UNPROVEN) else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

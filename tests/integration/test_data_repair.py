@@ -1,0 +1,195 @@
+"""Damaged files get the bytes of another replica without a user; nobody reads anything else that way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.grid import LabGrid
+from support.waiting import until
+
+from agents.catalog import client as catalog
+from agents.storage import client
+from agents.storage.model import Checksums
+from fabric.errors import DataCorrupted, GridError, InvalidRequest, NotFound, Refused
+from fabric.rpc.delegation import delegate
+
+DATA = bytes(range(256)) * 5000
+LFN = "/grid/cms/run"
+
+
+class Desk:
+    """Two storage elements that keep a file of alice, and their catalogue."""
+
+    def __init__(self, lab: LabGrid, folder: Path) -> None:
+        self.lab, self.folder, self.alice = lab, folder, lab.user("alice")
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            kind, site = name.split(".")
+            await self.lab.start(kind, site=site, options={"reserve_bytes": 0} if kind == "storage" else None)
+
+    async def element(self, site: str, credential: Any = None) -> Any:
+        return await self.lab.channel("storage", site=site, credential=credential or self.alice)
+
+    async def put(self, name: str, site: str = "CERN", data: bytes = DATA) -> client.Stored:
+        path = self.folder / name
+        path.write_bytes(data)
+        return await client.put_file(await self.element(site), path, "cms")
+
+    async def keep_two(self) -> tuple[client.Stored, client.Stored]:
+        """A file at CERN and its replica at RAL, listed."""
+        cern, ral = await self.put("file"), await self.element("RAL")
+        await delegate(ral, self.alice)
+        copy = await client.copy(ral, cern.surl, "cms")
+        names = await self.lab.channel("catalog", credential=self.alice)
+        content = catalog.Content(cern.size_bytes, cern.checksums.adler32, cern.checksums.sha256)
+        await catalog.register(names, LFN, catalog.new_guid(), content, surl=cern.surl)
+        await catalog.add_replica(names, LFN, copy.surl, copy.size_bytes, copy.checksums.adler32)
+        return cern, copy
+
+    def agent(self, site: str) -> Any:
+        return self.lab.agents[f"storage.{site}"].agent
+
+    async def damage(self, site: str, surl: str) -> None:
+        """Its bytes rot, and the scrubber sees it."""
+        element, parsed = self.agent(site).element, client.parse_surl(surl)
+        file = await element.get(parsed.file_id, parsed.vo)
+        path = Path(file.pool) / "data" / file.disk_id[:2] / file.disk_id[2:4] / file.disk_id
+        path.write_bytes(DATA[:-1] + b"\0")
+        await element.mark(file, "FILE_DAMAGED")
+
+    async def state(self, site: str, surl: str) -> str:
+        return (await client.stat(await self.element(site), surl)).damage
+
+    async def read(self, site: str, surl: str) -> bytes:
+        return await client.read_range(await self.element(site), surl)
+
+    async def try_again(self, site: str) -> None:
+        """As after the pause between two attempts."""
+        self.agent(site).repairer._not_before.clear()
+        await self.agent(site).repairer.round()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with LabGrid(tmp_path / "lab", vos=("cms", "atlas")) as lab:
+        made = Desk(lab, tmp_path)
+        lab.user("bob", vo="atlas")
+        for name in ("catalog.CERN", "storage.CERN", "storage.RAL", "storage.CNAF"):
+            lab.plan(name.split(".")[0], site=name.split(".")[1])
+        await made.start("catalog.CERN", "storage.CERN", "storage.RAL")
+        yield made
+
+
+async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:
+    with pytest.raises(kind) as caught:
+        await awaitable
+    assert caught.value.reason == reason, caught.value
+    return caught.value
+
+
+async def test_damage_is_repaired_from_the_other_element_without_a_user(desk: Desk) -> None:
+    cern, ral = await desk.keep_two()
+    await desk.damage("CERN", cern.surl)
+
+    async def intact() -> bool:
+        return await desk.state("CERN", cern.surl) == ""
+
+    await until(intact, "the repair")
+    assert await desk.read("CERN", cern.surl) == DATA
+    (repaired,) = await until(lambda: desk.lab.audit("storage.CERN", "storage.repaired"), "its line in the trail")
+    assert (repaired["surl"], repaired["source"]) == (cern.surl, ral.surl)
+    (given,) = await until(lambda: desk.lab.audit("storage.RAL", "storage.get"), "the other one's line")
+    assert given["peer"].endswith("CN=storage/storage.CERN") and given["target"] == cern.surl
+    assert desk.agent("CERN").repairer.repaired == 1
+
+
+async def test_what_cannot_be_repaired_yet_is_not_served_and_not_given_up(desk: Desk) -> None:
+    cern, _ = await desk.keep_two()
+    await desk.lab.stop("storage.RAL")
+    await desk.damage("CERN", cern.surl)
+    await desk.try_again("CERN")
+    assert await desk.state("CERN", cern.surl) == "FILE_DAMAGED"
+    await refused(DataCorrupted, "FILE_DAMAGED", desk.read("CERN", cern.surl))
+    await desk.lab.stop("catalog.CERN")
+    await desk.start("storage.RAL")
+    await desk.try_again("CERN")
+    assert await desk.state("CERN", cern.surl) == "FILE_DAMAGED"
+    assert desk.lab.audit("storage.CERN", "storage.file_lost") == []
+    await desk.start("catalog.CERN")
+
+    async def mended() -> bool:
+        await desk.try_again("CERN")
+        return await desk.state("CERN", cern.surl) == ""
+
+    await until(mended, "the repair")
+    assert await desk.read("CERN", cern.surl) == DATA
+
+
+async def test_a_file_without_a_good_replica_is_lost_and_told_once(desk: Desk) -> None:
+    cern, ral = await desk.keep_two()
+    ring = [desk.agent(site).element.damage_found for site in ("CERN", "RAL")]
+    for bell in ring:
+        bell.ring = lambda: None  # nobody looks before both are bad
+    await desk.damage("CERN", cern.surl)
+    await desk.damage("RAL", ral.surl)
+    for _ in range(2):
+        await desk.try_again("CERN")
+    assert await desk.state("CERN", cern.surl) == "FILE_LOST"
+    assert len(desk.lab.audit("storage.CERN", "storage.file_lost")) == 1
+    await refused(DataCorrupted, "FILE_LOST", desk.read("CERN", cern.surl))
+    await desk.agent("CERN").scrubber.round()
+    assert await desk.state("CERN", cern.surl) == "FILE_LOST"
+
+
+async def test_an_element_reads_nothing_that_it_does_not_keep(desk: Desk) -> None:
+    cern, ral = await desk.keep_two()
+    alone = await desk.put("alone", data=b"alone")
+    at_ral = await desk.put("unlisted", "RAL")
+    names = await desk.lab.channel("catalog", credential=desk.alice)
+    short = catalog.Content(alone.size_bytes, alone.checksums.adler32, alone.checksums.sha256)
+    await catalog.register(names, f"{LFN}-alone", catalog.new_guid(), short, surl=alone.surl)
+    lab = desk.lab
+
+    async def get(credential: Any, surl: str, repairs: str, expected: Checksums | None = cern.checksums) -> bytes:
+        channel = await desk.element("CERN", credential)
+        async with client.open_file(channel, surl, repairs=repairs, expected=expected) as opened:
+            return b"".join([bytes(piece) async for piece in opened.pieces()])
+
+    ral_host, other = lab.service("storage", site="RAL"), lab.service("storage", site="CNAF")
+    assert await get(ral_host, cern.surl, ral.surl) == DATA
+    for credential, surl, repairs in (
+        (other, cern.surl, ral.surl),  # another element's replica
+        (other, cern.surl, cern.surl),
+        (ral_host, cern.surl, cern.surl),
+        (ral_host, cern.surl, at_ral.surl),  # the same bytes, but not listed
+        (ral_host, alone.surl, ral.surl),  # listed, for another file
+        (ral_host, cern.surl, ral.surl.replace("/cms/", "/atlas/")),
+        (ral_host, cern.surl[:-4] + "ffff", ral.surl),  # not even whether it is there
+        (lab.service("storage", "storage.NEW", "RAL"), cern.surl, ral.surl),
+    ):
+        await refused(Refused, "REPLICA_UNPROVEN", get(credential, surl, repairs))
+    await refused(DataCorrupted, "SOURCE_DIFFERS", get(ral_host, cern.surl, ral.surl, alone.checksums))
+    await refused(InvalidRequest, "CHECKSUM_INVALID", get(ral_host, cern.surl, ral.surl, None))
+    await refused(InvalidRequest, "SURL_INVALID", get(ral_host, cern.surl, "/etc/passwd"))
+    await refused(NotFound, "SURL_ELSEWHERE", get(ral_host, ral.surl, ral.surl))
+    await refused(Refused, "USER_REQUIRED", get(ral_host, cern.surl, ""))
+    for kind in ("broker", "gatekeeper", "catalog"):
+        await refused(Refused, "USER_REQUIRED", get(lab.service(kind, site="RAL"), cern.surl, ral.surl))
+    await refused(Refused, "OTHER_VO", get(lab.user("bob", vo="atlas"), cern.surl, ral.surl))
+
+    asked = await lab.channel("catalog", credential=ral_host)
+    assert len((await catalog.lookup(asked, [ral.surl]))[0]) == 1
+    guid = f"guid:{(await catalog.replicas(names, LFN)).guid}"
+    for wanted in ([cern.surl], [ral.surl, alone.surl], [LFN], [guid]):
+        await refused(Refused, "ELSEWHERE", catalog.lookup(asked, wanted))
+    stranger = await lab.channel("catalog", credential=lab.service("storage", "storage.NEW", "RAL"))
+    await refused(Refused, "ELSEWHERE", catalog.lookup(stranger, [ral.surl]))
+
+    await lab.stop("catalog.CERN")
+    await refused(Refused, "REPLICA_UNPROVEN", get(ral_host, cern.surl, ral.surl))
+    given = await until(lambda: len(found := lab.audit("storage.CERN", "storage.get")) > 1 and found, "both lines")
+    assert len(given) == 2  # the copy to RAL, and the one that was proven
