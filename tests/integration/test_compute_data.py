@@ -21,6 +21,7 @@ from agents.keystore import client as keystore
 from agents.keystore.client import KeyStores, in_files
 from agents.storage import client as storage
 from fabric.ids import unique_id
+from fabric.information import TreeCopy
 from fabric.rpc.delegation import delegate
 from fabric.settings import Endpoint
 from security import sealing
@@ -243,12 +244,12 @@ async def test_the_ce_is_published_with_measured_numbers(tmp_path: Path) -> None
             stub = information_pb2_grpc.InformationStub(
                 await lab.channel("information", credential=lab.service("broker"))
             )
-            entries: dict[str, dict[str, tuple[str, ...]]] = {}
+            copy = TreeCopy()
             async with asyncio.timeout(60):
                 async for change in stub.Subscribe(information_pb2.SubscribeRequest()):
-                    for entry in change.changed:
-                        entries[entry.dn] = {one.name.lower(): tuple(one.values) for one in entry.attributes}
-                    for values in entries.values():
+                    copy.apply(change)
+                    for entry in copy.entries.values():
+                        values = {name.lower(): said for name, said in entry.attributes.items()}
                         if condition(values):
                             return values
             raise AssertionError
