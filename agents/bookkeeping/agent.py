@@ -22,7 +22,7 @@ class BookkeepingAgent(Agent):
         super().__init__(context)
         options = parse_options(BookkeepingOptions, context.settings.options)
         self.store = context.store("bookkeeping", tables.metadata, tables.MIGRATIONS, database=options.database)
-        self.servicer = BookkeepingServicer(self.store, options, context.vos)
+        self.servicer = BookkeepingServicer(self.store, options, context.vos, context.clock)
         self.services = [RpcService(self.servicer, bookkeeping_pb2_grpc.add_BookkeepingServicer_to_server, RULES)]
 
         self.archive = Archive(self.store, context.state_dir / "archive", options, context.clock, context.log)

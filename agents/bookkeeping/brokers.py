@@ -2,6 +2,9 @@
 
 A broker's epoch begins when the broker does and is over when another one takes over from it. As a broker tells of a CE
 that it has chosen before it sends a job there, one that can tell nothing any more can start nothing any more.
+
+A broker may have a lease: its successor may end its epoch by itself when nothing was heard of it for so long. Who holds
+one is decided here, by this agent's clock alone.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from typing import Any
 
 from fabric.errors import Conflict, NotFound
 from fabric.store import run
+
+MAX_LEASE_S = 86_400.0
 
 
 def require_epoch(connection: Any, name: str, epoch: int) -> None:
@@ -41,6 +46,58 @@ def begin(connection: Any, name: str, epoch: int, successor: str) -> tuple[int, 
         return known, taken_by
     run(connection, "UPDATE brokers SET epoch = ?, taken_by = '' WHERE name = ?", (max(known, epoch), name))
     return max(known, epoch), ""
+
+
+def set_lease(connection: Any, name: str, lease_s: float) -> None:
+    """The lease that a broker wants; 0: none."""
+    run(connection, "DELETE FROM leases WHERE name = ?", (name,))
+    if lease_s > 0:
+        run(connection, "INSERT INTO leases (name, lease_s) VALUES (?,?)", (name, lease_s))
+
+
+def lease_of(connection: Any, name: str) -> float:
+    """In seconds; 0: it has none."""
+    found = run(connection, "SELECT lease_s FROM leases WHERE name = ?", (name,)).first()
+    return float(found[0]) if found is not None else 0.0
+
+
+class Leases:
+    """When each broker was heard of. In memory: after a restart every lease begins anew.
+
+    So it does after a time in which nobody was heard of, as then it was this agent that was stopped or cut off.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self._heard: dict[str, float] = {}
+        self._since = self._looked = now_s
+
+    def heard(self, name: str, lease_s: float, now_s: float) -> None:
+        """The lease of this broker begins anew."""
+        self._look(lease_s, now_s)
+        self._heard[name] = now_s
+
+    def left_s(self, name: str, lease_s: float, now_s: float) -> float:
+        """Until it lapses; below 0: it has."""
+        self._look(lease_s, now_s)
+        return max(self._heard.get(name, self._since), self._since) + lease_s - now_s
+
+    def _look(self, lease_s: float, now_s: float) -> None:
+        if now_s - self._looked > lease_s / 2:
+            self._since = now_s
+        self._looked = now_s
+
+
+def require_lapsed(connection: Any, leases: Leases, name: str, by: str, now_s: float) -> None:
+    """Raises Conflict LEASE_NONE or LEASE_HELD; not if `by` has taken over already."""
+    row = _row(connection, name)
+    if row is not None and row[1] == by:
+        return
+    lease_s = lease_of(connection, name)
+    if not lease_s:
+        raise Conflict("LEASE_NONE", f"{name} has no lease, so only an operator can end its epoch")
+    left_s = leases.left_s(name, lease_s, now_s)
+    if left_s >= 0:
+        raise Conflict("LEASE_HELD", f"{name} was heard of; its lease lasts for {left_s:.1f} s", retry_after_s=left_s)
 
 
 def end(connection: Any, name: str, by: str) -> int:

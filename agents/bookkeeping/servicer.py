@@ -14,6 +14,7 @@ from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.model import MAX_JOB_ID_LENGTH, Event, EventType, JobQuery, JobRecord, Reader
 from agents.bookkeeping.watchers import Watchers
+from fabric.clock import Clock
 from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import administrator, any_of, any_service, services, user
@@ -36,14 +37,17 @@ RULES = {
     "Reconcile": administrator,
     "BeginEpoch": services("broker"),
     "EndEpoch": services("broker"),
+    "HoldLease": services("broker"),
 }
 
 
 class BookkeepingServicer(pb_grpc.BookkeepingServicer):
     """Decode, read or write, encode."""
 
-    def __init__(self, store: Store, options: BookkeepingOptions, vos: Vos) -> None:
+    def __init__(self, store: Store, options: BookkeepingOptions, vos: Vos, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
+        self._leases = brokers.Leases(clock.monotonic())
         self._options = options
         self._vos = vos
         self._watchers = Watchers()
@@ -85,9 +89,16 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
     async def BeginEpoch(self, request: pb.BeginEpochRequest, context: Any) -> pb.BeginEpochResponse:
         name = current_peer().agent_name
         _require_name(request.successor)
-        epoch, taken_by = await self._store.write(
-            lambda connection: brokers.begin(connection, name, max(0, request.epoch), request.successor)
-        )
+        lease_s = request.lease_s
+        if not 0 <= lease_s <= brokers.MAX_LEASE_S:  # also what is no number
+            raise InvalidRequest("LEASE_INVALID", f"a lease lasts from 0 to {brokers.MAX_LEASE_S} s, not {lease_s} s")
+
+        def begin(connection: Any) -> tuple[int, str]:
+            brokers.set_lease(connection, name, lease_s)
+            return brokers.begin(connection, name, max(0, request.epoch), request.successor)
+
+        epoch, taken_by = await self._store.write(begin)
+        self._leases.heard(name, lease_s, self._clock.monotonic())
         return pb.BeginEpochResponse(epoch=epoch, taken_by=taken_by)
 
     async def EndEpoch(self, request: pb.EndEpochRequest, context: Any) -> pb.EndEpochResponse:
@@ -95,8 +106,23 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
         _require_name(request.broker)
         if request.broker == by:
             raise InvalidRequest("BROKER_INVALID", f"{by} cannot take over from itself")
-        over = await self._store.write(lambda connection: brokers.end(connection, request.broker, by))
-        return pb.EndEpochResponse(epoch=over)
+
+        def end(connection: Any) -> int:
+            if request.lapsed:
+                brokers.require_lapsed(connection, self._leases, request.broker, by, self._clock.monotonic())
+            return brokers.end(connection, request.broker, by)
+
+        return pb.EndEpochResponse(epoch=await self._store.write(end))
+
+    async def HoldLease(self, request: pb.HoldLeaseRequest, context: Any) -> pb.HoldLeaseResponse:
+        name = current_peer().agent_name
+
+        def hold(connection: Any) -> float:
+            brokers.require_epoch(connection, name, request.epoch)
+            return brokers.lease_of(connection, name)
+
+        self._leases.heard(name, await self._store.read(hold), self._clock.monotonic())
+        return pb.HoldLeaseResponse()
 
     async def History(self, request: pb.HistoryRequest, context: Any) -> pb.HistoryResponse:
         reader = self._reader()

@@ -105,6 +105,14 @@ brokers = sa.Table(
     sa.Column("taken_by", sa.Text, nullable=False),
 )
 
+leases = sa.Table(
+    "leases",
+    metadata,
+    # After how long without a word of a broker its successor may take over by itself.
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("lease_s", sa.Float, nullable=False),
+)
+
 
 def _with_starts(connection: sa.Connection) -> None:
     run(connection, "ALTER TABLE jobs ADD COLUMN started_at_us BIGINT NOT NULL DEFAULT 0")

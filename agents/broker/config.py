@@ -44,6 +44,9 @@ class BrokerOptions:
     """A cancellation that the CE acknowledged and that shows no effect is repeated after this."""
     reconcile_after_s: float = field(default=120.0, metadata={"minimum": 1.0})
     """Jobs at a CE that were not heard of for this long are asked for by name."""
+    lease_s: float = field(default=0.0, metadata={"minimum": 0.0, "maximum": 86_400.0})
+    """One of several brokers: its successor takes over by itself when bookkeeping has not heard of it for so long, at
+    least some times what bookkeeping may take to answer; 0: an operator has to say so."""
     proxy_warning_s: float = field(default=1800.0, metadata={"minimum": 0.0})
     """A note is logged when the owner's delegated proxy ends within this time."""
     proxy_poll_s: float = field(default=2.0, metadata={"minimum": 0.05})

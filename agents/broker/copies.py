@@ -17,6 +17,7 @@ from agents.broker import store as rows
 from agents.broker.model import ENDED, JobState, JobTemplate, JobType, LogEvent, SandboxFile
 from agents.broker.tables import COLUMNS, Change, JobRow, LogLine, LogSink, chunks, job_row, marks
 from fabric.errors import InvalidRequest
+from fabric.ids import unique_id
 
 MAX_COPY_BYTES = 256 * 1024 * 1024
 """Of one submission, unpacked."""
@@ -161,6 +162,24 @@ def lacking(connection: sa.Connection, owner: str = "") -> int:
             (owner,) if owner else (),
         ).scalar_one()
     )
+
+
+def at_store(connection: sa.Connection, broker: str, store: str) -> bool:
+    """Whether `broker` keeps the copies where it did when they were sent; if not, it lacks every one from now on."""
+    found = connection.exec_driver_sql("SELECT store FROM stores WHERE broker = ?", (broker,)).first()
+    if found is not None and found[0] == store:
+        return True
+    connection.exec_driver_sql("INSERT OR REPLACE INTO stores (broker, store) VALUES (?,?)", (broker, store))
+    all_changed(connection)
+    return False
+
+
+def own_store(connection: sa.Connection, broker: str) -> str:
+    """What this store is called; it gets its name here."""
+    name = unique_id()
+    connection.exec_driver_sql("INSERT OR IGNORE INTO stores (broker, store) VALUES (?,?)", (broker, name))
+    found = connection.exec_driver_sql("SELECT store FROM stores WHERE broker = ?", (broker,)).one()
+    return str(found[0])
 
 
 def forget_all(connection: sa.Connection, broker: str, epoch: int) -> int:

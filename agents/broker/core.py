@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -62,6 +63,8 @@ MAX_MATCH_INTERVAL_S = 0.1
 """Between two passes while many jobs are matched."""
 MAX_ASSIGN = 5000
 """Jobs given to CEs in one transaction."""
+CLUSTERS_S = 3600.0
+"""How often it is looked for clusters without jobs: that reads every job."""
 ON_LOOP_MATCHES = 500
 """Matches made on the event loop; more go to a thread."""
 PROXY_MISSING_GRACE_S = 60.0
@@ -104,6 +107,7 @@ class BrokerCore:
         self._views_seen: Mapping[str, CeView] | None = None
         self._compiled_ces: dict[str, CompiledCe] = {}
         self._clusters: dict[int, CompiledCluster] = {}
+        self._clusters_looked_at_s = -math.inf
         self._version = 0
         """Counts changes of CEs."""
         self._ce_versions: dict[str, int] = {}
@@ -119,7 +123,7 @@ class BrokerCore:
         self._proxies_wanted = asyncio.Event()
         self._proxy_missing_since: dict[str, float] = {}
         self._proxy_warned: dict[str, int] = {}
-        self.renewals = Renewals(context, options, store, sink)
+        self.renewals = Renewals(context, options, store, sink, lambda owner: self.succession.renewed(owner))
         self._commits: set[asyncio.Task[object]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_open = False
@@ -144,12 +148,15 @@ class BrokerCore:
 
         Raises NotFound DELEGATION_MISSING, Unauthenticated DELEGATION_EXPIRED.
         """
+        return self._delegation(owner)[1]
+
+    def _delegation(self, owner: str) -> tuple[str, Credential]:
         delegations = self.context.delegations
         try:
-            return delegations.get(owner)
+            return DEFAULT_ID, delegations.get(owner)
         except (NotFound, Unauthenticated):
             with contextlib.suppress(NotFound, Unauthenticated):
-                return delegations.get(owner, COPIED_ID)
+                return COPIED_ID, delegations.get(owner, COPIED_ID)
             raise
 
     @staticmethod
@@ -182,6 +189,7 @@ class BrokerCore:
     async def start(self) -> None:
         """The only broker of a grid is open at once; one of several when its epoch has begun."""
         self.context.delegations.on_change(lambda owner, _: self.delegation_changed(owner))
+        await self._drop_strays()
         await self.succession.start()
         self.context.spawn(self.succession.run(), "succession")
 
@@ -602,7 +610,7 @@ class BrokerCore:
 
     async def _check_proxy(self, owner: str) -> None:
         try:
-            credential = self.credential(owner)
+            name, credential = self._delegation(owner)
         except GridError as error:
             if error.reason == "DELEGATION_EXPIRED":
                 await self._abort_of(owner, "PROXY_EXPIRED", error.sentence)
@@ -612,7 +620,7 @@ class BrokerCore:
                     await self._abort_of(owner, "PROXY_MISSING", error.sentence)
             return
         self._proxy_missing_since.pop(owner, None)
-        self.renewals.look(owner, credential)
+        self.renewals.look(owner, name, credential)
         ends_us = to_us(credential.not_after)
         left_s = (ends_us - self.now_us) / 1e6
         if left_s < self.options.proxy_warning_s and self._proxy_warned.get(owner) != ends_us:
@@ -680,7 +688,6 @@ class BrokerCore:
     # -- clean-up ------------------------------------------------------------------------------------------------------
 
     async def _janitor_loop(self) -> None:
-        await self._guarded("clean-up", self._drop_strays())
         while True:
             await asyncio.sleep(self.options.janitor_interval_s)
             await self._guarded("clean-up", self.clean())
@@ -702,17 +709,18 @@ class BrokerCore:
             pass
         while await self.store.write(lambda connection: rows.drop_old_submissions(connection, jobs_before)):
             pass
+        if self.now_s >= self._clusters_looked_at_s + CLUSTERS_S:
+            self._clusters_looked_at_s = self.now_s
+            await self.store.write(rows.drop_unused_clusters)
         gone = await self.store.write(lambda connection: rows.drop_unused_files(connection, files_before))
         for sha256 in gone:
             self.sandbox.remove(sha256)
 
     async def _drop_strays(self) -> None:
-        """Files that were adopted but not recorded when the broker was killed."""
+        """Files that were adopted but not recorded when the broker was killed. Only before anybody can upload."""
         known = await self.store.read(rows.known_hashes)
         for sha256 in await asyncio.to_thread(lambda: list(self.sandbox.hashes())):
-            if sha256 not in known and not await self.store.read(
-                lambda connection, sha256=sha256: sha256 in rows.known_hashes(connection)
-            ):
+            if sha256 not in known:
                 self.sandbox.remove(sha256)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -20,7 +20,6 @@ from agents.broker.config import BrokerOptions
 from agents.myproxy.client import MyProxyClient
 from agents.vo.client import VoClient
 from fabric.errors import GridError, InvalidRequest, from_security
-from fabric.rpc.delegation import DEFAULT_ID
 from security import proxies
 from security.errors import SecurityError
 from security.validation import validate_client_chain
@@ -58,8 +57,16 @@ class Server:
 class Renewals:
     """Renews one owner after another when `due` says so; every outcome is an event of the owner's jobs."""
 
-    def __init__(self, context: AgentContext, options: BrokerOptions, store: Store, sink: LogSink) -> None:
+    def __init__(
+        self,
+        context: AgentContext,
+        options: BrokerOptions,
+        store: Store,
+        sink: LogSink,
+        on_renewed: Callable[[str], None],
+    ) -> None:
         self._context, self._options, self._store, self._sink = context, options, store, sink
+        self._on_renewed = on_renewed
         own = [Server(found.host, found.myproxy) for found in context.settings.endpoints("myproxy") if found.myproxy]
         self._servers = (*own, *(_parsed(text) for text in options.myproxy_servers))
         self._running: set[str] = set()
@@ -93,8 +100,8 @@ class Renewals:
 
     # -- when ----------------------------------------------------------------------------------------------------------
 
-    def look(self, owner: str, credential: Credential) -> None:
-        """Called every few seconds for each owner with unfinished jobs; never waits."""
+    def look(self, owner: str, delegation_id: str, credential: Credential) -> None:
+        """Called every few seconds for each owner with unfinished jobs; never waits. `delegation_id`: of the proxy."""
         ends = ends_at(credential)
         left = ends - self._context.clock.now()
         half = (ends - credential.certificate.not_valid_before_utc) / 2
@@ -107,14 +114,15 @@ class Renewals:
             return
         self._running.add(owner)
         self._again_at[owner] = now + self._options.renew_retry_s
-        self._context.spawn(self._renew(owner, credential), f"renew proxy of {owner}")
+        self._context.spawn(self._renew(owner, delegation_id, credential), f"renew proxy of {owner}")
 
-    async def _renew(self, owner: str, credential: Credential) -> None:
+    async def _renew(self, owner: str, delegation_id: str, credential: Credential) -> None:
         try:
             server = await self._store.read(lambda connection: self._wanted(connection, owner))
             if server is None:
                 return
             renewed = await self._from(server, owner, credential)
+            self._context.delegations.renew(owner, delegation_id, renewed, credential)
         except GridError as error:
             if error.reason == "DELEGATION_CHANGED":
                 return
@@ -128,6 +136,7 @@ class Renewals:
                 await self._note(owner, text)
         else:
             self.renewed += 1
+            self._on_renewed(owner)
             self._again_at.pop(owner, None)
             self._told.pop(owner, None)
             ends = f"{ends_at(renewed):%Y-%m-%d %H:%M:%S} UTC"
@@ -158,7 +167,7 @@ class Renewals:
                 f"what {server} gives ends at {ends_at(renewed):%Y-%m-%d %H:%M:%S} UTC; store another credential "
                 f"with: myproxy-init -s {server.host} -p {server.port} -d -n",
             )
-        return context.delegations.renew(owner, DEFAULT_ID, renewed, credential)
+        return renewed
 
     async def _with_attributes(self, owner: str, credential: Credential, renewed: Credential) -> Credential:
         """The renewed proxy with the VO attributes of the one before, asked for anew; the VO may refuse its member."""

@@ -370,7 +370,9 @@ class BrokerServicer(pb_grpc.BrokerServicer):
     async def Keep(self, request_iterator: AsyncIterator[pb.KeepRequest], context: Any) -> pb.KeepResponse:
         broker = current_peer().agent_name
         epoch, over, taken, unneeded = await read_copies(request_iterator)
-        return pb.KeepResponse(over=await self._core.succession.keep(broker, epoch, over, taken, unneeded))
+        succession = self._core.succession
+        over = await succession.keep(broker, epoch, over, taken, unneeded)
+        return pb.KeepResponse(over=over, store=succession.store)
 
     async def TakeOver(self, request: pb.TakeOverRequest, context: Any) -> pb.TakeOverResponse:
         submissions, jobs = await self._core.succession.take_over(request.broker, force=request.force)

@@ -679,6 +679,13 @@ def known_hashes(connection: sa.Connection) -> set[str]:
     return {str(row[0]) for row in connection.exec_driver_sql("SELECT DISTINCT sha256 FROM files")}
 
 
+def drop_unused_clusters(connection: sa.Connection) -> None:
+    """Forget clusters that no job belongs to. The newest stays, so that no id is ever given twice."""
+    connection.exec_driver_sql(
+        "DELETE FROM clusters WHERE id NOT IN (SELECT cluster FROM jobs) AND id < (SELECT max(id) FROM clusters)"
+    )
+
+
 def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int = 200) -> int:
     """Forget submissions whose jobs have all ended before a time and that owe no CE anything; how many."""
     rows = connection.exec_driver_sql(

@@ -41,6 +41,8 @@ RECORDED_WAIT_S = 10.0
 """Jobs wait this long for bookkeeping to know where they go."""
 PAUSE_S = 0.5
 LOOK_S = 30.0
+LEASE_STEPS = 6
+"""How often a lease is renewed in its time."""
 
 
 class Succession:
@@ -59,6 +61,8 @@ class Succession:
         self.successor = self._successor_of(self.name)
         self.epoch = 0
         """Of this broker; 0 until it has begun one, and of a grid's only broker."""
+        self.store = ""
+        """What the store is called in which copies are kept here; one that was lost had another name."""
         self._over: dict[str, int] = {}
         """Brokers from which this one has taken over, and the highest epoch of theirs that is over."""
         self._fenced = asyncio.Event()
@@ -86,6 +90,7 @@ class Succession:
         core = self._core
         self._over = await core.store.read(copies.epochs)
         self.epoch = self._over.pop(self.name, 0)
+        self.store = await core.store.write(lambda connection: copies.own_store(connection, self.name))
         core.context.delegations.on_change(self._proxy_changed)
         if self.successor is None:
             await core.open()
@@ -101,6 +106,9 @@ class Succession:
                 if self.successor is not None:
                     core.run(self._finish_takeovers(), "takeovers")
                     core.run(self._mirror(), "copies")
+                    if core.options.lease_s:
+                        core.run(self._hold_lease(), "lease")
+                        core.run(self._watch_leases(), "leases of others")
             await self._fenced.wait()
             core.log.warning("broker.fenced", epoch=self.epoch)
             await core.close()
@@ -115,7 +123,9 @@ class Succession:
         while True:
             try:
                 successor = self.successor.name if self.successor else ""
-                request = lb_pb.BeginEpochRequest(epoch=self.epoch, successor=successor)
+                request = lb_pb.BeginEpochRequest(
+                    epoch=self.epoch, successor=successor, lease_s=core.options.lease_s if successor else 0
+                )
                 answer = await (await self._bookkeeping()).BeginEpoch(request)
                 if not answer.taken_by:
                     await core.store.write(lambda c, epoch=answer.epoch: copies.set_epoch(c, self.name, epoch))
@@ -176,7 +186,12 @@ class Succession:
         self._news.ring()
 
     def _proxy_changed(self, owner: str, delegation_id: str) -> None:
-        if self.successor is not None and delegation_id == DEFAULT_ID and owner in self._core.board.owners:
+        if delegation_id == DEFAULT_ID:
+            self.renewed(owner)
+
+    def renewed(self, owner: str) -> None:
+        """The successor needs the owner's proxy of now."""
+        if self.successor is not None and owner in self._core.board.owners:
             self._renewed.add(owner)
             self._news.ring()
 
@@ -229,12 +244,24 @@ class Succession:
                 raise
             except GridError as error:  # what concerns this owner alone: the copy goes without
                 core.log.warning("copy.incomplete", owner=owner, reason=error.reason, sentence=error.sentence)
-            self._renewed.discard(owner)
+                self._renewed.add(owner)  # tried again at the next look
+            else:
+                self._renewed.discard(owner)
         channel = await core.context.channels.get(to.host, to.rpc)
         answer = await pb_grpc.BrokerStub(channel).Keep(_messages(batch, dropped, epoch, over))
         if answer.over >= epoch > over:
             self.fenced()
-        await core.store.write(lambda connection: copies.copied(connection, batch, dropped))
+
+        def note(connection: sa.Connection) -> bool:
+            if copies.at_store(connection, to.name, answer.store):
+                copies.copied(connection, batch, dropped)
+                return True
+            return False
+
+        if not await core.store.write(note):
+            core.log.warning("copies.anew", at=to.name)
+            self._delegated.clear()
+            return True
         self._sent.ring()
         return bool(batch or dropped)
 
@@ -286,8 +313,47 @@ class Succession:
         if not force and await _answers(endpoint):
             raise Conflict("BROKER_ALIVE", f"{broker} answers, so it keeps its jobs; stop it, or say --force")
         answer = await (await self._bookkeeping()).EndEpoch(lb_pb.EndEpochRequest(broker=broker))
-        done = await core.shielded(self._end(broker, answer.epoch))  # goes on though the operator has left
-        core.log.audit("broker.taken_over", broker=broker, epoch=answer.epoch, submissions=done[0], jobs=done[1])
+        return await self._end_audited(broker, answer.epoch, "operator")
+
+    async def _hold_lease(self) -> None:
+        """Be heard of at bookkeeping."""
+        core = self._core
+        while True:
+            try:
+                request = lb_pb.HoldLeaseRequest(epoch=self.epoch)
+                await (await self._bookkeeping()).HoldLease(request, timeout=self._lease_step_s)
+            except Conflict:
+                self.fenced()
+            except GridError as error:
+                core.log.warning("lease.not_held", reason=error.reason, sentence=error.sentence)
+            await asyncio.sleep(self._lease_step_s)
+
+    async def _watch_leases(self) -> None:
+        """Take over by itself from whom this one is the successor of, when bookkeeping says that nothing is heard."""
+        core = self._core
+        others = [name for name in self._brokers if (found := self._successor_of(name)) and found.name == self.name]
+        while True:
+            for broker in others:
+                try:
+                    request = lb_pb.EndEpochRequest(broker=broker, lapsed=True)
+                    answer = await (await self._bookkeeping()).EndEpoch(request, timeout=self._lease_step_s)
+                    await self._end_audited(broker, answer.epoch, "lease")
+                except (Conflict, NotFound):
+                    pass  # it is alive, has no lease, has never begun, or is another one's
+                except GridError as error:
+                    core.log.warning("lease.not_asked", broker=broker, reason=error.reason, sentence=error.sentence)
+            await asyncio.sleep(self._lease_step_s)
+
+    @property
+    def _lease_step_s(self) -> float:
+        return self._core.options.lease_s / LEASE_STEPS
+
+    async def _end_audited(self, broker: str, over: int, why: str) -> tuple[int, int]:
+        core, before = self._core, self._over.get(broker, 0)
+        done = await core.shielded(self._end(broker, over))  # goes on though who asked for it has left
+        if over == before and not done[0]:
+            return done  # nothing new
+        core.log.audit("broker.taken_over", broker=broker, epoch=over, by=why, submissions=done[0], jobs=done[1])
         return done
 
     async def _finish_takeovers(self) -> None:

@@ -149,6 +149,13 @@ epochs = sa.Table(
     sa.Column("broker", sa.Text, primary_key=True),
     sa.Column("epoch", sa.Integer, nullable=False),
 )
+stores = sa.Table(
+    "stores",
+    metadata,
+    # Of itself: what this store is called. Of a broker that has copies: in which store of its it keeps them.
+    sa.Column("broker", sa.Text, primary_key=True),
+    sa.Column("store", sa.Text, nullable=False),
+)
 
 
 def _with_dags(connection: sa.Connection) -> None:

@@ -18,7 +18,7 @@ from agents.broker.renewal import ends_at
 from agents.myproxy.client import MyProxyClient
 from agents.vo.client import VoClient
 from fabric.errors import InvalidRequest, NotFound
-from fabric.rpc.delegation import delegate
+from fabric.rpc.delegation import DEFAULT_ID, delegate
 from security.credentials import Credential
 from security.proxies import create_proxy
 from security.voms import proxy_extension
@@ -179,7 +179,7 @@ async def test_a_suspended_member_is_not_renewed(workload: Workload, vo: None) -
     operator = VoClient(await workload.lab.channel("vo", name="vo.cms", credential=workload.lab.operator()))
     await operator.suspend(ALICE, "lost a laptop")
     core = workload.lab.agents["broker.CERN"].agent.core
-    await core.renewals._renew(ALICE, delegated(workload, "broker.CERN"))
+    await core.renewals._renew(ALICE, DEFAULT_ID, delegated(workload, "broker.CERN"))
     assert "lost a laptop" in (await notes(workload, job_id, "RENEWAL_FAILED"))[-1]
     assert core.renewals.renewed == 0
 
@@ -193,10 +193,10 @@ async def test_what_the_owner_did_meanwhile_stays(workload: Workload) -> None:
     channel = await workload.lab.channel("broker", credential=proxy)
     await delegate(channel, proxy, lifetime=timedelta(minutes=590))
     newer = delegated(workload, "broker.CERN")
-    await core.renewals._renew(ALICE, old)
+    await core.renewals._renew(ALICE, DEFAULT_ID, old)
     assert delegated(workload, "broker.CERN") is newer
     core.context.delegations.destroy(ALICE, "default")
-    await core.renewals._renew(ALICE, newer)
+    await core.renewals._renew(ALICE, DEFAULT_ID, newer)
     with pytest.raises(NotFound):
         delegated(workload, "broker.CERN")
     assert (core.renewals.renewed, core.renewals.failed) == (0, 0) and job_id
@@ -207,7 +207,7 @@ async def test_jobs_that_name_no_store_are_left_alone(workload: Workload) -> Non
     await submit(workload, TRUE)
     broker = workload.lab.agents["broker.CERN"].agent
     await workload.until(lambda: workload.ces["ce1"].jobs)
-    await asyncio.wait_for(broker.core.renewals._renew(ALICE, delegated(workload, "broker.CERN")), 60)
+    await asyncio.wait_for(broker.core.renewals._renew(ALICE, DEFAULT_ID, delegated(workload, "broker.CERN")), 60)
     assert (broker.core.renewals.renewed, broker.core.renewals.failed) == (0, 0)
 
 
@@ -239,6 +239,6 @@ async def test_a_running_process_sees_the_renewed_proxy(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
         core = lab.agents["broker.CERN"].agent.core
         assert core.renewals.renewed == 0  # with nine hours left
-        await core.renewals._renew(ALICE, lab.agents["broker.CERN"].context.delegations.get(ALICE))
+        await core.renewals._renew(ALICE, DEFAULT_ID, lab.agents["broker.CERN"].context.delegations.get(ALICE))
         (job,) = await grid.ended([job_id])
         assert (state_name(job.state), core.renewals.renewed) == ("DONE", 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from support.grid import LabGrid
 from support.waiting import until
 from support.workload import TRUE, Workload
 
+from agents.bookkeeping import brokers
 from agents.bookkeeping.client import event_name, state_name
+from agents.broker import copies
 from agents.broker.client import BrokerClient
-from fabric.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
+from agents.myproxy.client import MyProxyClient
+from fabric.errors import Conflict, Exhausted, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.rpc.delegation import delegate
 
 FIRST, SECOND = "broker.CERN", "broker2.CERN"
@@ -84,6 +89,14 @@ class TwoBrokers(Workload):
             return places[0] if places and places[0].state in states else None
 
         return await until(look, f"{job_id} is {' or '.join(states)}")
+
+    async def copied(self, count: int) -> None:
+        store = self.lab.agents[SECOND].agent.core.store
+
+        async def kept() -> bool:
+            return await store.read(copies.count_kept) == count
+
+        await until(kept, f"{count} submissions have a copy")
 
     def runs(self) -> Counter[str]:
         """By job: how often its process was started."""
@@ -226,6 +239,98 @@ async def test_a_broker_that_returns_hands_over_what_had_no_copy_and_one_that_li
     await until(lambda: during in slow.jobs, "one of the two has sent it")
     assert workload.runs() == Counter([copied, uncopied, last])
     assert len(slow.jobs) == 4
+
+
+async def test_the_successor_takes_over_by_itself_when_the_lease_has_lapsed_and_counts_what_owners_have(
+    workload: TwoBrokers,
+) -> None:
+    workload.kills = True
+    await workload.start("slow", lease_s=600.0, max_jobs_per_owner=3)
+    await workload.lab.stop(SECOND)
+    workload.options["lease_s"] = 6.0  # so it asks every second
+    await workload.start_here(SECOND)
+    slow = workload.ces["slow"]
+    slow.runs = False
+    owner = str(workload.lab.user("alice").identity)
+    first = await workload.at(FIRST)
+    jobs = [(await first.submit(TRUE)).job_id for _ in range(2)]
+    for job_id in jobs:
+        await until(lambda job_id=job_id: job_id in slow.jobs, "the CE has the job")
+    await workload.copied(2)
+    await workload.kill_first()
+    second = await workload.at(SECOND)
+    kept = workload.lab.agents["bookkeeping.CERN"].agent.store
+    await kept.write(lambda connection: brokers.set_lease(connection, FIRST, 6.0))
+    for job_id in jobs:
+        assert (await workload.found(second, job_id, "SCHEDULED")).attempt == 1
+    (line,) = await until(lambda: workload.lab.audit(SECOND, "broker.taken_over"), "it says so")
+    assert (line["broker"], line["by"], line["jobs"]) == (FIRST, "lease", 2)
+    with pytest.raises(Exhausted, match="has 2 unfinished jobs here, at most 3"):
+        await second.submit(TRUE + 'Parameters = 2; JobType = "Parametric";')
+    for job_id in jobs:
+        slow.finish(owner, slow.jobs[job_id])
+        await workload.found(second, job_id, "DONE")
+    workload.options["lease_s"] = 600.0
+    await workload.start_first()
+    first = await workload.at(FIRST)
+    assert await first.locate(jobs) == []
+    assert workload.runs() == Counter(jobs)
+
+
+async def test_copies_that_a_successor_lost_are_sent_again(workload: TwoBrokers, tmp_path: Path) -> None:
+    await workload.start("slow")
+    slow = workload.ces["slow"]
+    slow.runs = False
+    (tmp_path / "in.txt").write_text("what the job reads")
+    first = await workload.at(FIRST)
+    jobs = [
+        (await first.submit(f'{TRUE} InputSandbox = {{"in.txt"}}; {only_at(where)}', tmp_path)).job_id
+        for where in ("slow", "later")
+    ]
+    await workload.found(first, jobs[0], "SCHEDULED")
+    await workload.lab.stop(SECOND)
+    state = workload.lab.directory / "agents" / SECOND
+    shutil.rmtree(state)
+    state.mkdir(mode=0o700)
+    await workload.start_here(SECOND)
+    after = (await first.submit(TRUE + only_at("later"))).job_id  # its copy finds that the others are not there
+    await workload.copied(3)
+    await workload.lab.stop(FIRST)
+    second = await workload.at(SECOND, delegated=False)
+    assert (await workload.take_over()).submissions == 3
+    slow.finish(str(workload.lab.user("alice").identity), slow.jobs[jobs[0]])
+    later = await workload.start_ce("later")
+    for job_id in (*jobs, after):
+        await workload.found(second, job_id, "DONE")
+    assert set(later.files.values()) == {b"what the job reads"}
+    assert workload.runs() == Counter([*jobs, after])
+
+
+async def test_proxies_of_adopted_jobs_are_renewed_and_go_to_the_next_successor(workload: TwoBrokers) -> None:
+    lab = workload.lab
+    lab.plan("myproxy")
+    await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_type": "ec-p256"})
+    await workload.start("slow", renew_retry_s=0.1, proxy_poll_s=0.05)
+    workload.ces["slow"].runs = False
+    alice = lab.user("alice")
+    first = await workload.at(FIRST)
+    await delegate(await lab.channel("broker", name=FIRST, credential=alice), alice, lifetime=timedelta(minutes=3))
+    job_id = (await first.submit(TRUE + 'MyProxyServer = "localhost";')).job_id
+    await workload.found(first, job_id, "SCHEDULED")
+    await lab.stop(FIRST)
+    assert (await workload.take_over()).submissions == 1
+    port, owner = lab.port("myproxy.CERN", "myproxy"), str(alice.identity)
+    await MyProxyClient("localhost", port, lab._trust, lab.grid.policy, lab.clock, alice).put(owner)
+
+    def lasts(name: str) -> bool:
+        held = {key: proxy for subject, key, proxy in lab.agents[name].context.delegations.all() if subject == owner}
+        return "copied" in held and held["copied"].not_after > lab.clock.now() + timedelta(hours=11)
+
+    await until(lambda: lasts(SECOND), "the proxy that came with the copies is renewed")
+    at_ce = lab.agents["slow"].context.delegations
+    await until(lambda: at_ce.get(owner).not_after > lab.clock.now() + timedelta(hours=11), "the CE has it")
+    await workload.start_here(FIRST)
+    await until(lambda: lasts(FIRST), "who would be next has the renewed one too")
 
 
 async def test_who_may_not_take_over_and_what_is_no_copy(workload: TwoBrokers) -> None:

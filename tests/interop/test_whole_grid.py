@@ -4,7 +4,9 @@ bans, searches the audit logs and finds one that was changed."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ longitude = 6.05
 contact = "grid@example.org"
 top = { count = 2 }
 information = {}
-broker = {}
+broker = { count = 2 }
 bookkeeping = {}
 catalog = {}
 transfer = {}
@@ -168,7 +170,7 @@ def test_an_operator_follows_a_file_and_finds_a_changed_log(lab: Lab) -> None:
     assert {"jobs.submitted", "job.submit", "job.started", "job.ended"} <= set(events)
 
     held = lab.json("delegation", "ls")["delegations"]
-    assert {row["service"] for row in held} == {"broker.LAB", "gatekeeper.LAB"}
+    assert {row["service"] for row in held} == {"broker.LAB", "broker2.LAB", "gatekeeper.LAB"}
     assert lab.json("delegation", "ls", "--dn", "*")["delegations"] == held
     assert len(lab.json("delegation", "recall")["recalled"]) == len(held)
     assert lab.json("delegation", "ls")["delegations"] == []
@@ -299,3 +301,60 @@ def test_a_log_is_replayed_and_no_job_is_lost(lab: Lab) -> None:
     assert {name: found[name] for name in figures} == dict(zip(figures, (8, 8, 0, 0, 2), strict=True))
     assert found == json.loads((out / "replay.json").read_text())
     assert "<svg" in (out / "replay.svg").read_text()
+
+
+ROUNDS = """
+JobType = "Parametric"; Parameters = 24;
+Executable = "/bin/sh"; Arguments = "round.sh %s _PARAM_"; InputSandbox = {"round.sh"};
+StdOutput = "out"; OutputSandbox = {"out"};
+"""
+ROUND = 'echo "$GRIDFABRIC_JOB_ID" >> "$1/$2"; until [ -e "$1/go" ]; do sleep 0.1; done; echo "round $2"\n'
+
+
+def test_the_jobs_of_a_broker_killed_for_good_end_at_its_successor_exactly_once(lab: Lab) -> None:
+    """Some run, some are queued at the computing element and some have none when the broker dies; those that can, end
+    while no broker is there."""
+    ran = lab.folder / "ran"
+    ran.mkdir()
+    ran.chmod(0o777)
+    (lab.folder / "round.sh").write_text(ROUND)
+    (lab.folder / "rounds.jdl").write_text(ROUNDS % ran)
+    submitted = lab.json("job", "submit", "rounds.jdl")[0]
+    until(lambda: len(list(ran.iterdir())) == 2, 60, "both slots are busy")
+    lab.grid("broker", "takeover", "broker.LAB", codes=(1,))  # it lives
+    credential = lab.state / "sites/LAB/credentials/broker.LAB.pem"
+    credential.rename(credential.with_suffix(".away"))  # so what Ray starts again ends at once
+    kill_broker(lab)
+    until(lambda: broker(lab)["state"] == "failed", 60, "the broker stays away")
+    (ran / "go").touch()
+    until(lambda: len(list(ran.iterdir())) > 3, 60, "the next one has begun without a broker")
+    taken = lab.json("broker", "takeover", "broker.LAB")
+    assert (taken["taken_by"], lab.json("broker", "takeover", "broker.LAB")["submissions"]) == ("broker2.LAB", 0)
+    assert taken["jobs"] > 0
+    lab.grid("job", "wait", submitted["job_id"], deadline_s=120)
+    jobs = lab.json("job", "status", *submitted["children"])
+    assert {(job["state"], job["exit_code"], job["attempt"]) for job in jobs} == {("DONE", 0, 1)}
+    (ran / "go").unlink()
+    assert sorted(path.read_text().strip() for path in ran.iterdir()) == sorted(submitted["children"])
+    lab.grid("job", "output", submitted["job_id"], "--dir", str(lab.folder / "rounds"))
+    said = [path.read_text() for path in (lab.folder / "rounds").rglob("out")]
+    assert sorted(said) == sorted(f"round {number}\n" for number in range(24))
+    agreed = lab.json("accounting", "check")
+    assert not agreed["missing"] + agreed["doubled"]
+
+    credential.with_suffix(".away").rename(credential)
+    kill_broker(lab)
+    log = lab.state / "sites/LAB/broker.LAB/audit.jsonl"
+    until(lambda: "broker.handed_over" in log.read_text(), 60, "it is fenced")
+    again = lab.json("job", "submit", "true.jdl")[0]["job_id"]
+    lab.grid("job", "wait", again)
+    assert lab.json("job", "status", again)[0]["state"] == "DONE"
+
+
+def broker(lab: Lab) -> dict[str, Any]:
+    agents = json.loads(lab.grid("status", "--json", codes=(0, 1)))["agents"]
+    return next(agent for agent in agents if agent["name"] == "broker.LAB")
+
+
+def kill_broker(lab: Lab) -> None:
+    os.kill(broker(lab)["pid"], signal.SIGKILL)

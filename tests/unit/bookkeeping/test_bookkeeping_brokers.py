@@ -58,3 +58,51 @@ def test_a_bookkeeping_whose_database_is_new_believes_what_brokers_kept(write):
 def test_nobody_takes_over_from_a_broker_that_never_was(write):
     with pytest.raises(NotFound, match="no broker 'b9' has ever begun here"):
         write(brokers.end, "b9", "b2")
+
+
+@pytest.fixture
+def lapsed(write):
+    """b1 wants a lease of 30 s and was heard of at 0; then whether b2 may take over at a time."""
+    leases = brokers.Leases(0.0)
+    write(brokers.begin, "b1", 0, "b2")
+    write(brokers.set_lease, "b1", 30.0)
+    return lambda now_s, leases=leases: write(brokers.require_lapsed, leases, "b1", "b2", now_s)
+
+
+def test_a_lease_is_held_for_its_time_after_the_last_word_and_then_lapses(lapsed):
+    for at_s in (10, 20, 29):
+        with pytest.raises(Conflict, match="b1 was heard of; its lease lasts for") as caught:
+            lapsed(at_s)
+        assert (caught.value.reason, caught.value.retry_after_s) == ("LEASE_HELD", 30 - at_s)
+    lapsed(31)
+
+
+def test_every_lease_begins_anew_after_a_time_in_which_nobody_was_heard_of(lapsed):
+    for at_s in (1000, 1010, 1020):  # bookkeeping was stopped, or its network was
+        with pytest.raises(Conflict, match="lasts for"):
+            lapsed(at_s)
+    lapsed(1031)
+
+
+def test_a_word_of_the_broker_lengthens_its_lease_and_no_one_elses(write, lapsed):
+    leases = brokers.Leases(0.0)
+    for at_s in (10, 20):
+        leases.heard("b1", 30.0, at_s)
+        leases.heard("b2", 30.0, at_s)
+    leases.heard("b2", 30.0, 30)
+    assert (leases.left_s("b1", 30.0, 31), leases.left_s("b2", 30.0, 31)) == (19, 29)
+
+
+def test_who_has_no_lease_is_never_taken_over_from_by_itself(write):
+    write(brokers.begin, "b1", 0, "b2")
+    for lease_s in (0.0, 30.0, 0.0):
+        write(brokers.set_lease, "b1", lease_s)
+    for name in ("b1", "b9"):
+        with pytest.raises(Conflict, match="only an operator") as caught:
+            write(brokers.require_lapsed, brokers.Leases(0.0), name, "b2", 1e6)
+        assert caught.value.reason == "LEASE_NONE"
+
+
+def test_who_has_taken_over_may_ask_again_whatever_the_lease_says(write, lapsed):
+    write(brokers.end, "b1", "b2")
+    lapsed(1)

@@ -119,6 +119,24 @@ def test_a_job_that_pauses_moves_to_a_cluster_that_waits(opened):
     assert (again.not_before_s, again.excluded) == (0, ("a",))
 
 
+def test_clusters_without_jobs_are_forgotten_and_no_id_comes_twice(opened):
+    done = opened.submit('Executable = "/bin/true";')
+    (first,) = opened.read(rows.counts).waiting
+    for attempt, now_us in ((1, 100_000_000), (2, 200_000_000)):
+        (key,) = opened.read(rows.counts).waiting
+        opened.assign({key: {"a": 1}})
+        failed = m.Failed(attempt, "INPUT_DATA_UNAVAILABLE")
+        opened.step((done.job_id, m.Sending()), (done.job_id, failed), now_us=now_us)
+    (last,) = opened.read(rows.counts).waiting
+    opened.write(rows.drop_unused_clusters)
+    assert list(opened.read(rows.load_clusters, range(first, last + 1))) == [last]
+    opened.step((done.job_id, m.GivenUp("NO_COMPATIBLE_RESOURCES", "")))
+    opened.write(rows.drop_old_submissions, 1 << 60)
+    opened.write(rows.drop_unused_clusters)
+    opened.submit('Executable = "/bin/false"; Rank = 1;', submission_id="t")
+    assert min(opened.read(rows.counts).waiting) > last
+
+
 def test_a_failed_job_moves_to_a_cluster_that_avoids_its_ce(opened):
     done = opened.submit('Executable = "/bin/true";')
     (key,) = opened.read(rows.counts).waiting

@@ -378,12 +378,14 @@ class ReconcileResponse(_message.Message):
     def __init__(self, runs: _Optional[int] = ..., wall_s: _Optional[float] = ..., done_jobs: _Optional[int] = ..., done_wall_s: _Optional[float] = ..., missing: _Optional[_Iterable[str]] = ..., doubled: _Optional[_Iterable[str]] = ..., unregistered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BeginEpochRequest(_message.Message):
-    __slots__ = ("epoch", "successor")
+    __slots__ = ("epoch", "successor", "lease_s")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     successor: str
-    def __init__(self, epoch: _Optional[int] = ..., successor: _Optional[str] = ...) -> None: ...
+    lease_s: float
+    def __init__(self, epoch: _Optional[int] = ..., successor: _Optional[str] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class BeginEpochResponse(_message.Message):
     __slots__ = ("epoch", "taken_by")
@@ -394,13 +396,25 @@ class BeginEpochResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., taken_by: _Optional[str] = ...) -> None: ...
 
 class EndEpochRequest(_message.Message):
-    __slots__ = ("broker",)
+    __slots__ = ("broker", "lapsed")
     BROKER_FIELD_NUMBER: _ClassVar[int]
+    LAPSED_FIELD_NUMBER: _ClassVar[int]
     broker: str
-    def __init__(self, broker: _Optional[str] = ...) -> None: ...
+    lapsed: bool
+    def __init__(self, broker: _Optional[str] = ..., lapsed: _Optional[bool] = ...) -> None: ...
 
 class EndEpochResponse(_message.Message):
     __slots__ = ("epoch",)
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class HoldLeaseRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class HoldLeaseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

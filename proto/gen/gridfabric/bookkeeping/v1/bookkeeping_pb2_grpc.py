@@ -85,6 +85,11 @@ class BookkeepingStub:
                 request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.FromString,
                 _registered_method=True)
+        self.HoldLease = channel.unary_unary(
+                '/gridfabric.bookkeeping.v1.Bookkeeping/HoldLease',
+                request_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseResponse.FromString,
+                _registered_method=True)
 
 
 class BookkeepingServicer:
@@ -159,7 +164,15 @@ class BookkeepingServicer:
 
     def EndEpoch(self, request, context):
         """A broker takes over from another one. After: the other one's epoch is over, none of its events is kept any more.
-        Idempotent. Errors: FAILED_PRECONDITION (BROKER_TAKEN: by a third one), NOT_FOUND (BROKER_UNKNOWN).
+        Idempotent. Errors: FAILED_PRECONDITION (BROKER_TAKEN: by a third one; with `lapsed` also LEASE_HELD and LEASE_NONE),
+        NOT_FOUND (BROKER_UNKNOWN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldLease(self, request, context):
+        """A broker is alive: its lease, if it has asked for one, begins anew. Errors: FAILED_PRECONDITION (BROKER_FENCED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,6 +230,11 @@ def add_BookkeepingServicer_to_server(servicer, server):
                     servicer.EndEpoch,
                     request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.FromString,
                     response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.SerializeToString,
+            ),
+            'HoldLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldLease,
+                    request_deserializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseRequest.FromString,
+                    response_serializer=gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -490,6 +508,33 @@ class Bookkeeping:
             '/gridfabric.bookkeeping.v1.Bookkeeping/EndEpoch',
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochRequest.SerializeToString,
             gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.EndEpochResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.bookkeeping.v1.Bookkeeping/HoldLease',
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseRequest.SerializeToString,
+            gridfabric_dot_bookkeeping_dot_v1_dot_bookkeeping__pb2.HoldLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

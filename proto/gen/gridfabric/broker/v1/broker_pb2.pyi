@@ -193,10 +193,12 @@ class KeepRequest(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., over: _Optional[int] = ..., dropped: _Optional[_Iterable[str]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class KeepResponse(_message.Message):
-    __slots__ = ("over",)
+    __slots__ = ("over", "store")
     OVER_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     over: int
-    def __init__(self, over: _Optional[int] = ...) -> None: ...
+    store: str
+    def __init__(self, over: _Optional[int] = ..., store: _Optional[str] = ...) -> None: ...
 
 class TakeOverRequest(_message.Message):
     __slots__ = ("broker", "force")
