@@ -26,6 +26,9 @@ from security.errors import SecurityError
 
 COPIES_AT_ONCE = 8
 """Replications side by side."""
+REMOVALS_AT_ONCE = 8
+NOT_THERE = frozenset({"NO_REPLICA", "LFN_UNKNOWN", "LFN_NOT_FOUND", "DIRECTORY_NOT_FOUND"})
+"""Of a file of a tree: it has no replica at that element, or somebody else was faster."""
 
 
 @dataclass(frozen=True)
@@ -464,24 +467,78 @@ async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
 
 
 async def remove_command(
-    lfns: Sequence[str], se: str | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    lfns: Sequence[str],
+    se: str | None,
+    *,
+    recursive: bool = False,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data rm`."""
-    names = [check_lfn(lfn) for lfn in lfns]
+    names = [check_lfn(lfn).rstrip("/") for lfn in lfns]
+    if recursive:
+        for name in names:
+            if catalog.parse_lfn(name).is_vo_root:
+                raise UsageProblem(f"{name} has all that a VO keeps; name directories below it")
     rows: list[dict[str, Any]] = []
     failures: list[Exception] = []
+
+    async def one(name: str, *, missing_ok: bool = False) -> None:
+        try:
+            rows.append({"lfn": name, "removed": await remove(grid, name, se)})
+        except (GridError, SecurityError) as error:
+            if not (missing_ok and isinstance(error, NotFound) and error.reason in NOT_THERE):
+                failed(name, error)
+
+    def failed(name: str, error: Exception) -> None:
+        failures.append(error)
+        rows.append({"lfn": name, "error": describe(error)})
+
     async with open_for_user(environ) as grid:
         for name in names:
             try:
-                rows.append({"lfn": name, "removed": await remove(grid, name, se)})
+                directories = await _remove_files_below(grid, name, one) if recursive else []
             except (GridError, SecurityError) as error:
-                failures.append(error)
-                rows.append({"lfn": name, "error": describe(error)})
+                failed(name, error)
+                continue
+            if not directories:
+                await one(name)
+            elif se is None and not failures:
+                for directory in reversed(directories):
+                    await one(directory, missing_ok=True)
     print_rows(rows, failures, lambda row: f"removed {row['lfn']}", as_json=as_json)
 
 
+async def _remove_files_below(grid: Grid, name: str, remove_one: Callable[..., Awaitable[None]]) -> list[str]:
+    """Some at a time. The directories, each before those in it; none if this is a file."""
+    directories: list[str] = []
+    gate = asyncio.Semaphore(REMOVALS_AT_ONCE)
+
+    async def one(lfn: str) -> None:
+        async with gate:
+            await remove_one(lfn, missing_ok=True)
+
+    try:
+        async with aclosing(catalog.walk(lambda: grid.channel("catalog"), name)) as pages:
+            async for here, entries in pages:
+                directories += [here] if here not in directories[-1:] else []
+                async with asyncio.TaskGroup() as group:
+                    for entry in entries:
+                        if not entry.is_directory:
+                            group.create_task(one(lfn_of(entry)))
+    except Conflict as error:
+        if error.reason != "NOT_A_DIRECTORY":
+            raise
+    return directories
+
+
 async def replicate_command(
-    lfns: Sequence[str], to: str, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    lfns: Sequence[str],
+    to: str,
+    *,
+    recursive: bool = False,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data replicate`."""
     names = [check_lfn(lfn) for lfn in lfns]
@@ -492,7 +549,7 @@ async def replicate_command(
 
     async with open_for_user(environ) as grid:
         target = await find_element(grid, to)
-        files = await lookup(grid, names)
+        files = await lookup(grid, await files_of(grid, names) if recursive else names)
         failures = await replicate_all(grid, files, target, copied)
     rows += [{"lfn": "", "error": describe(error)} for error in failures]
     print_rows(

@@ -17,7 +17,7 @@ from support.waiting import until
 
 from agents.catalog import client as catalog
 from agents.storage import client as storage
-from agents.user_interface import console, data, reconciliation, trees
+from agents.user_interface import console, data, reconciliation, trees, usage
 from agents.user_interface.connection import open_for_user
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
@@ -43,13 +43,13 @@ class Desk:
         return trees.put_tree_command(self.tree, lfn, se, as_json=True, environ=self.environ)
 
     async def put(self, se: str = "CERN", lfn: str = LFN) -> dict[str, Any]:
-        return await self._call(self.put_command(se, lfn))
+        return await self.call(self.put_command(se, lfn))
 
     async def get(self, target: Path, **options: Any) -> dict[str, Any]:
         options = {"se": None, "force": False, **options}
-        return await self._call(trees.get_tree_command(LFN, target, as_json=True, environ=self.environ, **options))
+        return await self.call(trees.get_tree_command(LFN, target, as_json=True, environ=self.environ, **options))
 
-    async def _call(self, command: Any) -> dict[str, Any]:
+    async def call(self, command: Any) -> dict[str, Any]:
         self._capsys.readouterr()
         try:
             await command
@@ -111,6 +111,31 @@ async def test_a_directory_put_twice_at_once_is_there_once_and_comes_back(desk: 
     assert (await desk.get(back, force=True))["done"] == 1
     assert contents(back) == contents(desk.tree)
     assert len(await desk.at("CERN")) == 262
+    await a_tree_is_copied_measured_and_removed(desk)
+
+
+async def a_tree_is_copied_measured_and_removed(desk: Desk) -> None:
+    options: dict[str, Any] = {"as_json": True, "environ": desk.environ}
+    sub, size_bytes = f"{LFN}/sub", storage.SMALL_BYTES + 1 + len(b"umlaut")
+    for expected in (2, 0):  # again: nothing is left to be done
+        copied = await desk.call(data.replicate_command([sub], "RAL", recursive=True, **options))
+        assert sum(row["copied"] for row in copied) == expected
+    found = await desk.call(usage.tree_command(LFN, 1, **options))
+    counts = {row["lfn"]: (row["files"], row["replicas"], row["without_replica"]) for row in found["directories"]}
+    assert counts == {LFN: (262, 264, 0), sub: (2, 4, 0)}
+    at = {row["site"]: (row["files"], row["size_bytes"]) for row in found["storage_elements"]}
+    assert at["RAL"] == (2, size_bytes) and at["CERN"] == (262, found["directories"][0]["size_bytes"])
+    deep = (await desk.call(usage.tree_command(LFN, 2, **options)))["directories"]
+    assert [row["lfn"] for row in deep] == [LFN, sub, f"{sub}/deep"]
+
+    removed = await desk.call(data.remove_command([sub], "RAL", recursive=True, **options))
+    assert len(removed) == 2 and await desk.at("RAL") == []
+    assert len(await desk.call(data.remove_command([f"{sub}/"], None, recursive=True, **options))) == 4
+    assert len(await desk.at("CERN")) == 260
+    gone = await desk.call(data.remove_command([sub, f"{LFN}/f000"], None, recursive=True, **options))
+    assert [("error" in row, row["lfn"]) for row in gone] == [(True, sub), (False, f"{LFN}/f000")]
+    with pytest.raises(UsageProblem, match="all that a VO keeps"):
+        await data.remove_command(["lfn:/grid/cms"], None, recursive=True, **options)
 
 
 async def test_a_directory_is_replicated_in_batches_and_again_after_registrations_were_lost(
@@ -250,7 +275,7 @@ async def test_dark_and_lost_files_are_told_and_repaired(desk: Desk) -> None:
     await catalog.remove(names, f"{LFN}/f020", force=True)
 
     async def audit(dark: str, lost: str, grace: str = "1s") -> dict[str, Any]:
-        return await desk._call(
+        return await desk.call(
             reconciliation.audit_command(
                 "CERN", dark, lost, grace, None, as_json=True, environ=desk.environ, settle_s=0
             )

@@ -120,38 +120,61 @@ def ls(
 
 
 @app.command()
+def tree(
+    directory: Annotated[str, typer.Argument(metavar="LFN", help="A directory of the catalogue.")] = "lfn:/grid",
+    depth: Annotated[int, typer.Option("--depth", min=0, max=64, help="Levels of directories that are shown.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Show how many files lie below a directory, their size and replicas, and how much is at which storage element.
+
+    \b
+    Examples:
+      grid data tree                       # of each VO that you may list
+      grid data tree lfn:/grid/cms/mc --depth 2
+    """
+    from agents.user_interface import usage
+
+    console.run_async(usage.tree_command(directory, depth, as_json=as_json))
+
+
+@app.command()
 def rm(
     lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files, or empty directories.")],
     se: Annotated[str | None, typer.Option("--se", help="Remove only the replica there.")] = None,
+    recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Remove files: every replica, then the name.
+    """Remove files: every replica, then the name. With -r directories and all below; call it again after a failure.
 
     \b
     Examples:
       grid data rm lfn:/grid/cms/user/results.root
       grid data rm --se RAL lfn:/grid/cms/user/results.root
+      grid data rm -r lfn:/grid/cms/user/run42
     """
     from agents.user_interface import data
 
-    console.run_async(data.remove_command(lfns, se, as_json=as_json))
+    console.run_async(data.remove_command(lfns, se, recursive=recursive, as_json=as_json))
 
 
 @app.command()
 def replicate(
     lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files.")],
     to: Annotated[str, typer.Option("--to", help="Storage element: its name or its site.")],
+    recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Copy files from one storage element to another: the bytes go directly, the checksums are verified.
+    """Copy files from one storage element to another: the bytes go directly, the checksums are verified. With -r all
+    files below directories; what is there already is left alone.
 
     \b
-    Example:
+    Examples:
       grid data replicate lfn:/grid/cms/user/results.root --to CERN
+      grid data replicate -r lfn:/grid/cms/user/run42 --to CERN
     """
     from agents.user_interface import data
 
-    console.run_async(data.replicate_command(lfns, to, as_json=as_json))
+    console.run_async(data.replicate_command(lfns, to, recursive=recursive, as_json=as_json))
 
 
 @app.command()
