@@ -11,9 +11,10 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.runtime
 	$(BIN)/grid demo
 
-# A module's tests stay together, long ones first: they are in the folders that come first.
+# A module's tests stay together, long ones first: they are in the folders that come first. A third of the time of whole
+# grids is waiting, hence one more than there are processors; tests/support/grid.py has ports for four.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +11,10 @@ import pytest
 from gridfabric.security.v1 import security_pb2 as pb
 from gridfabric.security.v1 import security_pb2_grpc
 from gridfabric.storage.v1 import storage_pb2, storage_pb2_grpc
-from support.grid import LabGrid
+from support.grid import LabGrid, Offset
 from support.toy_agent import ToyAgent
 
 from fabric.agent import RunningAgent
-from fabric.clock import SystemClock
 from fabric.errors import Exhausted, GridError, InvalidRequest, NotFound, Unauthenticated
 from fabric.rpc import delegation as module
 from fabric.rpc.delegation import DelegationStore, delegate, delegation_remaining_s
@@ -182,16 +180,15 @@ async def test_without_a_session_there_is_no_delegation(lab: LabGrid, toy: Runni
 
 
 async def test_expired_and_damaged_credentials(lab: LabGrid, tmp_path: Path) -> None:
-    clock = SystemClock()
+    clock = Offset()
     store = DelegationStore(
         tmp_path / "d", trust=lab.grid.trust_store, policy=lab.grid.policy, clock=clock, log=lab.log
     )
     alice = lab.user_certificate("alice")
     request = store.request(ALICE, "short")
-    chain = proxies.sign_request(request, alice, lifetime=timedelta(seconds=1), now=clock.now())
-    short = store.put(ALICE, "short", chain)
-    while clock.now() < short.not_after:  # noqa: ASYNC110 - certificates have whole seconds
-        await asyncio.sleep(0.05)
+    chain = proxies.sign_request(request, alice, lifetime=timedelta(hours=1), now=clock.now())
+    store.put(ALICE, "short", chain)
+    clock.ahead = timedelta(hours=1, seconds=1)
     with pytest.raises(Unauthenticated) as found:
         store.get(ALICE, "short")
     assert found.value.reason == "DELEGATION_EXPIRED" and found.value.facts["subject"] == ALICE

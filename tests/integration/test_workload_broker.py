@@ -15,7 +15,7 @@ import pytest
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from gridfabric.broker.v1 import broker_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
-from support.grid import LabGrid
+from support.grid import LabGrid, Offset
 from support.waiting import until
 from support.workload import TRUE, Workload
 
@@ -35,7 +35,7 @@ from fabric.settings import Endpoint
 
 @pytest.fixture
 async def workload(tmp_path: Path) -> AsyncIterator[Workload]:
-    async with LabGrid(tmp_path) as lab:
+    async with LabGrid(tmp_path, clock=Offset()) as lab:
         yield Workload(lab)
 
 
@@ -264,8 +264,11 @@ async def test_expired_proxy_aborts_with_a_sentence(workload: Workload) -> None:
     await workload.start()
     proxy = workload.lab.user("alice")
     channel = await workload.lab.channel("broker", credential=proxy)
-    await delegate(channel, proxy, lifetime=timedelta(seconds=2))
+    await delegate(channel, proxy, lifetime=timedelta(minutes=10))
     job_id = (await BrokerClient(channel).submit(TRUE)).job_id
+    await workload.history(job_id, "NOTE")
+    assert isinstance(workload.lab.clock, Offset)
+    workload.lab.clock.ahead = timedelta(minutes=11)
     (job,) = await workload.ended([job_id])
     assert (state_name(job.state), job.reason) == ("ABORTED", "PROXY_EXPIRED")
     events = names((await (await workload.bookkeeping()).history(job_id)).events)
@@ -420,7 +423,9 @@ async def test_a_job_that_nobody_takes_is_given_up_when_it_expires(workload: Wor
     await workload.start()
     broker = await workload.broker()
     assert (await refusal(broker.submit(TRUE + "ExpiryTime = 1000;"), InvalidRequest)).reason == "JOB_EXPIRED"
-    job_id = (await broker.submit(TRUE + f"ExpiryTime = {int(time.time()) + 2};")).job_id
+    job_id = (await broker.submit(TRUE + f"ExpiryTime = {int(time.time()) + 600};")).job_id
+    assert isinstance(workload.lab.clock, Offset)
+    workload.lab.clock.ahead = timedelta(minutes=11)
     (job,) = await workload.ended([job_id])
     assert (state_name(job.state), job.reason) == ("ABORTED", "JOB_EXPIRED")
 
