@@ -1,12 +1,13 @@
-"""Sites on a map, coloured by status: GeoJSON (RFC 7946), KML 2.2 and a drawing in SVG. Pure."""
+"""Sites on a map, coloured by status: GeoJSON (RFC 7946), KML 2.2 and a drawing in SVG or PNG. Pure."""
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
+from agents.user_interface.gstat import coast, drawing
+from agents.user_interface.gstat.drawing import Area, Line, Shape, Spot, Words, xml
 from agents.user_interface.gstat.model import Site, Status
 
 COLOURS: Mapping[Status, str] = {
@@ -67,8 +68,8 @@ def kml(sites: Iterable[Site]) -> str:
         for status, colour in COLOURS.items()
     )
     marks = "".join(
-        f"<Placemark><name>{_xml(site.name)}</name>"
-        f"<description>{_xml(f'{site.status.value}: {_said(site)}')}</description>"
+        f"<Placemark><name>{xml(site.name)}</name>"
+        f"<description>{xml(f'{site.status.value}: {_said(site)}')}</description>"
         f"<styleUrl>#{site.status.value}</styleUrl><Point><coordinates>{longitude:g},{latitude:g}</coordinates></Point>"
         "</Placemark>\n"
         for site, longitude, latitude in placed(sites)
@@ -79,31 +80,33 @@ def kml(sites: Iterable[Site]) -> str:
     )
 
 
-def _xml(text: str) -> str:
-    """Text for XML 1.0, which has no place for control characters."""
-    return html.escape("".join(letter if letter.isprintable() else "?" for letter in text))
-
-
 _WORLD = (-170.0, -50.0, 180.0, 75.0)
 _EUROPE = (-12.0, 34.0, 45.0, 66.0)
 """West, south, east, north."""
-_WIDTH, _MARGIN = 1000, 8
+_MARGIN = 8
+_SEA, _LAND, _NET, _WORDS = "#eef3f8", "#dfe3d6", "#c7d3df", "#8494a5"
 
 
 def svg(sites: Iterable[Site]) -> str:
-    """The world, and Europe below it where most sites are: a net of meridians and parallels, and a point for each."""
+    """The drawing, with what is wrong with a site shown to whoever points at it."""
+    return drawing.svg(*_sheet(sites))
+
+
+def png(sites: Iterable[Site]) -> bytes:
+    """The drawing in pixels."""
+    return drawing.png(*_sheet(sites))
+
+
+def _sheet(sites: Iterable[Site]) -> tuple[list[Shape], float]:
+    """The world, and Europe below it where most sites are: land, a net of meridians and parallels, and a point for
+    each; and the height of it all."""
     places = placed(sites)
-    world, height = _panel(places, _WORLD, 30, 0, 3.5)
+    shapes, height = _panel(places, _WORLD, 30, 0, 3.5)
     in_europe = [one for one in places if _EUROPE[0] <= one[1] <= _EUROPE[2] and _EUROPE[1] <= one[2] <= _EUROPE[3]]
-    parts = [world]
     if len(in_europe) > 1:
         europe, height = _panel(in_europe, _EUROPE, 5, height + _MARGIN, 5)
-        parts.append(europe)
-    legend = _legend(places, height + 20)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height + 34}" role="img" '
-        f'font-family="sans-serif" font-size="10">\n{"".join(parts)}{legend}</svg>\n'
-    )
+        shapes += europe
+    return [*shapes, *_legend(places, height + 20)], height + 34
 
 
 def _panel(
@@ -112,67 +115,65 @@ def _panel(
     step: int,
     top: float,
     radius: float,
-) -> tuple[str, float]:
+) -> tuple[list[Shape], float]:
     """One map, and where it ends below. Plate carrée, true to scale at its middle parallel."""
     west, south, east, north = bounds
-    scale = (_WIDTH - 2 * _MARGIN) / (east - west)
+    scale = (drawing.WIDTH - 2 * _MARGIN) / (east - west)
     stretch = 1.5 if bounds == _EUROPE else 1.0  # one degree of longitude is shorter than one of latitude
     top += _MARGIN
     bottom = top + (north - south) * scale * stretch
 
     def x(longitude: float) -> float:
-        return round(_MARGIN + (longitude - west) * scale, 1)
+        return _MARGIN + (min(max(longitude, west), east) - west) * scale
 
     def y(latitude: float) -> float:
-        return round(bottom - (latitude - south) * scale * stretch, 1)
+        return bottom - (min(max(latitude, south), north) - south) * scale * stretch
 
-    lines = [
-        f'<rect x="{x(west)}" y="{top:.1f}" width="{x(east) - x(west):.1f}" height="{bottom - top:.1f}" '
-        'fill="#eef3f8"/>\n'
-    ]
+    def area(corners: Iterable[tuple[float, float]], fill: str) -> Area:
+        return Area([(x(longitude), y(latitude)) for longitude, latitude in corners], fill)
+
+    shapes: list[Shape] = [area(((west, south), (west, north), (east, north), (east, south)), _SEA)]
+    shapes += [area(corners, _LAND) for corners in coast.LAND]
+    shapes += [area(corners, _SEA) for corners in coast.SEAS]
     for degrees in range(-180, 181, step):
         if west <= degrees <= east:
-            lines.append(_line(x(degrees), top, x(degrees), bottom))
-            lines.append(_label(x(degrees) + 2, bottom - 3, degrees, "E", "W"))
+            shapes.append(Line(x(degrees), top, x(degrees), bottom, _NET))
+            shapes.append(Words(x(degrees) + 2, bottom - 3, _degrees(degrees, "E", "W"), _WORDS))
         if south <= degrees <= north:
-            lines.append(_line(x(west), y(degrees), x(east), y(degrees)))
-            lines.append(_label(x(west) + 2, y(degrees) - 2, degrees, "N", "S"))
-    lines += [
-        f'<circle cx="{x(longitude)}" cy="{y(latitude)}" r="{radius:g}" fill="{COLOURS[site.status]}" stroke="#33414f" '
-        f'stroke-width=".6"><title>{_xml(f"{site.name}, {site.location}: {site.status.value}: {_said(site)}")}</title>'
-        "</circle>\n"
+            shapes.append(Line(x(west), y(degrees), x(east), y(degrees), _NET))
+            shapes.append(Words(x(west) + 2, y(degrees) - 2, _degrees(degrees, "N", "S"), _WORDS))
+    shapes += [
+        Spot(
+            x(longitude), y(latitude), radius, COLOURS[site.status],
+            f"{site.name}, {site.location}: {site.status.value}: {_said(site)}",
+        )
         for site, longitude, latitude in places
         if west <= longitude <= east and south <= latitude <= north
-    ]
-    return "".join(lines), bottom
+    ]  # fmt: skip
+    return shapes, bottom
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="#c7d3df" stroke-width=".7"/>\n'
+def _degrees(degrees: int, plus: str, minus: str) -> str:
+    return f"{abs(degrees)}°{plus if degrees > 0 else minus if degrees < 0 else ''}"
 
 
-def _label(x: float, y: float, degrees: int, plus: str, minus: str) -> str:
-    side = plus if degrees > 0 else minus if degrees < 0 else ""
-    return f'<text x="{x:g}" y="{y:g}" fill="#8494a5">{abs(degrees)}°{side}</text>\n'
-
-
-def _legend(places: Sequence[tuple[Site, float, float]], y: float) -> str:
+def _legend(places: Sequence[tuple[Site, float, float]], y: float) -> Iterator[Shape]:
     shown = [status for status in Status if any(site.status is status for site, _, _ in places)]
-    return "".join(
-        f'<circle cx="{14 + 90 * i}" cy="{y - 3:g}" r="4" fill="{COLOURS[status]}"/><text x="{22 + 90 * i}" y="{y:g}" '
-        f'fill="#33414f">{status.value} {sum(site.status is status for site, _, _ in places)}</text>\n'
-        for i, status in enumerate(shown)
-    )
+    for i, status in enumerate(shown):
+        count = sum(site.status is status for site, _, _ in places)
+        yield Spot(14 + 90 * i, y - 3, 4, COLOURS[status])
+        yield Words(22 + 90 * i, y, f"{status.value} {count}", drawing.EDGE)
 
 
-FORMATS: Mapping[str, Callable[[Iterable[Site]], str]] = {
+FORMATS: Mapping[str, Callable[[Iterable[Site]], str | bytes]] = {
     ".geojson": geojson,
     ".json": geojson,
     ".kml": kml,
     ".svg": svg,
+    ".png": png,
 }
 
 
-def by_name(path: PurePath) -> Callable[[Iterable[Site]], str] | None:
+def by_name(path: PurePath) -> Callable[[Iterable[Site]], str | bytes] | None:
     """How to write a map into a file of this name; None: no format that is known."""
     return FORMATS.get(path.suffix.lower())

@@ -112,9 +112,9 @@ async def command(server: tuple[str, int], html: Path | None, map_file: Path | N
         _print(seen)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     try:
-        write_atomic(path, text.encode(), 0o644)
+        write_atomic(path, content if isinstance(content, bytes) else content.encode(), 0o644)
     except OSError as error:
         raise UsageProblem(f"{path} cannot be written ({os_error_text(error)})", "FILE_UNWRITABLE") from None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import xml.etree.ElementTree as ET
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agents.user_interface.exits import UsageProblem
-from agents.user_interface.gstat import checks, maps, model, page, probes, run
+from agents.user_interface.gstat import checks, coast, maps, model, page, probes, run
 from agents.user_interface.gstat.model import Finding, Status
 from clusters import load
 from fabric import glue13, glue_model
@@ -198,6 +200,38 @@ def test_maps_of_egee_can_be_read_and_hold_every_site(egee):
     assert len(circles) > 192  # Europe twice, and the legend
 
 
+def test_the_png_has_the_pixels_of_land_sea_and_sites(egee):
+    data = maps.png(egee.values())
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, position = {}, 8
+    while position < len(data):
+        (length,) = struct.unpack(">I", data[position : position + 4])
+        kind, content = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
+        (checked,) = struct.unpack(">I", data[position + 8 + length : position + 12 + length])
+        assert checked == zlib.crc32(kind + content)
+        chunks[kind], position = content, position + 12 + length
+    width, height, depth, colours = struct.unpack(">IIBB", chunks[b"IHDR"][:10])
+    pixels = zlib.decompress(chunks[b"IDAT"])
+    assert (width, depth, colours) == (1000, 8, 3) and len(pixels) == height * (width + 1)
+    palette = [chunks[b"PLTE"][i : i + 3].hex() for i in range(0, len(chunks[b"PLTE"]), 3)]
+
+    def colour(longitude: float, latitude: float) -> str:
+        scale = (1000 - 16) / 350
+        x, y = 8 + (longitude + 170) * scale, 8 + (75 - latitude) * scale
+        return palette[pixels[int(y) * 1001 + 1 + int(x)]]
+
+    lonely = min(egee.values(), key=lambda site: site.latitude)  # where nobody's point is over another's
+    assert colour(lonely.longitude, lonely.latitude) == maps.COLOURS[lonely.status][1:]
+    assert colour(-31, 31) == colour(85, -31) == "eef3f8"  # the Atlantic, the Indian Ocean
+    assert colour(22, -11) == colour(134, -24) == colour(-64, -14) == "dfe3d6"
+
+
+def test_coasts_are_rings_on_the_globe():
+    for ring in (*coast.LAND, *coast.SEAS):
+        assert ring[0] == ring[-1] and len(ring) > 3
+        assert all(-180 <= longitude <= 180 and -90 <= latitude <= 90 for longitude, latitude in ring)
+
+
 def test_what_a_site_publishes_is_text_and_not_markup():
     site = model.sites_of(published(replace(SITE, location=HOSTILE)))["RAL"]
     site.findings.append(Finding(Status.WARN, HOSTILE))
@@ -226,4 +260,4 @@ def test_sites_that_are_nowhere_are_on_no_map():
 
 async def test_a_map_of_no_known_kind_is_refused_before_anything_is_asked():
     with pytest.raises(UsageProblem, match=r"\.svg"):
-        await run.command(("127.0.0.1", 1), None, Path("sites.png"), as_json=False)
+        await run.command(("127.0.0.1", 1), None, Path("sites.gif"), as_json=False)
