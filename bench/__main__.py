@@ -27,6 +27,7 @@ from bench import (  # noqa: E402
     machine,
     myproxy,
     present,
+    queued,
     security,
     sessions,
     sight,
@@ -43,6 +44,7 @@ ALONE: dict[str, Callable[[Bench], None]] = {
     "bookkeeping": bookkeeping.run,
     "limits": limits.run,
     "myproxy": myproxy.run,
+    "queued": queued.run,
     "security": security.run,
     "sessions": sessions.run,
     "vo": vo.run,
@@ -60,8 +62,8 @@ OF_SIZES: dict[str, Callable[[Bench, Sequence[int]], None]] = {
 """Sections that are measured with more and more sites."""
 MAX_SITES = 2000
 SECTIONS = (
-    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "bookkeeping", "trust",
-    "information",
+    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "bookkeeping", "queued",
+    "trust", "information",
 )  # fmt: skip
 SOAK = "soak"
 """Only when it is asked for: it takes as long as its jobs."""

@@ -67,7 +67,8 @@ class LogFile:
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, line: bytes) -> bool:
-        """Append one line (with its newline). A full disk loses the line, or its end, and never the caller: False."""
+        """Append a line (or several, each with its newline). A full disk loses it, or its end, and never the caller:
+        False."""
         with self._lock:
             if self._descriptor < 0:
                 return False
@@ -141,6 +142,11 @@ class Logger:
         """Something happened as it should: one line per transition."""
         self._write("info", event, fields)
 
+    def info_each(self, lines: Iterable[tuple[str, Mapping[str, object]]]) -> None:
+        """As `info` for many events (their names and fields) of one moment, in one write."""
+        at = utc_text(self._clock.now())
+        self._emit(b"".join(encode(self._record("info", event, fields, at=at)) for event, fields in lines))
+
     def warning(self, event: str, **fields: object) -> None:
         """Something an operator should look at one day."""
         self._write("warning", event, fields)
@@ -184,10 +190,15 @@ class Logger:
                 pass
 
     def _record(
-        self, level: str, event: str, fields: Mapping[str, object], unbounded: Mapping[str, object] | None = None
+        self,
+        level: str,
+        event: str,
+        fields: Mapping[str, object],
+        unbounded: Mapping[str, object] | None = None,
+        at: str = "",
     ) -> dict[str, object]:
         record: dict[str, object] = {
-            "at": utc_text(self._clock.now()),
+            "at": at or utc_text(self._clock.now()),
             "level": level,
             "event": event,
             **self._fields,

@@ -255,6 +255,7 @@ class Driver:
         self._write_log(turn)
 
     def _write_log(self, turn: Turn) -> None:
+        lines: list[tuple[str, dict[str, object]]] = []
         for update in turn.updates:
             fields: dict[str, object] = {
                 "job_id": update.job_id,
@@ -267,7 +268,9 @@ class Driver:
                 fields |= {"exit_code": update.exit_code, "reason": update.reason, "wall_s": update.usage.wall_s}
             elif update.state is State.QUEUED:
                 fields["owner"] = update.owner
-            self._log.info(f"job.{update.state.value.lower()}", **fields)
+            lines.append((f"job.{update.state.value.lower()}", fields))
+        if lines:
+            self._log.info_each(lines)
 
     # ---- out
 

@@ -43,6 +43,21 @@ def test_audit_lines_are_in_both_files(tmp_path: Path) -> None:
     assert [line["event"] for line in lines(tmp_path / "log.jsonl")] == ["call.refused", "other"]
 
 
+def test_many_of_one_moment_are_as_single_ones(tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, object]]] = [
+        ("job.done", {"job_id": str(n), "at": "x", "pin": None}) for n in range(3)
+    ]
+    single, together = (open_logs(tmp_path, clock=ManualClock(NOW), fields={"site": "CERN"}) for _ in range(2))
+    for event, fields in events:
+        single.info(event, **fields)
+    together.info_each([*events, ("key", {"token": "s3cret"})])
+    together.info_each([])
+    found = lines(tmp_path / "log.jsonl")
+    assert found[:3] == found[3:6]
+    assert found[6]["token"] == "[not logged]"
+    assert len(found) == 7
+
+
 def test_secrets_do_not_get_in(tmp_path: Path) -> None:
     log = open_logs(tmp_path)
     log.info(

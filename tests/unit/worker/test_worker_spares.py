@@ -43,11 +43,12 @@ def test_the_next_job_of_the_owner_gets_the_directory_without_anything_of_the_la
     (tmp_path / "first/out").write_text("output")
     os.chmod(tmp_path / "first", 0o777)
     os.chmod(tmp_path / "first/.BrokerInfo", 0o666)
+    (tmp_path / "first/.BrokerInfo").write_bytes(b"lies")
     (tmp_path / "first/.x509_proxy").write_bytes(b"longer than the proxy was")
     before = inodes(tmp_path / "first")
     keep(kept, "first")
     assert os.listdir(tmp_path) == [".spares"]
-    assert [file.stat().st_size for file in tmp_path.glob(".spares/*/.*")] == [0, 0]  # no proxy outlives its job
+    assert [file.stat().st_size for file in tmp_path.glob(".spares/*/.x509*")] == [0]  # no proxy outlives its job
     assert os.stat(tmp_path / ".spares").st_mode & 0o777 == 0o700
     source = tmp_path / "source"
     source.write_text("input")
@@ -100,6 +101,16 @@ def _grew(path: Path, outside: Path) -> None:
         (path / f"a-long-name-of-an-output-file-{number}").touch()
 
 
+def _took_room(path: Path, outside: Path) -> None:
+    (path / ".BrokerInfo").write_bytes(bytes(100_000))
+
+
+def _took_room_behind_the_end(path: Path, outside: Path) -> None:
+    for name in FILES:
+        (path / name).write_bytes(bytes(100_000))
+        os.truncate(path / name, 0)
+
+
 def _has_attributes(path: Path, outside: Path) -> None:
     with contextlib.suppress(OSError):  # not on this file system
         os.setxattr(path, "user.mine", b"x")
@@ -124,7 +135,8 @@ def _is_link(path: Path, outside: Path) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        _becomes_link, _becomes_other_name, _becomes_fifo, _becomes_folder, _has_folders, _grew, _has_attributes,
+        _becomes_link, _becomes_other_name, _becomes_fifo, _becomes_folder, _has_folders, _grew, _took_room,
+        _took_room_behind_the_end, _has_attributes,
         _file_has_attributes, _is_gone, _is_link,
     ],
 )  # fmt: skip
