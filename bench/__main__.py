@@ -20,6 +20,7 @@ from rich.console import Console  # noqa: E402
 
 from bench import (  # noqa: E402
     bookkeeping,
+    catalogue,
     information,
     jobs,
     lab,
@@ -51,6 +52,7 @@ ALONE: dict[str, Callable[[Bench], None]] = {
 }
 ON_LAB: dict[str, Callable[[Bench, Lab], None]] = {
     "storage": storage.run,
+    "catalogue": catalogue.run,
     "jobs": jobs.run,
     "sight": sight.run,
 }
@@ -62,8 +64,8 @@ OF_SIZES: dict[str, Callable[[Bench, Sequence[int]], None]] = {
 """Sections that are measured with more and more sites."""
 MAX_SITES = 2000
 SECTIONS = (
-    "limits", "security", "sessions", "storage", "jobs", "sight", "startup", "vo", "myproxy", "bookkeeping", "queued",
-    "trust", "information",
+    "limits", "security", "sessions", "storage", "catalogue", "jobs", "sight", "startup", "vo", "myproxy",
+    "bookkeeping", "queued", "trust", "information",
 )  # fmt: skip
 SOAK = "soak"
 """Only when it is asked for: it takes as long as its jobs."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+TRIAL_S = 600.0
+"""Deadline of one trial of `timed`."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,3 +128,11 @@ def repeat_for(seconds: float, step: Callable[[], object], at_once: int = 50) ->
         return count
 
     return work
+
+
+async def timed(work: Awaitable[T]) -> tuple[float, T]:
+    """Seconds that it took, and its result. Raises TimeoutError after TRIAL_S."""
+    began = time.perf_counter()
+    async with asyncio.timeout(TRIAL_S):
+        result = await work
+    return time.perf_counter() - began, result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -16,15 +15,15 @@ from agents.user_interface.data import Element, lookup, replicate_all
 from agents.user_interface.trees import TreeGet, TreePut
 from bench import limits
 from bench.lab import VO, Lab, since
-from bench.measure import Bench, Table
+from bench.measure import Bench, Table, timed
 from fabric.settings import Endpoint
 
 MB = 1_000_000
 STREAMS = 4
 SMALL_BYTES = 10_000
 SMALL_AT_ONCE = 16
-TRIAL_S = 120.0
-"""Deadline of one trial."""
+CLEAN_S = 120.0
+"""Deadline of a removal of what was measured."""
 
 
 def run(bench: Bench, lab: Lab) -> None:
@@ -52,9 +51,9 @@ async def _large(bench: Bench, channel: Any, streams: int, size: int) -> None:
     sources = _files(bench.folder / f"large-{streams}", streams, size)
     up, down = [], []
     for _ in range(bench.trials):
-        seconds, stored = await _timed(_put_all(channel, sources, streams))
+        seconds, stored = await timed(_put_all(channel, sources, streams))
         up.append(streams * size / MB / seconds)
-        seconds, _ = await _timed(_get_all(channel, stored, sources, streams))
+        seconds, _ = await timed(_get_all(channel, stored, sources, streams))
         down.append(streams * size / MB / seconds)
         await _remove_all(channel, stored)
     for source in sources:
@@ -69,9 +68,9 @@ async def _small(bench: Bench, channel: Any, count: int) -> None:
     sources = _files(bench.folder / "many", count, SMALL_BYTES)
     up, down = [], []
     for _ in range(bench.trials):
-        seconds, stored = await _timed(_put_all(channel, sources, SMALL_AT_ONCE))
+        seconds, stored = await timed(_put_all(channel, sources, SMALL_AT_ONCE))
         up.append(count / seconds)
-        seconds, _ = await _timed(_get_all(channel, stored, sources, SMALL_AT_ONCE))
+        seconds, _ = await timed(_get_all(channel, stored, sources, SMALL_AT_ONCE))
         down.append(count / seconds)
         await _remove_all(channel, stored)
     title = f"10 kB files {{}}, {SMALL_AT_ONCE} under way"
@@ -88,10 +87,10 @@ async def _together(bench: Bench, grid: Grid, element: Element) -> None:
     for trial in range(bench.trials):
         lfn = f"lfn:/grid/{VO}/bench/{uuid.uuid4().hex}"
         put = TreePut(grid, element)
-        seconds, _ = await _timed(put.run(source, lfn))
+        seconds, _ = await timed(put.run(source, lfn))
         up.append(put.tally.done / seconds)
         back = TreeGet(grid, element, force=False)
-        seconds, _ = await _timed(back.run(lfn, bench.folder / f"together-{trial}"))
+        seconds, _ = await timed(back.run(lfn, bench.folder / f"together-{trial}"))
         down.append(back.tally.done / seconds)
         if (put.tally.failed, back.tally.failed) != (0, 0) or back.tally.done != count:
             raise RuntimeError(f"{put.tally} {back.tally}")
@@ -112,7 +111,7 @@ async def _copies(bench: Bench, lab: Lab, grid: Grid, source: Element, target: E
         await TreePut(grid, source).run(folder, lfn)
         names = [f"{lfn}/{path.name}" for path in folder.iterdir()]
         before = lab.cpu()
-        seconds, failures = await _timed(_replicate(grid, names, target))
+        seconds, failures = await timed(_replicate(grid, names, target))
         if failures:
             raise failures[0]
         rates.append(count / seconds)
@@ -140,13 +139,6 @@ def _files(folder: Path, count: int, size: int) -> list[Path]:
     return paths
 
 
-async def _timed(work: Awaitable[Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    async with asyncio.timeout(TRIAL_S):
-        result = await work
-    return time.perf_counter() - began, result
-
-
 async def _each(calls: Sequence[Callable[[], Awaitable[Any]]], at_once: int) -> list[Any]:
     gate = asyncio.Semaphore(at_once)
 
@@ -170,5 +162,5 @@ async def _get_all(channel: Any, stored: Sequence[storage.Stored], sources: Sequ
 
 
 async def _remove_all(channel: Any, stored: Sequence[storage.Stored]) -> None:
-    async with asyncio.timeout(TRIAL_S):
+    async with asyncio.timeout(CLEAN_S):
         await _each([lambda s=file.surl: storage.remove(channel, s) for file in stored], SMALL_AT_ONCE)
