@@ -123,7 +123,8 @@ def assert_histories_are_whole(lab: Lab, children: list[str]) -> None:
 
 def assert_nothing_is_left(lab: Lab) -> None:
     site = lab.state / "sites" / "LAB"
-    until(lambda: not list((site / "worker.LAB" / "scratch").iterdir()), 120, "scratch directories removed")
+    scratch = site / "worker.LAB" / "scratch"
+    until(lambda: {path.name for path in scratch.iterdir()} <= {".spares"}, 120, "jobs' directories removed")
     until(lambda: not leases(site / "gatekeeper.LAB"), 120, "leases released")
     payloads = [p.pid for p in psutil.process_iter() if "payload.sh" in " ".join(cmdline(p))]
     assert not payloads
