@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.hashes import SHA256
 from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 
-from agents.broker import machine, wire
+from agents.broker import machine, why, wire
 from agents.broker import store as rows
 from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
@@ -26,7 +26,6 @@ from agents.broker.config import BrokerOptions
 from agents.broker.input_staging import InputStaging
 from agents.broker.link import Link
 from agents.broker.matching import (
-    Candidate,
     CompiledCe,
     CompiledCluster,
     Room,
@@ -100,8 +99,10 @@ class BrokerCore:
         self.board = Board()
         self.descriptions: dict[int, JobDescription] = {}
         self.delivered = 0
-        self.reasons: dict[int, str] = {}
-        """Per cluster: why its jobs wait."""
+        self._held_up: dict[int, str] = {}
+        """Per cluster that was left out of the last pass: why."""
+        self._offered: dict[str, int] = {}
+        """By CE: how many jobs it could take in the last pass."""
         self.ces: dict[str, ComputingElement] = {}
         self._views = views
         self._views_seen: Mapping[str, CeView] | None = None
@@ -399,15 +400,13 @@ class BrokerCore:
         await self._look_at_ces()
         waiting = dict(self.board.waiting)
         if not waiting:
-            self.reasons = {}
             return
         await self._compile(waiting)
         await self._give_up_expired(waiting)
         if not self.ces:
-            self.reasons = dict.fromkeys(waiting, "no CE is known yet; is an information server up?")
             return
         known = [self._clusters[key].cluster for key in waiting if key in self._clusters]
-        paused = self._inputs.obstacles(known) | self._paused(waiting)
+        self._held_up = paused = self._inputs.obstacles(known) | self._paused(waiting)
         shunned = {owner: self.blacklist.shunned(owner, self.now_s) for owner in self.board.owners}
         found = {
             key: compiled.candidates(shunned.get(compiled.cluster.owner, NO_CE))
@@ -417,8 +416,9 @@ class BrokerCore:
         waiting = {key: count for key, count in waiting.items() if key in found}
         own_rank = {key for key in waiting if not self._clusters[key].has_default_rank}
         fuzzy = {key: self._chance for key in waiting if self._clusters[key].cluster.fuzzy_rank}
-        outcome = match_pass(waiting, found, own_rank, self._rooms(), fuzzy, self._shares(waiting))
-        self.reasons = outcome.reasons | paused | self._all_shunned(found)
+        rooms = self._rooms()
+        self._offered = {ce: room.free + room.queue for ce, room in rooms.items()}
+        outcome = match_pass(waiting, found, own_rank, rooms, fuzzy, self._shares(waiting))
         given = _bounded(outcome.given, MAX_ASSIGN)
         if given:
             choices = {
@@ -444,16 +444,28 @@ class BrokerCore:
             if at_s > now_s
         }
 
-    def _all_shunned(self, found: Mapping[int, Sequence[Candidate]]) -> dict[int, str]:
-        """Clusters that match CEs of which none gets jobs now, and why."""
-        told: dict[int, str] = {}
-        for key in [key for key, candidates in found.items() if not candidates]:
-            compiled = self._clusters[key]
-            listed = self.blacklist.for_owner(compiled.cluster.owner, self.now_s)
-            ce = next((ce for ce in compiled.ranks if ce in listed), None)
-            if ce is not None:
-                told[key] = f"none of the {len(compiled.ranks)} matching CEs gets jobs now: {ce} {listed[ce].sentence}"
-        return told
+    def why_waits(self, key: int) -> str:
+        """Why the jobs of a cluster wait, in one sentence."""
+        if not self.ces:
+            return "no CE is known yet; is an information server up?"
+        compiled = self._clusters.get(key)
+        if compiled is None or compiled.seen < 0:
+            return "it has not been matched yet"
+        if key in self._held_up:
+            return self._held_up[key]
+        matching = list(dict(compiled.ranks))  # a matching pass may be changing them in its thread
+        if not matching:
+            return why.no_ce_matches(compiled, list(self._compiled_ces.values()))
+        owner = compiled.cluster.owner
+        by_gatekeeper = self.troubles()
+        troubles = {
+            ce: by_gatekeeper[self.ces[ce].gatekeeper]
+            for ce in matching
+            if ce in self.ces and self.ces[ce].gatekeeper in by_gatekeeper
+        }
+        troubles |= {ce: item.sentence for ce, item in self.blacklist.for_owner(owner, self.now_s).items()}
+        used = sum(count for (whose, _), count in self.board.links.items() if whose == owner)
+        return why.no_room(matching, self._offered, troubles, used)
 
     async def _give_up_expired(self, waiting: dict[int, int]) -> None:
         """Jobs whose ExpiryTime has passed are not matched any more."""

@@ -295,8 +295,9 @@ def _spread_queue(wanted: int, tier: Sequence[str], rooms: Mapping[str, Room], g
     return wanted
 
 
-def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOutcome:
-    """Whether a CE matches; if not, the first term that fails, in JDL words, with what the CE has."""
+def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0, changes: int = MAX_CHANGES) -> MatchOutcome:
+    """Whether a CE matches; if not, the first term that fails, in JDL words, with what the CE has, and the smallest
+    changes of so many terms."""
     if not ce.ce.alive:
         status = ce.lowered.get("gluecestatestatus", "unknown")
         told = f"the CE is not heard of; its status is {status}"
@@ -320,7 +321,7 @@ def explain(cluster: CompiledCluster, ce: CompiledCe, near: int = 0) -> MatchOut
         told = "the whole is not true for this CE"
         return MatchOutcome(ce.ce.id, False, 0.0, cluster.text, told, f"leave out {cluster.text}")
     term, value = failing[0]
-    change = "; ".join(smallest_change(term, cluster.ad, ce) for term, _ in failing[:MAX_CHANGES])
+    change = "; ".join(smallest_change(term, cluster.ad, ce) for term, _ in failing[:changes])
     return MatchOutcome(ce.ce.id, False, 0.0, term, _values(term, ce, value), change)
 
 
@@ -388,8 +389,6 @@ class Pass:
     rooms: dict[str, Room] = field(default_factory=dict)
     given: dict[int, dict[str, int]] = field(default_factory=dict)
     """Per cluster id: how many jobs go to each CE."""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Per cluster id: why jobs of it stay where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,11 +466,6 @@ def match_pass(
                     available -= count
                 if left[key] <= 0:
                     del left[key]
-    for key in left:
-        if not found[key]:
-            outcome.reasons[key] = "no CE matches; ask list-match why"
-        else:
-            outcome.reasons[key] = f"the {len(found[key])} matching CEs are full or do not answer"
     return outcome
 
 

@@ -51,6 +51,8 @@ RULES = {
 MAX_IDS = 20_000
 """Job ids in one call."""
 MAX_FILES = 20_000
+MAX_TOLD = 50
+"""Clusters of which one call is told why their jobs wait."""
 LARGE_JDL = 20_000
 """Characters from which on a JDL is parsed in a thread."""
 IDS_PER_STEP = 2000
@@ -329,20 +331,27 @@ class BrokerServicer(pb_grpc.BrokerServicer):
 
     async def Locate(self, request: pb.LocateRequest, context: Any) -> pb.LocateResponse:
         found = await self._own(request.job_ids, current_peer().subject)
+        told: dict[int, str] = {}
         return pb.LocateResponse(
-            jobs=[wire.location_to_wire(row, self._waits_for(row)) for row in found.values() if row is not None]
+            jobs=[wire.location_to_wire(row, self._waits_for(row, told)) for row in found.values() if row is not None]
         )
 
-    def _waits_for(self, row: JobRow) -> str:
+    def _waits_for(self, row: JobRow, told: dict[int, str]) -> str:
+        """Why a job does not go on; `told`: by cluster, what was found for other jobs of this call."""
         core = self._core
         job = row.job
         if job.state is JobState.WAITING:
-            return core.reasons.get(row.cluster, "") or (f"matched again after {job.reason}" if job.reason else "")
+            if row.cluster not in told:
+                told[row.cluster] = core.why_waits(row.cluster) if len(told) < MAX_TOLD else "ask for it alone"
+            return told[row.cluster] + (f" (matched again after {job.reason})" if job.reason else "")
         if job.state is JobState.BLOCKED:
             return "the nodes of its DAG that it depends on have not ended yet"
         if job.state in ENDED:
             return ""
-        return core.trouble_of(row.owner, job.gatekeeper)
+        trouble, ce = core.trouble_of(row.owner, job.gatekeeper), core.ces.get(job.ce)
+        if trouble or job.state is not JobState.SCHEDULED or ce is None:
+            return trouble
+        return f"queued at the CE, where {ce.running} jobs run and {ce.waiting} wait"
 
     async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearResponse:
         owner = current_peer().subject

@@ -43,6 +43,4 @@ def no_room(matching: Sequence[str], offered: Mapping[str, int], troubles: Mappi
     told = f"{silent[0]}: {troubles[silent[0]]}"
     if len(silent) == len(matching):
         return f"none of the {len(matching)} matching CEs gets jobs now, for instance {told}"
-    return (
-        f"of the {len(matching)} matching CEs {len(silent)} get no jobs now, for instance {told}; the others are full"
-    )
+    return f"of {len(matching)} matching CEs {len(silent)} get no jobs now, for instance {told}; the others are full"

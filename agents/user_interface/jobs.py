@@ -275,7 +275,9 @@ async def status_command(
 
 async def _say_why_they_wait(grid: Grid, jobs: Sequence[lb.JobSummary]) -> None:
     """The reason of jobs that wait is what their broker says now, if it answers."""
-    waiting = [job for job in jobs if job.state in (lb.JOB_STATE_WAITING, lb.JOB_STATE_READY)][:MAX_LOCATED]
+    states = (lb.JOB_STATE_WAITING, lb.JOB_STATE_READY)
+    queued = lb.JOB_STATE_SCHEDULED  # with a reason: held there
+    waiting = [job for job in jobs if job.state in states or (job.state == queued and not job.reason)][:MAX_LOCATED]
     if not waiting:
         return
     try:

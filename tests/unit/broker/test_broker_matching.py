@@ -232,8 +232,6 @@ def test_one_users_many_jobs_do_not_hold_up_anothers_one():
     found = {1: ranked(a=0), 2: ranked(a=0)}
     outcome = match_pass({1: 10_000, 2: 1}, found, set(), {"a": Room(4, 4, 4)})
     assert outcome.given == {1: {"a": 7}, 2: {"a": 1}}
-    assert "full" in outcome.reasons[1]
-    assert "no CE matches" in match_pass({1: 1}, {1: []}, set(), {}).reasons[1]
 
 
 def change(before, after, ce_name="ce1"):
