@@ -118,9 +118,9 @@ def up(
             raise InvalidRequest("SITE_NEEDED", f"{description.source} has several sites; say which: --site {known}")
         site = description.sites[0].name
     given = Invitation.load(invitation) if invitation is not None else None
-    with inventory.changing(paths):
+    with inventory.changing(paths), chooser("127.0.0.1") as choose:
         _refuse_second(paths)
-        ports = _ports(description, paths, site)
+        ports = _ports(description, paths, site, choose)
         agents = make_plan(description, ports, paths, site)
         _save_inventory(description, paths, site, ports)
         run = _new_run(agents, site, loopback=description.mode == "lab")
@@ -148,7 +148,7 @@ def _refuse_second(paths: StatePaths) -> None:
     _end(paths)
 
 
-def _ports(description: GridDescription, paths: StatePaths, site: str | None) -> Ports:
+def _ports(description: GridDescription, paths: StatePaths, site: str | None, choose: Callable[[], int]) -> Ports:
     if description.mode != "lab":
         return well_known_ports(description)
     if site is not None:
@@ -162,8 +162,7 @@ def _ports(description: GridDescription, paths: StatePaths, site: str | None) ->
             "STATE_OTHER_GRID",
             f"{paths.root} belongs to the grid {before.grid}, not to {description.name}; choose another with --state",
         )
-    ports = lab_ports(description, before.ports if before else {}, chooser("127.0.0.1"))
-    return ports
+    return lab_ports(description, before.ports if before else {}, choose)
 
 
 def _await_ports(agents: Sequence[PlannedAgent]) -> None:

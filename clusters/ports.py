@@ -1,16 +1,19 @@
-"""Choosing ports that stay free: below the range from which the kernel takes ports for outgoing connections."""
+"""Choosing ports that stay free: below the range from which the kernel takes ports for outgoing connections, and no two
+grids that start at the same time the same ones."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from fabric.errors import Exhausted
 
 LOWEST, HIGHEST = 20_000, 32_000
 """Linux takes 32768-60999 for outgoing connections: a port there may be in use when an agent comes back to it."""
-MAX_TRIES = 2000
+BLOCK = 50
+"""Ports that a grid which starts reserves at a time."""
 
 
 def is_free(address: str, port: int) -> bool:
@@ -25,15 +28,35 @@ def is_free(address: str, port: int) -> bool:
     return True
 
 
-def chooser(address: str, rng: random.Random | None = None) -> Callable[[], int]:
-    """A function that gives a free port each time. It may give the same twice. Raises Exhausted NO_FREE_PORT."""
-    rng = rng or random.SystemRandom()
+@contextlib.contextmanager
+def chooser(address: str) -> Iterator[Callable[[], int]]:
+    """A function that gives another free port each time, and keeps it from other choosers of this machine until the
+    end. It raises Exhausted NO_FREE_PORT."""
+    with contextlib.ExitStack() as reserved:
+        found = _free(address, reserved)
 
-    def choose() -> int:
-        for _ in range(MAX_TRIES):
-            port = rng.randrange(LOWEST, HIGHEST)
-            if is_free(address, port):
+        def choose() -> int:
+            for port in found:
                 return port
-        raise Exhausted("NO_FREE_PORT", f"no free port from {LOWEST} to {HIGHEST} on {address}; stop what uses them")
+            raise Exhausted(
+                "NO_FREE_PORT", f"no free port from {LOWEST} to {HIGHEST} on {address}; stop what uses them"
+            )
 
-    return choose
+        yield choose
+
+
+def _free(address: str, reserved: contextlib.ExitStack) -> Iterator[int]:
+    for first in random.sample(range(LOWEST, HIGHEST, BLOCK), k=len(range(LOWEST, HIGHEST, BLOCK))):
+        if _reserve(first, reserved):
+            yield from (port for port in range(first, min(first + BLOCK, HIGHEST)) if is_free(address, port))
+
+
+def _reserve(first: int, until: contextlib.ExitStack) -> bool:
+    """A block of ports, by a name that the kernel gives to one process of a network namespace, and takes back when it
+    ends."""
+    name = until.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        name.bind(f"\0gridfabric-ports-{first}")
+    except OSError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from datetime import timedelta
 
 from fabric.clock import Clock, from_us
 from fabric.context import AgentContext
+from fabric.errors import Unavailable
 from fabric.glue2_tree import GlueDirectory
 from fabric.glue13 import INDEXED_ATTRIBUTES
 from fabric.glue_schema import GLUE_SCHEMA
@@ -32,7 +33,6 @@ from fabric.information_tree import (
 from fabric.ldap import Dn, Entry, EntryTree, LdapServer, Scope, TreeError, make_entry
 from fabric.ldap.filters import ANY_ENTRY, Filter
 from fabric.ldap_tls import name_behind, server_tls
-from security.errors import os_error_text
 
 RETRY_S = 1.0
 """Between attempts to open a port that is taken: the agent's last life may be about to end."""
@@ -139,9 +139,8 @@ class ResourceLevel:
             try:
                 await self.server.start()
                 break
-            except OSError as error:
-                where = f"{context.settings.listen}:{context.settings.ports['ldap']}"
-                context.problem("ldap", f"its entries cannot be read by LDAP at {where} ({os_error_text(error)})")
+            except Unavailable as error:
+                context.problem("ldap", f"its entries cannot be read by LDAP: {error.sentence}")
                 await asyncio.sleep(RETRY_S)
         context.solved("ldap")
         context.close_at_end(self.server)

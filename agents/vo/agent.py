@@ -12,14 +12,14 @@ from agents.vo.hosted import HostedVo
 from agents.vo.servicer import RULES, VoServicer
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
-from fabric.errors import GridError, Unavailable
+from fabric.errors import GridError
 from fabric.glue13 import agent_entries
 from fabric.information_publisher import InformationPublisher
 from fabric.ldap.entry import Entry
 from fabric.ldap.server import LdapServer
 from fabric.ldap.tree import EntryTree
 from fabric.rpc.server import RpcService
-from security.errors import Reason, os_error_text
+from security.errors import Reason
 
 LOOK_S = 60.0
 """The list of VOs is looked at after every change, and this often besides."""
@@ -55,14 +55,7 @@ class VoAgent(Agent):
     async def start(self) -> None:
         settings = self.context.settings
         ldap = LdapServer(self._tree, host=settings.listen, port=settings.ports.get("ldap", 0))
-        try:
-            await ldap.start()
-        except OSError as error:
-            raise Unavailable(
-                "PORT_IN_USE",
-                f"{settings.name} cannot listen on {settings.listen}:{settings.ports.get('ldap')}"
-                f" ({os_error_text(error)})",
-            ) from error
+        await ldap.start()
         self.context.close_at_end(ldap)
         for vo in list(self._opening):
             await self._open(vo)

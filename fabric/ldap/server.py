@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from fabric.errors import Unavailable
 from fabric.ldap.connection import Connection
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry, make_entry
@@ -24,6 +25,7 @@ from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START
 from fabric.ldap.results import Selection
 from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, TOP, ObjectClass, Schema
 from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
+from security.errors import os_error_text
 
 EventFunction = Callable[[str, dict[str, object]], None]
 """Called with an event name (``ldap.disconnected``...) and its fields."""
@@ -153,14 +155,14 @@ class LdapServer:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Open the ports, both or none. Raises OSError if one is taken."""
+        """Open the ports, both or none. Raises Unavailable PORT_IN_USE."""
         if self._listening:
             raise RuntimeError("an LdapServer is started once")
         self._port = await self._listen(self._port, tls=None)
         if self._ldaps_port is not None:
             try:
                 self._ldaps_port = await self._listen(self._ldaps_port, tls=self.tls)
-            except OSError:
+            except Unavailable:
                 self._listening.pop().close()
                 raise
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
@@ -168,7 +170,12 @@ class LdapServer:
     async def _listen(self, port: int, tls: ssl.SSLContext | None) -> int:
         """Connections are counted before their handshake, so that unfinished ones are bounded, too."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(self, tls), self._host, port, backlog=512)
+        try:
+            server = await loop.create_server(lambda: Connection(self, tls), self._host, port, backlog=512)
+        except OSError as error:
+            raise Unavailable(
+                "PORT_IN_USE", f"cannot listen on {self._host}:{port} ({os_error_text(error)}); choose another port"
+            ) from error
         self._listening.append(server)
         return int(server.sockets[0].getsockname()[1])
 

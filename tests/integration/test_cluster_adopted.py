@@ -38,11 +38,9 @@ advertise = "localhost"
 
 
 def description() -> load.GridDescription:
-    choose = chooser("127.0.0.1")
-    ports: set[int] = set()
-    while len(ports) < 4:
-        ports.add(choose())
-    return load.loads(HOSTS % tuple(ports), Path("adopted.toml"))
+    with chooser("127.0.0.1") as choose:
+        ports = tuple(choose() for _ in range(4))
+    return load.loads(HOSTS % ports, Path("adopted.toml"))
 
 
 def test_a_site_uses_the_ray_that_it_is_given_and_leaves_it_running(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def start(grid: Path, folder: Path, temporary: Path, *arguments: str) -> subproc
     return subprocess.Popen(
         [str(grid), "demo", "--out", str(folder / "out"), *arguments],
         env=environment, cwd=folder, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs us may ignore it
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ Name agents that are started later with `plan` first, so that earlier ones find 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from clusters.ports import LOWEST
 from fabric.agent import Builder, RunningAgent, running
 from fabric.clock import Clock, SystemClock
 from fabric.logs import Logger, null_logger
@@ -39,15 +41,15 @@ ORGANISATION = "/C=XX/O=TestGrid"
 VO = "cms"
 
 
-PORTS = iter(
-    random.sample(range(10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4, 32_000, 4), k=5_500)
+PORTS = itertools.cycle(
+    random.sample(range(10_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4, LOWEST, 4), k=2_500)
 )
-"""Below the range from which the system takes ports of outgoing connections; those of one test process, each once."""
+"""Below those of whole grids and of the system's outgoing connections; those of one test process, one after another."""
 
 
 def free_port() -> int:
     """A port that was free a moment ago, and that no test beside this one will take."""
-    for port in PORTS:
+    for port in itertools.islice(PORTS, 2_500):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import pytest
 
-from clusters import deploy, processes
+from clusters import deploy, ports, processes
 from clusters.node import launcher
 from clusters.ports import chooser, is_free
 from clusters.units import parse_duration
-from fabric.errors import NotFound
+from fabric.errors import Exhausted, NotFound
 
 
 def sleeper(**environment: str) -> subprocess.Popen:
@@ -112,13 +112,27 @@ def test_only_the_folder_of_a_grid_is_purged(tmp_path):
 def test_ports_are_free_and_below_the_ephemeral_range():
     import socket
 
-    port = chooser("127.0.0.1")()
+    with chooser("127.0.0.1") as choose:
+        port = choose()
     assert 20_000 <= port < 32_000
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         assert not is_free("127.0.0.1", port)
     assert is_free("127.0.0.1", port)
+
+
+def test_two_choosers_never_give_the_same_port(monkeypatch):
+    monkeypatch.setattr(ports, "LOWEST", 5_100)  # where no grid of another test looks
+    monkeypatch.setattr(ports, "HIGHEST", 5_140)
+    monkeypatch.setattr(ports, "BLOCK", 10)
+    with chooser("127.0.0.1") as one:
+        first = {one() for _ in range(12)}
+        with chooser("127.0.0.1") as other:
+            second = {other() for _ in range(12)}
+            assert len(first) == 12 and len(second) == 12 and not first & second
+            with pytest.raises(Exhausted, match="no free port"), chooser("127.0.0.1") as third:
+                third()
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("12 h", 43200), ("1.5min", 90), ("365 days", 31536000)])

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.ldap.ldap_trees import SCHEMA, grid_tree
 
+from fabric.errors import Unavailable
 from fabric.ldap import (
     Dn,
     Entry,
@@ -443,7 +444,7 @@ async def test_closing_tells_the_clients() -> None:
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
     async with serving() as (server, _):
-        with pytest.raises(OSError):
+        with pytest.raises(Unavailable, match="cannot listen on"):
             await LdapServer(grid_tree(), port=server.port).start()
 
 
