@@ -53,8 +53,8 @@ worker = {{ slots = 4, fabric = {seldom} }}
 """
 SELDOM = "{ trust_poll_s = 5.0, map_refresh_s = 10.0, crl_refresh_s = 10.0 }"
 """Changes are pushed; what is only looked at by the clock is looked at less often where 600 agents share two cores."""
-PACK = 96
-"""Agents in a process: a few processes for each processor, so that these do not spend the second on taking turns."""
+PACK = 290
+"""Agents in a process: with one process for each processor these do not spend the second on taking turns."""
 SIZES = (1, 20, 192)
 UP_S = 600.0
 LARGE_TRIALS = 3

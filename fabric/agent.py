@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import random
 import sys
 import weakref
 from abc import ABC, abstractmethod
@@ -408,11 +409,14 @@ def _generations(context: AgentContext) -> tuple[int, int, int]:
 async def _judge(context: AgentContext, server: RpcServer) -> None:
     """Everybody judged again when trust, bans, members or VOs have changed, and now and then; sessions whose time is
     over closed."""
-    seen, judged_at = (-1, -1, -1), -JUDGE_ALL_S
+    seen = (-1, -1, -1)
+    judged_at = context.clock.monotonic() - random.uniform(0, JUDGE_ALL_S)  # not all agents in the same moment
+    _look_at_the_trail(context)
     while True:
         heard = context.changed.rung
         now = _generations(context)
-        due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S
+        # What has changed goes first.
+        due = context.clock.monotonic() - judged_at >= JUDGE_ALL_S * (1 if now == seen else 2)
         if due:
             judged_at = context.clock.monotonic()
             _look_at_the_trail(context)
