@@ -78,7 +78,7 @@ def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None
     files = lab.json("data", "ls", "lfn:/grid/cms/killed")
     assert len(files) == JOBS
     lab.grid("job", "output", parent, "--dir", str(lab.folder / "output"), deadline_s=180)
-    assert_nothing_is_left(lab)
+    assert_nothing_is_left(lab, ran)
 
 
 def kill_and_wait(lab: Lab, kind: str) -> None:
@@ -121,12 +121,12 @@ def assert_histories_are_whole(lab: Lab, children: list[str]) -> None:
         assert {"REGISTERED", "ENQUEUED"} <= {event["event"] for event in events}
 
 
-def assert_nothing_is_left(lab: Lab) -> None:
+def assert_nothing_is_left(lab: Lab, ran: Path) -> None:
     site = lab.state / "sites" / "LAB"
     scratch = site / "worker.LAB" / "scratch"
     until(lambda: {path.name for path in scratch.iterdir()} <= {".spares"}, 120, "jobs' directories removed")
     until(lambda: not leases(site / "gatekeeper.LAB"), 120, "leases released")
-    payloads = [p.pid for p in psutil.process_iter() if "payload.sh" in " ".join(cmdline(p))]
+    payloads = [p.pid for p in psutil.process_iter() if str(ran) in cmdline(p)]
     assert not payloads
 
 
