@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from security.errors import Reason, SecurityError
+from security.errors import Reason, SecurityError, os_error_text
 
 if TYPE_CHECKING:
     import grpc
@@ -176,6 +176,11 @@ _CLASS_OF_REASON: Mapping[Reason, type[GridError]] = MappingProxyType(
         Reason.TRUST_DIRECTORY_INVALID: Unavailable,
     }
 )
+
+
+def port_in_use(host: str, port: int, error: OSError) -> Unavailable:
+    """Of a server that cannot open its port."""
+    return Unavailable("PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port")
 
 
 def from_security(error: SecurityError, **more: object) -> GridError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fabric.errors import Unavailable
-from security.errors import os_error_text
+from fabric.errors import port_in_use
 
 
 class Listener:
@@ -23,9 +22,7 @@ class Listener:
         try:
             self._server = await asyncio.start_server(self._accept, host, port, limit=self._limit)
         except OSError as error:
-            raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
-            ) from error
+            raise port_in_use(host, port, error) from error
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

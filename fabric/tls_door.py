@@ -25,10 +25,10 @@ from cryptography import x509
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from fabric.errors import Unauthenticated, Unavailable
+from fabric.errors import Unauthenticated, port_in_use
 from fabric.logs import Logger
 from security.credentials import Credential
-from security.errors import one_line, os_error_text
+from security.errors import one_line
 
 T = TypeVar("T")
 
@@ -319,9 +319,7 @@ class TlsDoor:
                 self.port = listening.getsockname()[1]
         except OSError as error:
             self._stop_listening()
-            raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {host}:{port} ({os_error_text(error)}); choose another port"
-            ) from error
+            raise port_in_use(host, port, error) from error
         for listening in self._listening:
             self._listen(listening)
 

@@ -186,7 +186,8 @@ class TrustSnapshot:
 
     def names(self, chain: Sequence[x509.Certificate]) -> bool:
         """True if a list of an issuer, up to the root, has a serial number of a chain, or an issuer is not installed:
-        whom a change most likely means. A cheap look that decides who is judged first, and nobody's judgement."""
+        whom a change most likely means. A cheap look that decides who is judged first; that somebody need not be judged
+        it says only where `only_newer_lists` holds."""
         path, serials = list(chain), [certificate.serial_number for certificate in chain]
         for certificate in path:  # it grows upward
             issuer = certificates.canonical_issuer(certificate)
@@ -208,6 +209,10 @@ class TrustSnapshot:
             return False
         lists = (one for authority in self.authorities for one in authority.lists)
         return all(one.last_update <= now and not one.expired(now) for one in lists)
+
+    def still_accepts(self, chain: Sequence[x509.Certificate], since: int, now: datetime) -> bool:
+        """True if a chain that the snapshot of generation `since` accepted need not be judged again."""
+        return self.only_newer_lists(since, now) and not self.names(chain)
 
     @cached_property
     def _by_name(self) -> dict[CanonicalName, list[x509.Certificate]]:

@@ -357,8 +357,7 @@ class Gatekeeper(Agent):
         proxy, trust, now = context.delegations.get(owner), context.trust.snapshot(), context.clock.now()
         known = self._verified.get(owner)
         fresh = known is not None and known.proxy is proxy and (now - known.at).total_seconds() < JUDGE_OWNERS_S
-        same = known is not None and fresh and trust.only_newer_lists(known.trust, now)
-        if known is not None and same and not trust.names(known.identity.certificates):
+        if known is not None and fresh and trust.still_accepts(known.identity.certificates, known.trust, now):
             return known.identity
         identity = await asyncio.to_thread(validate_client_chain, proxy.certificates, trust, context.policy, now)
         self._verified[owner] = _Verified(identity, proxy, trust.generation, now)

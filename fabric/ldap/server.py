@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from fabric.errors import Unavailable
+from fabric.errors import Unavailable, port_in_use
 from fabric.ldap.connection import Connection
 from fabric.ldap.dn import Dn, parse_dn
 from fabric.ldap.entry import Entry, make_entry
@@ -25,7 +25,6 @@ from fabric.ldap.protocol import OID_MANAGE_DSA_IT, OID_PAGED_RESULTS, OID_START
 from fabric.ldap.results import Selection
 from fabric.ldap.schema import MATCHING_RULES, OPEN_SCHEMA, TOP, ObjectClass, Schema
 from fabric.ldap.tree import NoSuchEntryError, Scope, SearchSource
-from security.errors import os_error_text
 
 EventFunction = Callable[[str, dict[str, object]], None]
 """Called with an event name (``ldap.disconnected``...) and its fields."""
@@ -173,9 +172,7 @@ class LdapServer:
         try:
             server = await loop.create_server(lambda: Connection(self, tls), self._host, port, backlog=512)
         except OSError as error:
-            raise Unavailable(
-                "PORT_IN_USE", f"cannot listen on {self._host}:{port} ({os_error_text(error)}); choose another port"
-            ) from error
+            raise port_in_use(self._host, port, error) from error
         self._listening.append(server)
         return int(server.sockets[0].getsockname()[1])
 

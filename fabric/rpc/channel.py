@@ -107,8 +107,7 @@ class Link:
         current, snapshot = self.opened, self._owner.trust.snapshot()
         if current is None or current.generation == snapshot.generation:
             return
-        now = self._owner.clock.now()
-        if snapshot.only_newer_lists(current.generation, now) and not snapshot.names(current.chain):
+        if snapshot.still_accepts(current.chain, current.generation, self._owner.clock.now()):
             current.generation = snapshot.generation
             return
         try:
