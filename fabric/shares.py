@@ -11,6 +11,10 @@ was due before. Within a VO, over all its queues: the highest priority first, ol
 `AGED_EVERY`-th is the oldest of all, whatever its priority: the job at position p of a VO by age is handed out after at
 most p * AGED_EVERY hand-outs of that VO.
 
+While something large waits for room, short jobs may be filled in (`fill`) that end before it can start. What they get
+would have stood empty, so it costs their VO nothing: both bounds count the hand-outs of `take` alone, and hold however
+many were filled in between. Fills have strides of their own, so that they too are shared.
+
 A queue that is full or shut takes part in neither: its jobs may not start, and a VO that has no others pauses. So both
 bounds count jobs of open queues, and hold over all of these together.
 """
@@ -34,6 +38,8 @@ class _Lane:
     """Job id to priority and number of arrival, oldest first."""
     by_priority: dict[int, OrderedDict[str, None]] = field(default_factory=dict[int, OrderedDict[str, None]])
     """Only priorities that have jobs."""
+    by_length: dict[int, OrderedDict[str, None]] = field(default_factory=dict[int, OrderedDict[str, None]])
+    """Seconds, to the jobs that surely end within them, oldest first. Only lengths that have jobs."""
 
     def oldest(self) -> tuple[int, str]:
         """Its number, and which it is."""
@@ -46,12 +52,22 @@ class _Lane:
         job_id = next(iter(self.by_priority[priority]))
         return -priority, self.by_age[job_id][1], job_id
 
+    def fitting(self, seconds: float) -> tuple[int, int, str] | None:
+        """Of the longest that end within this time the oldest: length turned round, number, and which it is."""
+        length = max((length for length in self.by_length if length <= seconds), default=None)
+        if length is None:
+            return None
+        job_id = next(iter(self.by_length[length]))
+        return -length, self.by_age[job_id][1], job_id
+
 
 @dataclass(slots=True)
 class _Vo:
     share: float
     virtual: float = 0.0
     handed: int = 0
+    filled: float = 0.0
+    """Virtual time of what was filled in."""
     lanes: dict[str, _Lane] = field(default_factory=dict[str, _Lane])
     """By queue."""
 
@@ -64,8 +80,8 @@ class ShareQueue:
         """`shares`: of each VO that has one; the others have 1 each."""
         self._shares = dict(shares)
         self._vos: dict[str, _Vo] = {}
-        self._places: dict[str, tuple[str, str]] = {}
-        """Job id to VO and queue."""
+        self._places: dict[str, tuple[str, str, int]] = {}
+        """Job id to VO, queue and length."""
         self._numbers = itertools.count(1)
 
     def __len__(self) -> int:
@@ -85,8 +101,11 @@ class ShareQueue:
     def _share(self, vo: str) -> float:
         return self._shares.get(vo, DEFAULT_SHARE)
 
-    def add(self, job_id: str, vo: str, priority: int = 0, *, queue: str = "", first: bool = False) -> None:
-        """A job may start. `first`: it was handed out in vain, and goes before the others of its VO and priority."""
+    def add(
+        self, job_id: str, vo: str, priority: int = 0, *, queue: str = "", first: bool = False, length_s: int = 0
+    ) -> None:
+        """A job may start. `first`: it was handed out in vain, and goes before the others of its VO and priority.
+        `length_s`: it surely ends within so many seconds; 0: nobody knows, and it is never filled in."""
         here = self._vos.get(vo)
         if here is None:
             here = self._vos[vo] = _Vo(self._share(vo))
@@ -97,10 +116,13 @@ class ShareQueue:
         number = next(self._numbers)
         lane.by_age[job_id] = (priority, -number if first else number)
         level[job_id] = None
-        self._places[job_id] = (vo, queue)
-        if first:
-            lane.by_age.move_to_end(job_id, last=False)
-            level.move_to_end(job_id, last=False)
+        self._places[job_id] = (vo, queue, length_s)
+        of_length = lane.by_length.setdefault(length_s, OrderedDict()) if length_s else None
+        if of_length is not None:
+            of_length[job_id] = None
+        for order in (lane.by_age, level, of_length) if first else ():
+            if order is not None:
+                order.move_to_end(job_id, last=False)
 
     def _now(self) -> float:
         return min((vo.virtual for vo in self._vos.values() if vo.lanes), default=0.0)
@@ -117,6 +139,11 @@ class ShareQueue:
         del level[job_id]
         if not level:
             del lane.by_priority[priority]
+        if place[2]:
+            of_length = lane.by_length[place[2]]
+            del of_length[job_id]
+            if not of_length:
+                del lane.by_length[place[2]]
         if not lane.by_age:
             del here.lanes[place[1]]
 
@@ -139,5 +166,24 @@ class ShareQueue:
             job_id = min(lane.oldest() for lane in open_lanes[name])[1]
         else:
             job_id = min(lane.first() for lane in open_lanes[name])[2]
+        self.discard(job_id)
+        return job_id
+
+    def fill(self, within_s: float, shut: Collection[str] = ()) -> str | None:
+        """A job of a queue that is not shut which ends within this time, and does not count as handed out; None if
+        there is none. Of the VO that is least far with these, the longest that fit, oldest first."""
+        found: dict[str, tuple[int, int, str]] = {}
+        for name, vo in self._vos.items():
+            lanes = (lane for queue, lane in vo.lanes.items() if queue not in shut)
+            if fitting := [one for lane in lanes if (one := lane.fitting(within_s)) is not None]:
+                found[name] = min(fitting)
+        if not found:
+            return None
+        filled, name = min((self._vos[name].filled, name) for name in found)
+        for pausing in self._vos.keys() - found.keys():
+            self._vos[pausing].filled = max(self._vos[pausing].filled, filled)
+        here = self._vos[name]
+        here.filled += 1 / here.share
+        job_id = found[name][2]
         self.discard(job_id)
         return job_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -53,6 +54,21 @@ def place(slots: int, hosts: int, spare: Mapping[str, int]) -> Parts | None:
             left -= more
         return tuple(parts)
     return None
+
+
+def earliest(slots: int, hosts: int, spare: Mapping[str, int], ends: Sequence[tuple[int, str, int]]) -> int | None:
+    """When a gang surely has room if nothing else starts; None: not by these ends. `ends`: until when something runs at
+    the latest, on which worker, with how many slots."""
+    ends = sorted(ends)
+
+    def fits(count: int) -> bool:
+        free = dict(spare)
+        for _, worker, freed in ends[:count]:
+            free[worker] = free.get(worker, 0) + freed
+        return place(slots, hosts, free) is not None
+
+    count = bisect.bisect_left(range(1, len(ends) + 1), True, key=fits)
+    return ends[count][0] if count < len(ends) else None
 
 
 def first_rank(parts: Parts, worker: str) -> int:

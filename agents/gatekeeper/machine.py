@@ -61,6 +61,10 @@ from fabric.shares import ShareQueue
 MAX_RETURNS = 8
 """A job that workers gave back this often is failed instead of circling for ever."""
 MAX_ASSIGNED_PER_TURN = 1000
+SLACK_S = 20
+"""Beyond its wall time limit a job takes a slot no longer than this: for its input, its grace and its report."""
+RESERVE_EVERY_US = 1_000_000
+"""A gang's reservation is brought forward so often, when jobs end before their limits."""
 
 
 @dataclass(slots=True)
@@ -115,7 +119,12 @@ class GatekeeperMachine:
         self.waiting_in: Counter[str] = Counter()
         """Jobs QUEUED by queue."""
         self.gang = ""
-        """The gang whose turn it is, as long as it has no room: nothing else starts until it has. One of `parked`."""
+        """The gang whose turn it is, as long as it has no room. One of `parked`. Nothing else starts until it has, but
+        jobs that surely end before its reservation."""
+        self.reserved_at_us = 0
+        """Its reservation: at the latest then it has room, if its workers stay. It comes forward and never goes back.
+        0: none, as nobody knows when what runs will end."""
+        self._reserve_next_us = 0
         self.running_in: Counter[str] = Counter()
         """Slots of jobs ASSIGNED or RUNNING by queue."""
         self._turn = Turn()
@@ -606,30 +615,71 @@ class GatekeeperMachine:
             job = self.jobs[job_id]
             if job.slots > 1:
                 if not self._assign_gang(job, left):
+                    self._fill(left, shut)
                     return
                 left -= job.slots
                 rooms, shut = self._rooms(), self._shut()
                 continue
-            self.waiting_in[job.queue] -= 1
-            if not self._time_for(job):
-                self._enqueue(job)  # parked
+            room, name = rooms[0]
+            if not self._assign_one(job, self.workers[name], shut):
                 continue
             left -= 1
-            room, name = rooms[0]
-            worker = self.workers[name]
-            job.run += 1
-            job.worker = name
-            self._onto(worker, job, 1)
-            worker.sent += 1
-            most = self.rules.queues.get(job.queue, QueueRules()).max_running
-            if most and self.running_in[job.queue] >= most:
-                shut.add(job.queue)
-            self._announce(job, State.ASSIGNED, self._now_us)
-            self._turn.commands.append(RunOnWorker(name, worker.stream, job, job.run))
             if room + 1 < 0:
                 heapq.heapreplace(rooms, (room + 1, name))
             else:
                 heapq.heappop(rooms)
+
+    def _assign_one(self, job: Job, worker: Worker, shut: set[str]) -> bool:
+        """QUEUED -> ASSIGNED of what was just taken out of the queue, unless it has no time."""
+        self.waiting_in[job.queue] -= 1
+        if not self._time_for(job):
+            self._enqueue(job)  # parked
+            return False
+        job.run += 1
+        job.worker = worker.name
+        self._onto(worker, job, 1)
+        worker.sent += 1
+        most = self.rules.queues.get(job.queue, QueueRules()).max_running
+        if most and self.running_in[job.queue] >= most:
+            shut.add(job.queue)
+        self._announce(job, State.ASSIGNED, self._now_us)
+        self._turn.commands.append(RunOnWorker(worker.name, worker.stream, job, job.run))
+        return True
+
+    def _fill(self, left: int, shut: set[str]) -> None:
+        """Short jobs into slots that stand empty while a gang waits for more of them: it starts no later for that."""
+        self._reserve(self.jobs[self.gang])
+        seconds = (self.reserved_at_us - self._now_us) / 1_000_000 - SLACK_S
+        empty = [worker for worker in self.workers.values() for _ in range(worker.spare)][:left]
+        while empty and seconds > 0 and (job_id := self.queue.fill(seconds, shut)) is not None:
+            if self._assign_one(self.jobs[job_id], empty[-1], shut):
+                empty.pop()
+
+    def _reserve(self, gang: Job) -> None:
+        if self._now_us < self._reserve_next_us:
+            return
+        self._reserve_next_us = self._now_us + RESERVE_EVERY_US
+        here = [worker for worker in self.workers.values() if worker.stream and not worker.unfit]
+        at_us = gangs.earliest(
+            gang.slots,
+            gang.hosts,
+            {worker.name: worker.slots - worker.used for worker in here},
+            [
+                (self._over_at_us(job), name, slots)
+                for worker in here
+                for job in map(self.jobs.__getitem__, worker.held)
+                if job.wall_s
+                for name, slots in job.places
+                if name == worker.name
+            ],
+        )
+        if at_us is not None:
+            self.reserved_at_us = min(at_us, self.reserved_at_us or at_us)
+
+    def _over_at_us(self, job: Job) -> int:
+        """Until then a job that is on a worker, and has a limit, takes its slots at the latest."""
+        began = job.started_at_us if job.state is State.RUNNING else self._now_us
+        return max(self._now_us, began + (job.wall_s + SLACK_S) * 1_000_000)
 
     def _rooms(self) -> list[tuple[int, str]]:
         rooms = [(-worker.room, worker.name) for worker in self.workers.values() if worker.room > 0]
@@ -662,7 +712,7 @@ class GatekeeperMachine:
         return None
 
     def _assign_gang(self, job: Job, left: int) -> bool:
-        """QUEUED -> ASSIGNED on all its workers, or it waits on, and everybody else with it."""
+        """QUEUED -> ASSIGNED on all its workers, or it waits on."""
         most = self.rules.queues.get(job.queue, QueueRules()).max_running
         if job.slots > left or (most and self.running_in[job.queue] + job.slots > most):
             return False
@@ -710,7 +760,8 @@ class GatekeeperMachine:
         if job.held or job.blocked_by is not None or not self._time_for(job):
             self.parked[job.job_id] = None
         else:
-            self.queue.add(job.job_id, job.vo, job.priority, queue=job.queue, first=first)
+            length_s = job.wall_s if job.slots == 1 else 0  # a gang is not filled in beside another one
+            self.queue.add(job.job_id, job.vo, job.priority, queue=job.queue, first=first, length_s=length_s)
 
     def _dequeue(self, job_id: str) -> None:
         if job_id in self.queue or job_id in self.parked:
@@ -719,6 +770,7 @@ class GatekeeperMachine:
         self.parked.pop(job_id, None)
         if self.gang == job_id:
             self.gang = ""
+            self.reserved_at_us = self._reserve_next_us = 0
 
     def _onto(self, worker: Worker, job: Job, slots: int) -> None:
         worker.held.add(job.job_id)

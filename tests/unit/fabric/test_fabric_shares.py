@@ -45,6 +45,7 @@ moves = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(VOS), st.sampled_from(QUEUES), st.integers(-2, 2)),
         st.sampled_from(QUEUES),
+        st.integers(1, 3),
         st.none(),
     ),
     max_size=200,
@@ -54,10 +55,11 @@ moves = st.lists(
 @given(shares, moves)
 @settings(deadline=None)
 def test_both_bounds_hold_over_queues_that_fill_and_empty(shares: dict[str, float], moves: list[object]) -> None:
-    """A name of a queue shuts or opens it, None hands out; a VO's count begins anew while it has nothing that may
-    start."""
+    """A name of a queue shuts or opens it, None hands out, a number fills in jobs of that length; a VO's count begins
+    anew while it has nothing that may start."""
     queue, shut = ShareQueue(shares), set[str]()
     jobs: dict[str, tuple[str, str]] = {}
+    lengths: dict[str, int] = {}
     since: Counter[str] = Counter()
     head: dict[str, tuple[str, int]] = {}
     for number, move in enumerate([*moves, *([None] * len(moves))]):
@@ -67,7 +69,17 @@ def test_both_bounds_hold_over_queues_that_fill_and_empty(shares: dict[str, floa
         elif isinstance(move, tuple):
             vo, lane, priority = move
             jobs[f"j{number}"] = (vo, lane)
-            queue.add(f"j{number}", vo, priority, queue=lane)
+            lengths[f"j{number}"] = 2 + priority
+            queue.add(f"j{number}", vo, priority, queue=lane, length_s=2 + priority)
+        elif isinstance(move, int):
+            fitting = [job for job, (_, lane) in jobs.items() if lane not in shut and 0 < lengths[job] <= move]
+            filled = queue.fill(move, shut)
+            assert filled in fitting if fitting else filled is None
+            if filled is not None:
+                assert lengths[filled] == max(lengths[job] for job in fitting if jobs[job][0] == jobs[filled][0])
+                vo = jobs.pop(filled)[0]
+                if head.get(vo, ("", 0))[0] == filled:
+                    del head[vo]
         may = {vo for vo, lane in jobs.values() if lane not in shut}
         since = Counter({vo: count for vo, count in since.items() if vo in may})
         if move is not None:
@@ -166,3 +178,16 @@ def test_what_is_discarded_is_never_handed_out() -> None:
     queue.discard("nobody")
     assert (len(queue), "a" in queue, "b" in queue, list(queue)) == (1, True, False, ["a"])
     assert [queue.take(), queue.take()] == ["a", None]
+
+
+def test_what_is_filled_in_is_shared_too_and_costs_nothing() -> None:
+    queue = ShareQueue({"cms": 3, "atlas": 1})
+    for number in range(40):
+        queue.add(f"cms{number}", "cms", length_s=10)
+        queue.add(f"atlas{number}", "atlas", length_s=10)
+        queue.add(f"lhcb{number}", "lhcb")
+    filled = Counter(str(queue.fill(10)).rstrip("0123456789") for _ in range(40))
+    assert filled == {"cms": 30, "atlas": 10}
+    assert queue.fill(9.9) is None
+    served = Counter(str(queue.take()).rstrip("0123456789") for _ in range(10))
+    assert served == {"cms": 6, "atlas": 2, "lhcb": 2}

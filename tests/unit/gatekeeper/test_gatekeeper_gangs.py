@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.gatekeeper import gangs
 from agents.gatekeeper.gangs import Part, Phase
-from agents.gatekeeper.machine import GatekeeperMachine
+from agents.gatekeeper.machine import SLACK_S, GatekeeperMachine
 from agents.gatekeeper.model import (
     CancelAsked,
     CreditGiven,
@@ -65,13 +66,17 @@ class Site:
         self(*(JobStarted(name, "g", 1, 1, at_us=5) for name in "ab"))
 
 
-def gang(job_id: str, slots: int, hosts: int = 1, attempt: int = 1) -> Submitted:
-    job = Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND, slots=slots, hosts=hosts)
+def gang(job_id: str, slots: int, hosts: int = 1, attempt: int = 1, wall_s: int = 0) -> Submitted:
+    job = Job(job_id, attempt, "alice", "cms", "cms001", 61001, 61001, SECOND, slots=slots, hosts=hosts, wall_s=wall_s)
     return Submitted(job)
 
 
 def ended(worker: str, run: int = 1, **more: object) -> JobEnded:
     return JobEnded(worker, "g", 1, run, 9, **more)  # type: ignore[arg-type]
+
+
+def assigned(turn: Turn) -> list[str]:
+    return [command.job.job_id for command in turn.commands if isinstance(command, RunOnWorker)]
 
 
 def names(turn: Turn, kind: type) -> list[str]:
@@ -223,3 +228,80 @@ def test_a_newer_attempt_fences_every_part() -> None:
     assert names(turn, KillOnWorker) == ["a", "b"]
     assert site.machine.jobs["g"].blocked_by is not None
     assert replace(Part("a", 2), phase=Phase.READY) == gangs.put((Part("a", 2),), Part("a", 2, Phase.READY))[0]
+
+
+def test_short_jobs_are_filled_in_that_end_before_the_gang_can_start() -> None:
+    site = Site()
+    assert assigned(site(gang("running", 1, wall_s=600))) == ["running"]
+    site(JobStarted("a", "running", 1, 1, at_us=site.now_us))
+    reserved_us = site.now_us + (600 + SLACK_S) * SECOND
+    site.now_us += 100 * SECOND
+    lengths = {"too-long": 501, "unknown": 0, "long": 500, "short": 60, "shorter": 50, "more": 50}
+    turn = site(gang("g", 4), *(gang(name, 1, wall_s=wall_s) for name, wall_s in lengths.items()))
+    assert (site.machine.gang, site.machine.reserved_at_us) == ("g", reserved_us)
+    assert assigned(turn) == ["long", "short", "shorter"]
+    site.now_us += 380 * SECOND
+    assert assigned(site(JobEnded("b", "short", 1, 1, 9), site.credit("b", 1))) == ["more"]
+    site.now_us += 71 * SECOND  # nothing ends in time any more
+    turn = site(JobEnded("b", "more", 1, 1, 9), site.credit("b", 1), gang("last", 1, wall_s=50))
+    assert assigned(turn) == []
+    ends = [JobEnded(name, job_id, 1, 1, 9) for name, job_id in zip("ab", ("running", "long"), strict=True)]
+    last = next(one for one in site.machine.jobs.values() if one.job_id == "shorter")
+    turn = site(*ends, JobEnded(last.worker, "shorter", 1, 1, 9), site.credit("a", 2), site.credit("b", 2))
+    assert assigned(turn) == ["g", "g"]
+    assert site.machine.reserved_at_us == 0
+
+
+def test_nothing_is_filled_in_while_nobody_knows_when_the_gang_can_start() -> None:
+    site = Site()
+    site(gang("running", 1))
+    assert assigned(site(gang("g", 4), gang("short", 1, wall_s=1))) == []
+    assert site.machine.reserved_at_us == 0
+
+
+work = st.tuples(st.integers(0, 400), st.sampled_from([1, 1, 1, 2, 4, 6]), st.integers(1, 300), st.floats(0.01, 1))
+
+
+@given(st.lists(work, min_size=1, max_size=60))
+@settings(deadline=None)
+def test_no_gang_waits_longer_for_what_was_filled_in(works: list[tuple[int, int, int, float]]) -> None:
+    """Each comes at a time, with slots and a limit, of which it takes a part, and up to all of its slack. A gang whose
+    turn it is starts at its first reservation at the latest, and that never goes back."""
+    site = Site("abc")
+    moments = [(at * SECOND, n, "comes") for n, (at, *_) in enumerate(works)]
+    heapq.heapify(moments)
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    begun: set[str] = set()
+    while moments:
+        at_us, number, what = heapq.heappop(moments)
+        site.now_us = max(site.now_us, SECOND + at_us)
+        _, slots, wall_s, part = works[number]
+        name = f"j{number}"
+        if what == "comes":
+            turn = site(gang(name, slots, wall_s=wall_s))
+        else:
+            places = [worker for worker, _ in site.machine.jobs[name].places]
+            turn = site(
+                *(JobEnded(worker, name, 1, 1, 9) for worker in places),
+                *(site.credit(w, 2 - site.machine.workers[w].used + _held(site, name, w)) for w in "abc"),
+            )
+        for job_id in dict.fromkeys(assigned(turn)):
+            _, slots, wall_s, part = works[int(job_id[1:])]
+            assert site.now_us <= first.get(job_id, site.now_us), job_id
+            begun.add(job_id)
+            if part < 0.5:
+                places = [worker for worker, _ in site.machine.jobs[job_id].places]
+                site(*(JobStarted(worker, job_id, 1, 1, at_us=site.now_us) for worker in places))
+            over_us = site.now_us - SECOND + int((wall_s + SLACK_S) * part * SECOND)
+            heapq.heappush(moments, (over_us, int(job_id[1:]), "ends"))
+        waiting = site.machine.gang
+        if waiting and site.machine.reserved_at_us:
+            first.setdefault(waiting, site.machine.reserved_at_us)
+            assert site.machine.reserved_at_us <= last.get(waiting, site.machine.reserved_at_us)
+            last[waiting] = site.machine.reserved_at_us
+    assert len(begun) == len(works)
+
+
+def _held(site: Site, job_id: str, worker: str) -> int:
+    return sum(slots for name, slots in site.machine.jobs[job_id].places if name == worker)
