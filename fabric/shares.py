@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 AGED_EVERY = 8
@@ -159,13 +159,22 @@ class ShareQueue:
         virtual, name = min((self._vos[name].virtual, name) for name in open_lanes)
         for pausing in self._vos.keys() - open_lanes.keys():
             self._vos[pausing].virtual = max(self._vos[pausing].virtual, virtual)
-        here = self._vos[name]
-        here.virtual += 1 / here.share
-        here.handed += 1
-        if here.handed % AGED_EVERY == 0:
-            job_id = min(lane.oldest() for lane in open_lanes[name])[1]
+        return self._hand(self._vos[name], open_lanes[name])
+
+    def take_along(self, vo: str, queue: str) -> str | None:
+        """One more of the VO and queue that was handed out last, whoever's turn it is; it counts as handed out, so the
+        others come the sooner. The bounds above are then of groups."""
+        here = self._vos[vo]
+        lane = here.lanes.get(queue)
+        return self._hand(here, [lane]) if lane is not None else None
+
+    def _hand(self, vo: _Vo, lanes: Sequence[_Lane]) -> str:
+        vo.virtual += 1 / vo.share
+        vo.handed += 1
+        if vo.handed % AGED_EVERY == 0:
+            job_id = min(lane.oldest() for lane in lanes)[1]
         else:
-            job_id = min(lane.first() for lane in open_lanes[name])[2]
+            job_id = min(lane.first() for lane in lanes)[2]
         self.discard(job_id)
         return job_id
 

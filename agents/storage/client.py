@@ -709,13 +709,13 @@ async def copy_small(
     files: Sequence[SmallCopy],
     vo: str,
     *,
-    progress: Progress | None = None,
+    tell: Callable[[Sequence[Stored | GridError]], None] | None = None,
     max_bytes_per_s: int = 0,
     patience_s: float = COPY_PATIENCE_S,
 ) -> list[Stored | GridError]:
     """Third-party copies of small files of one other storage element by one call, at most MAX_TOGETHER: what became of
     each, in order; as `copy`. What is kept is on the disk. Raises GridError only if nobody knows about any of them.
-    Told of the progress when files are kept, and about once a second of none."""
+    `tell` is called with the next ones when they are kept, and about once a second with none."""
     found: list[Stored | GridError] = []
     request = pb.CopyManyRequest(vo=vo, max_bytes_per_s=max_bytes_per_s)
 
@@ -735,8 +735,8 @@ async def copy_small(
                     for verdict, file in zip(answer.verdicts, files[len(found) :], strict=False)
                 ]
                 found.extend(told)
-                if progress is not None:
-                    progress(sum(file.size_bytes for file in told if isinstance(file, Stored)))
+                if tell is not None:
+                    tell(told)
         if len(found) < len(files):
             raise DataCorrupted("STREAM_CUT", f"{channel.peer} ended the copies without a word; try again")
 

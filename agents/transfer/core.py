@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from agents.transfer import machine, policy
 from agents.transfer import store as rows
 from agents.transfer.config import TransferOptions
-from agents.transfer.effects import Effects, NoProxy, Prepared
+from agents.transfer.effects import NO_PROXY, SMALL_BYTES, Effects, Entry, NoProxy, Prepared
 from agents.transfer.elements import Elements
-from agents.transfer.links import Link, Links
+from agents.transfer.links import Link, Links, Waiting
 from agents.transfer.machine import Canceled, Chosen, Cleaned, Copied, Event, Failed, Moving, Present, Registered, Waits
 from agents.transfer.model import Job, TransferState, element_of
 from agents.transfer.policy import Action, Pauses, Side
@@ -53,6 +53,7 @@ class Item:
     """Of these, what the store knows of."""
     ended_at_us: int = 0
     task: asyncio.Task[None] | None = None
+    """Its turn, while that can be ended."""
     wanted_end: Canceled | None = None
     cleanings: int = 0
 
@@ -70,6 +71,14 @@ class Item:
     def copy(self) -> tuple[str, str]:
         """What it makes: two of the same do not run at once."""
         return self.guid, self.job.destination
+
+
+class _Turn:
+    """The files of a batch that are not through with their turn, and the pause of those that it ends for."""
+
+    def __init__(self, batch: Sequence[Item]) -> None:
+        self.items = {item.number: item for item in batch}
+        self.pause_s = 0.0
 
 
 class TransferCore:
@@ -210,10 +219,10 @@ class TransferCore:
             source = self._best(item.sources, item.job.destination, item.transfer.avoid)
             item.transfer = item.transfer._replace(source=source)
         not_before_s = self._context.clock.monotonic() + pause_s if pause_s else 0.0
-        self.links.add(
-            item.key, item.transfer.source, item.job.destination, item.job.vo, item.size_bytes, item.job.priority,
-            not_before_s,
-        )  # fmt: skip
+        job = item.job
+        together = job.owner if item.size_bytes <= SMALL_BYTES else ""
+        waiting = Waiting(item.transfer.source, job.destination, job.vo, item.size_bytes, job.priority, together)
+        self.links.add(item.key, waiting, not_before_s)
         self._bell.ring()
 
     def _best(self, sources: Sequence[str], destination: str, avoid: Sequence[str]) -> str:
@@ -234,7 +243,8 @@ class TransferCore:
 
     async def _cancel_all(self, items: Iterable[Item], event: Canceled) -> int:
         waiting: list[Item] = []
-        tasks: list[asyncio.Task[None]] = []
+        tasks: set[asyncio.Task[None]] = set()
+        ended = 0
         for item in items:
             if item.transfer.surl:
                 continue  # it is being registered
@@ -242,12 +252,14 @@ class TransferCore:
                 waiting.append(item)
             else:
                 item.wanted_end = event
-                item.task.cancel()
-                tasks.append(item.task)
+                tasks.add(item.task)
+                ended += 1
+        for task in tasks:
+            task.cancel()
         await self._apply_all([(item, event) for item in waiting])
         if tasks:
             await asyncio.wait(tasks)
-        return len(waiting) + len(tasks)
+        return len(waiting) + ended
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -314,20 +326,36 @@ class TransferCore:
         while True:
             heard = self._bell.rung
             now_s = self._context.clock.monotonic()
-            turns: dict[str, list[Item]] = defaultdict(list)
-            for key in self.links.take(now_s):
-                item = self.items[int(key)]
-                if item.copy in self._running:
-                    self._running[item.copy].append(item)
-                    self.links.done(item.transfer.source, item.job.destination)
+            turns: dict[str, list[list[Item]]] = defaultdict(list)
+            for keys in self.links.take(now_s):
+                taken = [self.items[int(key)] for key in keys]
+                link, batch = self._link(taken[0]), list[Item]()
+                for item in taken:
+                    if item.copy in self._running:
+                        self._running[item.copy].append(item)
+                        self._unused(item, link)
+                    else:
+                        self._running[item.copy] = []
+                        batch.append(item)
+                if batch:
+                    turns[batch[0].job.owner].append(batch)
                 else:
-                    self._running[item.copy] = []
-                    turns[item.job.owner].append(item)
-            for owner, items in turns.items():
+                    self.links.done(link.source, link.destination)
+            for owner, batches in turns.items():
+                items = [item for batch in batches for item in batch]
                 preparing = self._context.spawn(self._prepare(owner, items), f"transfers of {owner}")
-                for item in items:
-                    item.task = self._context.spawn(self._carry(item, preparing), f"transfer {item.number}")
+                for batch in batches:
+                    task = self._context.spawn(self._carry(batch, preparing), f"transfer {batch[0].number}")
+                    for item in batch:
+                        item.task = task
             await self._bell.wait(self.links.next_s(now_s, 60.0), heard)
+
+    def _link(self, item: Item) -> Link:
+        return self.links.link(item.transfer.source, item.job.destination)
+
+    def _unused(self, item: Item, link: Link) -> None:
+        if link.cap is not None:
+            link.cap.take(item.moved_bytes - item.size_bytes)
 
     async def _prepare(self, owner: str, items: Sequence[Item]) -> Prepared | GridError | NoProxy:
         """What the files of a turn have in common: one write, one look-up. An error is for each of them."""
@@ -337,87 +365,156 @@ class TransferCore:
         except (GridError, NoProxy) as error:
             return error
 
-    async def _carry(self, item: Item, preparing: asyncio.Task[Prepared | GridError | NoProxy]) -> None:
-        """One turn of one file."""
-        pause_s = 0.0
-        link = self.links.link(item.transfer.source, item.job.destination)
+    async def _carry(self, batch: list[Item], preparing: asyncio.Task[Prepared | GridError | NoProxy]) -> None:
+        """One turn of files that go together."""
+        link, turn = self._link(batch[0]), _Turn(batch)
         try:
-            prepared = await asyncio.shield(preparing)
-            if isinstance(prepared, NoProxy):
-                await self._apply(item, Waits(prepared.error.reason, prepared.error.sentence))
-                self._held[item.job.owner].append(item)
-            elif isinstance(prepared, GridError):
-                pause_s = await self._fail(item, link, Side.CATALOGUE, prepared)
-            else:
-                pause_s = await self._make(item, link, prepared)
+            try:
+                prepared = await asyncio.shield(preparing)
+                events = await self._copied(batch, link, prepared)
+            except asyncio.CancelledError:
+                if all(item.wanted_end is None for item in batch):
+                    raise
+                prepared = None
+                events = [(item, item.wanted_end or Waits("", "")) for item in batch]
+            await self._settle(turn, link, events)
+            if isinstance(prepared, Prepared):
+                await self._register(turn, link, prepared)
         except GridError as error:  # of our own store: what was not kept is done again
-            self._context.log.warning("transfer.not_kept", lfn=item.lfn, reason=error.reason, sentence=error.sentence)
-            pause_s = self._pauses.first_s
-        except asyncio.CancelledError:
-            if item.wanted_end is None:
-                raise
-            await self._apply(item, item.wanted_end)
+            self._context.log.warning(
+                "transfer.not_kept", lfn=batch[0].lfn, reason=error.reason, sentence=error.sentence
+            )
+            turn.pause_s = self._pauses.first_s
         finally:
-            item.task = None
-            if link.cap is not None:
-                link.cap.take(item.moved_bytes - item.size_bytes)
+            for item in list(turn.items.values()):
+                self._leave_turn(turn, link, item, turn.pause_s)
             self.links.done(link.source, link.destination)
-            for twin in self._running.pop(item.copy, []):
-                if not twin.transfer.ended:
-                    self._queue(twin)
-        if item.number in self.items and item not in self._held.get(item.job.owner, ()):
-            item.moved_bytes = 0
-            self._queue(item, pause_s)
-        self._bell.ring()
+            self._bell.ring()
 
-    async def _make(self, item: Item, link: Link, prepared: Prepared) -> float:
-        """Copy and register; the pause before the next attempt."""
-        entry = prepared.entries.get(item.guid)
+    async def _settle(self, turn: _Turn, link: Link, events: Sequence[tuple[Item, Event]]) -> float:
+        """Keep what became of files. Those that are not to be registered leave the turn; the longest pause of the
+        others."""
+        for item, _ in events:
+            item.task = None  # from here on an end that somebody wants is an event of its own
+        pauses = await self._apply_all(events)
+        longest_s = 0.0
+        for (item, _), pause_s in zip(events, pauses, strict=True):
+            if item.transfer.surl and not item.transfer.ended:
+                longest_s = max(longest_s, pause_s)
+            else:
+                self._leave_turn(turn, link, item, pause_s)
+        return longest_s
+
+    def _leave_turn(self, turn: _Turn, link: Link, item: Item, pause_s: float) -> None:
+        del turn.items[item.number]
+        item.task = None
+        self._unused(item, link)
+        for twin in self._running.pop(item.copy, []):
+            if not twin.transfer.ended:
+                self._queue(twin)
+        if item.number not in self.items:
+            return
+        item.moved_bytes = 0
+        if item.transfer.reason in NO_PROXY and not self._effects.has_proxy(item.job.owner):
+            self._held[item.job.owner].append(item)
+        else:
+            self._queue(item, pause_s)
+
+    async def _copied(
+        self, batch: Sequence[Item], link: Link, prepared: Prepared | GridError | NoProxy
+    ) -> list[tuple[Item, Event]]:
+        """What becomes of each file: copied, if it was to be."""
+        if isinstance(prepared, NoProxy):
+            return [(item, Waits(prepared.error.reason, prepared.error.sentence)) for item in batch]
+        if isinstance(prepared, GridError):
+            return [(item, self._failed(item, link, Side.CATALOGUE, prepared)) for item in batch]
+        events: list[tuple[Item, Event]] = []
+        together: list[tuple[Item, Entry, str]] = []
+        for item in batch:
+            entry = prepared.entries.get(item.guid)
+            found = self._before_copy(item, link, entry)
+            if not isinstance(found, str):
+                events.append((item, found))
+                continue
+            assert entry is not None
+            if item.size_bytes <= SMALL_BYTES and found.startswith(f"srm://{link.source}/{item.job.vo}/"):
+                together.append((item, entry, found))
+            else:
+                events.append((item, await self._copy(item, link, prepared, entry, found)))
+        return events + (await self._copy_together(together, link, prepared) if together else [])
+
+    def _before_copy(self, item: Item, link: Link, entry: Entry | None) -> Event | str:
+        """The SURL to copy from, or why nothing is copied."""
         if entry is None or entry.content is None:
             gone = NotFound("LFN_NOT_FOUND", f"{item.lfn} was removed from the catalogue", lfn=item.lfn)
-            return await self._fail(item, link, Side.CATALOGUE, gone)
+            return self._failed(item, link, Side.CATALOGUE, gone)
         at = {element_of(replica.surl): replica.surl for replica in entry.replicas}
         wanted = item.job.source
         item.sources = tuple(one for one in at if one != item.job.destination and wanted in ("", one)) or item.sources
-        if not item.transfer.surl:
-            if item.job.destination in at:
-                return await self._apply(item, Present(at[item.job.destination]))
-            source = at.get(item.transfer.source)
-            if source is None:
-                known = [one for one in item.sources if one in at]
-                sentence = f"{item.lfn} has no replica at {self.elements.name(item.transfer.source)} any more"
-                error = NotFound("REPLICA_GONE" if known else "NO_REPLICA", sentence, lfn=item.lfn)
-                return await self._fail(item, link, Side.SOURCE if known else Side.CATALOGUE, error)
-            try:
-                surl = await self._copy(item, link, prepared, source)
-            except GridError as error:
-                side = Side.SOURCE if error.facts.get("side") == "source" else Side.DESTINATION
-                return await self._fail(item, link, side, error)
-            await self._apply(item, Copied(surl))
-        while not item.transfer.ended:
-            try:
-                await self._effects.register(prepared, entry, item.transfer.surl)
-                link.seen.finished += 1
-                link.finished += 1
-                await self._apply(item, Registered())
-            except GridError as error:
-                await asyncio.sleep(await self._fail(item, link, Side.CATALOGUE, error))
-        return 0.0
+        if item.transfer.surl:
+            return Copied(item.transfer.surl)
+        if item.job.destination in at:
+            return Present(at[item.job.destination])
+        source = at.get(link.source)
+        if source is not None:
+            return source
+        known = [one for one in item.sources if one in at]
+        sentence = f"{item.lfn} has no replica at {self.elements.name(link.source)} any more"
+        error = NotFound("REPLICA_GONE" if known else "NO_REPLICA", sentence, lfn=item.lfn)
+        return self._failed(item, link, Side.SOURCE if known else Side.CATALOGUE, error)
 
-    async def _copy(self, item: Item, link: Link, prepared: Prepared, source: str) -> str:
-        entry, cap = prepared.entries[item.guid], int(link.cap.bytes_per_s) if link.cap is not None else 0
-
+    async def _copy(self, item: Item, link: Link, prepared: Prepared, entry: Entry, source: str) -> Event:
         def progress(size_bytes: int) -> None:
-            item.moved_bytes += size_bytes
-            link.seen.moved_bytes += size_bytes
-            if size_bytes and item.transfer.state is TransferState.READY:
-                item.transfer = machine.step(item.transfer, Moving(), self._pauses).transfer
+            self._moved(item, link, size_bytes)
 
-        surl = await self._effects.copy(prepared, entry, source, item.job, item.put_id, cap, progress)
+        cap = int(link.cap.bytes_per_s) if link.cap is not None else 0
+        try:
+            surl = await self._effects.copy(prepared, entry, source, item.job, item.put_id, cap, progress)
+        except GridError as error:
+            return self._failed(item, link, _side(error), error)
         progress(item.size_bytes - item.moved_bytes)
-        return surl
+        return Copied(surl)
 
-    async def _fail(self, item: Item, link: Link, side: Side, error: GridError) -> float:
+    async def _copy_together(
+        self, files: Sequence[tuple[Item, Entry, str]], link: Link, prepared: Prepared
+    ) -> list[tuple[Item, Event]]:
+        rest = iter(files)
+
+        def tell(outcomes: Sequence[str | GridError]) -> None:
+            for outcome, (item, _, _) in zip(outcomes, rest):  # noqa: B905  the others come later
+                if isinstance(outcome, str):
+                    self._moved(item, link, item.size_bytes)
+
+        cap = int(link.cap.bytes_per_s) if link.cap is not None else 0
+        wanted = [(entry, source, item.put_id) for item, entry, source in files]
+        outcomes = await self._effects.copy_together(prepared, wanted, files[0][0].job, cap, tell)
+        return [
+            (item, Copied(found) if isinstance(found, str) else self._failed(item, link, _side(found), found))
+            for (item, _, _), found in zip(files, outcomes, strict=True)
+        ]
+
+    def _moved(self, item: Item, link: Link, size_bytes: int) -> None:
+        item.moved_bytes += size_bytes
+        link.seen.moved_bytes += size_bytes
+        if size_bytes and item.transfer.state is TransferState.READY:
+            item.transfer = machine.step(item.transfer, Moving(), self._pauses).transfer
+
+    async def _register(self, turn: _Turn, link: Link, prepared: Prepared) -> None:
+        """Tell the catalogue of the copies of a turn until it has heard of each, or has refused it for good."""
+        while turn.items:
+            items = list(turn.items.values())
+            new = [(prepared.entries[item.guid], item.transfer.surl) for item in items]
+            events: list[tuple[Item, Event]] = []
+            for item, error in zip(items, await self._effects.register(prepared, new), strict=True):
+                if error is None:
+                    link.seen.finished += 1
+                    link.finished += 1
+                    events.append((item, Registered()))
+                else:
+                    events.append((item, self._failed(item, link, Side.CATALOGUE, error)))
+            await asyncio.sleep(await self._settle(turn, link, events))
+
+    def _failed(self, item: Item, link: Link, side: Side, error: GridError) -> Failed:
         action = policy.action_of(side, error)
         if action is Action.LATER:
             link.seen.busy += 1
@@ -429,7 +526,7 @@ class TransferCore:
             destination=link.destination, attempt=item.transfer.attempt, side=side.value, action=action.value,
             reason=error.reason, sentence=error.sentence,
         )  # fmt: skip
-        return await self._apply(item, Failed(side, error, item.sources))
+        return Failed(side, error, item.sources)
 
     def _delegation_changed(self, owner: str, delegation_id: str) -> None:
         for item in self._held.pop(owner, []):
@@ -492,3 +589,7 @@ class TransferCore:
             before_us = to_us(self._context.clock.now()) - int(self._options.keep_s * 1e6)
             await self._store.write(lambda connection, before_us=before_us: rows.forget(connection, before_us))
             await asyncio.sleep(FORGET_S)
+
+
+def _side(error: GridError) -> Side:
+    return Side.SOURCE if error.facts.get("side") == "source" else Side.DESTINATION

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,11 @@ from fabric.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound,
 from fabric.rpc.delegation import delegate, delegation_remaining_s
 from security.credentials import Credential
 
+Entry = catalog.Entry
+SMALL_BYTES = storage.SMALL_BYTES
+"""Files up to this size may go together."""
+NO_PROXY = frozenset({"DELEGATION_MISSING", "DELEGATION_EXPIRED"})
+"""Reasons why nothing can be done for an owner."""
 MAX_DELEGATED = 10_000
 """Delegations to storage elements that are remembered."""
 
@@ -35,7 +40,7 @@ class Prepared:
 
     owner: str
     credential: Credential
-    entries: Mapping[str, catalog.Entry]
+    entries: Mapping[str, Entry]
 
 
 class Effects:
@@ -46,6 +51,13 @@ class Effects:
         self._delegated: dict[tuple[str, str], asyncio.Task[tuple[Credential, float]]] = {}
         """By owner and element: the proxy that was given on, and until when (monotonic) it is not looked at again."""
 
+    def has_proxy(self, owner: str) -> bool:
+        """There is one that has not ended."""
+        try:
+            return bool(self.proxy(owner))
+        except NoProxy:
+            return False
+
     def proxy(self, owner: str) -> Credential:
         """The owner's. Raises NoProxy."""
         try:
@@ -53,7 +65,7 @@ class Effects:
         except (NotFound, Unauthenticated) as error:
             raise NoProxy(error) from error
 
-    async def lookup(self, owner: str, names: Sequence[str]) -> tuple[list[catalog.Entry], list[str]]:
+    async def lookup(self, owner: str, names: Sequence[str]) -> tuple[list[Entry], list[str]]:
         """As `catalog.lookup`. Raises GridError, also for a missing proxy."""
         try:
             return await catalog.lookup(await self._catalogue(self.proxy(owner)), names)
@@ -66,7 +78,7 @@ class Effects:
             async for change in changes:
                 yield change
 
-    async def below(self, owner: str, directory: str) -> AsyncIterator[list[catalog.Entry]]:
+    async def below(self, owner: str, directory: str) -> AsyncIterator[list[Entry]]:
         """Every file in a directory and below with its replicas, some at a time. Raises NoProxy, GridError."""
 
         async def channel() -> Any:
@@ -87,7 +99,7 @@ class Effects:
     async def copy(
         self,
         prepared: Prepared,
-        entry: catalog.Entry,
+        entry: Entry,
         source_surl: str,
         job: Job,
         put_id: str,
@@ -95,25 +107,62 @@ class Effects:
         progress: Callable[[int], None],
     ) -> str:
         """Have the destination fetch the file; the copy's SURL. Raises GridError."""
-        stall_s = self._options.stall_s
-        content = entry.content
-        if content is None:
-            raise InvalidRequest("IS_DIRECTORY", f"{entry.lfn} is a directory; name its files")
-        channel = await self._delegated_to(prepared.owner, prepared.credential, job.destination)
-        clock = asyncio.get_running_loop().time
+        async with self._moving(prepared, job, source_surl) as (channel, bytes_came):
+
+            def moved(size_bytes: int) -> None:
+                progress(size_bytes)
+                if size_bytes:
+                    bytes_came()
+
+            copied = await storage.copy(
+                channel, source_surl, job.vo, expected=_checksums(_content(entry)), put_id=put_id, progress=moved,
+                max_bytes_per_s=max_bytes_per_s, patience_s=0.0,
+            )  # fmt: skip
+        return copied.surl
+
+    async def copy_together(
+        self,
+        prepared: Prepared,
+        files: Sequence[tuple[Entry, str, str]],
+        job: Job,
+        max_bytes_per_s: int,
+        tell: Callable[[Sequence[str | GridError]], None],
+    ) -> list[str | GridError]:
+        """Have the destination fetch small files (entry, source SURL, put id) of one source: the copy's SURL, or why
+        there is none, for each. `tell` is called with the next of these when they are known."""
+        wanted = [
+            storage.SmallCopy(surl, _content(entry).size_bytes, _checksums(_content(entry)), put_id)
+            for entry, surl, put_id in files
+        ]
+        found: list[str | GridError] = []
+        try:
+            async with self._moving(prepared, job, wanted[0].source_surl) as (channel, bytes_came):
+
+                def told(outcomes: Sequence[storage.Stored | GridError]) -> None:
+                    if outcomes:
+                        bytes_came()
+                    new = [one if isinstance(one, GridError) else one.surl for one in outcomes]
+                    found.extend(new)
+                    tell(new)
+
+                outcomes = await storage.copy_small(
+                    channel, wanted, job.vo, tell=told, max_bytes_per_s=max_bytes_per_s, patience_s=0.0
+                )
+                return [one if isinstance(one, GridError) else one.surl for one in outcomes]
+        except GridError as error:
+            return [*found, *([error] * (len(files) - len(found)))]
+
+    @asynccontextmanager
+    async def _moving(
+        self, prepared: Prepared, job: Job, source_surl: str
+    ) -> AsyncGenerator[tuple[Any, Callable[[], None]]]:
+        """A channel to the destination, which has a proxy of the owner, and what to call whenever bytes came. Raises
+        DeadlineExceeded(TRANSFER_STALLED) if that is not done for `stall_s`."""
+        stall_s, clock = self._options.stall_s, asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(stall_s) as deadline:
-
-                def moved(size_bytes: int) -> None:
-                    progress(size_bytes)
-                    if size_bytes:
-                        deadline.reschedule(clock() + stall_s)
-
-                expected = storage.Checksums(content.adler32, content.sha256)
-                copied = await storage.copy(
-                    channel, source_surl, job.vo,
-                    expected=expected, put_id=put_id, progress=moved, max_bytes_per_s=max_bytes_per_s, patience_s=0.0,
-                )  # fmt: skip
+                channel = await self._delegated_to(prepared.owner, prepared.credential, job.destination)
+                yield channel, lambda: deadline.reschedule(clock() + stall_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 "TRANSFER_STALLED",
@@ -121,17 +170,20 @@ class Effects:
                 side="source",
             ) from None
         except GridError as error:
-            if error.reason in ("DELEGATION_MISSING", "DELEGATION_EXPIRED"):
+            if error.reason in NO_PROXY:
                 self._delegated.pop((prepared.owner, job.destination), None)
             raise
-        return copied.surl
 
-    async def register(self, prepared: Prepared, entry: catalog.Entry, surl: str) -> None:
-        """Tell the catalogue of the copy. Raises GridError."""
-        assert entry.content is not None
-        channel = await self._catalogue(self._proxy_now(prepared))
-        content = entry.content
-        await catalog.add_replica(channel, f"guid:{entry.guid}", surl, content.size_bytes, content.adler32)
+    async def register(self, prepared: Prepared, copies: Sequence[tuple[Entry, str]]) -> list[GridError | None]:
+        """Tell the catalogue of copies (entry, SURL); what each was refused with."""
+        new = [
+            catalog.NewReplica(f"guid:{entry.guid}", surl, _content(entry).size_bytes, _content(entry).adler32)
+            for entry, surl in copies
+        ]
+        try:
+            return await catalog.add_replica_many(await self._catalogue(self._proxy_now(prepared)), new)
+        except GridError as error:
+            return [error] * len(new)
 
     async def take_back(self, job: Job, put_id: str) -> None:
         """Remove what the destination may have of a put. Raises GridError."""
@@ -179,3 +231,14 @@ class Effects:
             await delegate(channel, credential)
             left_s = await delegation_remaining_s(channel)
         return credential, self._context.clock.monotonic() + left_s / 2
+
+
+def _content(entry: Entry) -> catalog.Content:
+    """Raises InvalidRequest(IS_DIRECTORY)."""
+    if entry.content is None:
+        raise InvalidRequest("IS_DIRECTORY", f"{entry.lfn} is a directory; name its files")
+    return entry.content
+
+
+def _checksums(content: catalog.Content) -> storage.Checksums:
+    return storage.Checksums(content.adler32, content.sha256)

@@ -60,6 +60,7 @@ _BY_REASON: Mapping[str, Action] = {
     "SOURCE_DIFFERS": Action.ELSEWHERE,
     "CHECKSUM_MISMATCH": Action.ELSEWHERE,  # on the way, or rotten where it came from
     "SIZE_MISMATCH": Action.ELSEWHERE,
+    "FILE_LARGE": Action.ELSEWHERE,  # another file than the catalogue's
     "NOT_MAPPED": Action.AGAIN,  # member lists are read every few seconds
     "MEMBERS_UNKNOWN": Action.AGAIN,
     "DELEGATION_MISSING": Action.AGAIN,  # the element has lost it; it gets another one

@@ -240,6 +240,60 @@ async def test_another_replica_is_read_where_one_is_gone_and_without_any_nothing
     assert len(await desk.on("RAL")) == 1 and await desk.replicas(lfn) == [surl]
 
 
+async def test_of_small_files_that_go_together_each_has_an_end_of_its_own(desk: Desk) -> None:
+    await desk.start(max_attempts=2, max_per_link=1)
+    lfns = [await desk.put(f"f{number}") for number in range(8)]
+    await desk.ended(await desk.submit(lfns[:1], "CNAF"))
+    for lost in [(await desk.replicas(lfn))[0] for lfn in lfns[:2]]:
+        await storage.remove(await desk.element("CERN"), lost)  # the catalogue does not know
+    effects, batches, go_on = desk.core()._effects, list[int](), asyncio.Event()
+    copy = effects.copy_together
+
+    async def copy_later(prepared: Any, files: Any, *more: Any) -> Any:
+        batches.append(len(files))
+        await go_on.wait()
+        return await copy(prepared, files, *more)
+
+    effects.copy_together = copy_later
+
+    async def two_jobs(first: list[str], second: list[str], under_way: int) -> tuple[str, str]:
+        """While the only place of the link is taken, so that they go together."""
+        go_on.clear()
+        await desk.submit([await desk.put(f"first{len(batches)}")], "RAL")
+        await until(lambda: len(batches) == under_way, "a place that is taken")
+        return await desk.submit(first, "RAL", source="CERN"), await desk.submit(second, "RAL", source="CERN")
+
+    one, other = await two_jobs(lfns[:5], lfns[5:], 1)
+    go_on.set()
+    files = await desk.ended(one)
+    assert [(file.state, file.reason) for file in files] == [("FAILED", "FILE_NOT_FOUND")] * 2 + [("FINISHED", "")] * 3
+    assert {(file.state, file.attempt) for file in await desk.ended(other)} == {("FINISHED", 1)}
+    assert batches[:2] == [1, 8]
+    (file,) = await desk.ended(await desk.submit(lfns[:1], "RAL"))
+    assert (file.state, file.source) == ("FINISHED", "storage.CNAF")
+
+    # one job is cancelled while files of both are under way
+    lfns = [await desk.put(f"g{number}") for number in range(4)]
+    one, other = await two_jobs(lfns[:2], lfns[2:], len(batches) + 1)
+    under_way = asyncio.Event()
+
+    async def copy_never(prepared: Any, files: Any, *more: Any) -> Any:
+        effects.copy_together = copy
+        assert len(files) == 4
+        under_way.set()
+        return await asyncio.Event().wait()
+
+    effects.copy_together = copy_never
+    go_on.set()
+    async with asyncio.timeout(60):
+        await under_way.wait()
+    assert await (await desk.transfers()).cancel(one) == 2
+    assert {file.state for file in await desk.ended(one)} == {"CANCELED"}
+    assert {(file.state, file.attempt) for file in await desk.ended(other)} == {("FINISHED", 1)}
+    await desk.clean()
+    assert [len(await desk.replicas(lfn)) for lfn in lfns] == [1, 1, 2, 2]
+
+
 async def test_cancelled_in_the_middle_nothing_stays(desk: Desk) -> None:
     await desk.start(caps_mb_per_s={"CERN > *": 0.3}, max_queued_per_owner=4)
     lfn = await desk.put("large", data=bytes(12 << 20))

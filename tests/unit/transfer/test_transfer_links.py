@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from agents.transfer.links import Links
+from agents.transfer.links import MAX_BATCH, MAX_BATCH_BYTES, Links, Waiting
 from agents.transfer.optimiser import REST_LOOKS, Look, Optimiser, TokenBucket
 
 
@@ -17,10 +17,10 @@ def links(cap_of: Callable[[str, str], float] = lambda source, destination: 0.0,
 def test_a_long_queue_on_one_link_delays_no_other() -> None:
     board = links(max_active=4)
     for number in range(100):
-        board.add(f"a{number}", "a", "x", "cms", 1, 0)
-    board.add("b", "b", "x", "cms", 1, 0)
-    board.add("c", "c", "y", "cms", 1, 0)
-    assert {"b", "c"} < set(board.take(0.0)) and board.active == 4
+        board.add(f"a{number}", Waiting("a", "x", "cms", 1))
+    board.add("b", Waiting("b", "x", "cms", 1))
+    board.add("c", Waiting("c", "y", "cms", 1))
+    assert {"b", "c"} < {key for batch in board.take(0.0) for key in batch} and board.active == 4
     assert list(board.take(0.0)) == []
     assert board.link("a", "x").seen.waited and not board.link("b", "x").seen.waited
 
@@ -28,22 +28,49 @@ def test_a_long_queue_on_one_link_delays_no_other() -> None:
 def test_vos_have_shares_and_files_priorities() -> None:
     board = links()
     for number in range(40):
-        board.add(f"cms{number}", "a", "x", "cms", 1, 0)
-        board.add(f"atlas{number}", "a", "x", "atlas", 1, 0)
-    board.add("urgent", "a", "x", "cms", 1, 5)
+        board.add(f"cms{number}", Waiting("a", "x", "cms", 1))
+        board.add(f"atlas{number}", Waiting("a", "x", "atlas", 1))
+    board.add("urgent", Waiting("a", "x", "cms", 1, 5))
     order: list[str] = []
     while len(order) < 40:
-        for key in board.take(0.0):
+        for (key,) in board.take(0.0):
             order.append(key)
             board.done("a", "x")
     assert "urgent" in order[:3]
     assert 28 <= Counter(key.rstrip("0123456789") for key in order[:40])["cms"] <= 32
 
 
+def test_small_files_of_an_owner_share_a_place_and_count_for_their_vo_each_by_itself() -> None:
+    board = links(max_per_link=1)
+    for number in range(MAX_BATCH + 10):
+        board.add(f"ada{number}", Waiting("a", "x", "atlas", 10, together="ada"))
+    board.add("bob", Waiting("a", "x", "atlas", 10, together="bob"))
+    board.add("large", Waiting("a", "x", "atlas", 1 << 30))
+    for number in range(3):
+        board.add(f"cms{number}", Waiting("a", "x", "cms", MAX_BATCH_BYTES // 2, together="ada"))
+    batches: list[list[str]] = []
+    while taken := list(board.take(0.0)):
+        batches += taken
+        assert board.active == 1
+        board.done("a", "x")
+    assert [len(batch) for batch in batches] == [MAX_BATCH, 2, 1, 10, 1, 1]  # cms twice, as so much went before
+    assert batches[1:3] == [["cms0", "cms1"], ["cms2"]]
+    assert sorted(key for batch in batches[-2:] for key in batch) == ["bob", "large"]
+
+
+def test_a_batch_ends_where_a_cap_does() -> None:
+    board = links(cap_of=lambda source, destination: 100.0)
+    for number in range(10):
+        board.add(f"{number}", Waiting("a", "x", "cms", 40, together="ada"))
+    assert list(board.take(0.0)) == [["0", "1", "2"]]
+    assert list(board.take(0.1)) == []
+    assert [len(batch) for batch in board.take(1.3)] == [3]
+
+
 def test_an_element_is_not_overrun_by_many_links() -> None:
     board = links(max_per_element=3)
     for source in "abcdef":
-        board.add(source, source, "x", "cms", 1, 0)
+        board.add(source, Waiting(source, "x", "cms", 1))
     assert len(list(board.take(0.0))) == 3
     board.done("a", "x")
     assert len(list(board.take(0.0))) == 1
@@ -51,12 +78,12 @@ def test_an_element_is_not_overrun_by_many_links() -> None:
 
 def test_a_pause_ends_by_itself_and_who_is_taken_away_does_not_come_back() -> None:
     board = links()
-    board.add("late", "a", "x", "cms", 1, 0, 5.0)
-    board.add("never", "a", "x", "cms", 1, 0, 5.0)
+    board.add("late", Waiting("a", "x", "cms", 1), 5.0)
+    board.add("never", Waiting("a", "x", "cms", 1), 5.0)
     board.discard("never")
     assert list(board.take(4.0)) == [] and board.next_s(4.0, 60.0) == 1.0
-    assert list(board.take(5.0)) == ["late"]
-    board.add("now", "a", "x", "cms", 1, 0)
+    assert list(board.take(5.0)) == [["late"]]
+    board.add("now", Waiting("a", "x", "cms", 1))
     board.discard("now")
     assert list(board.take(6.0)) == [] and board.load("a", "x") == 1
 
@@ -65,10 +92,10 @@ def test_a_cap_is_kept_over_time_whatever_the_sizes() -> None:
     board = links(cap_of=lambda source, destination: 100.0)
     sizes = [500, 20, 20, 20, 300, 10, 130] * 3
     for number, size_bytes in enumerate(sizes):
-        board.add(f"{number:03}", "a", "x", "cms", size_bytes, 0)
+        board.add(f"{number:03}", Waiting("a", "x", "cms", size_bytes))
     begun_bytes, now_s = 0, 0.0
     while board.link("a", "x").waiting:
-        for key in board.take(now_s):
+        for (key,) in board.take(now_s):
             begun_bytes += sizes[int(key)]
             board.done("a", "x")
             assert begun_bytes <= 100 * (now_s + 1) + max(sizes)
