@@ -24,6 +24,7 @@ from fabric.glue_model import (
     StorageElement,
     SubCluster,
 )
+from fabric.information_tree import PRODUCED_AT_US
 from fabric.ldap.dn import ROOT, Dn
 from fabric.ldap.entry import Entry, make_entry
 
@@ -343,6 +344,8 @@ class CeView:
     attributes: Mapping[str, Value]
     close_storage: tuple[str, ...] = ()
     """Known storage elements only, in the publisher's order."""
+    produced_at_us: int = 0
+    """When its producer made this version of the GlueCE, by the producer's clock; 0 if it was not told."""
 
     @property
     def is_usable(self) -> bool:
@@ -483,4 +486,5 @@ def _view(site: str, element: Entry, parts: _SiteParts, storage: Mapping[str, in
     if close:
         attributes["GlueSAStateAvailableSpace"] = max(storage[se] for se in close)
     attributes.setdefault("GlueSiteUniqueID", site)
-    return CeView(unique_id, site, attributes, close)
+    made_at_us = int(element.operational.get(PRODUCED_AT_US, ("0",))[0])
+    return CeView(unique_id, site, attributes, close, made_at_us)

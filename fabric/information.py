@@ -20,6 +20,7 @@ from gridfabric.information.v1 import information_pb2 as pb
 from fabric.clock import Clock, to_us
 from fabric.errors import GridError, Unavailable
 from fabric.glue13 import CeView, bound_storage, ce_views, site_of, storage_space
+from fabric.information_tree import ATTRIBUTE_PRODUCER, PRODUCED_AT_US
 from fabric.ldap import Dn, Entry, parse_dn
 from fabric.ldap.entry import NO_ATTRIBUTES
 from fabric.logs import Logger
@@ -453,7 +454,9 @@ class TreeCopy:
                 raise Unavailable("INFORMATION_GAP", text)
             merged = {**known.attributes, **attributes}
             attributes = {name: values for name, values in merged.items() if values}
-        operational = {"GridFabricProducer": (wire.producer,)} if wire.producer else NO_ATTRIBUTES
+        operational = {ATTRIBUTE_PRODUCER: (wire.producer,)} if wire.producer else {}
+        if wire.produced_at_us:
+            operational[PRODUCED_AT_US] = (str(wire.produced_at_us),)
         return Entry(received.dn, attributes, operational)
 
 

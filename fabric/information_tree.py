@@ -25,6 +25,9 @@ ATTRIBUTE_STATE = "GridFabricState"
 OPERATIONAL_ATTRIBUTES = (ATTRIBUTE_PRODUCER, ATTRIBUTE_PRODUCED_AT, ATTRIBUTE_VALID_UNTIL, ATTRIBUTE_STATE)
 """With every published entry; LDAP clients ask for them by name or with `+`."""
 
+PRODUCED_AT_US = "producedAtUs"
+"""In a subscriber's copy of the tree alone: microseconds since 1970."""
+
 
 def ldap_time(moment: datetime) -> str:
     """GeneralizedTime in UTC (RFC 4517 section 3.3.13)."""

@@ -30,7 +30,7 @@ class Board:
         self.ended = 0
         self._ended_at: dict[str, float] = {}
         for (owner, ce, gatekeeper, state), count in (counts.at_ce if counts else {}).items():
-            self._place(owner, ce, gatekeeper, state, count)
+            self._place(owner, ce, gatekeeper, state, count, 0)
 
     def load(self, ce: str) -> CeLoad:
         found = self.loads.get(ce)
@@ -38,12 +38,14 @@ class Board:
             found = self.loads[ce] = CeLoad()
         return found
 
-    def _place(self, owner: str, ce: str, gatekeeper: str, state: JobState, count: int) -> None:
+    def _place(self, owner: str, ce: str, gatekeeper: str, state: JobState, count: int, at_us: int) -> None:
         load = self.load(ce)
         if state in _PENDING:
             load.pending += count
+            if state is JobState.SCHEDULED:
+                load.moved(count, 0, at_us)
         elif state is JobState.RUNNING:
-            load.running += count
+            load.moved(0, count, at_us)
         else:
             return
         key = (owner, gatekeeper)
@@ -70,12 +72,12 @@ class Board:
                 if before.state is JobState.WAITING:
                     self._wait(change.before_cluster, -1)
                 elif before.ce:
-                    self._place(change.owner, before.ce, before.gatekeeper, before.state, -1)
+                    self._place(change.owner, before.ce, before.gatekeeper, before.state, -1, change.at_us)
             if after.state is JobState.WAITING:
                 self._wait(change.after_cluster, 1)
                 look_again = True
             elif after.ce:
-                self._place(change.owner, after.ce, after.gatekeeper, after.state, 1)
+                self._place(change.owner, after.ce, after.gatekeeper, after.state, 1, change.at_us)
             if before is not None and before.ce and after.state not in _PENDING:
                 look_again = True
                 if after.state is not JobState.RUNNING:
@@ -111,9 +113,12 @@ class Board:
         return load.ended_per_s * math.exp(-passed / RATE_TIME_S)
 
     def reported(self, ces: Mapping[str, ComputingElement], before: Mapping[str, ComputingElement]) -> None:
-        """A report of CEs came: what they say includes our jobs of this moment."""
+        """The CEs as they are now and were before: what a new report says includes our jobs of its moment."""
         for key, ce in ces.items():
             old = before.get(key)
-            if old is None or (old.free_slots, old.running, old.waiting) != (ce.free_slots, ce.running, ce.waiting):
-                load = self.load(key)
-                load.reported_pending, load.reported_running = load.pending, load.running
+            if old is None or _counted(old) != _counted(ce):
+                self.load(key).reported(ce.produced_at_us)
+
+
+def _counted(ce: ComputingElement) -> tuple[int, ...]:
+    return (ce.produced_at_us, ce.free_slots, ce.running, ce.waiting)

@@ -198,6 +198,7 @@ class BrokerCore:
         """Count what is unfinished, and begin to do it again."""
         counts = await self.store.read(rows.counts)
         self.board = Board(counts)
+        self.board.reported(self.ces, {})
         self.is_open = True
         for owner, gatekeeper in counts.links:
             self.link(owner, gatekeeper).wake()

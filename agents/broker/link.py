@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -508,13 +509,14 @@ class Link:
             self._acknowledged.discard(key)
             events.append((update.job_id, event))
         last = max(update.sequence for update in updates)
+        happened_us = {update.job_id: update.at_us for update in updates}
 
         def change(connection: sa.Connection) -> list[Change]:
             changes = rows.step_ids(
                 connection, events, core.now_us, core.sink, owner=self.owner, gatekeeper=self.gatekeeper
             )
             rows.set_watch_sequence(connection, self.owner, self.gatekeeper, last)
-            return changes
+            return [replace(one, at_us=happened_us.get(one.job_id, one.at_us)) for one in changes]
 
         await core.commit(change)
 

@@ -31,6 +31,9 @@ LEAST_CHANCE = 0.05
 """Weight of the worst rank when CEs are drawn; the best has 1 more."""
 MAX_DRAWS = 32
 """Draws for the jobs of one cluster in one pass; those of one draw go together."""
+SLICE_US = 10_000
+MAX_SLICES = 1000
+"""Of what happened at a CE since its last report: 10 s. A report that takes longer is taken as if it had none."""
 MAX_CHANGES = 8
 """Failing terms for which a change is looked for, for one CE."""
 MAX_LITERALS = 20
@@ -152,16 +155,40 @@ class CeLoad:
 
     pending: int = 0
     """Ours, chosen for it and not yet running."""
+    accepted: int = 0
+    """Of these, what it has acknowledged."""
     running: int = 0
     """Ours, running."""
-    reported_pending: int = 0
-    """``pending`` at the moment of the CE's last report."""
+    reported_at_us: int = 0
+    """When the CE counted for its last report, by its own clock."""
+    reported_accepted: int = 0
+    """Ours at that moment, whenever we heard of them: the rest of what it reported is others'."""
     reported_running: int = 0
+    since: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])
+    """By slice of its clock since then: by how much ours have changed, (accepted, running)."""
     ended_per_s: float = 0.0
     """How fast our jobs have been ending there lately."""
-    blocked_until: float = 0.0
-    """Monotonic; the CE refused or did not answer."""
-    blocked_reason: str = ""
+
+    def moved(self, accepted: int, running: int, at_us: int) -> None:
+        """Ours have changed by this. What happened before the last report belongs to it, though it is heard later."""
+        self.accepted += accepted
+        self.running += running
+        if at_us <= self.reported_at_us:
+            self.reported_accepted += accepted
+            self.reported_running += running
+            return
+        slice_ = at_us // SLICE_US
+        before = self.since.get(slice_, (0, 0))
+        self.since[slice_] = (before[0] + accepted, before[1] + running)
+        if len(self.since) > MAX_SLICES:
+            del self.since[min(self.since)]
+
+    def reported(self, at_us: int) -> None:
+        """The CE counted then; 0: it does not say when, so all that is known of ours is in it."""
+        self.reported_at_us = at_us
+        self.since = {key: moved for key, moved in self.since.items() if 0 < at_us < key * SLICE_US}
+        self.reported_accepted = self.accepted - sum(accepted for accepted, _ in self.since.values())
+        self.reported_running = self.running - sum(running for _, running in self.since.values())
 
 
 @dataclass(slots=True)
@@ -187,7 +214,7 @@ def room_of(
     ``elsewhere``: slots used by the other queues of its gatekeeper, which share them.
     """
     slots = ce.slots
-    others_waiting = max(0, ce.waiting - load.reported_pending)
+    others_waiting = max(0, ce.waiting - load.reported_accepted)
     free = slots - used_slots(ce, load) - others_waiting - elsewhere
     queue = max(least, math.ceil(queue_factor * slots), math.ceil(load.ended_per_s * queue_ahead_s)) if slots else 0
     if free < 0:

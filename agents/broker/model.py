@@ -231,6 +231,8 @@ class ComputingElement:
     close_storage: tuple[str, ...] = ()
     fqans: tuple[str, ...] = ()
     """Groups and roles of other VOs that are let in."""
+    produced_at_us: int = 0
+    """When the CE counted, by its own clock; 0 if it was not told."""
 
     @property
     def gatekeeper(self) -> str:

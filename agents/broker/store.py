@@ -308,7 +308,7 @@ def _step_rows(
                 job.shallow_left, job.deep_left, "\n".join(job.excluded), job.reason, now_us, cluster, row.id,
             )
         )  # fmt: skip
-        changes.append(Change(row.owner, row.job_id, row.job, row.cluster, job, cluster, refused, cause))
+        changes.append(Change(row.owner, row.job_id, row.job, row.cluster, job, cluster, refused, cause, now_us))
     if updates:
         connection.exec_driver_sql(
             "UPDATE jobs SET state=?, attempt=?, ce=?, gatekeeper=?, sent=?, cancelling=?, purge=?, shallow_left=?, "

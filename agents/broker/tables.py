@@ -217,6 +217,8 @@ class Change:
     refused: bool = False
     cause: str = ""
     """Why its attempt at ``before.ce`` failed, if it did."""
+    at_us: int = 0
+    """When it happened, by the CE's clock if it happened there; 0: long ago."""
 
 
 COLUMNS = (

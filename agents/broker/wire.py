@@ -36,6 +36,7 @@ def computing_element(view: CeView) -> ComputingElement:
         waiting=view.integer("GlueCEStateWaitingJobs"),
         alive=view.is_usable,
         close_storage=view.close_storage,
+        produced_at_us=view.produced_at_us,
     )
 
 

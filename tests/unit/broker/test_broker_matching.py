@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from agents.broker.board import Board
 from agents.broker.machine import Job
 from agents.broker.matching import (
+    MAX_SLICES,
+    SLICE_US,
     UNKNOWN_RANK,
     Candidate,
     CeLoad,
@@ -26,6 +28,7 @@ from agents.broker.matching import (
     explain,
     match_pass,
     room_of,
+    used_slots,
     why_chosen,
 )
 from agents.broker.model import Cluster, ComputingElement, JobDescription, JobState, Limits
@@ -207,7 +210,7 @@ def test_nothing_is_given_twice_or_withheld(wanted, spaces, keeps_rank, data):
 def test_room_counts_own_jobs_exactly_and_others_as_reported():
     # Reported: 2 running, 1 waiting; ours were 1 running then, so one of each is another's.
     element = ce(free=2, running=2, waiting=1)
-    load = CeLoad(pending=0, running=1, reported_running=1, reported_pending=0)
+    load = CeLoad(running=1, reported_running=1)
     assert room_of(element, load, 2, 2, 2) == Room(4 - 1 - 1 - 1, 8, 4)
     load.pending = 6  # given since the report
     assert room_of(element, load, 2, 2, 2) == Room(0, 8 - 5, 4)
@@ -234,13 +237,13 @@ def test_one_users_many_jobs_do_not_hold_up_anothers_one():
     assert outcome.given == {1: {"a": 7}, 2: {"a": 1}}
 
 
-def change(before, after, ce_name="ce1"):
+def change(before, after, ce_name="ce1", at_us=0):
     def job(state):
         if state is JobState.WAITING:
             return Job()
         return Job(state=state, ce=ce_name, gatekeeper="h:1")
 
-    return Change("/CN=a", "j", job(before) if before else None, 7, job(after), 7)
+    return Change("/CN=a", "j", job(before) if before else None, 7, job(after), 7, at_us=at_us)
 
 
 def test_board_follows_changes_in_any_order():
@@ -255,6 +258,82 @@ def test_board_follows_changes_in_any_order():
     assert board.apply([change(JobState.RUNNING, JobState.DONE)], 2)
     assert (board.load("ce1").running, board.links, board.ended, board.owners) == (0, {}, 1, {})
     assert board.rate("ce1", 2) > board.rate("ce1", 3) > 0
+
+
+SECOND_US = 1_000_000
+
+
+def report(board, before, at_s, **counts):
+    """A CE of four slots has counted; what the board takes it to use."""
+    told = dataclasses.replace(ce(**counts), produced_at_us=int(at_s * SECOND_US))
+    board.reported({"ce1": told}, {"ce1": before} if before else {})
+    return told
+
+
+def test_a_slot_of_ours_that_a_report_gives_back_is_not_given_back_again_by_the_end_of_the_job():
+    board = Board()
+    board.apply([change(None, JobState.RUNNING)], 0)
+    first = report(board, None, 1, free=1, running=3)  # ours and two of others
+    second = report(board, first, 2, free=2, running=2)  # ours has ended at 1.9, which is heard later
+    board.apply([change(JobState.RUNNING, JobState.DONE, at_us=1_900_000)], 0)
+    assert used_slots(second, board.load("ce1")) == 2
+    assert room_of(second, board.load("ce1"), 2, 2, 2).free == 2
+
+
+def test_a_job_that_has_ended_since_a_report_was_made_is_not_taken_for_anothers():
+    board = Board()
+    board.apply([change(None, JobState.RUNNING)], 0)
+    board.apply([change(JobState.RUNNING, JobState.DONE, at_us=1_500_000)], 0)  # is heard before
+    late = report(board, None, 1, free=3, running=1)
+    assert used_slots(late, board.load("ce1")) == 0
+
+
+def test_a_ce_that_does_not_say_when_it_counted_is_believed_to_know_what_we_know():
+    board = Board()
+    board.apply([change(None, JobState.RUNNING, at_us=5)], 0)
+    told = report(board, None, 0, free=1, running=3)
+    assert used_slots(told, board.load("ce1")) == 3
+    assert board.load("ce1").since == {}
+
+
+@given(st.integers(0, 5), st.lists(st.sampled_from("qsed"), max_size=60), st.data())
+def test_others_are_known_exactly_once_all_has_been_heard(others, steps, data):
+    """Ours queue, start and end at a CE; updates and reports are heard in any order with any delay, each in its own."""
+    queued = running = 0
+    updates, reports = [], [(SLICE_US, 0, others)]
+    for at, what in enumerate(steps, 1):
+        at_us = at * 2 * SLICE_US
+        if what == "q":
+            queued += 1
+            updates.append(change(JobState.READY, JobState.SCHEDULED, at_us=at_us))
+        elif what == "s" and queued:
+            queued, running = queued - 1, running + 1
+            updates.append(change(JobState.SCHEDULED, JobState.RUNNING, at_us=at_us))
+        elif what == "e" and running:
+            running -= 1
+            updates.append(change(JobState.RUNNING, JobState.DONE, at_us=at_us))
+        elif what == "d":
+            reports.append((at_us, queued, running + others))
+    board, told = Board(), None
+    while updates or reports:
+        if reports and (not updates or data.draw(st.booleans())):
+            at_us, waiting, in_use = reports.pop(0)
+            told = report(board, told, at_us / SECOND_US, free=max(0, 99 - in_use), running=in_use, waiting=waiting)
+        else:
+            board.apply([updates.pop(0)], 0)
+    load = board.load("ce1")
+    assert told.running - load.reported_running == others
+    assert told.waiting == load.reported_accepted
+    assert used_slots(told, load) == others + running + load.pending
+
+
+def test_what_is_kept_of_a_ce_that_never_reports_is_bounded():
+    load = CeLoad()
+    for number in range(MAX_SLICES + 50):
+        load.moved(0, 1, (number + 1) * SLICE_US)
+    assert len(load.since) == MAX_SLICES
+    load.reported(60 * SLICE_US)
+    assert (load.running, load.reported_running) == (MAX_SLICES + 50, 60)
 
 
 def test_rate_of_matching():

@@ -206,8 +206,9 @@ def test_the_grid_view_follows_changes_of_one_site_and_of_storage_elsewhere() ->
     assert before["ce.ral:2119/jobmanager-fork-grid"].close_storage == ("se.cern.ch",)
     (ce,) = (entry for entry in cern if "GlueCE" in entry.attributes["objectClass"])
     busy = Entry(ce.dn, {**ce.attributes, "GlueCEStateFreeJobSlots": ("0",)})
-    copy.apply(pb.SubscribeResponse(sequence=2, changed=[entry_to_wire(busy, known=ce.attributes)]))
+    copy.apply(pb.SubscribeResponse(sequence=2, changed=[entry_to_wire(busy, known=ce.attributes, produced_at_us=7)]))
     after = view.elements()  # what the next match is made on
+    assert (before[CE_ID].produced_at_us, after[CE_ID].produced_at_us) == (0, 7)
     assert after[CE_ID].attributes["GlueCEStateFreeJobSlots"] == 0
     assert after == ce_views(copy.entries.values())
     (se,) = (entry for entry in cern if "GlueSE" in entry.attributes["objectClass"])
