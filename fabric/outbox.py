@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import sqlalchemy
 
+from fabric import failpoints
 from fabric.errors import Exhausted, GridError, InvalidRequest
 from fabric.logs import Logger, null_logger
 from fabric.pace import Pace
@@ -144,6 +145,7 @@ class Outbox:
                 await asyncio.sleep(error.retry_after_s or pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(MAX_PAUSE_S, pause_s * 2)
                 continue
+            failpoints.reached("outbox.delivered")
             await self._forget(batch)
             pause_s, self._poison, self.last_error = FIRST_PAUSE_S, False, None
 

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 
 import sqlalchemy
 
+from fabric import failpoints
 from fabric.database import Database, Driver, Migration, driver_of
 from fabric.database_sqlite import SqliteDatabase
 from fabric.errors import Defect, Exhausted, Unavailable
@@ -230,7 +231,9 @@ class Store:
                 except queue.Empty:
                     break
                 open_ended = upcoming is not None
+            failpoints.reached("store.ran")
             self._driver.execute("COMMIT")
+            failpoints.reached("store.committed")
             self.transactions += 1
             self.functions += len(batch)
         except Exception as error:  # the whole transaction is lost: nobody in it may be told that it was kept

@@ -17,6 +17,7 @@ from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.model import JobState
 from agents.bookkeeping.store import Finished
+from fabric import failpoints
 from fabric.clock import Clock, from_us, to_us, utc_text
 from fabric.errors import GridError
 from fabric.logs import Logger
@@ -59,6 +60,7 @@ class Archive:
         if not found:
             return 0
         path = await asyncio.to_thread(self._write, found)
+        failpoints.reached("bookkeeping.archive.written")
         gone = await self._store.write(lambda connection: rows.forget(connection, found))
         self.moved += gone
         self._log.info("archive.written", path=str(path), jobs=gone)

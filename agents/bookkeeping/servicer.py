@@ -14,6 +14,7 @@ from agents.bookkeeping import store as rows
 from agents.bookkeeping.config import BookkeepingOptions
 from agents.bookkeeping.model import MAX_JOB_ID_LENGTH, Event, EventType, JobQuery, JobRecord, Reader
 from agents.bookkeeping.watchers import Watchers
+from fabric import failpoints
 from fabric.clock import Clock
 from fabric.errors import Exhausted, InvalidRequest, NotFound, Refused
 from fabric.rpc.peer import Peer, current_peer
@@ -81,6 +82,7 @@ class BookkeepingServicer(pb_grpc.BookkeepingServicer):
             return rows.record(connection, batch)
 
         done = await self._store.write(record)
+        failpoints.reached("bookkeeping.record.committed")
         self.recorded += done.new
         self.duplicates += done.duplicates
         self._watchers.publish(done.changed)

@@ -40,6 +40,7 @@ from agents.broker.renewal import Renewals
 from agents.broker.sandbox import SandboxStore
 from agents.broker.succession import COPIED_ID, Succession
 from agents.broker.tables import Change, JobRow, LogSink
+from fabric import failpoints
 from fabric.clock import from_us, to_us
 from fabric.errors import GridError, NotFound, Unauthenticated, Unavailable
 from fabric.glue13 import CeView
@@ -258,6 +259,7 @@ class BrokerCore:
                 return rows.submit(connection, new, self.sink, to_copy=to_copy)
 
             done = await self.store.write(keep)
+            failpoints.reached("broker.submit.committed")
             self._committed(done.changes)
             self.succession.changed()
             return done
@@ -432,6 +434,7 @@ class BrokerCore:
             self._matched = len(
                 await self.commit(lambda connection: rows.assign(connection, choices, self.now_us, self.sink))
             )
+            failpoints.reached("broker.match.committed")
             if given != outcome.given:
                 self._match_wanted.set()
 

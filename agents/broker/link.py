@@ -23,6 +23,7 @@ from agents.broker import machine, policy, wire
 from agents.broker import store as rows
 from agents.broker.model import JobDescription, JobState, SandboxFile
 from agents.broker.tables import Change, JobRow
+from fabric import failpoints
 from fabric.errors import (
     Conflict,
     Exhausted,
@@ -298,6 +299,7 @@ class Link:
             await core.succession.recorded()
             ids = [row.id for row in found[: len(jobs)]]
             still = set(await core.store.write(lambda connection: rows.mark_sent(connection, ids)))
+            failpoints.reached("broker.deliver.marked")
             jobs = [job for job, row in zip(jobs, found, strict=False) if row.id in still]
             if not jobs:
                 return True
@@ -354,6 +356,7 @@ class Link:
                 sentence=error.sentence, jobs=len(jobs),
             )  # fmt: skip
             return
+        failpoints.reached("broker.deliver.answered")
         events = []
         lost_files = 0
         for outcome in response.outcomes:
@@ -416,6 +419,7 @@ class Link:
         while found := await core.store.read(lambda c: rows.purgeable(c, self.owner, self.gatekeeper, 1000)):
             stub = await self._stub()
             await stub.Purge(pb.PurgeRequest(job_ids=found))
+            failpoints.reached("broker.purge.answered")
             await core.store.write(lambda connection, found=found: rows.purged(connection, found))
 
     async def _reconcile(self) -> None:
@@ -510,6 +514,7 @@ class Link:
             events.append((update.job_id, event))
         last = max(update.sequence for update in updates)
         happened_us = {update.job_id: update.at_us for update in updates}
+        failpoints.reached("broker.update.received")
 
         def change(connection: sa.Connection) -> list[Change]:
             changes = rows.step_ids(

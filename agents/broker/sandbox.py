@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.broker.model import SandboxFile
+from fabric import failpoints
 from fabric.errors import Exhausted, InvalidRequest
 from fabric.ids import unique_id
 
@@ -59,12 +60,14 @@ class Upload:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+            failpoints.reached("broker.sandbox.written")
             os.replace(self._path, self._final)
             directory = os.open(self._final.parent, os.O_RDONLY)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
+            failpoints.reached("broker.sandbox.linked")
         except BaseException:
             self.discard()
             raise

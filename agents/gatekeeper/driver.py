@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from agents.gatekeeper import store as rows
 from agents.gatekeeper.machine import GatekeeperMachine
 from agents.gatekeeper.model import Command, Event, Outcome, State, Submitted, Turn, Update
+from fabric import failpoints
 from fabric.clock import to_us
 from fabric.errors import Exhausted, GridError, Unavailable
 from fabric.pace import Pace
@@ -194,6 +195,7 @@ class Driver:
             payloads |= {id(group.events[position]): payload for position, payload in group.payloads.items()}
         if turn.changed or turn.purged or turn.closures is not None:
             await self._keep(turn, events, payloads)
+            failpoints.reached("gatekeeper.turn.committed")
         self.numbers.turns += 1
         self.numbers.events += len(events)
         self.numbers.accepted += len(turn.accepted)
@@ -205,6 +207,7 @@ class Driver:
         self._answer(groups, turn)
         self._tell(turn.updates)
         self._perform(turn.commands)
+        failpoints.reached("gatekeeper.turn.performed")
         for job in turn.ended:
             self.descriptions.pop(job.job_id, None)
         self._changed()

@@ -14,6 +14,7 @@ import secrets
 import shutil
 from pathlib import Path
 
+from fabric import failpoints
 from fabric.errors import DataCorrupted, Exhausted, InvalidRequest, NotFound
 from security.errors import os_error_text
 
@@ -163,8 +164,10 @@ class Upload:
             existed = target.exists()
             os.fsync(self._descriptor)
             target.parent.mkdir(mode=0o700, exist_ok=True)
+            failpoints.reached("gatekeeper.sandbox.written")
             os.rename(self._path, target)
             _sync_directory(target.parent)
+            failpoints.reached("gatekeeper.sandbox.linked")
         except OSError as error:
             raise _disk(error) from error
         else:

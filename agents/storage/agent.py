@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,6 @@ from agents.storage.config import parse_config
 from agents.storage.door import WebDavDoor
 from agents.storage.drain import PoolKeeper
 from agents.storage.element import StorageElement
-from agents.storage.failpoints import FAILPOINT_VARIABLE, Failpoints
 from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
@@ -50,13 +48,12 @@ class StorageAgent(Agent):
         self._config = parse_config(settings.options, settings.state_dir)
         store, tape = context.store("storage", metadata, MIGRATIONS), self._config.tape
         files = FileStore(store, tape.vos if tape is not None else ())
-        failpoints = Failpoints(os.environ.get(FAILPOINT_VARIABLE, ""))
-        self.element = StorageElement(self._config, files, log=context.log, clock=context.clock, failpoints=failpoints)
+        self.element = StorageElement(self._config, files, log=context.log, clock=context.clock)
         self.nearline = None
         if tape is not None:
             self.nearline = Nearline(
                 self.element, files, TapeRows(store), FileLibrary(tape), tape,
-                log=context.log, clock=context.clock, failpoints=failpoints,
+                log=context.log, clock=context.clock,
             )  # fmt: skip
         context.close_at_end(self.element)
         self.keeper = PoolKeeper(self.element, files, log=context.log)

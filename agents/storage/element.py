@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from agents.storage.admission import Admission
 from agents.storage.config import StorageConfig
-from agents.storage.failpoints import Failpoints
 from agents.storage.framing import Piece
 from agents.storage.model import (
     MAX_NAME_HINT_LENGTH,
@@ -41,6 +40,7 @@ from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool, read_t
 from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
+from fabric import failpoints
 from fabric.bell import Bell
 from fabric.clock import Clock, to_us
 from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, Exhausted, GridError, NotFound, Unavailable
@@ -82,7 +82,6 @@ class StorageElement:
         *,
         log: Logger,
         clock: Clock,
-        failpoints: Failpoints | None = None,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self.config = config
@@ -92,7 +91,6 @@ class StorageElement:
         self._files = files
         self._log = log
         self._clock = clock
-        self._failpoints = failpoints or Failpoints()
         self._new_id = new_id
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
         self.pools = Pools(config.pools, files, self._io, log)
@@ -198,7 +196,7 @@ class StorageElement:
             reservation = await self._reserve(announced.vo, announced.size_bytes)
             incoming = self._incoming(reservation, announced.size_bytes, self._new_id())
             try:
-                self._failpoints.reached("storage.put.reserved")
+                failpoints.reached("storage.put.reserved")
                 await self._io(incoming.begin)
                 sent = await self._take(pieces, incoming, reservation) or announced.checksums
                 incoming.verify_size()
@@ -273,12 +271,12 @@ class StorageElement:
     ) -> StoredFile:
         file = self._new_file(announced, incoming, checksums)
         try:
-            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.put.{step}"))
+            await self._io(incoming.finish, lambda step: failpoints.reached(f"storage.put.{step}"))
             kept, replaced = await self._files.add(file, announced.path, announced.replaces)
         except BaseException:
             await self._drop(incoming, reservation)
             raise
-        self._failpoints.reached("storage.put.committed")
+        failpoints.reached("storage.put.committed")
         if kept is not file:
             await self._drop(incoming, reservation)
             require_same(kept, announced, checksums)
@@ -348,14 +346,14 @@ class StorageElement:
         refused = await self._io(
             write_together,
             [(one.incoming, one.data, one.checksums) for one in arrived],
-            lambda step: self._failpoints.reached(f"storage.together.{step}"),
+            lambda step: failpoints.reached(f"storage.together.{step}"),
         )
         for one, error in zip(arrived, refused, strict=True):
             outcomes[one.number] = error
         whole = [one for one in arrived if outcomes[one.number] is None]
         new = [self._new_file(one.announced, one.incoming, one.checksums) for one in whole]
         kept = await self._files.add_many(new) if new else []
-        self._failpoints.reached("storage.together.committed")
+        failpoints.reached("storage.together.committed")
         for one, file, found in zip(whole, new, kept, strict=True):
             try:
                 if found is file:
@@ -539,7 +537,7 @@ class StorageElement:
 
     async def _remove(self, file_id: str) -> bool:
         file = await self._files.remove(file_id)
-        self._failpoints.reached("storage.remove.committed")
+        failpoints.reached("storage.remove.committed")
         if file is None:
             return False
         await self._forget(file)
@@ -608,7 +606,7 @@ class StorageElement:
     async def _purge(self, file: StoredFile) -> bool:
         if not await self._files.purge(file, to_us(self._clock.now())):
             return False
-        self._failpoints.reached("storage.purge.committed")
+        failpoints.reached("storage.purge.committed")
         self._ledger.purged(file.vo, file.size_bytes)
         self._changed.set()
         await self._erase(file)
@@ -636,12 +634,12 @@ class StorageElement:
 
     async def _commit_renewal(self, file: StoredFile, incoming: Incoming, reservation: Reservation) -> bool:
         try:
-            await self._io(incoming.finish, lambda step: self._failpoints.reached(f"storage.renew.{step}"))
+            await self._io(incoming.finish, lambda step: failpoints.reached(f"storage.renew.{step}"))
             renewed = await self._files.relocate(file, incoming.pool.name, incoming.file_id)
         except BaseException:
             await self._drop(incoming, reservation)
             raise
-        self._failpoints.reached("storage.renew.committed")
+        failpoints.reached("storage.renew.committed")
         if renewed is None:
             await self._drop(incoming, reservation)
             return False

@@ -1,12 +1,4 @@
-"""Named places where a test may kill the process, to prove that nothing is lost or half there. Absent by default."""
-
-from __future__ import annotations
-
-import os
-import signal
-
-FAILPOINT_VARIABLE = "GRIDFABRIC_FAILPOINT"
-"""Environment variable holding one name of `NAMES`."""
+"""Where a storage element may be killed by a test (fabric/failpoints.py)."""
 
 NAMES = (
     "storage.put.reserved",  # space booked, no byte on disk
@@ -24,21 +16,3 @@ NAMES = (
     "storage.purge.committed",  # its row means the tape, the bytes are still on disk
     "storage.remove.committed",  # out of the database, bytes still on disk
 )
-
-
-class Failpoints:
-    """Kills the process with SIGKILL where `armed` says, the first time it is reached."""
-
-    def __init__(self, armed: str = "") -> None:
-        """Raises ValueError for a name that no code has: a test that arms it would prove nothing."""
-        if armed and armed not in NAMES:
-            armed_here = armed.startswith("storage.")
-            if armed_here:
-                raise ValueError(f"no failpoint {armed!r}; there are {', '.join(NAMES)}")
-            armed = ""
-        self._armed = armed
-
-    def reached(self, name: str) -> None:
-        """Die here if armed."""
-        if name == self._armed:
-            os.kill(os.getpid(), signal.SIGKILL)

@@ -22,13 +22,13 @@ from enum import StrEnum
 
 from agents.storage.config import TapeConfig
 from agents.storage.element import StorageElement
-from agents.storage.failpoints import Failpoints
 from agents.storage.model import StoredFile
 from agents.storage.space import VoUse
 from agents.storage.stage_queue import Run, StageQueue, Waiting
 from agents.storage.store import FileStore
 from agents.storage.tape import TapeLibrary
 from agents.storage.tape_rows import StageRequest, TapeCopy, TapeRows
+from fabric import failpoints
 from fabric.bell import Bell
 from fabric.clock import Clock, to_us
 from fabric.errors import DataCorrupted, Exhausted, GridError, Unavailable
@@ -92,11 +92,9 @@ class Nearline:
         *,
         log: Logger,
         clock: Clock,
-        failpoints: Failpoints | None = None,
     ) -> None:
         self._element, self._files, self._rows, self._library = element, files, rows, library
         self._config, self._log, self._clock = config, log, clock
-        self._failpoints = failpoints or Failpoints()
         self._queue = StageQueue(config.shares)
         self._asked, self._kept, self._fuller = Bell(), Bell(), Bell()
         self._later: dict[str, float] = {}
@@ -325,10 +323,10 @@ class Nearline:
             if error.reason == "POOL_UNUSABLE":
                 return False
             raise
-        self._failpoints.reached("storage.archive.written")
+        failpoints.reached("storage.archive.written")
         if not await self._rows.archived(record):
             return False  # removed meanwhile, so its record is garbage
-        self._failpoints.reached("storage.archive.committed")
+        failpoints.reached("storage.archive.committed")
         self._on_tape[file.vo] += file.size_bytes
         self._fuller.ring()
         self._log.info("storage.archived", file=file.file_id, vo=file.vo, tape=record.tape, position=record.position)

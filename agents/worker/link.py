@@ -14,6 +14,7 @@ from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
 from agents.worker.model import Job, Name, Result
+from fabric import failpoints
 from fabric.errors import GridError, Unavailable
 from fabric.pace import Pace
 from fabric.settings import Endpoint
@@ -209,6 +210,8 @@ class Link:
             self._pace.took(len(self._started) + len(self._finished))
             while (report := self._next_report()) is not None:
                 await stream.write(report)
+                if report.finished:
+                    failpoints.reached("worker.report.sent")
 
     def _next_report(self) -> pb.WorkerReport | None:
         report = pb.WorkerReport()

@@ -61,6 +61,7 @@ from agents.worker.shepherd import TERMINATED
 from agents.worker.slurm import SlurmClient
 from agents.worker.spares import Spares
 from agents.worker.starter_client import StarterClient
+from fabric import failpoints
 from fabric.clock import to_us
 from fabric.errors import GridError
 from fabric.pace import Pace
@@ -296,6 +297,7 @@ class Runner:
             self._prepare(todo.prepare)
         if todo.start:
             self.batch.submit([self._start_order(job) for job in todo.start])
+            failpoints.reached("worker.start.ordered")
         for job in todo.kill:
             self.batch.cancel([job.key], job.kill_reason, at_once=job.at_once)
         if todo.withdraw:
@@ -320,6 +322,7 @@ class Runner:
             # The row first: should we die in between, files without a row are rubbish, a row without files a second
             # run.
             await self._retrying(lambda: self._store.write(lambda connection: rows.delete(connection, keys)))
+            failpoints.reached("worker.row.deleted")
             if todo.give_back:
                 self.link.give_back([job.name for job in todo.give_back])
             self.batch.forget(keys)
@@ -406,6 +409,7 @@ class Runner:
             return []
         try:
             await self._store.write(lambda connection: rows.insert(connection, new))
+            failpoints.reached("worker.order.committed")
         except GridError as error:
             self._log.error("orders.not_kept", jobs=len(jobs), reason=error.reason, sentence=error.sentence)
             self.link.give_back([job.name for job in jobs])
@@ -524,6 +528,7 @@ class Runner:
             self._spares.create(job.key, owner=job.owner, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
             return _disk_failure(job.key, error)
+        failpoints.reached("worker.directory.made")
         return Prepared(job.key)
 
     def _account_problem(self, uid: int) -> str:
@@ -732,6 +737,7 @@ class Runner:
                 if _wants_data(job, record):
                     await self._keep_data(job)
                 outputs, missing = await self._store_outputs(job)
+                failpoints.reached("worker.output.sent")
                 result = _with_outputs(result, outputs, missing)
         except _DataError as error:
             outputs, missing = await self._outputs_anyway(job)

@@ -35,6 +35,7 @@ import time
 
 from agents.worker.launcher import Launch, kind_of
 from agents.worker.payloads import WATCH_EVERY_S, Job, Payloads
+from fabric import failpoints
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_FORKS_PER_TURN = 16
@@ -144,6 +145,7 @@ class Starter(Payloads):
 
     def ended(self, records: list[dict]) -> None:
         """Told once it is on disk."""
+        failpoints.reached("starter.ended.written")
         self._tell({"event": "ended", "jobs": records})
 
     # ---- the agent's connection
@@ -305,6 +307,8 @@ class Starter(Payloads):
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
                 refused.append([order["key"], "DISK" if full else "STATE_DIRECTORY"])
+        if chosen:
+            failpoints.reached("starter.record.made")
         del self.waiting[: len(orders)]
         for orders in _by_kind(chosen) if self.can_list_children else [[order] for order in chosen]:
             try:
@@ -336,6 +340,7 @@ class Starter(Payloads):
             while told := launch.read():
                 for key, pid, at_us, error in told:
                     order = launch.orders.pop(key)
+                    failpoints.reached("starter.launched")
                     if error is None:
                         started.append(self.begun(order, pid, at_us))
                         with contextlib.suppress(OSError):
@@ -345,6 +350,7 @@ class Starter(Payloads):
             if told is None:
                 self._launch_is_over(launch)
         if started:
+            failpoints.reached("starter.started")
             self._tell_started(started)
             for job in started if self.stopping else ():
                 self._stop(job)

@@ -13,6 +13,7 @@ from typing import Any
 
 from agents.worker import payloads, starter
 from agents.worker.batch import Listing
+from fabric import failpoints
 from fabric.errors import Unavailable
 
 START_TIMEOUT_S = 10.0
@@ -88,7 +89,7 @@ class StarterClient:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **failpoints.inherited()},
             start_new_session=True,
         )
         assert process.stdout is not None

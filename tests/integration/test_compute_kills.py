@@ -147,7 +147,7 @@ async def test_a_killed_starter_accounts_for_its_jobs_and_leaves_no_process(proc
     waiting = [counting_job(shared, number, "true") for number in range(10, 20)]
     assert all(outcome.accepted for outcome in await client.submit(channel, long))
     async with asyncio.timeout(60):
-        while sorted(path.name for path in shared.iterdir()) != ["0", "1"]:  # noqa: ASYNC110
+        while sorted(path.name for path in shared.iterdir() if path.read_text()) != ["0", "1"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     worker = processes.lab.directory / "agents" / "worker.CERN"
     os.kill(int((worker / "starter.pid").read_text()), signal.SIGKILL)

@@ -16,7 +16,8 @@ from support.grid import LabGrid
 from support.webdav import Door
 
 from agents.storage import client
-from agents.storage.failpoints import FAILPOINT_VARIABLE, NAMES
+from agents.storage.failpoints import NAMES
+from fabric import failpoints
 from fabric.errors import GridError, NotFound
 from fabric.tls_door import TlsClosed
 
@@ -36,7 +37,7 @@ async def process(lab: LabGrid, failpoint: str = "") -> AsyncIterator[asyncio.su
         "fabric.agent",
         str(settings),
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto' / 'gen'}", FAILPOINT_VARIABLE: failpoint},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto' / 'gen'}", failpoints.VARIABLE: failpoint},
         stdout=asyncio.subprocess.PIPE,
     )
     try:

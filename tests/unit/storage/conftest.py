@@ -13,7 +13,6 @@ import pytest
 
 from agents.storage.config import parse_config
 from agents.storage.element import StorageElement
-from agents.storage.failpoints import Failpoints
 from agents.storage.model import Announced, Checksums, StoredFile
 from agents.storage.store import MIGRATIONS, FileStore, metadata
 from fabric.clock import ManualClock
@@ -39,14 +38,14 @@ class Bench:
         self.root = root
         self._open: list[tuple[StorageElement, Store]] = []
 
-    async def start(self, failpoints: Failpoints | None = None, **options: Any) -> StorageElement:
+    async def start(self, **options: Any) -> StorageElement:
         """A started element."""
         store = Store(self.root / "files.db", metadata, MIGRATIONS)
         options.setdefault("reserve_bytes", 0)
         config = parse_config(options, self.root)
         self.store, self.clock = store, ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
         self.files = FileStore(store, config.tape.vos if config.tape is not None else ())
-        element = StorageElement(config, self.files, log=null_logger(), clock=self.clock, failpoints=failpoints)
+        element = StorageElement(config, self.files, log=null_logger(), clock=self.clock)
         self._open.append((element, store))
         await element.start()
         return element

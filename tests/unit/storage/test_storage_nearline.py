@@ -38,18 +38,16 @@ class Tapes:
         self.bench = bench
         self.passed_s = 0.0
 
-    async def start(self, failpoints: Any = None, **options: Any) -> tuple[StorageElement, Nearline]:
+    async def start(self, **options: Any) -> tuple[StorageElement, Nearline]:
         tape = {**TAPE, **options.pop("tape", {})}
         self.element = await self.bench.start(tape=tape, **options)
-        if failpoints is not None:
-            self.element._failpoints = failpoints
         config = self.element.config.tape
         assert config is not None
         self.library = FileLibrary(config, pause=self._pass)
         self.rows = TapeRows(self.bench.store)
         self.nearline = Nearline(
             self.element, self.bench.files, self.rows, self.library, config,
-            log=null_logger(), clock=self.bench.clock, failpoints=failpoints,
+            log=null_logger(), clock=self.bench.clock,
         )  # fmt: skip
         await self.nearline.start()
         return self.element, self.nearline
@@ -324,11 +322,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from unit.storage.conftest import Bench
 from unit.storage.test_storage_nearline import Tapes
-from agents.storage.failpoints import Failpoints
+from fabric import failpoints
 
 async def main(failpoint):
     tapes = Tapes(Bench(Path(sys.argv[2]) / failpoint))
-    element, nearline = await tapes.start(Failpoints(failpoint))
+    element, nearline = await tapes.start()
+    failpoints.arm(failpoint)
     await nearline.archive()
     file = (await tapes.bench.files.all_files("", 1))[0]
     if file.pool:

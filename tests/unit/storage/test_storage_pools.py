@@ -208,12 +208,12 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from unit.storage.conftest import Bench
-from agents.storage.failpoints import Failpoints
+from fabric import failpoints
 
 async def main():
     bench = Bench(Path(sys.argv[2]))
     element = await bench.start(pools=["a", "b"])
-    element._failpoints = Failpoints(sys.argv[3])
+    failpoints.arm(sys.argv[3])
     await element.move((await bench.files.all_files("", 1))[0])
 
 asyncio.run(main())

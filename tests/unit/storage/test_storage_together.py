@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from agents.storage.element import PLACE_DIGITS
-from agents.storage.failpoints import NAMES, Failpoints
+from agents.storage.failpoints import NAMES
 from agents.storage.model import StoredFile
+from fabric import failpoints
 from fabric.errors import Conflict, DataCorrupted, Exhausted, GridError
 
 from .conftest import Bench, announced, sums
@@ -130,16 +131,19 @@ async def test_read_together_finds_moved_and_damaged_ones_as_a_single_read_does(
 
 
 @pytest.mark.parametrize("step", [name for name in NAMES if ".together." in name])
-async def test_killed_at_any_step_all_are_there_or_none_and_the_repeat_finds_them(bench: Bench, step: str) -> None:
+async def test_killed_at_any_step_all_are_there_or_none_and_the_repeat_finds_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     files = [small(bytes([number]) * 100, str(number)) for number in range(20)]
     image = bench.root.with_name(f"{bench.root.name}-killed")
 
-    class Camera(Failpoints):
-        def reached(self, name: str) -> None:
-            if name == step:  # what a kill would leave behind
-                shutil.copytree(bench.root, image)
+    def camera(name: str) -> None:
+        if name == step:  # what a kill would leave behind
+            shutil.copytree(bench.root, image)
 
-    await (await bench.start(Camera())).put_many(ANN, files)
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "reached", camera)
+        await (await bench.start()).put_many(ANN, files)
     await bench.stop()
     shutil.rmtree(bench.root)
     image.rename(bench.root)
