@@ -34,7 +34,8 @@ AT_ONCE = 16
 LOOK_S = 0.02
 PROBES = 4
 """Changes followed to the top at a time, each by a client of its own."""
-PROBE_LOOK_S = 0.005
+PROBE_LOOK_S = 0.02
+"""Asked more often, the probes would be most of the searches."""
 SEEN_WITHIN_S = 30.0
 """A change that is not answered at the top by then counts as so late."""
 

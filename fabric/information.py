@@ -73,13 +73,15 @@ def entry_to_wire(
 
 
 def entry_from_wire(wire: pb.Entry) -> Entry:
-    """A partial one has its attributes that are gone without values. Raises DnError for a name that is none."""
-    attributes = {
-        sys.intern(attribute.name): tuple(attribute.values)
-        for attribute in wire.attributes
-        if attribute.values or wire.partial
-    }
-    return Entry(parse_dn(wire.dn), attributes, NO_ATTRIBUTES)
+    """See `attributes_from_wire`. Raises DnError for a name that is none."""
+    return Entry(parse_dn(wire.dn), attributes_from_wire(wire))
+
+
+def attributes_from_wire(wire: pb.Entry) -> dict[str, tuple[str, ...]]:
+    """Those of a partial entry that are gone are there without values."""
+    partial = wire.partial
+    pairs = ((attribute.name, tuple(attribute.values)) for attribute in wire.attributes)
+    return {sys.intern(name): values for name, values in pairs if values or partial}
 
 
 def in_messages(entries: Iterable[pb.Entry]) -> Iterable[list[pb.Entry]]:

@@ -26,7 +26,7 @@ class Subscription:
         """True if the reader asked for entries of this class."""
         if not self._classes:
             return True
-        return any(name.lower() in self._classes for name in entry.attributes.get("objectClass", ()))
+        return not self._classes.isdisjoint(map(str.lower, entry.attributes.get("objectClass", ())))
 
     def note(self, change: Change, sequence: int) -> None:
         """Remember a change for the reader."""

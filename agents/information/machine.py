@@ -9,10 +9,10 @@ same of it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Set
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 
 from agents.information.model import (
     Change,
@@ -23,13 +23,16 @@ from agents.information.model import (
     Publication,
     Published,
     Rejection,
+    depth,
 )
+from fabric.clock import to_us
 from fabric.errors import Exhausted
 from fabric.glue13 import INDEXED_ATTRIBUTES
 from fabric.glue_model import UNKNOWN
 from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information_tree import GRID, LOCAL, ldap_time
 from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry
+from fabric.ldap.dn import canonical_attribute
 
 RESERVED_RDNS = frozenset(("mds-vo-name", "gridfabricproducerid", "o"))
 """Names that the servers themselves give; a producer may not use them."""
@@ -185,7 +188,7 @@ class InformationMachine:
         producer.is_own = True
         if producer.state is not ProducerState.CURRENT:
             self._move(producer, ProducerState.CURRENT, now, changes)
-        publication = Publication(0, snapshot=True, changed=tuple(Published(entry) for entry in entries))
+        publication = Publication(0, snapshot=True, changed=tuple(map(Published.whole, entries)))
         self._take(producer, publication, now, changes)
         self._confirm(producer, changes)
         return changes.done()
@@ -302,14 +305,14 @@ class InformationMachine:
         }
         if last_seen is not None:
             attributes["GridFabricProducerLastSeen"] = ldap_time(last_seen)
-        self._put(make_entry(dn, attributes, Provenance(producer, producer.name, producer.since)), changes)
+        self._put(make_entry(dn, attributes, Provenance(producer, producer.name, to_us(producer.since))), changes)
 
     def _check_size(self, producer: Producer, publication: Publication, changes: _Changes) -> None:
         known = 0 if publication.snapshot else len(producer.entries)
         if known + len(publication.changed) <= self.limits.max_entries:
             return
         base = site_dn(producer.site)
-        named = {Dn((*one.entry.dn.rdns, *base.rdns)).key for one in publication.changed}
+        named = {one.dn.key + base.key for one in publication.changed}
         total = len(named if publication.snapshot else named | producer.entries.keys())
         if total > self.limits.max_entries and producer.unconfirmed and not publication.snapshot:
             self._confirm(producer, changes, but=named)  # makes room for what the snapshot names
@@ -339,73 +342,83 @@ class InformationMachine:
                 self._remove(key, changes)
         rejected: list[Rejection] = []
         unknown: list[Dn] = []
-        for one in sorted(publication.changed, key=lambda one: len(one.entry.dn)):
-            key = one.entry.dn.key + base.key
-            if one.partial:
-                known = producer.entries.get(key)
-                if known is None or key in producer.outdated:
-                    unknown.append(one.entry.dn)
-                    continue
-                one = _whole(one, known)
-            reason = self._reason_against(producer, one.entry, base)
-            if reason is not None:
-                if key in producer.entries:
-                    producer.outdated.add(key)
-                rejected.append(Rejection(str(one.entry.dn)[:200], reason))
+        now_us = to_us(now)
+        for one in sorted(publication.changed, key=depth):
+            key = one.dn.key + base.key
+            known = producer.entries.get(key)
+            if one.partial and (known is None or key in producer.outdated):
+                unknown.append(one.dn)
                 continue
-            self._accept(producer, one, base, now, changes)
+            attributes, differing = _merged(one, known)
+            reason = None
+            if known is None or self.tree.get(known.dn) is None:
+                reason = self._reason_against_name(producer, one.dn, base)
+            if reason is None:
+                reason = self._reason_against(one.dn, attributes, differing, known)
+            if reason is not None:
+                if known is not None:
+                    producer.outdated.add(key)
+                rejected.append(Rejection(str(one.dn)[:200], reason))
+                continue
+            producer.unconfirmed.discard(key)
+            producer.outdated.discard(key)
+            if known is not None and known.attributes == attributes:
+                continue  # nothing new: the shared provenance has moved already
+            if known is not None and known.dn.rdns[: len(one.dn.rdns)] == one.dn.rdns:
+                dn = known.dn
+            else:
+                dn = Dn((*one.dn.rdns, *base.rdns))
+            made_at_us = min(one.made_at_us, now_us) if one.made_at_us > 0 else now_us  # nobody's clock makes it newer
+            entry = Entry(dn, attributes, Provenance(producer, one.producer or producer.name, made_at_us))
+            producer.entries[key] = entry
+            self._owner[key] = producer.name
+            self._put(entry, changes)
         return tuple(rejected), tuple(unknown)
 
-    def _reason_against(self, producer: Producer, relative: Entry, base: Dn) -> str | None:
-        """Why an entry cannot be taken; None if it can."""
-        if not len(relative.dn):
+    def _reason_against_name(self, producer: Producer, relative: Dn, base: Dn) -> str | None:
+        """Why an entry cannot be taken under a name that is new; None if it can."""
+        if not len(relative):
             return "it is named like the site itself"
-        for rdn in relative.dn.rdns:
+        for rdn in relative.rdns:
             for name, _ in rdn:
                 if name.lower() in RESERVED_RDNS and not (
                     self.level == "top" and name.lower() == "gridfabricproducerid"
                 ):
                     return f"{name} in a name is kept for information servers"
-        if "objectclass" not in relative.names:
-            return "it has no objectClass"
-        if len(relative.attributes) > self.limits.max_attributes:
-            return f"it has more than {self.limits.max_attributes} attributes"
-        values = itertools.chain.from_iterable(relative.attributes.values())
-        size = sum(map(len, relative.attributes)) + sum(map(len, values))
-        if size > self.limits.max_entry_bytes:
-            return f"it is larger than {self.limits.max_entry_bytes} bytes"
-        key = relative.dn.key + base.key
-        owner = self._owner.get(key)
+        owner = self._owner.get(relative.key + base.key)
         if owner is not None and owner != producer.name:
             return f"this name belongs to {owner}"
-        known = producer.entries.get(key)
-        violation = GLUE_SCHEMA.violation(relative.attributes, known.attributes if known is not None else None)
-        if violation is not None:
-            return violation
-        for name, value in relative.dn.rdns[0]:
-            if value not in (relative.get(name.lower()) or ()):
-                return f"the {name[:64]} that it is named by is not among its attributes"
-        if len(relative.dn) > 1 and self.tree.get(Dn((*relative.dn.rdns[1:], *base.rdns))) is None:
+        if len(relative) > 1 and self.tree.get(Dn((*relative.rdns[1:], *base.rdns))) is None:
             return "its parent is not published"
         return None
 
-    def _accept(self, producer: Producer, one: Published, base: Dn, now: datetime, changes: _Changes) -> None:
-        relative = one.entry.dn
-        old = producer.entries.get(relative.key + base.key)
-        if old is not None and old.dn.rdns[: len(relative)] == relative.rdns:
-            dn = old.dn
-        else:
-            dn = Dn((*relative.rdns, *base.rdns))
-        producer.unconfirmed.discard(dn.key)
-        producer.outdated.discard(dn.key)
-        if old is not None and old.attributes == one.entry.attributes:
-            return  # nothing new: the shared provenance has moved already
-        made_at = min(one.produced_at or now, now)  # nobody's clock makes it newer than new
-        provenance = Provenance(producer, one.producer or producer.name, made_at)
-        entry = Entry(dn, one.entry.attributes, provenance)
-        producer.entries[dn.key] = entry
-        self._owner[dn.key] = producer.name
-        self._put(entry, changes)
+    def _reason_against(
+        self,
+        name: Dn,
+        attributes: Mapping[str, tuple[str, ...]],
+        differing: Collection[str],
+        known: Entry | None,
+    ) -> str | None:
+        """Why an entry with these attributes cannot be taken; None if it can. `differing` are those that are not as
+        they are in `known`, the version before."""
+        if len(attributes) > self.limits.max_attributes:
+            return f"it has more than {self.limits.max_attributes} attributes"
+        # Most changes make nothing longer, and to measure a whole entry costs as much as all else.
+        grows = known is None or any(
+            _length(attributes.get(one, ())) > _length(known.attributes.get(one, ())) for one in differing
+        )
+        if (
+            grows
+            and _length(attributes) + _length(chain.from_iterable(attributes.values())) > self.limits.max_entry_bytes
+        ):
+            return f"it is larger than {self.limits.max_entry_bytes} bytes"
+        violation = GLUE_SCHEMA.violation(attributes, differing)
+        if violation is not None:
+            return violation
+        for attribute, value in name.rdns[0]:
+            if value not in attributes.get(attribute, ()) and value not in _written(attributes, attribute):
+                return f"the {attribute[:64]} that it is named by is not among its attributes"
+        return None
 
     def _confirm(self, producer: Producer, changes: _Changes, but: Set[Key] = frozenset()) -> None:
         """The snapshot is whole: what it did not name is gone."""
@@ -470,11 +483,28 @@ def _site_entry(site: str, state: ProducerState, since: datetime, last_seen: dat
     return make_entry(site_dn(site), attributes)
 
 
-def _whole(one: Published, known: Entry) -> Published:
-    """A partial entry with what is known of it."""
-    attributes = {**known.attributes, **one.entry.attributes}
-    kept = {name: values for name, values in attributes.items() if values}
-    return replace(one, entry=Entry(one.entry.dn, kept), partial=False)
+def _merged(one: Published, known: Entry | None) -> tuple[Mapping[str, tuple[str, ...]], Collection[str]]:
+    """The attributes of an entry as it is to be, and which of them are not as they were."""
+    attributes = one.attributes
+    if known is None:
+        return attributes, attributes
+    before = known.attributes
+    if not one.partial:
+        return attributes, [name for name, values in attributes.items() if before.get(name) != values]
+    merged = {**before, **attributes}
+    if not all(attributes.values()):
+        merged = {name: values for name, values in merged.items() if values}
+    return merged, attributes
+
+
+def _length(texts: Iterable[str]) -> int:
+    return sum(map(len, texts))
+
+
+def _written(attributes: Mapping[str, tuple[str, ...]], attribute: str) -> tuple[str, ...]:
+    """The values of an attribute, however its name is written."""
+    wanted = canonical_attribute(attribute)
+    return next((values for name, values in attributes.items() if canonical_attribute(name) == wanted), ())
 
 
 def _unknown(entry: Entry) -> Entry:

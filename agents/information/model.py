@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from fabric.clock import from_us
 from fabric.information_tree import (
     ATTRIBUTE_PRODUCED_AT,
     ATTRIBUTE_PRODUCER,
@@ -66,14 +67,27 @@ class Producer:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One entry as it arrives: its name is relative to the site."""
+    """One entry as it arrives."""
 
-    entry: Entry
+    dn: Dn
+    """Relative to the site."""
+    attributes: Mapping[str, tuple[str, ...]]
     producer: str = ""
     """Who made it, if not the sender: an agent below the sending site server."""
-    produced_at: datetime | None = None
+    made_at_us: int = 0
+    """Microseconds since the epoch; 0: not said."""
     partial: bool = False
-    """The entry has only the attributes that differ; those that are gone are empty."""
+    """Only the attributes that differ from the version before; those that are gone are empty."""
+
+    @classmethod
+    def whole(cls, entry: Entry, producer: str = "", made_at_us: int = 0) -> Published:
+        """All of an entry that is named relative to its site."""
+        return cls(entry.dn, entry.attributes, producer, made_at_us)
+
+
+def depth(one: Published) -> int:
+    """How far below the site; parents come before their children."""
+    return len(one.dn.rdns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,7 @@ class Publication:
             yield self
             return
         removed = sorted(self.removed, key=len, reverse=True)
-        names = [*removed, *sorted(self.changed, key=lambda one: len(one.entry.dn))]
+        names = [*removed, *sorted(self.changed, key=depth)]
         for begin in range(0, len(names), size):
             some = names[begin : begin + size]
             yield replace(
@@ -144,22 +158,14 @@ class Outcome:
 class Provenance(Mapping[str, tuple[str, ...]]):
     """The operational attributes of an entry. Live: a sign of life moves `valid until` without touching the entry."""
 
-    __slots__ = ("_made_at", "_made_by", "_producer")
+    __slots__ = ("_producer", "made_at_us", "made_by")
 
-    def __init__(self, producer: Producer, made_by: str, made_at: datetime) -> None:
+    def __init__(self, producer: Producer, made_by: str, made_at_us: int) -> None:
         self._producer = producer
-        self._made_by = made_by
-        self._made_at = made_at
-
-    @property
-    def made_by(self) -> str:
+        self.made_by = made_by
         """The agent that made the entry."""
-        return self._made_by
-
-    @property
-    def made_at(self) -> datetime:
-        """When it made it."""
-        return self._made_at
+        self.made_at_us = made_at_us
+        """When it made it, microseconds since the epoch."""
 
     @property
     def valid_until(self) -> datetime | None:
@@ -168,9 +174,9 @@ class Provenance(Mapping[str, tuple[str, ...]]):
 
     def __getitem__(self, name: str) -> tuple[str, ...]:
         if name == ATTRIBUTE_PRODUCER:
-            return (self._made_by,)
+            return (self.made_by,)
         if name == ATTRIBUTE_PRODUCED_AT:
-            return (ldap_time(self._made_at),)
+            return (ldap_time(from_us(self.made_at_us)),)
         if name == ATTRIBUTE_STATE:
             return (self._producer.state.published,)
         if name == ATTRIBUTE_VALID_UNTIL:

@@ -10,7 +10,7 @@ from agents.information.feed import Feed
 from agents.information.machine import InformationMachine, site_dn
 from agents.information.model import Change, Outcome, Provenance, Publication
 from agents.information.turns import Turns
-from fabric.clock import Clock, to_us
+from fabric.clock import Clock
 from fabric.information import Publisher
 from fabric.ldap import Dn, Entry
 from fabric.logs import Logger
@@ -100,7 +100,7 @@ class InformationService:
             relative = self._relative(entry.dn)
             if len(relative):
                 made = entry.operational
-                made_by, at = (made.made_by, to_us(made.made_at)) if isinstance(made, Provenance) else ("", 0)
+                made_by, at = (made.made_by, made.made_at_us) if isinstance(made, Provenance) else ("", 0)
                 self.top.put(Entry(relative, entry.attributes), made_by, at)
 
     def _relative(self, dn: Dn) -> Dn:

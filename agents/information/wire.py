@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from gridfabric.information.v1 import information_pb2 as pb
 
 from agents.information.model import Change, Provenance, Publication, Published, Rejection
-from fabric.clock import from_us, to_us
-from fabric.information import entry_from_wire, entry_to_wire, in_messages
+from fabric.clock import to_us
+from fabric.information import attributes_from_wire, entry_to_wire, in_messages
 from fabric.ldap import Dn, DnError, Entry, parse_dn
 
 
@@ -19,9 +19,9 @@ def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection
     rejected: list[Rejection] = []
     for wire in request.changed:
         try:
-            made_at = from_us(wire.produced_at_us) if wire.produced_at_us > 0 else None
-            changed.append(Published(entry_from_wire(wire), wire.producer, made_at, wire.partial))
-        except (DnError, OverflowError) as error:
+            name, attributes = parse_dn(wire.dn), attributes_from_wire(wire)
+            changed.append(Published(name, attributes, wire.producer, wire.produced_at_us, wire.partial))
+        except DnError as error:
             rejected.append(Rejection(wire.dn[:200], str(error)))
     for text in request.removed_dns:
         try:
@@ -83,7 +83,7 @@ class Follower:
         return entry_to_wire(
             entry,
             producer=made.made_by,
-            produced_at_us=to_us(made.made_at),
+            produced_at_us=made.made_at_us,
             valid_until_us=to_us(until) if until is not None else 0,
             known=known,
         )

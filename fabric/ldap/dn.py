@@ -91,12 +91,19 @@ class Dn:
     """Each RDN is one or more (attribute, value), unescaped, in the writer's case."""
     key: tuple[str, ...] = field(init=False)
     """The RDNs normalised: the form to compare, hash and index by."""
+    _text: str | None = field(init=False, compare=False, repr=False, default=None)
+    """Worked out when it is first asked for: a name in a tree is written with every answer."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", tuple(_normalise_rdn(rdn) for rdn in self.rdns))
 
     def __str__(self) -> str:
-        return ",".join("+".join(f"{name}={escape_value(value)}" for name, value in rdn) for rdn in self.rdns)
+        text = self._text
+        if text is None:
+            pairs = ("+".join(f"{name}={escape_value(value)}" for name, value in rdn) for rdn in self.rdns)
+            text = ",".join(pairs)
+            object.__setattr__(self, "_text", text)
+        return text
 
     def __len__(self) -> int:
         return len(self.rdns)

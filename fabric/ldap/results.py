@@ -34,7 +34,9 @@ class Selection:
         """True for the common case, whose bytes are kept with the entry."""
 
 
+@lru_cache(maxsize=32768)
 def _encode_attribute(name: str, values: tuple[str, ...]) -> bytes:
+    """Remembered, for a changed entry has most of its attributes as before, and entries of one kind have many alike."""
     pieces: list[bytes] = []
     for value in values:
         octets = value.encode("utf-8", "surrogateescape")

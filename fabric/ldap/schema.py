@@ -240,7 +240,7 @@ class Schema:
         self._derived: dict[Key, tuple[Key, ...]] = {}
         self._canonical: dict[str, str] = {}
         """For descriptions as they were written; see `MAX_KNOWN_NAMES`."""
-        self._shapes: dict[tuple[object, ...], tuple[AttributeType, ...] | str] = {}
+        self._shapes: dict[tuple[object, ...], dict[str, AttributeType] | str] = {}
         for attribute in (*STANDARD_ATTRIBUTES, *attributes):
             for name in (attribute.name, attribute.oid, *attribute.aliases):
                 if name:
@@ -319,15 +319,17 @@ class Schema:
         return name
 
     def violation(
-        self, attributes: Mapping[str, tuple[str, ...]], accepted: Mapping[str, tuple[str, ...]] | None = None
+        self, attributes: Mapping[str, tuple[str, ...]], differing: Iterable[str] | None = None
     ) -> str | None:
         """Why an entry with these attributes breaks the schema, naming the attribute or class; None if it does not.
 
         What slapd checks when an entry is added: known classes, one structural chain, MUST, MAY, one value where there
-        may be only one, syntaxes. `accepted` are attributes that were found right before: what is equal to them is not
-        looked at again. Raises ValueError if no object classes are listed.
+        may be only one, syntaxes. With `differing` only these attributes' values are looked at: all others were found
+        right before. Raises ValueError if no object classes are listed.
         """
-        named = next((values for name, values in attributes.items() if name.lower() == "objectclass"), ())
+        named = attributes.get("objectClass") or next(
+            (values for name, values in attributes.items() if name.lower() == "objectclass"), ()
+        )
         shape = (named, *attributes)
         types = self._shapes.get(shape)
         if types is None:
@@ -337,9 +339,10 @@ class Schema:
             self._shapes[shape] = types
         if isinstance(types, str):
             return types
-        for (name, values), attribute in zip(attributes.items(), types, strict=True):
-            if accepted is not None and accepted.get(name) == values:
-                continue
+        for name in attributes if differing is None else differing:
+            attribute, values = types.get(name), attributes.get(name, ())
+            if attribute is None:
+                continue  # it is gone
             if attribute.single_value and len(values) > 1:
                 return f"the attribute {name} has {len(values)} values and may have one"
             for value in values:
@@ -347,23 +350,25 @@ class Schema:
                     return f"the attribute {name} has a value that is not of its syntax: {value[:64]!r}"
         return None
 
-    def _shape(self, named: tuple[str, ...], names: Iterable[str]) -> tuple[AttributeType, ...] | str:
+    def _shape(self, named: tuple[str, ...], names: Iterable[str]) -> dict[str, AttributeType] | str:
         """The types of these attributes, or what is wrong with having them under these object classes."""
+        if not named:
+            return "it has no objectClass"
         rules = self._class_rules(named)
         if isinstance(rules, str):
             return rules
         required, allowed = rules
-        canonical = [(self.canonical(name), name) for name in names]
-        for key, name in canonical:
+        canonical = {name: self.canonical(name) for name in names}
+        for name, key in canonical.items():
             if key not in allowed:
                 return f"the attribute {name[:64]} is not allowed by its object classes"
-        present = {key for key, _ in canonical}
+        present = set(canonical.values())
         if len(present) < len(canonical):
             return "an attribute is there under two names"
         missing = required - present
-        return (
-            f"the attribute {min(missing)} is missing" if missing else tuple(self._types[key] for key, _ in canonical)
-        )
+        if missing:
+            return f"the attribute {min(missing)} is missing"
+        return {name: self._types[key] for name, key in canonical.items()}
 
     def _class_rules(self, named: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str]] | str:
         """The attributes that these object classes require and allow, or what is wrong with the classes."""

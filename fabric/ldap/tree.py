@@ -194,7 +194,8 @@ class EntryTree:
             return
         self._entries[entry.dn.key] = entry
         self._index_entry(entry, old)
-        self._learn(entry)
+        if entry.names is not old.names or entry.get("objectclass") != old.get("objectclass"):
+            self._learn(entry)
         self._changed(entry.dn)
 
     def _changed(self, dn: Dn) -> None:
@@ -360,11 +361,14 @@ class EntryTree:
         return common, len(indexed) == len(parts) and all(is_exact for _, is_exact in known)
 
     def _index_entry(self, new: Entry | None, old: Entry | None) -> None:
-        for name, (attribute, index) in self._indices.items():
-            if (new is None or name not in new.names) and (old is None or name not in old.names):
-                continue
+        present: set[str] = set()
+        for entry in (new, old):
+            if entry is not None:
+                present |= self._indices.keys() & entry.names.keys()
+        for name in present:
             if new is not None and old is not None and new.get(name) == old.get(name):
                 continue
+            attribute, index = self._indices[name]
             self._reshaped()
             before = set(old.normalised(name, attribute) or ()) if old is not None else set[Key]()
             after = set(new.normalised(name, attribute) or ()) if new is not None else set[Key]()

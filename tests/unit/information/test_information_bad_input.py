@@ -8,6 +8,7 @@ import pytest
 
 from agents.information.machine import InformationMachine, MachineLimits
 from agents.information.model import Publication, Published
+from fabric.clock import to_us
 from fabric.errors import Exhausted
 from fabric.glue_schema import GLUE_SCHEMA
 from fabric.ldap import Dn, DnError, Entry, LdapClient, LdapServer, Scope, make_entry, parse_dn
@@ -28,13 +29,13 @@ def top(**limits: int) -> InformationMachine:
     machine = InformationMachine("top", "TOP", NOW, MachineLimits(**limits))
     for site in ("RAL", "EVIL"):
         machine.open_stream(site, site, 1, NOW)
-    machine.publish("RAL", 1, Publication(1, True, (Published(queue("good")),)), NOW)
+    machine.publish("RAL", 1, Publication(1, True, (Published.whole(queue("good")),)), NOW)
     return machine
 
 
 def send(machine: InformationMachine, *entries: Entry, sequence: int = 1) -> tuple[str, ...]:
     """The reasons of refusals."""
-    publication = Publication(sequence, sequence == 1, tuple(map(Published, entries)))
+    publication = Publication(sequence, sequence == 1, tuple(map(Published.whole, entries)))
     return tuple(one.reason for one in machine.publish("EVIL", 1, publication, NOW).rejected)
 
 
@@ -125,7 +126,7 @@ def test_a_million_entries_of_one_site_are_bounded_and_the_others_stay() -> None
 def test_a_time_in_the_future_is_now() -> None:
     machine = top()
     future = NOW + timedelta(days=400)
-    machine.publish("EVIL", 1, Publication(1, True, (Published(queue("x"), "ce", future),)), NOW)
+    machine.publish("EVIL", 1, Publication(1, True, (Published.whole(queue("x"), "ce", to_us(future)),)), NOW)
     found = machine.tree.search(parse_dn("o=grid"), Scope.SUBTREE, Equality("GlueCEUniqueID", "x"))
     (entry,) = [entry for entry in found if entry is not None]
     assert entry.operational["GridFabricProducedAt"] == ("20260101120000Z",)
@@ -134,6 +135,6 @@ def test_a_time_in_the_future_is_now() -> None:
 @pytest.mark.parametrize("valid_for_s", [1e9, 1e300, -5.0])
 def test_nobody_is_valid_for_ever(valid_for_s: float) -> None:
     machine = top()
-    machine.publish("EVIL", 1, Publication(1, True, (Published(queue("x")),), valid_for_s=valid_for_s), NOW)
+    machine.publish("EVIL", 1, Publication(1, True, (Published.whole(queue("x")),), valid_for_s=valid_for_s), NOW)
     due = machine.next_due()
     assert due is not None and NOW < due <= NOW + timedelta(seconds=machine.limits.longest_valid_for_s)

@@ -315,7 +315,7 @@ async def _follow(events: list[tuple[str, str, int, bool]]) -> None:
                 service.feed.publish(machine.tick(now)[0])
             case "change" | "snapshot":
                 publication = Publication(
-                    sequences[site], event == "snapshot", (Published(queue(f"q{name}", number)),), (), 8
+                    sequences[site], event == "snapshot", (Published.whole(queue(f"q{name}", number)),), (), 8
                 )
             case "remove":
                 publication = Publication(

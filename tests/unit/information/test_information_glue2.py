@@ -75,7 +75,7 @@ class Level:
         if self._sequence == 0:
             self.machine.open_stream(producer, "CERN", 1, self.clock.now())
         self._sequence += 1
-        publication = Publication(self._sequence, snapshot=snapshot, changed=tuple(map(Published, entries)))
+        publication = Publication(self._sequence, snapshot=snapshot, changed=tuple(map(Published.whole, entries)))
         assert self.machine.publish(producer, 1, publication, self.clock.now()).rejected == ()
 
     def find(self, text: str = "(objectClass=*)", base: str = "o=glue") -> list[Entry]:
@@ -195,7 +195,7 @@ def test_a_lost_producer_is_published_as_lost_and_its_entities_expire(level: Lev
 def test_a_lost_site_stays_in_the_tree_with_its_state() -> None:
     top = Level("top")
     top.machine.open_stream("CERN", "CERN", 1, T0)
-    top.machine.publish("CERN", 1, Publication(1, snapshot=True, changed=tuple(map(Published, records()))), T0)
+    top.machine.publish("CERN", 1, Publication(1, snapshot=True, changed=tuple(map(Published.whole, records()))), T0)
     assert "GridFabricState=current" in top.one("(objectClass=GLUE2AdminDomain)").attributes["GLUE2EntityOtherInfo"]
     for seconds in (9, 100):
         top.clock.advance(seconds)
@@ -229,7 +229,7 @@ def test_a_search_of_one_site_makes_only_that_site() -> None:
     for site in ("CERN", "RAL"):
         top.machine.open_stream(site, site, 1, T0)
         top.machine.publish(
-            site, 1, Publication(1, snapshot=True, changed=tuple(map(Published, records(site=site)))), T0
+            site, 1, Publication(1, snapshot=True, changed=tuple(map(Published.whole, records(site=site)))), T0
         )
     found = top.find(base="GLUE2DomainID=RAL,GLUE2GroupID=grid,o=glue")
     top.clock.advance(1)
@@ -352,7 +352,7 @@ def test_nothing_that_the_schema_lets_pass_stops_the_rendering(seed: int) -> Non
                 )
         changed.append(Entry(entry.dn, attributes))
     level.machine.open_stream("agent", "CERN", 1, T0)
-    publication = Publication(1, snapshot=True, changed=tuple(map(Published, changed)))
+    publication = Publication(1, snapshot=True, changed=tuple(map(Published.whole, changed)))
     level.machine.publish("agent", 1, publication, T0 + timedelta(seconds=1))
     assert level.find(base=str(site_dn("CERN"))) != []
     for entry in level.find():

@@ -47,11 +47,11 @@ def changed_ce(**attributes: str | tuple[str, ...]) -> Entry:
 
 
 def snapshot(sequence: int, *entries: Entry) -> Publication:
-    return Publication(sequence, snapshot=True, changed=tuple(map(Published, entries)))
+    return Publication(sequence, snapshot=True, changed=tuple(map(Published.whole, entries)))
 
 
 def delta(sequence: int, *entries: Entry, removed: tuple[str, ...] = ()) -> Publication:
-    return Publication(sequence, changed=tuple(map(Published, entries)), removed=tuple(map(parse_dn, removed)))
+    return Publication(sequence, changed=tuple(map(Published.whole, entries)), removed=tuple(map(parse_dn, removed)))
 
 
 def site_machine(**limits: float) -> InformationMachine:

@@ -45,7 +45,7 @@ def test_parts_come_to_what_the_whole_comes_to(
         machine.open_stream("RAL", "RAL", 1, NOW)
     for number, (is_snapshot, removed, changed) in enumerate(messages, 1):
         publication = Publication(
-            number, is_snapshot, tuple(Published(entry(dn, value)) for dn, value in changed), tuple(removed)
+            number, is_snapshot, tuple(Published.whole(entry(dn, value)) for dn, value in changed), tuple(removed)
         )
         outcome = whole.publish("RAL", 1, publication, NOW)
         outcomes = [parts.publish("RAL", 1, part, NOW) for part in publication.parts(size)]
@@ -58,7 +58,7 @@ def test_parts_come_to_what_the_whole_comes_to(
 def test_a_part_whose_beginning_was_not_taken_is_not_taken() -> None:
     machine = InformationMachine("top", "TOP", NOW)
     machine.open_stream("RAL", "RAL", 1, NOW)
-    (_, rest) = Publication(1, True, tuple(Published(entry(dn, 1)) for dn in NAMES[::2])).parts(1)
+    (_, rest) = Publication(1, True, tuple(Published.whole(entry(dn, 1)) for dn in NAMES[::2])).parts(1)
     assert rest.continued and machine.publish("RAL", 1, rest, NOW).resend_snapshot
     machine.publish("RAL", 1, Publication(5, True), NOW)
     assert machine.publish("RAL", 1, rest, NOW).resend_snapshot, "it is part of another message"
@@ -70,7 +70,7 @@ def test_a_snapshot_under_other_names_takes_the_room_of_what_it_replaces() -> No
     machine.open_stream("RAL", "RAL", 1, NOW)
 
     def named(*names: str) -> tuple[Published, ...]:
-        return tuple(Published(entry(parse_dn(f"GlueSEUniqueID={name}"), 0)) for name in names)
+        return tuple(Published.whole(entry(parse_dn(f"GlueSEUniqueID={name}"), 0)) for name in names)
 
     machine.publish("RAL", 1, Publication(1, True, named("a", "b", "c")), NOW)
     machine.publish("RAL", 1, Publication(2), NOW)
