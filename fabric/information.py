@@ -22,7 +22,6 @@ from fabric.errors import GridError, Unavailable
 from fabric.glue13 import CeView, bound_storage, ce_views, site_of, storage_space
 from fabric.information_tree import ATTRIBUTE_PRODUCER, PRODUCED_AT_US
 from fabric.ldap import Dn, Entry, parse_dn
-from fabric.ldap.entry import NO_ATTRIBUTES
 from fabric.logs import Logger
 from fabric.rpc.calls import each_within
 from fabric.settings import Endpoint
