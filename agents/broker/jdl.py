@@ -267,6 +267,7 @@ def _description(record: Record) -> JobDescription:
         ),
         slots=_slots(record),
         hosts=record.integer("hostnumber", 1, 1, MAX_SLOTS),
+        mpi=_is_parallel(record),
         name=record.string("nodename") or record.string("jobname"),
         node_failure=_node_failure(record),
         extra=tuple(
@@ -283,14 +284,18 @@ def _description(record: Record) -> JobDescription:
     return description
 
 
+def _is_parallel(record: Record) -> bool:
+    return "jobtype" in record and any(kind.lower() in _PARALLEL for kind in record.strings("jobtype"))
+
+
 def _slots(record: Record) -> int:
     """CPUNumber, or NodeNumber as MPI jobs of LCG call it."""
     counts = {key: record.integer(key, 1, 1, MAX_SLOTS) for key in ("cpunumber", "nodenumber") if key in record}
     if len(set(counts.values())) > 1:
         raise record.error("JDL_VALUE", "CPUNumber and NodeNumber mean the same; write one of them", "nodenumber")
-    kind = record.strings("jobtype") if "jobtype" in record else ()
-    if not counts and kind and kind[0].lower() in _PARALLEL:
-        raise record.error("JDL_VALUE", f"a job of type {kind[0]} needs CPUNumber: how often it is started", "jobtype")
+    if not counts and _is_parallel(record):
+        kind = record.strings("jobtype")[0]
+        raise record.error("JDL_VALUE", f"a job of type {kind} needs CPUNumber: how often it is started", "jobtype")
     return next(iter(counts.values()), 1)
 
 

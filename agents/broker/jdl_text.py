@@ -18,7 +18,7 @@ class Expression(str):
 
 def attributes_of(job: JobDescription) -> dict[str, Any]:
     """Every attribute of one job, defaults filled in; `normalise` of the text gives the same job."""
-    found: dict[str, Any] = {"Type": "Job", "JobType": "Normal"}
+    found: dict[str, Any] = {"Type": "Job", "JobType": "MPICH" if job.mpi else "Normal"}
     limits = job.limits
     optional: dict[str, Any] = {
         "JobName": job.name,
@@ -41,7 +41,7 @@ def attributes_of(job: JobDescription) -> dict[str, Any]:
         "PrologueArguments": list(job.prologue_arguments),
         "Epilogue": job.epilogue,
         "EpilogueArguments": list(job.epilogue_arguments),
-        "CPUNumber": job.slots if job.slots > 1 else 0,
+        "CPUNumber": job.slots if job.slots > 1 or job.mpi else 0,
         "HostNumber": job.hosts if job.hosts > 1 else 0,
         "MaxWallTime": f"{limits.wall_s} s" if limits.wall_s else "",
         "MaxCpuTime": f"{limits.cpu_s} s" if limits.cpu_s else "",

@@ -127,6 +127,8 @@ class JobDescription:
     """More: a gang, started that often at once or not at all."""
     hosts: int = 1
     """On at least so many worker nodes."""
+    mpi: bool = False
+    """By mpirun, where the workers have it."""
     extra: tuple[tuple[str, str], ...] = ()
     """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
 

@@ -114,7 +114,7 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     wire.limits.wall_s, wire.limits.cpu_s = limits.wall_s, limits.cpu_s
     wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
     if description.slots > 1:
-        wire.slots, wire.hosts = description.slots, description.hosts
+        wire.slots, wire.hosts, wire.mpi = description.slots, description.hosts, description.mpi
     wire.vo = vo
     return job
 

@@ -435,9 +435,14 @@ class Gatekeeper(Agent):
             self.machine.counts()[0],
             (
                 *(() if self.options.batch == "slurm" else (publish.GANG_TAG,)),
+                *((publish.OPEN_MPI_TAG,) if self._have_open_mpi() else ()),
                 *(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
             ),
         )
+
+    def _have_open_mpi(self) -> bool:
+        workers = self._connected()
+        return bool(workers) and all(wire.OPEN_MPI_FACT in self._pool.facts.get(one.name, {}) for one in workers)
 
     def _measure_queue(self, queue: QueueOptions, full: bool) -> publish.QueueMeasured:
         machine = self.machine

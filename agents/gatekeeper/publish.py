@@ -14,6 +14,9 @@ from fabric.settings import Endpoint, Settings
 GANG_TAG = "GRIDFABRIC-GANG"
 """Among the software of a site that starts jobs of several slots; a broker's match for such jobs."""
 
+OPEN_MPI_TAG = "OPENMPI"
+"""Of a site whose workers all have Open MPI, as EGEE's sites said it."""
+
 
 @dataclass(frozen=True)
 class QueueMeasured:
@@ -48,7 +51,7 @@ class Measured:
     queues: tuple[QueueMeasured, ...]
     total_slots: int
     tags: tuple[str, ...] = ()
-    """Of software, as the VOs' managers say, and GANG_TAG."""
+    """Of software, as the VOs' managers say, GANG_TAG and OPEN_MPI_TAG."""
 
 
 def entries(

@@ -69,6 +69,7 @@ WORKER_PORT_RULES = {
     "Work": rules.site_services("worker"),
     "FetchSandbox": rules.site_services("worker"),
     "Peeked": rules.site_services("worker"),
+    "FirstPartFile": rules.site_services("worker"),
     "StoreOutput": rules.site_services("worker"),
 }
 
@@ -524,6 +525,17 @@ class WorkerPortServicer(gatekeeper_pb2_grpc.WorkerPortServicer):
         """To who waits for it."""
         self._pool.peeked(current_peer(context).agent_name, request)
         return pb.PeekedResponse()
+
+    async def FirstPartFile(self, request: pb.FirstPartFileRequest, context: Any) -> pb.FirstPartFileResponse:
+        """Read there, as for a reader of the owner."""
+        worker = current_peer(context).agent_name
+        job = self._driver.machine.current(worker, request.job_id, request.attempt, request.run)
+        if job is None:
+            raise Refused("FENCED", f"{request.job_id} attempt {request.attempt} is not with {worker}")
+        if not request.name.startswith(wire.RESERVED_PREFIX) or "/" in request.name:
+            raise InvalidRequest("FILE_NAME", f"{request.name[:80]!r} is no file that workers pass to each other")
+        peeked = await self._pool.peek(job, request.name, 0)
+        return pb.FirstPartFileResponse(data=peeked.data if peeked is not None else b"")
 
     async def StoreOutput(
         self, request_iterator: AsyncIterator[pb.StoreOutputRequest], context: Any

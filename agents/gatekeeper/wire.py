@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
@@ -33,6 +33,8 @@ MAX_DATA_FILES = 1000
 MAX_PROTOCOLS = 20
 MAX_SLOTS = 1000
 """Of a gang."""
+OPEN_MPI_FACT = "open_mpi"
+"""Of a worker that has it."""
 MAX_NAME_BYTES = 200
 MAX_JOB_ID = 300
 _TAG = re.compile(r"VO-[A-Za-z0-9._+-]{1,160}\Z")
@@ -241,8 +243,10 @@ def update_to_wire(update: Update) -> pb.JobUpdate:
     return wire
 
 
-def run_to_wire(job: Job, run: int, description: bytes, worker: str, host_of: Callable[[str], str]) -> pb.RunJob:
-    """The order to a worker, and where the other parts of a gang are."""
+def run_to_wire(
+    job: Job, run: int, description: bytes, worker: str, facts: Mapping[str, Mapping[str, str]]
+) -> pb.RunJob:
+    """The order to a worker, and where the other parts of a gang are. `facts`: what each worker told about itself."""
     order = pb.RunJob(
         job_id=job.job_id,
         attempt=job.attempt,
@@ -257,7 +261,9 @@ def run_to_wire(job: Job, run: int, description: bytes, worker: str, host_of: Ca
         first_rank=gangs.first_rank(job.parts, worker),
     )
     for part in job.parts:
-        order.gang.add(host=host_of(part.worker), ranks=part.ranks)
+        order.gang.add(host=facts.get(part.worker, {}).get("host", part.worker), ranks=part.ranks)
+    if job.parts and order.description.mpi:
+        order.open_mpi = all(OPEN_MPI_FACT in facts.get(part.worker, {}) for part in job.parts)
     return order
 
 

@@ -244,13 +244,10 @@ class WorkerPool:
             if size + len(description) > MAX_ORDER_BYTES:
                 yield order
                 order, size = pb.WorkerOrder(), 0
-            order.run.append(wire.run_to_wire(run.job, run.run, description, run.worker, self._host))
+            order.run.append(wire.run_to_wire(run.job, run.run, description, run.worker, self.facts))
             size += len(description) + 500
         if size:
             yield order
-
-    def _host(self, worker: str) -> str:
-        return self.facts.get(worker, {}).get("host", worker)
 
     async def _read(self, link: _Link, reports: AsyncIterator[pb.WorkerReport]) -> None:
         try:

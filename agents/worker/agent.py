@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 
-from agents.worker import scratch
+from agents.worker import open_mpi, scratch
 from agents.worker import store as rows
 from agents.worker.config import WorkerOptions
 from agents.worker.runner import Runner
@@ -86,6 +86,8 @@ def _facts(options: WorkerOptions) -> dict[str, str]:
         "software": " ".join(options.software),
         "software_area": options.software_area,
     }
+    if options.batch == "fork" and open_mpi.is_here(options.path):
+        facts["open_mpi"] = "yes"
     try:
         release = platform.freedesktop_os_release()
         facts |= {

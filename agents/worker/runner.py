@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -22,7 +23,7 @@ from typing import Any
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2_grpc
 
-from agents.worker import payloads, ranks, scratch, wrapper
+from agents.worker import open_mpi, payloads, ranks, scratch, wrapper
 from agents.worker import store as rows
 from agents.worker.batch import BatchSystem, Listing
 from agents.worker.broker_info import broker_info
@@ -76,6 +77,7 @@ MAX_PEEK_BYTES = 256 * 1024
 MAX_PEEKS = 128
 """Readers of files of running jobs that wait here at a time."""
 PEEK_S = 5.0
+MPI_ASK_S = 30.0
 PEEK_LOOK_S = 0.2
 """A file is looked at so often, for PEEK_S, until it has grown."""
 GATHER_S = 0.002
@@ -133,6 +135,8 @@ class Runner:
         self._contact = ""
         self._usual_info = functools.lru_cache(MAX_INFOS)(self._broker_info)
         self._peeking: set[int] = set()
+        self._asking: set[str] = set()
+        """Keys of parts of gangs that wait for mpirun's word."""
         self._staging = asyncio.Semaphore(options.max_staging)
         self._events: list[Event] = []
         self._wake = asyncio.Event()
@@ -308,6 +312,9 @@ class Runner:
             self.link.started(todo.report_started)
             for job in todo.report_started:
                 self._log.audit("job.started", **_whose(job), executable=job.order.description.executable, pid=job.pid)
+                if job.order.open_mpi and job.order.first_rank and job.key not in self._asking:
+                    self._asking.add(job.key)
+                    self._spawn(self._bring_daemon(job), f"mpi {job.key}")
         if todo.collect:
             self._collect(todo.collect)
         if todo.report:
@@ -523,7 +530,7 @@ class Runner:
         )
         files = {scratch.PROXY_NAME: credential.dumps(), scratch.BROKER_INFO_NAME: info}
         if order.gang:
-            files[ranks.MACHINES_NAME] = ranks.machine_file([(part.host, part.ranks) for part in order.gang])
+            files[ranks.MACHINES_NAME] = ranks.machine_file(_machines(order))
         try:
             self._spares.create(job.key, owner=job.owner, uid=order.uid, gid=order.gid, files=files, inputs=inputs)
         except OSError as error:
@@ -567,7 +574,10 @@ class Runner:
         order, description = job.order, job.order.description
         path = str(self.root / job.key)
         command = _command(path, description)
-        if order.gang:
+        machines = _machines(order)
+        if order.open_mpi:
+            command = open_mpi.other() if order.first_rank else open_mpi.first(command, machines, path)
+        elif order.gang:
             command = ranks.launcher(
                 command,
                 first=order.first_rank,
@@ -607,6 +617,31 @@ class Runner:
             "slots": job.slots,
         }
 
+    async def _bring_daemon(self, job: Job) -> None:
+        """Ask for mpirun's word until it is here or the part is over."""
+        name = job.name
+        request = pb.FirstPartFileRequest(
+            job_id=name.job_id, attempt=name.attempt, run=name.run, name=open_mpi.daemon_file(_part_number(job.order))
+        )
+        try:
+            while job.phase is Phase.RUNNING:
+                try:
+                    channel = await self.context.channels.get(self._endpoint.host, self._endpoint.rpc)
+                    told = await gatekeeper_pb2_grpc.WorkerPortStub(channel).FirstPartFile(request, timeout=MPI_ASK_S)
+                    if told.data:
+                        await asyncio.to_thread(
+                            scratch.replace_file, self.root, job.key, open_mpi.DAEMON_NAME,
+                            told.data, uid=job.order.uid, gid=job.order.gid,
+                        )  # fmt: skip
+                        return
+                except GridError as error:
+                    self._log.info("mpi.no_answer", job_id=name.job_id, reason=error.reason)
+                except OSError as error:
+                    self._log.warning("mpi.not_written", job_id=name.job_id, detail=str(error))
+                await asyncio.sleep(PEEK_LOOK_S)
+        finally:
+            self._asking.discard(job.key)
+
     def _environment(self, job: Job, path: str) -> dict[str, str]:
         order, description, settings = job.order, job.order.description, self.context.settings
         close = self._data.close_storage
@@ -633,7 +668,7 @@ class Runner:
             "GLITE_WMS_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
             "EDG_WL_RB_BROKERINFO": f"{path}/{scratch.BROKER_INFO_NAME}",
             payloads.MARKER: job.key,
-            **(ranks.environment(path, [(part.host, part.ranks) for part in order.gang]) if order.gang else {}),
+            **(ranks.environment(path, _machines(order)) if order.gang else {}),
         }
         for catalogue in settings.endpoints("catalog")[:1]:
             environment["GRIDFABRIC_CATALOG"] = catalogue.address
@@ -720,7 +755,7 @@ class Runner:
         if result.failed or result.reason:
             return result
         result = _with_stages(result, self._stages(job), job.order.description, self.options.script_s)
-        if job.order.gang and result.exit_code and not result.sentence:
+        if job.order.gang and not job.order.open_mpi and result.exit_code and not result.sentence:
             result = replace(result, sentence=ranks.first_failed(self._piece(job, ranks.FAILED_NAME, 0)))
         return result
 
@@ -1002,11 +1037,13 @@ def _wants_data(job: Job, record: dict[str, Any]) -> bool:
 
 def _output_names(job: Job) -> list[str]:
     """The output sandbox; the standard streams are in it only if it names them. Of a gang it is rank 0's, and of the
-    other ranks their standard streams."""
+    other ranks their standard streams, which mpirun brings to rank 0's."""
     order = job.order
     names = list(order.description.output_sandbox)
     if not order.gang:
         return names
+    if order.open_mpi:
+        return [] if order.first_rank else names
     streams = {order.description.std_output, order.description.std_error} & set(names)
     others = range(order.first_rank, order.first_rank + job.slots)
     return [
@@ -1045,6 +1082,15 @@ def _job(run: pb.RunJob, phase: Phase) -> Job:
             slots = part.ranks
         before += part.ranks
     return Job(name.key, name, run.owner, run, phase, slots=slots, waits_for_go=bool(run.gang))
+
+
+def _machines(order: pb.RunJob) -> ranks.Machines:
+    return [(part.host, part.ranks) for part in order.gang]
+
+
+def _part_number(order: pb.RunJob) -> int:
+    before = itertools.accumulate((part.ranks for part in order.gang), initial=0)
+    return next(number for number, first in enumerate(before) if first == order.first_rank)
 
 
 def _command(path: str, program: Any) -> list[str]:

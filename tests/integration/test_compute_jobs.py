@@ -177,6 +177,24 @@ async def test_the_worker_port_is_for_workers_of_the_site(site: Site) -> None:
         stub = gatekeeper_pb2_grpc.WorkerPortStub(channel)
         call = stub.FetchSandbox(pb.FetchSandboxRequest(sha256="0" * 64))
         assert await reason_of(collect(call)) in ("SERVICE_REQUIRED", "OTHER_SITE")
+        file = stub.FirstPartFile(pb.FirstPartFileRequest(job_id="x", attempt=1, run=1, name=".gridfabric_x"))
+        assert await reason_of(file) in ("SERVICE_REQUIRED", "OTHER_SITE")
+
+
+async def test_a_worker_gets_files_of_no_job_that_is_not_its_own(site: Site) -> None:
+    await site.start()
+    one = job("-c", "echo secret; sleep 300")
+    await site.submit(one)
+    run = (await site.reaches(one, pb.JOB_STATE_RUNNING)).attempt
+    for name, worker, reason in (
+        (".gridfabric_x", "other", "FENCED"),
+        ("out", "CERN", "FILE_NAME"),
+        (".gridfabric/../../x", "CERN", "FILE_NAME"),
+    ):
+        credential = site.lab.service("worker", name=f"worker.{worker}")
+        stub = gatekeeper_pb2_grpc.WorkerPortStub(await site.lab.channel("gatekeeper", credential=credential))
+        request = pb.FirstPartFileRequest(job_id=one.job_id, attempt=1, run=run, name=name)
+        assert await reason_of(stub.FirstPartFile(request)) == reason
 
 
 async def test_leases_are_given_back_when_the_jobs_are_gone(site: Site) -> None:

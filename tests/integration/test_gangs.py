@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import shutil
 from pathlib import Path
 
+import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support.grid import LabGrid
 from support.site import Site, job
@@ -13,8 +17,27 @@ from agents.gatekeeper import client
 WAIT = "while :; do sleep 0.2; done"
 
 
-def gang(script: str, slots: int = 4, hosts: int = 2) -> pb.Job:
-    return job("-c", script, slots=slots, hosts=hosts)
+SUM = """
+import ctypes, os
+mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
+world, number, total = (
+    ctypes.byref(ctypes.c_char.in_dll(mpi, "ompi_mpi_" + name)) for name in ("comm_world", "int", "op_sum")
+)
+mpi.MPI_Init(None, None)
+rank, size, found = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+mpi.MPI_Comm_rank(world, ctypes.byref(rank))
+mpi.MPI_Comm_size(world, ctypes.byref(size))
+own = ctypes.c_int(10 ** rank.value)
+mpi.MPI_Allreduce(ctypes.byref(own), ctypes.byref(found), 1, number, total, world)
+told = [os.environ[name] for name in ("GRIDFABRIC_RANK", "GRIDFABRIC_LOCAL_RANK", "GRIDFABRIC_WORKER")]
+print(rank.value, size.value, found.value, *told, os.getcwd() == os.environ["HOME"], flush=True)
+mpi.MPI_Finalize()
+"""
+"""MPI_Allreduce over all ranks."""
+
+
+def gang(script: str, slots: int = 4, hosts: int = 2, **more: object) -> pb.Job:
+    return job("-c", script, slots=slots, hosts=hosts, **more)
 
 
 async def test_a_gang_starts_on_both_workers_and_ends_as_one(tmp_path: Path) -> None:
@@ -56,4 +79,41 @@ async def test_a_gang_starts_on_both_workers_and_ends_as_one(tmp_path: Path) -> 
         await site.reaches(cancelled, pb.JOB_STATE_RUNNING, 60)
         await client.cancel(site.channel, [cancelled.job_id])
         (end,) = await site.ended(cancelled, seconds=60)
+        assert (end.state, end.reason) == (pb.JOB_STATE_CANCELLED, "CANCELLED"), end
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here (Debian: openmpi-bin)")
+async def test_mpirun_starts_the_ranks_of_both_workers(tmp_path: Path) -> None:
+    async with LabGrid(tmp_path) as lab:
+        site = Site(lab)
+        await site.start({"slots": 2, "term_grace_s": 0.5})
+        await lab.start("worker", name="worker.two", options=site.worker_options)
+        await site.published("GlueCE", GlueCEInfoTotalCPUs="4")
+
+        # two workers of this test are one host, on which Open MPI's ranks would take each other's shared memory
+        over_tcp = {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo"}
+        adds = job("-c", SUM, executable="/usr/bin/python3", slots=4, hosts=2, mpi=True, environment=over_tcp)
+        await site.submit(adds)
+        (end,) = await site.ended(adds, seconds=60)
+        files = await client.output_files(site.channel, adds.job_id)
+        assert (end.state, end.exit_code, end.reason) == (pb.JOB_STATE_DONE, 0, ""), (end, files)
+        first, second = end.worker, next(name for name in ("worker.CERN", "worker.two") if name != end.worker)
+        assert sorted(files["out"].decode().splitlines()) == [
+            f"{rank} 4 1111 {rank} {rank % 2} {first if rank < 2 else second} True" for rank in range(4)
+        ]
+
+        failing = gang(f'[ "$GRIDFABRIC_RANK" = 3 ] && exit 7; {WAIT}', mpi=True)
+        await site.submit(failing)
+        (end,) = await site.ended(failing, seconds=60)
+        assert (end.state, end.exit_code, end.reason) == (pb.JOB_STATE_DONE, 7, ""), end
+
+        endless = gang(f'[ "$GRIDFABRIC_RANK" = 3 ] && echo begun; {WAIT}', mpi=True)
+        await site.submit(endless)
+        request = pb.FollowRequest(job_id=endless.job_id)
+        async with asyncio.timeout(60), contextlib.aclosing(client.follow(site.channel, request)) as read:
+            async for piece in read:
+                if b"begun" in piece.data:
+                    break
+        await client.cancel(site.channel, [endless.job_id])
+        (end,) = await site.ended(endless, seconds=60)
         assert (end.state, end.reason) == (pb.JOB_STATE_CANCELLED, "CANCELLED"), end

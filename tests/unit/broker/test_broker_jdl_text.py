@@ -51,6 +51,15 @@ def test_every_string_comes_back(text):
     assert normalise(classad_text(values)).descriptions[0].arguments == (text,)
 
 
+@pytest.mark.parametrize(("slots", "kind"), [(1, "MPICH"), (4, "OpenMPI"), (4, "Normal")])
+def test_a_parallel_job_stays_one(slots, kind):
+    template = normalise(TRUE + f'JobType = "{kind}"; CPUNumber = {slots};')
+    again = normalise(classad_text(template_values(template)))
+    assert [(job.slots, job.mpi) for made in (template, again) for job in made.descriptions] == [
+        (slots, kind != "Normal")
+    ] * 2
+
+
 def test_all_errors_are_told_at_once():
     found = problems(
         """[ Executable = "run.sh"; RetryCount = "2";

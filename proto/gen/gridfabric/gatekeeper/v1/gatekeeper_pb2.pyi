@@ -59,7 +59,7 @@ class Limits(_message.Message):
     def __init__(self, wall_s: _Optional[int] = ..., cpu_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "slots", "hosts", "data_access_protocols")
+    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "slots", "hosts", "mpi", "data_access_protocols")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class JobDescription(_message.Message):
     EPILOGUE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
+    MPI_FIELD_NUMBER: _ClassVar[int]
     DATA_ACCESS_PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
     executable: str
     arguments: _containers.RepeatedScalarFieldContainer[str]
@@ -100,8 +101,9 @@ class JobDescription(_message.Message):
     epilogue: Script
     slots: int
     hosts: int
+    mpi: bool
     data_access_protocols: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., slots: _Optional[int] = ..., hosts: _Optional[int] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., slots: _Optional[int] = ..., hosts: _Optional[int] = ..., mpi: _Optional[bool] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Script(_message.Message):
     __slots__ = ("executable", "arguments")
@@ -542,6 +544,24 @@ class PeekedResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class FirstPartFileRequest(_message.Message):
+    __slots__ = ("job_id", "attempt", "run", "name")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    attempt: int
+    run: int
+    name: str
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., run: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class FirstPartFileResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class Welcome(_message.Message):
     __slots__ = ("heartbeat_ms", "contact", "now_us")
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
@@ -553,7 +573,7 @@ class Welcome(_message.Message):
     def __init__(self, heartbeat_ms: _Optional[int] = ..., contact: _Optional[str] = ..., now_us: _Optional[int] = ...) -> None: ...
 
 class RunJob(_message.Message):
-    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run", "queue", "first_rank", "gang")
+    __slots__ = ("job_id", "attempt", "description", "owner", "account", "uid", "gid", "delegation", "run", "queue", "first_rank", "gang", "open_mpi")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -566,6 +586,7 @@ class RunJob(_message.Message):
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     FIRST_RANK_FIELD_NUMBER: _ClassVar[int]
     GANG_FIELD_NUMBER: _ClassVar[int]
+    OPEN_MPI_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     attempt: int
     description: JobDescription
@@ -578,7 +599,8 @@ class RunJob(_message.Message):
     queue: str
     first_rank: int
     gang: _containers.RepeatedCompositeFieldContainer[Part]
-    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ..., queue: _Optional[str] = ..., first_rank: _Optional[int] = ..., gang: _Optional[_Iterable[_Union[Part, _Mapping]]] = ...) -> None: ...
+    open_mpi: bool
+    def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., description: _Optional[_Union[JobDescription, _Mapping]] = ..., owner: _Optional[str] = ..., account: _Optional[str] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., delegation: _Optional[str] = ..., run: _Optional[int] = ..., queue: _Optional[str] = ..., first_rank: _Optional[int] = ..., gang: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., open_mpi: _Optional[bool] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("host", "ranks")

@@ -663,6 +663,11 @@ class WorkerPortStub:
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.FromString,
                 _registered_method=True)
+        self.FirstPartFile = channel.unary_unary(
+                '/gridfabric.gatekeeper.v1.WorkerPort/FirstPartFile',
+                request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileResponse.FromString,
+                _registered_method=True)
         self.StoreOutput = channel.stream_unary(
                 '/gridfabric.gatekeeper.v1.WorkerPort/StoreOutput',
                 request_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.StoreOutputRequest.SerializeToString,
@@ -695,6 +700,15 @@ class WorkerPortServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FirstPartFile(self, request, context):
+        """A small file of a gang's job at its first worker, for one that has another part; as soon as it is there, or empty
+        after some seconds. Errors: PERMISSION_DENIED (FENCED: that hand-out is not with this worker), INVALID_ARGUMENT
+        (FILE_NAME: not one of the workers' own, which begin with ".gridfabric").
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StoreOutput(self, request_iterator, context):
         """Output files too large for a report.
         """
@@ -719,6 +733,11 @@ def add_WorkerPortServicer_to_server(servicer, server):
                     servicer.Peeked,
                     request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.FromString,
                     response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.SerializeToString,
+            ),
+            'FirstPartFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.FirstPartFile,
+                    request_deserializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileRequest.FromString,
+                    response_serializer=gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileResponse.SerializeToString,
             ),
             'StoreOutput': grpc.stream_unary_rpc_method_handler(
                     servicer.StoreOutput,
@@ -808,6 +827,33 @@ class WorkerPort:
             '/gridfabric.gatekeeper.v1.WorkerPort/Peeked',
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedRequest.SerializeToString,
             gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.PeekedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FirstPartFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.gatekeeper.v1.WorkerPort/FirstPartFile',
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileRequest.SerializeToString,
+            gridfabric_dot_gatekeeper_dot_v1_dot_gatekeeper__pb2.FirstPartFileResponse.FromString,
             options,
             channel_credentials,
             insecure,
