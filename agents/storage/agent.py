@@ -45,7 +45,7 @@ class StorageAgent(Agent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         settings = context.settings
-        self._config = parse_config(settings.options, settings.state_dir)
+        self._config = parse_config(settings.options, settings.state_dir, settings.grid)
         store, tape = context.store("storage", metadata, MIGRATIONS), self._config.tape
         files = FileStore(store, tape.vos if tape is not None else ())
         self.element = StorageElement(self._config, files, log=context.log, clock=context.clock)

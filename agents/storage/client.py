@@ -20,6 +20,7 @@ from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import https_client, wire
+from agents.storage.config import STRESS_GRID
 from agents.storage.framing import Piece, get_call, put_data
 from agents.storage.http_stream import chunk_head
 from agents.storage.memory import keep_buffers
@@ -53,6 +54,7 @@ __all__ = [
     "MAX_TOGETHER",
     "MAX_TOGETHER_BYTES",
     "SMALL_BYTES",
+    "STRESS_GRID",
     "Checksums",
     "FileInfo",
     "OpenFile",
@@ -663,6 +665,7 @@ async def copy(
     *,
     expected: Checksums | None = None,
     put_id: str | None = None,
+    name_hint: str = "",
     progress: Progress | None = None,
     max_bytes_per_s: int = 0,
     timeout_s: float = COPY_TIMEOUT_S,
@@ -673,8 +676,9 @@ async def copy(
     of the two is busy or away, tries again for `patience_s`. Repeat with the same `put_id` to be sure of one copy. What
     the source refused has the fact `side`. Told of the progress about once a second, also of none."""
     request = pb.CopyFromRequest(
-        source_surl=source_surl, vo=vo, put_id=put_id or new_put_id(), max_bytes_per_s=max_bytes_per_s
-    )
+        source_surl=source_surl, vo=vo, put_id=put_id or new_put_id(), max_bytes_per_s=max_bytes_per_s,
+        name_hint=name_hint,
+    )  # fmt: skip
     if expected is not None:
         request.expected.CopyFrom(wire.checksums_to_wire(expected))
     return await _patiently(lambda note: _copy_once(channel, request, note, timeout_s), progress, patience_s)
@@ -702,6 +706,7 @@ class SmallCopy:
     size_bytes: int
     checksums: Checksums
     put_id: str
+    name_hint: str = ""
 
 
 async def copy_small(
@@ -723,7 +728,10 @@ async def copy_small(
         del request.files[:]
         request.files.extend(
             pb.SmallCopy(
-                source_surl=file.source_surl, expected=wire.checksums_to_wire(file.checksums), put_id=file.put_id
+                source_surl=file.source_surl,
+                expected=wire.checksums_to_wire(file.checksums),
+                put_id=file.put_id,
+                name_hint=file.name_hint,
             )
             for file in files[len(found) :]
         )

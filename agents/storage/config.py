@@ -12,6 +12,8 @@ from fabric.errors import InvalidRequest
 from fabric.settings import parse_options
 
 MIB = 1 << 20
+STRESS_GRID = "cms-stress-test"
+"""Name of the grid of `grid demo stress`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class StorageConfig:
     pools: tuple[Path, ...] = ()
     """Directories that hold the data, best one per disk; relative ones start at the state directory. Default: `pool`
     there."""
+    pool_bytes: int | None = field(default=None, metadata={"minimum": 1})
+    """What each pool may hold, where it is a part of a disk. None: as much as its disk."""
     quota_bytes: int | None = None
     """What each VO may keep here. None: as much as the disks hold."""
     vo_quota_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -82,14 +86,18 @@ class StorageConfig:
     """Who may remove a file: any member of its VO, or its owner alone."""
     tape: TapeConfig | None = None
     """None: everything stays on disk."""
+    planned_partitions: Mapping[str, Path] = field(default_factory=dict)
+    """The old rule, for `grid demo stress` alone: directory of the catalogue -> the one pool for its files. Any other
+    grid is refused with it."""
 
     def quota_of(self, vo: str) -> int | None:
         """The VO's quota; None if there is none."""
         return self.vo_quota_bytes.get(vo, self.quota_bytes)
 
 
-def parse_config(options: Mapping[str, Any], state_dir: Path) -> StorageConfig:
-    """Checked options, pools absolute. Raises InvalidRequest SETTINGS_INVALID naming the option. Touches no disk."""
+def parse_config(options: Mapping[str, Any], state_dir: Path, grid: str = "") -> StorageConfig:
+    """Checked options of a storage element of this grid, pools absolute. Raises InvalidRequest SETTINGS_INVALID naming
+    the option. Touches no disk."""
     config = parse_options(StorageConfig, options, where="options of the storage element")
     access.check(config.write_access, "options of the storage element, write_access")
     pools = tuple((state_dir / pool).absolute() for pool in config.pools or (Path("pool"),))
@@ -97,7 +105,21 @@ def parse_config(options: Mapping[str, Any], state_dir: Path) -> StorageConfig:
         raise InvalidRequest(
             "SETTINGS_INVALID", "options of the storage element: 'pools' names a directory twice", key="pools"
         )
+    planned = {directory: (state_dir / pool).absolute() for directory, pool in config.planned_partitions.items()}
+    if planned and grid != STRESS_GRID:
+        raise InvalidRequest(
+            "SETTINGS_INVALID",
+            "options of the storage element: 'planned_partitions' is the rule of 2002, under which files are refused "
+            f"though there is room; only the grid {STRESS_GRID!r} of `grid demo stress` may show it. Leave it out",
+            key="planned_partitions",
+        )
+    if strangers := set(planned.values()) - set(pools):
+        raise InvalidRequest(
+            "SETTINGS_INVALID",
+            f"options of the storage element: 'planned_partitions' names {min(strangers)}, which is none of its pools",
+            key="planned_partitions",
+        )
     tape = config.tape
     if tape is not None:
         tape = replace(tape, library=(state_dir / tape.library).absolute())
-    return replace(config, pools=pools, tape=tape)
+    return replace(config, pools=pools, tape=tape, planned_partitions=planned)

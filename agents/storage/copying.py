@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from agents.storage.client import OpenFile
 from agents.storage.framing import Piece
 from agents.storage.model import Announced, Checksums
+from agents.storage.surl import Surl
 from fabric.errors import DataCorrupted, GridError, InvalidRequest
 
 T = TypeVar("T")
@@ -55,16 +56,17 @@ async def telling(work: Coroutine[Any, Any, T], tell: Callable[[], Awaitable[obj
 
 async def arriving_together(
     announced: Sequence[Announced],
+    sources: Sequence[Surl],
     found: AsyncIterator[list[tuple[bytes, Checksums] | GridError]],
     max_bytes_per_s: int,
 ) -> AsyncGenerator[list[tuple[Announced, bytes] | GridError]]:
-    """Small files of another storage element, in the batches in which they are `found`, not faster than
+    """Small files of another storage element (`sources`), in the batches in which they are `found`, not faster than
     `max_bytes_per_s`; or why one cannot be copied. Errors say that they are the source's."""
     clock = asyncio.get_running_loop().time
-    began, moved_bytes, waiting = clock(), 0, iter(announced)
+    began, moved_bytes, waiting = clock(), 0, iter(zip(announced, sources, strict=True))
     try:
         async for batch in found:
-            yield [_as_announced(next(waiting), file) for file in batch]
+            yield [_as_announced(*next(waiting), file) for file in batch]
             moved_bytes += sum(len(file[0]) for file in batch if isinstance(file, tuple))
             if max_bytes_per_s and (early_s := began + moved_bytes / max_bytes_per_s - clock()) > 0:
                 await asyncio.sleep(early_s)
@@ -72,13 +74,15 @@ async def arriving_together(
         raise at_source(error) from error
 
 
-def _as_announced(wanted: Announced, file: tuple[bytes, Checksums] | GridError) -> tuple[Announced, bytes] | GridError:
+def _as_announced(
+    wanted: Announced, source: Surl, file: tuple[bytes, Checksums] | GridError
+) -> tuple[Announced, bytes] | GridError:
     if isinstance(file, GridError):
         return at_source(file)
     data, checksums = file
     assert wanted.checksums is not None
     try:
-        require_source(wanted.name_hint, checksums, wanted.checksums)
+        require_source(source, checksums, wanted.checksums)
     except GridError as error:
         return at_source(error)
     return replace(wanted, size_bytes=len(data)), data

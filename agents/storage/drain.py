@@ -49,7 +49,7 @@ class PoolKeeper:
 
     async def report(self) -> list[PoolReport]:
         """Every pool, in order of path."""
-        measured = {pool.pool: pool for pool in await self._pools.measure()}
+        measured = {pool.pool: self._element.bounded(pool) for pool in await self._pools.measure()}
         used = await self._files.use_by_pool()
         reports: list[PoolReport] = []
         for path in sorted(self._pools.names()):

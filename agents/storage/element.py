@@ -43,7 +43,16 @@ from agents.storage.store import FileStore
 from fabric import failpoints
 from fabric.bell import Bell
 from fabric.clock import Clock, to_us
-from fabric.errors import Conflict, DataCorrupted, DeadlineExceeded, Exhausted, GridError, NotFound, Unavailable
+from fabric.errors import (
+    Conflict,
+    DataCorrupted,
+    DeadlineExceeded,
+    Exhausted,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
 from fabric.logs import Logger
 
 T = TypeVar("T")
@@ -94,7 +103,7 @@ class StorageElement:
         self._new_id = new_id
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
         self.pools = Pools(config.pools, files, self._io, log)
-        self._ledger = Ledger(config.quota_of, config.reserve_bytes)
+        self._ledger = Ledger(config.quota_of, config.reserve_bytes, pool_bytes=config.pool_bytes)
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
@@ -109,7 +118,11 @@ class StorageElement:
     async def start(self) -> None:
         """Open the pools and bring disk and database to one state again. Raises as `Pools.start`."""
         await self.pools.start()
-        self._ledger = Ledger(self.config.quota_of, self.config.reserve_bytes, await self._files.use_by_vo())
+        config, in_pools = self.config, await self._files.use_by_pool()
+        self._ledger = Ledger(
+            config.quota_of, config.reserve_bytes, await self._files.use_by_vo(),
+            pool_bytes=config.pool_bytes, in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items()},
+        )  # fmt: skip
         await self.collect_garbage()
 
     async def stop(self) -> None:
@@ -193,7 +206,7 @@ class StorageElement:
         if existing is not None:
             return await self._repeat(existing, announced, pieces)
         with self.admission.transfer(announced.owner):
-            reservation = await self._reserve(announced.vo, announced.size_bytes)
+            reservation = await self._reserve(announced)
             incoming = self._incoming(reservation, announced.size_bytes, self._new_id())
             try:
                 failpoints.reached("storage.put.reserved")
@@ -210,13 +223,24 @@ class StorageElement:
                 raise
             return await self._to_the_end(self._commit(announced, incoming, reservation, found))
 
-    async def _reserve(self, vo: str, size_bytes: int) -> Reservation:
+    async def _reserve(self, announced: Announced) -> Reservation:
+        vo, size_bytes = announced.vo, announced.size_bytes
         try:
-            return self._ledger.reserve(vo, size_bytes, await self.pools.writable())
+            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()))
         except Exhausted:
             if self.make_room is None or not await self.make_room(vo, size_bytes):
                 raise
-            return self._ledger.reserve(vo, size_bytes, await self.pools.writable())
+            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()))
+
+    def _for(self, announced: Announced, pools: Sequence[PoolFree]) -> Sequence[PoolFree]:
+        """Those that may take this file: all, but under the old rule of `planned_partitions`."""
+        planned = self.config.planned_partitions
+        if not planned:
+            return pools
+        directory = announced.name_hint.rpartition("/")[0]
+        if directory not in planned:
+            raise InvalidRequest("NOT_PLANNED", f"no partition was planned for the files of {directory[:200]!r}")
+        return [pool for pool in pools if pool.pool == str(planned[directory])]
 
     def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str) -> Incoming:
         pool = self.pools.get(reservation.pool)
@@ -328,7 +352,9 @@ class StorageElement:
                     require_intact(existing)
                     outcomes.append(existing)
                     continue
-                reservation = self._ledger.reserve(announced.vo, announced.size_bytes, pools)
+                beside = arrived[-1].reservation.pool if arrived else ""
+                allowed = self._for(announced, pools)
+                reservation = self._ledger.reserve(announced.vo, announced.size_bytes, allowed, beside)
             except GridError as error:
                 outcomes.append(error)
                 continue
@@ -405,7 +431,8 @@ class StorageElement:
         removal or a move meanwhile does not disturb it. Close the iterator early if it is not used up. Raises
         DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
         require_intact(file)
-        descriptor = await self._open(file)
+        descriptor, pool = await self._open(file)
+        pool.readers += 1
         read = PieceReader(descriptor, made).read if made is not None else BatchReader(descriptor).read
         end = offset + size_bytes
         reading: asyncio.Future[Sequence[Piece]] | None = None
@@ -424,6 +451,7 @@ class StorageElement:
             await self.mark(file, error.reason)
             raise
         finally:
+            pool.readers -= 1
             if reading is None or reading.done():
                 os.close(descriptor)
                 if reading is not None and not reading.cancelled():
@@ -450,8 +478,9 @@ class StorageElement:
         """By id: those that are there."""
         return await self._files.get_many(file_ids)
 
-    async def _open(self, file: StoredFile) -> int:
-        """A descriptor for reading. Whoever looked the file up before it was moved finds it where it is now."""
+    async def _open(self, file: StoredFile) -> tuple[int, Pool]:
+        """A descriptor for reading, and its pool. Whoever looked the file up before it was moved finds it where it is
+        now."""
         while True:
             try:
                 return await self._open_here(file)
@@ -464,7 +493,7 @@ class StorageElement:
                 require_intact(current)
                 file = current
 
-    async def _open_here(self, file: StoredFile) -> int:
+    async def _open_here(self, file: StoredFile) -> tuple[int, Pool]:
         if not file.pool:
             raise Unavailable(
                 "FILE_NEARLINE", f"file {file.file_id} of VO {file.vo} is on tape; stage it with: grid data stage"
@@ -477,7 +506,7 @@ class StorageElement:
             )
         opening = self._io(pool.open, file.disk_id, file.size_bytes)
         try:
-            return await asyncio.shield(opening)
+            return await asyncio.shield(opening), pool
         except asyncio.CancelledError:
             opening.add_done_callback(_close_result)
             raise
@@ -485,7 +514,7 @@ class StorageElement:
     async def at_rest(self, file: StoredFile, seen: Callable[[memoryview], object] = len) -> AsyncGenerator[memoryview]:
         """The bytes that are on the disk now, not what the kernel remembers of them, whatever is known of the file; in
         batches that end with the next, each piece `seen` by a thread. Raises as `read`, and marks nothing."""
-        descriptor = await self._open_here(file)
+        descriptor, _ = await self._open_here(file)
         reading: asyncio.Future[list[memoryview]] | None = None
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -545,7 +574,7 @@ class StorageElement:
 
     async def _forget(self, file: StoredFile) -> None:
         """Its row is gone: give back the space, and the bytes to the disk."""
-        self._ledger.removed(file.vo, file.size_bytes if file.pool else 0)
+        self._ledger.removed(file.vo, file.size_bytes, file.pool)
         self._changed.set()
         await self._erase(file)
 
@@ -607,7 +636,7 @@ class StorageElement:
         if not await self._files.purge(file, to_us(self._clock.now())):
             return False
         failpoints.reached("storage.purge.committed")
-        self._ledger.purged(file.vo, file.size_bytes)
+        self._ledger.purged(file.vo, file.size_bytes, file.pool)
         self._changed.set()
         await self._erase(file)
         return True
@@ -643,8 +672,10 @@ class StorageElement:
         if renewed is None:
             await self._drop(incoming, reservation)
             return False
-        self._ledger.release(reservation)
-        if not file.pool:
+        self._ledger.commit(reservation)
+        if file.pool:
+            self._ledger.left(file.pool, file.size_bytes)
+        else:
             self._ledger.staged(file.vo, file.size_bytes)
         self._io(incoming.settle)
         self._changed.set()
@@ -689,6 +720,10 @@ class StorageElement:
         """How many files are on their way to this pool."""
         return self._ledger.uploads_to(pool)
 
+    def bounded(self, pool: PoolFree) -> PoolFree:
+        """A measured pool, or the part of its disk that it may use (`pool_bytes`)."""
+        return self._ledger.bounded(pool)
+
     def room_bytes(self, pools: Sequence[PoolFree]) -> int:
         """What could be written to these pools in all."""
         return self._ledger.room_bytes(pools)
@@ -701,7 +736,7 @@ class StorageElement:
         """Disks and VOs: those with files and `vos`."""
         pools = await self.pools.measure()
         writable = [pool for pool in pools if self.pools.state_of(pool.pool) is PoolState.OPEN]
-        by_device = {pool.device: pool for pool in pools}
+        by_device = {pool.device if self.config.pool_bytes is None else pool.pool: self.bounded(pool) for pool in pools}
         shares = tuple(
             (self._ledger.use_of(vo), self._ledger.available_bytes(vo, writable))
             for vo in sorted(set(vos) | set(self._ledger.vos()))

@@ -46,6 +46,8 @@ class Pool:
 
     def __init__(self, root: Path, expects_files: bool = False) -> None:
         self.name = str(root)
+        self.readers = 0
+        """Files of it that are being read."""
         self.incoming = root / "incoming"
         self.data = root / "data"
         try:
@@ -72,7 +74,7 @@ class Pool:
             return None  # the disk is gone and the directory below its mount point shows: writing there would hide data
         no_inodes = found.f_files > 0 and found.f_favail == 0
         free = 0 if no_inodes else found.f_bavail * found.f_frsize
-        return PoolFree(self.name, device, free, found.f_blocks * found.f_frsize)
+        return PoolFree(self.name, device, free, found.f_blocks * found.f_frsize, self.readers)
 
     def path_of(self, file_id: str) -> Path:
         """Where a kept file lies. Raises ValueError for anything but an id made here: no other text becomes a path."""

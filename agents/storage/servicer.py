@@ -263,7 +263,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         expected = wire.checksums_from_wire(request.expected) if request.HasField("expected") else None
         async with self._opened(peer, source, expected) as opened:
             announced = Announced(
-                request.vo, opened.size_bytes, request.put_id, peer.subject, str(source), opened.checksums
+                request.vo, opened.size_bytes, request.put_id, peer.subject, request.name_hint, opened.checksums
             )
             arriving = Arriving(opened, rate)
 
@@ -295,8 +295,8 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                 "files of one VO at one storage element are copied together; ask for those of each by themselves",
             )
         announced = [
-            Announced(request.vo, 0, file.put_id, peer.subject, str(source), wire.checksums_from_wire(file.expected))
-            for file, source in zip(request.files, sources, strict=True)
+            Announced(request.vo, 0, file.put_id, peer.subject, file.name_hint, wire.checksums_from_wire(file.expected))
+            for file in request.files
         ]
         credential, place = self._delegations.get(peer.subject), f"srm://{sources[0].host}:{sources[0].port}"
         channel = await self._channels.get(sources[0].rpc_host, sources[0].port, credential=credential)
@@ -315,7 +315,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             )
             return [file if isinstance(file, GridError) else next(kept) for file in batch]
 
-        async with aclosing(found), aclosing(arriving_together(announced, found, rate)) as arriving:
+        async with aclosing(found), aclosing(arriving_together(announced, sources, found, rate)) as arriving:
             while outcomes := await telling(copy_on(), lambda: context.write(pb.CopyManyResponse())):
                 await context.write(pb.CopyManyResponse(verdicts=self._verdicts(outcomes)))
 

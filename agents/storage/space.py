@@ -8,8 +8,8 @@ disk cannot be booked: the reserve kept back is for them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fabric.errors import Exhausted, Unavailable
 
@@ -25,6 +25,8 @@ class PoolFree:
     device: int
     free_bytes: int
     total_bytes: int
+    readers: int = 0
+    """Files of it that are being read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,10 +73,17 @@ class Ledger:
         quota_of: Callable[[str], int | None],
         reserve_bytes: int,
         used: Mapping[str, tuple[int, int]] | None = None,
+        *,
+        pool_bytes: int | None = None,
+        in_pools: Mapping[str, int] | None = None,
     ) -> None:
-        """`used`: VO -> (bytes, files) that are there already."""
+        """`used`: VO -> (bytes, files) that are there already; `in_pools`: pool -> bytes of them. `pool_bytes`: what
+        one pool may hold."""
         self._quota_of = quota_of
         self._reserve_bytes = reserve_bytes
+        self._pool_bytes = pool_bytes
+        self._in_pool: defaultdict[str, int] = defaultdict(int, in_pools or {})
+        """Used and reserved."""
         self._used: defaultdict[str, int] = defaultdict(int)
         self._files: defaultdict[str, int] = defaultdict(int)
         self._reserved: defaultdict[str, int] = defaultdict(int)
@@ -84,9 +93,9 @@ class Ledger:
             self._used[vo] = size_bytes
             self._files[vo] = files
 
-    def reserve(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
-        """Book `size_bytes` in the pool with most room. Raises Exhausted(QUOTA_EXCEEDED | DISK_FULL) with the numbers,
-        Unavailable(NO_POOL) if no pool could be measured."""
+    def reserve(self, vo: str, size_bytes: int, pools: Sequence[PoolFree], beside: str = "") -> Reservation:
+        """Book `size_bytes` in the pool with most room for its load, or in the pool `beside` if that has room. Raises
+        Exhausted(QUOTA_EXCEEDED | DISK_FULL) with the numbers, Unavailable(NO_POOL) if no pool could be measured."""
         quota = self._quota_of(vo)
         used, reserved = self._used[vo], self._reserved[vo]
         if quota is not None and used + reserved + size_bytes > quota:
@@ -102,43 +111,59 @@ class Ledger:
                 reserved_bytes=reserved,
                 retry_after_s=RETRY_AFTER_S,
             )
-        reservation = self._book(vo, size_bytes, pools)
+        reservation = self._book(vo, size_bytes, pools, beside)
         self._reserved[vo] += size_bytes
         return reservation
 
-    def place(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
+    def place(self, vo: str, size_bytes: int, pools: Sequence[PoolFree]) -> Reservation:
         """Book room for other bytes of a file that is there. Raises as `reserve`, but for the quota."""
         reservation = self._book(vo, size_bytes, pools)
         reservation.counted = False
         return reservation
 
-    def _book(self, vo: str, size_bytes: int, pools: Iterable[PoolFree]) -> Reservation:
-        best: tuple[int, str, PoolFree] | None = None
-        for pool in pools:
-            room = pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes
-            if best is None or (room, pool.pool) > best[:2]:
-                best = (room, pool.pool, pool)
-        if best is None:
+    def _book(self, vo: str, size_bytes: int, pools: Sequence[PoolFree], beside: str = "") -> Reservation:
+        if not pools:
             raise Unavailable(
                 "NO_POOL",
                 "no disk of this storage element can be used now; files cannot be written",
                 retry_after_s=RETRY_AFTER_S,
             )
-        room, _, chosen = best
-        if size_bytes > room:
+        rooms = {pool.pool: self._room(pool) for pool in pools}
+        large_enough = [pool for pool in pools if rooms[pool.pool] >= size_bytes]
+        if not large_enough:
+            room = max(0, *rooms.values())
             raise Exhausted(
                 "DISK_FULL",
-                f"{size_bytes} bytes do not fit on the disks here: {max(room, 0)} bytes are free for new files "
+                f"{size_bytes} bytes do not fit on the disks here: {room} bytes are free for new files "
                 f"({self._reserve_bytes} are kept back); choose another storage element or try later",
                 vo=vo,
                 announced_bytes=size_bytes,
-                available_bytes=max(room, 0),
+                available_bytes=room,
                 reserve_bytes=self._reserve_bytes,
                 retry_after_s=RETRY_AFTER_S,
             )
+
+        def fitness(pool: PoolFree) -> tuple[bool, float, str]:
+            load = self._uploads[pool.pool] + pool.readers
+            return pool.pool == beside, rooms[pool.pool] / (1 + load), pool.pool
+
+        chosen = max(large_enough, key=fitness)
         self._unwritten[chosen.device] += size_bytes
+        self._in_pool[chosen.pool] += size_bytes
         self._uploads[chosen.pool] += 1
         return Reservation(vo, size_bytes, chosen.pool, chosen.device, size_bytes)
+
+    def _room(self, pool: PoolFree) -> int:
+        """For new files, below 0 where the reserve is touched."""
+        room = pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes
+        return room if self._pool_bytes is None else min(room, self._pool_bytes - self._in_pool[pool.pool])
+
+    def bounded(self, pool: PoolFree) -> PoolFree:
+        """A measurement as it is where a pool is less than its disk: the disk's numbers, or those of the bound."""
+        if self._pool_bytes is None:
+            return pool
+        free_bytes = max(0, min(pool.free_bytes, self._pool_bytes - self._in_pool[pool.pool]))
+        return replace(pool, free_bytes=free_bytes, total_bytes=min(pool.total_bytes, self._pool_bytes))
 
     def written(self, reservation: Reservation, size_bytes: int) -> None:
         """`size_bytes` more are on disk, and so no longer counted as free by the next measurement."""
@@ -148,9 +173,12 @@ class Ledger:
             self._unwritten[reservation.device] -= size_bytes
 
     def commit(self, reservation: Reservation) -> None:
-        """The file is there: reserved becomes used."""
-        if reservation.open:
-            self.release(reservation)
+        """The file is there, or has these bytes now: reserved becomes used."""
+        if not reservation.open:
+            return
+        self.release(reservation)
+        self._in_pool[reservation.pool] += reservation.size_bytes
+        if reservation.counted:
             self._used[reservation.vo] += reservation.size_bytes
             self._files[reservation.vo] += 1
 
@@ -161,16 +189,23 @@ class Ledger:
             if reservation.counted:
                 self._reserved[reservation.vo] -= reservation.size_bytes
             self._uploads[reservation.pool] -= 1
+            self._in_pool[reservation.pool] -= reservation.size_bytes
             reservation.open = False
 
-    def removed(self, vo: str, size_bytes: int) -> None:
-        """A file is gone."""
-        self._used[vo] -= size_bytes
+    def removed(self, vo: str, size_bytes: int, pool: str) -> None:
+        """A file is gone; from the disk alone if it had left that before (`pool` is empty then)."""
         self._files[vo] -= 1
+        if pool:
+            self.purged(vo, size_bytes, pool)
 
-    def purged(self, vo: str, size_bytes: int) -> None:
+    def purged(self, vo: str, size_bytes: int, pool: str) -> None:
         """A file has left the disk and is still a file."""
         self._used[vo] -= size_bytes
+        self.left(pool, size_bytes)
+
+    def left(self, pool: str, size_bytes: int) -> None:
+        """Bytes of a file are no longer in this pool; others are elsewhere."""
+        self._in_pool[pool] -= size_bytes
 
     def staged(self, vo: str, size_bytes: int) -> None:
         """It is on disk again."""
@@ -190,10 +225,12 @@ class Ledger:
 
     def room_bytes(self, pools: Iterable[PoolFree]) -> int:
         """What could be written to these pools in all."""
-        rooms = {
-            pool.device: max(pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes, 0) for pool in pools
-        }
-        return sum(rooms.values())
+        devices: defaultdict[int, int] = defaultdict(int)
+        limits: dict[int, int] = {}
+        for pool in pools:
+            limits[pool.device] = pool.free_bytes - self._unwritten[pool.device] - self._reserve_bytes
+            devices[pool.device] += max(self._room(pool), 0)
+        return sum(max(min(room, limits[device]), 0) for device, room in devices.items())
 
     def available_bytes(self, vo: str, pools: Iterable[PoolFree]) -> int:
         """What `vo` could write now in all: limited by its quota and by all disks together, each device counted

@@ -193,7 +193,7 @@ async def replicate(grid: Grid, file: catalog.Entry, target: Element) -> str | N
     for source in file.replicas:
         try:
             copied = await storage.copy(
-                channel, source.surl, grid.vo, expected=checksums_of(file), put_id=_copy_id(file)
+                channel, source.surl, grid.vo, expected=checksums_of(file), put_id=_copy_id(file), name_hint=file.lfn
             )
             break
         except (Unavailable, NotFound, DataCorrupted) as error:
@@ -274,7 +274,9 @@ def _batches(
 async def _replicate_small(grid: Grid, files: Sequence[catalog.Entry], target: Element) -> list[str | None]:
     """The SURL of each copy that is verified and registered."""
     copies = [
-        storage.SmallCopy(file.replicas[0].surl, content_of(file).size_bytes, checksums_of(file), _copy_id(file))
+        storage.SmallCopy(
+            file.replicas[0].surl, content_of(file).size_bytes, checksums_of(file), _copy_id(file), file.lfn
+        )
         for file in files
     ]
     surls: list[str | None] = [None] * len(files)

@@ -41,12 +41,12 @@ def grid() -> Iterator[Path]:
         yield python.with_name("grid")
 
 
-def start(grid: Path, folder: Path, temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(grid: Path, folder: Path, temporary: Path, *arguments: str, scenario: str = "") -> subprocess.Popen[str]:
     """Start the demo in a session of its own, every process of it marked in its environment."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRIDFABRIC_", "X509_", "PYTHON"))}
     environment |= {MARK: str(folder), "TMPDIR": str(temporary)}
     return subprocess.Popen(
-        [str(grid), "demo", "--out", str(folder / "out"), *arguments],
+        [str(grid), "demo", *scenario.split(), "--out", str(folder / "out"), *arguments],
         env=environment, cwd=folder, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs us may ignore it
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -99,6 +99,22 @@ def test_the_demo_runs_from_nothing_to_the_plot(grid: Path, tmp_path: Path, temp
     assert all("DONE" in [event["event"] for event in history["events"]] for history in histories)
     names = "analysis analysis.jdl charged-multiplicity.png histories production.jdl report.html report.json"
     assert " ".join(sorted(path.name for path in out.iterdir())) == names
+    assert_nothing_left(tmp_path, temporary)
+
+
+def test_the_stress_test_of_cms_fails_under_the_old_rule_alone(grid: Path, tmp_path: Path, temporary: Path) -> None:
+    more = ("--sites", "2", "--files", "48", "--file-kib", "16")
+    process = start(grid, tmp_path, temporary, *more, scenario="stress")
+    output, _ = process.communicate(timeout=380)
+    assert process.returncode == 0, output
+    found = json.loads((tmp_path / "out" / "stress.json").read_text())
+    old, ours = found["collections"]["planned"], found["collections"]["free"]
+    assert found["ok"] and found["produced"] == found["files"] == 48
+    assert old["copies"] + old["failed"] == 48 and old["failed"] > 0 and set(old["reasons"]) == {"DISK_FULL"}
+    assert set(old["failed_by_dataset"]) <= {"jets", "muons"}
+    assert sum(pool["free_bytes"] for pool in old["partitions"]) > old["failed_bytes"]
+    assert (ours["copies"], ours["failed"], sum(pool["files"] for pool in ours["partitions"])) == (48, 0, 48)
+    assert "while" in (tmp_path / "out" / "stress.html").read_text()
     assert_nothing_left(tmp_path, temporary)
 
 

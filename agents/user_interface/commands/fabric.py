@@ -12,6 +12,7 @@ from agents.user_interface import console
 from agents.user_interface.console import Json
 
 user_app = typer.Typer(help="Users of this grid.", no_args_is_help=True, rich_markup_mode=None)
+demo_app = typer.Typer(rich_markup_mode=None)
 host_app = typer.Typer(help="Hosts of this grid.", no_args_is_help=True, rich_markup_mode=None)
 
 State = Annotated[
@@ -27,7 +28,8 @@ def register(app: typer.Typer) -> None:
     app.command()(down)
     app.command()(env)
     app.command()(doctor)
-    app.command()(demo)
+    demo_app.callback(invoke_without_command=True)(demo)
+    app.add_typer(demo_app, name="demo")
     app.command()(version)
 
 
@@ -125,6 +127,7 @@ def doctor(state: State = None, as_json: Json = False) -> None:
 
 
 def demo(
+    context: typer.Context,
     jobs: Annotated[int, typer.Option(help="Production jobs.", min=1, max=1000)] = 40,
     events: Annotated[int, typer.Option(help="Events in each job.", min=1, max=100_000)] = 30,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the grid up and say what to try next.")] = False,
@@ -140,9 +143,32 @@ def demo(
       grid demo --jobs 10 --events 20
       grid demo --keep
     """
+    if context.invoked_subcommand is not None:
+        return
     from agents.user_interface.demo import run
 
     run.demo_command(jobs=jobs, events=events, keep=keep, out=out, grid=grid, as_json=as_json)
+
+
+@demo_app.command()
+def stress(
+    sites: Annotated[int, typer.Option(help="Sites that produce.", min=1, max=50)] = 4,
+    files: Annotated[int, typer.Option(help="Files in all, about.", min=48, max=100_000)] = 240,
+    file_kib: Annotated[int, typer.Option(help="Mean size of a file in KiB.", min=1, max=1 << 20)] = 512,
+    seed: Annotated[int, typer.Option(help="Of the sizes and contents.", min=0)] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("stress-out"),
+    as_json: Json = False,
+) -> None:
+    """Run the CMS stress test: copies that fail though there is room under the old rule, and none under ours.
+
+    \b
+    Examples:
+      grid demo stress
+      grid demo stress --sites 8 --files 2000 --file-kib 64
+    """
+    from agents.user_interface.demo import stress as scenario
+
+    scenario.stress_command(sites=sites, files=files, file_kib=file_kib, seed=seed, out=out, as_json=as_json)
 
 
 def version(as_json: Json = False) -> None:

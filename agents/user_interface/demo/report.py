@@ -192,12 +192,10 @@ def render_html(report: Report, plot_png: bytes) -> str:
         plot=f'<img alt="charged multiplicity and pseudorapidity" src="data:image/png;base64,{picture}">'
         if picture
         else "",
-        sites=_table(COLUMNS, site_cells(report), last_is_sum=True),
-        checks=_table(
-            ("Check", "Holds", "Found"), [[c.name, "yes" if c.ok else "NO", c.detail] for c in report.checks]
-        ),
-        states=_table(("State", "Jobs"), _states(report)),
-        data=_table(
+        sites=table(COLUMNS, site_cells(report), last_is_sum=True),
+        checks=table(("Check", "Holds", "Found"), [[c.name, "yes" if c.ok else "NO", c.detail] for c in report.checks]),
+        states=table(("State", "Jobs"), _states(report)),
+        data=table(
             ("Bytes moved", ""),
             [
                 ["written by production jobs", console.bytes_text(report.bytes_produced)],
@@ -207,7 +205,7 @@ def render_html(report: Report, plot_png: bytes) -> str:
         ),
         phases=_phases(report),
         timeline=_timeline(report),
-        job_rows=_table(
+        job_rows=table(
             ("Job", "Id", "State", "Exit", "Computing element", "Worker", "Attempt", "Wall", "CPU", "Events", "Bytes"),
             [_job_cells(job) for job in (*report.jobs, *([report.analysis] if report.analysis else []))],
         ),
@@ -231,7 +229,8 @@ def _job_cells(job: JobRecord) -> list[str]:
     ]  # fmt: skip
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last_is_sum: bool = False) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, last_is_sum: bool = False) -> str:
+    """A table of HTML; the last row set off if it is a sum."""
     rows = list(rows)
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = []
@@ -248,7 +247,7 @@ def _phases(report: Report) -> str:
         for phase in report.phases
         if phase.ended_s is not None
     ]
-    return _table(("Phase", "began at", "took"), rows)
+    return table(("Phase", "began at", "took"), rows)
 
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")

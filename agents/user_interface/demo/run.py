@@ -81,6 +81,22 @@ def make_state_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="gridfabric-demo-"))
 
 
+async def make_user(grid: Any, work: Path) -> Any:
+    """A certificate, membership in the VO, and a proxy: as `grid user add` and `grid proxy init`."""
+    from agents.user_interface import proxy, users
+    from security.proxies import create_proxy
+
+    user = await users.add(grid, USER, grid.vo, [], work / "globus")
+    path = proxy.place(work / "proxy.pem", {})
+    credential = proxy.open_certificate({}, user.certificate, user.key)
+    made = create_proxy(credential, lifetime=PROXY_LIFETIME, now=proxy.now_utc())
+    made.save(path)
+    console.say(
+        f"user {user.subject}, member of {user.vo}, proxy {path.name} until {console.time_text(made.not_after)}"
+    )
+    return made
+
+
 class Demo:
     """One run. `report` grows as it goes."""
 
@@ -185,7 +201,7 @@ class Demo:
         certificates = Path(services.certificates)
         with self.phase("user"):
             async with open_grid(services, administrator(self.state), certificates) as grid:
-                proxy = await self._make_user(grid)
+                proxy = await make_user(grid, self.work)
         async with open_grid(services, proxy, certificates) as grid:
             with self.phase("publishing"):
                 ces, unknown = await asyncio.gather(self._await_sites(services), await_known(grid))
@@ -201,21 +217,6 @@ class Demo:
                 await ready
             with self.phase("report"):
                 await self._collect(grid, files)
-
-    async def _make_user(self, grid: Any) -> Any:
-        """A certificate, membership in the VO, and a proxy: as `grid user add` and `grid proxy init`."""
-        from agents.user_interface import proxy, users
-        from security.proxies import create_proxy
-
-        user = await users.add(grid, USER, grid.vo, [], self.work / "globus")
-        path = proxy.place(self.work / "proxy.pem", {})
-        credential = proxy.open_certificate({}, user.certificate, user.key)
-        made = create_proxy(credential, lifetime=PROXY_LIFETIME, now=proxy.now_utc())
-        made.save(path)
-        console.say(
-            f"user {user.subject}, member of {user.vo}, proxy {path.name} until {console.time_text(made.not_after)}"
-        )
-        return made
 
     async def _await_sites(self, services: endpoints.Endpoints) -> dict[str, str]:
         """CE name -> site, once every gatekeeper is published at the top; after a while with what is there."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agents.storage.config import STRESS_GRID, parse_config
 from agents.storage.drain import PoolKeeper
 from agents.storage.failpoints import NAMES
 from agents.storage.pools import PoolState
@@ -201,6 +202,34 @@ async def test_what_is_refused_says_why(bench: Bench, upload: Any, monkeypatch: 
     await keeper.empty(a)  # somebody else filled that disk
     assert "do not fit" in (await keeper.report())[0].obstacle
     assert counts(bench, "a", "b") == [1, 0]
+
+
+async def test_bounded_pools_fill_and_refuse_before_the_disk_does_and_go_on_when_there_is_room(
+    bench: Bench, upload: Any
+) -> None:
+    element, _ = await start(bench, "a", "b", pool_bytes=700_000)
+    files = [await upload(element, DATA, f"p{number}") for number in range(4)]
+    assert sorted(Path(file.pool).name for file in files) == ["a", "a", "b", "b"]
+    for _ in range(2):
+        with pytest.raises(Exhausted, match="100000 bytes are free"):
+            await upload(element, DATA, "p5")
+        await bench.stop()
+        element, _ = await start(bench, "a", "b", pool_bytes=700_000)
+    report = await element.space()
+    assert (report.total_bytes, report.free_bytes) == (1_400_000, 200_000)
+    assert await read(element, files[0]) == DATA
+    assert await element.remove(files[0].file_id, "cms", lambda file: None)
+    assert (await upload(element, DATA, "p5")).pool == files[0].pool
+
+
+def test_the_old_rule_is_refused_but_for_the_scenario_that_shows_it(tmp_path: Path) -> None:
+    options = {"pools": ["a"], "planned_partitions": {"/grid/cms/jets": "a"}}
+    with pytest.raises(InvalidRequest, match=r"rule of 2002.*Leave it out"):
+        parse_config(options, tmp_path, "lab")
+    assert parse_config(options, tmp_path, STRESS_GRID).planned_partitions == {"/grid/cms/jets": tmp_path / "a"}
+    options["pools"] = ["b"]
+    with pytest.raises(InvalidRequest, match="none of its pools"):
+        parse_config(options, tmp_path, STRESS_GRID)
 
 
 CHILD = """

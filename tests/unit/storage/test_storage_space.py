@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,35 @@ def test_quota_counts_used_and_reserved_and_the_refusal_has_the_numbers() -> Non
     }  # fmt: skip
     ledger.reserve("cms", 10, [free(1000)])
     ledger.reserve("atlas", 100, [free(1000)])
+
+
+def test_a_pool_that_is_written_or_read_is_chosen_later() -> None:
+    ledger = Ledger(lambda vo: None, 0)
+    pools = [free(1000, "a", 1), free(900, "b", 2)]
+    first = ledger.reserve("cms", 1, pools)
+    assert first.pool == "a" and ledger.reserve("cms", 1, pools).pool == "b"
+    ledger.commit(first)
+    assert ledger.reserve("cms", 1, pools).pool == "a"
+    assert Ledger(lambda vo: None, 0).reserve("cms", 1, [replace(pools[0], readers=1), pools[1]]).pool == "b"
+    assert ledger.reserve("cms", 950, [replace(pools[0], readers=9), pools[1]]).pool == "a"  # it alone has the room
+
+
+def test_a_pool_holds_what_it_may_also_on_a_larger_disk() -> None:
+    ledger = Ledger(lambda vo: None, 0, {"cms": (60, 1)}, pool_bytes=100, in_pools={"a": 60})
+    pools = [free(1000, "a"), free(1000, "b")]
+    assert ledger.room_bytes(pools) == 140 and ledger.available_bytes("cms", pools) == 140
+    assert ledger.reserve("cms", 40, pools, "a").pool == "a"
+    held = ledger.reserve("cms", 100, pools)
+    with pytest.raises(Exhausted) as caught:
+        ledger.reserve("cms", 1, pools)
+    assert (caught.value.reason, caught.value.facts["available_bytes"]) == ("DISK_FULL", "0")
+    ledger.release(held)
+    ledger.removed("cms", 60, "a")
+    moved = ledger.place("cms", 70, pools)
+    ledger.commit(moved)
+    ledger.left("a", 40)
+    assert (moved.pool, ledger.bounded(pools[1]).free_bytes, ledger.bounded(pools[0]).free_bytes) == ("b", 30, 100)
+    assert ledger.use_of("cms").used_bytes == 0
 
 
 def test_the_reserve_is_kept_back() -> None:

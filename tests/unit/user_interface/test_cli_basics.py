@@ -38,7 +38,8 @@ def commands(command: Any = None, words: tuple[str, ...] = ()) -> list[tuple[tup
     below = getattr(command, "commands", None)
     if below is None:
         return [(words, command)]
-    return [found for name, child in below.items() for found in commands(child, (*words, name))]
+    own = [(words, command)] if command.invoke_without_command and words else []
+    return own + [found for name, child in below.items() for found in commands(child, (*words, name))]
 
 
 ALL = commands()
@@ -74,7 +75,7 @@ def test_every_command_that_prints_data_can_print_json(words: tuple[str, ...], c
 
 def test_the_commands_are_those_promised() -> None:
     assert {" ".join(words) for words, _ in ALL} == {
-        "up", "status", "down", "env", "doctor", "demo", "version", "gstat",
+        "up", "status", "down", "env", "doctor", "demo", "demo stress", "version", "gstat",
         "proxy init", "proxy info", "proxy destroy", "proxy verify",
         "ca show", "ca lint", "ca verify-crl", "mapfile check", "mapfile diff",
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
@@ -91,7 +92,7 @@ def test_the_commands_are_those_promised() -> None:
         "transfer submit", "transfer status", "transfer cancel", "transfer report", "transfer channels",
         "site drain", "site maintenance", "site resume", "votag ls", "votag add", "votag rm", "swdir",
         "user add", "host invite", "host join", "ban add", "ban ls", "ban lift",
-        "audit verify", "delegation ls", "delegation recall",
+        "audit", "audit verify", "delegation ls", "delegation recall",
         "drill list", "drill run", "drill report", "bench replay",
         "vo ls", "vo create", "vo accept", "vo refuse", "vo dissolve",
         "vo request", "vo member ls", "vo member show", "vo member add", "vo member approve", "vo member suspend",

@@ -253,18 +253,20 @@ class ListResponse(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CopyFromRequest(_message.Message):
-    __slots__ = ("source_surl", "expected", "put_id", "vo", "max_bytes_per_s")
+    __slots__ = ("source_surl", "expected", "put_id", "vo", "max_bytes_per_s", "name_hint")
     SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_HINT_FIELD_NUMBER: _ClassVar[int]
     source_surl: str
     expected: Checksums
     put_id: str
     vo: str
     max_bytes_per_s: int
-    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ...) -> None: ...
+    name_hint: str
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ..., name_hint: _Optional[str] = ...) -> None: ...
 
 class CopyFromResponse(_message.Message):
     __slots__ = ("surl", "size_bytes", "checksums", "moved_bytes")
@@ -279,14 +281,16 @@ class CopyFromResponse(_message.Message):
     def __init__(self, surl: _Optional[str] = ..., size_bytes: _Optional[int] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., moved_bytes: _Optional[int] = ...) -> None: ...
 
 class SmallCopy(_message.Message):
-    __slots__ = ("source_surl", "expected", "put_id")
+    __slots__ = ("source_surl", "expected", "put_id", "name_hint")
     SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_HINT_FIELD_NUMBER: _ClassVar[int]
     source_surl: str
     expected: Checksums
     put_id: str
-    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ...) -> None: ...
+    name_hint: str
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., name_hint: _Optional[str] = ...) -> None: ...
 
 class CopyManyRequest(_message.Message):
     __slots__ = ("vo", "files", "max_bytes_per_s")
