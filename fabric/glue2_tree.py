@@ -222,7 +222,7 @@ class GlueDirectory:
         elif service is not None:
             made = glue2.service_entries(service, part.domain, stamp)
         for entry in made:
-            dn = Dn((*entry.dn.rdns, *part.services.rdns))
+            dn = entry.dn.below(part.services)
             yield Entry(dn, entry.attributes, unit.entries[0].operational)
 
 

@@ -101,7 +101,7 @@ class ResourceTree(EntryTree):
             if entry is not None and entry.dn.key[:-depth] not in published:
                 self.remove(entry.dn, below=True)
         for entry, made_by, made_at_us in sorted(published.values(), key=lambda made: len(made[0].dn)):
-            dn = Dn((*entry.dn.rdns, *RESOURCE.rdns))
+            dn = entry.dn.below(RESOURCE)
             known = self.get(dn)
             if known is not None and known.attributes is entry.attributes:
                 continue

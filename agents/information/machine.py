@@ -337,7 +337,7 @@ class InformationMachine:
         elif producer.unconfirmed and not publication.changed and not publication.removed:
             self._confirm(producer, changes)
         for relative in sorted(publication.removed, key=len, reverse=True):
-            key = Dn((*relative.rdns, *base.rdns)).key
+            key = relative.key + base.key
             if self._owner.get(key) == producer.name:
                 self._remove(key, changes)
         rejected: list[Rejection] = []
@@ -367,7 +367,7 @@ class InformationMachine:
             if known is not None and known.dn.rdns[: len(one.dn.rdns)] == one.dn.rdns:
                 dn = known.dn
             else:
-                dn = Dn((*one.dn.rdns, *base.rdns))
+                dn = one.dn.below(base)
             made_at_us = min(one.made_at_us, now_us) if one.made_at_us > 0 else now_us  # nobody's clock makes it newer
             entry = Entry(dn, attributes, Provenance(producer, one.producer or producer.name, made_at_us))
             producer.entries[key] = entry
@@ -388,7 +388,7 @@ class InformationMachine:
         owner = self._owner.get(relative.key + base.key)
         if owner is not None and owner != producer.name:
             return f"this name belongs to {owner}"
-        if len(relative) > 1 and self.tree.get(Dn((*relative.rdns[1:], *base.rdns))) is None:
+        if len(relative) > 1 and self.tree.get(relative.parent.below(base)) is None:
             return "its parent is not published"
         return None
 

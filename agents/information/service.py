@@ -105,4 +105,4 @@ class InformationService:
 
     def _relative(self, dn: Dn) -> Dn:
         """A name below the site's entry, without the site's part; the empty name for all others."""
-        return Dn(dn.rdns[: -self._depth]) if len(dn) > self._depth else Dn(())
+        return dn.relative_to(self._depth)

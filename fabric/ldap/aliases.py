@@ -81,7 +81,7 @@ async def _each_later(
 
 def _moved(dn: Dn, source: Dn, target: Dn) -> Dn:
     """A name below `source` as the same name below `target`."""
-    return Dn((*dn.rdns[: len(dn) - len(source)], *target.rdns))
+    return dn.relative_to(len(source)).below(target)
 
 
 def _known(matched: Dn, alias: Dn, target: Dn) -> Dn:

@@ -111,16 +111,35 @@ class Dn:
     @property
     def parent(self) -> Dn:
         """The name one level up; the empty name is its own parent."""
-        return Dn(self.rdns[1:])
+        return _joined(self.rdns[1:], self.key[1:])
 
     def child(self, attribute: str, value: str) -> Dn:
         """The name of an entry directly below this one."""
-        return Dn((((attribute, value),), *self.rdns))
+        rdn = ((attribute, value),)
+        return _joined((rdn, *self.rdns), (_normalise_rdn(rdn), *self.key))
+
+    def below(self, base: Dn) -> Dn:
+        """This name, taken as relative to another one, in full."""
+        return _joined(self.rdns + base.rdns, self.key + base.key)
+
+    def relative_to(self, depth: int) -> Dn:
+        """The name without its last ``depth`` RDNs; the empty name if there are no more."""
+        left = max(0, len(self.rdns) - depth)
+        return _joined(self.rdns[:left], self.key[:left])
 
     def is_within(self, other: Dn) -> bool:
         """True if this is ``other`` or below it."""
         depth = len(other.key)
         return depth == 0 or self.key[-depth:] == other.key
+
+
+def _joined(rdns: tuple[tuple[tuple[str, str], ...], ...], key: tuple[str, ...]) -> Dn:
+    """A name whose RDNs have been normalised already."""
+    made = object.__new__(Dn)
+    object.__setattr__(made, "rdns", rdns)
+    object.__setattr__(made, "key", key)
+    object.__setattr__(made, "_text", None)
+    return made
 
 
 def _normalise_rdn(rdn: Iterable[tuple[str, str]]) -> str:
