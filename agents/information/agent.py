@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
+from pathlib import Path
 
 from gridfabric.information.v1 import information_pb2_grpc
 
@@ -21,6 +22,8 @@ from agents.information.servicer import InformationServicer
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import utc_text
 from fabric.context import AgentContext
+from fabric.database_reader import ForReading, address, lend
+from fabric.errors import InvalidRequest
 from fabric.glue2_tree import GlueDirectory
 from fabric.glue13 import service_entries, site_entries
 from fabric.glue_model import Service, Site
@@ -33,6 +36,7 @@ from fabric.ldap_tls import name_behind, server_tls
 from fabric.rpc import rules
 from fabric.rpc.server import RpcService
 from fabric.settings import parse_options
+from fabric.store import Store
 
 TICK_S = 2.0
 """Leases are looked at when the next one ends, and this often for producers that came meanwhile."""
@@ -62,9 +66,9 @@ class InformationAgent(Agent):
         self._recorder: Recorder | None = None
         queries: HistoryQueries | None = None
         if self.is_top and options.history_s:
-            store = context.store("history", metadata)
+            store = context.store("history", metadata, database=options.history_database)
             self._recorder = Recorder(context, self.service, store, options.history_s, options.history_tuples)
-            queries = HistoryQueries(context.state_dir / "history.db", self._recorder)
+            queries = HistoryQueries(self._for_reading(store), self._recorder)
         servicer = InformationServicer(
             self.service, heartbeat_s=options.heartbeat_s, queries=queries, clock=context.clock, log=context.log
         )
@@ -168,6 +172,19 @@ class InformationAgent(Agent):
             await asyncio.sleep(min(max(left_s, SHORTEST_TICK_S), TICK_S))
             self.service.tick()
             long_lived.look(self.service.machine.tree.version)
+
+    def _for_reading(self, store: Store) -> Path | ForReading:
+        """Where queries of users find the history."""
+        url, role = self.options.history_database, self.options.history_reader
+        if not url:
+            return Path(store.name)
+        if not role:
+            raise InvalidRequest(
+                "SETTINGS_INVALID",
+                "history_database needs history_reader, the role as which queries of users run: CREATE ROLE name LOGIN",
+            )
+        store.write_sync(lambda connection: lend(connection, "history", role, tuple(metadata.tables)))
+        return address(url, "history", role)
 
     def _own_entries(self, now: datetime) -> list[Entry]:
         settings, options = self.context.settings, self.options

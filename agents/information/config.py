@@ -29,6 +29,10 @@ class InformationOptions:
     """How long a top server keeps changes of the tree for queries. 0: no history."""
     history_tuples: int = field(default=1_000_000, metadata={"minimum": 1})
     """Kept of each table at most, about 400 bytes each; the oldest go first."""
+    history_database: str = ""
+    """A PostgreSQL server for the history, as `postgresql://info@db.example.org/gridfabric`; empty: a file."""
+    history_reader: str = ""
+    """The role as which queries of users run there. It can log in, and nothing else is granted to it by others."""
     max_producers: int = field(default=2000, metadata={"minimum": 1})
     """Agents of a site, or sites of a grid."""
     max_entries: int = field(default=20_000, metadata={"minimum": 1})

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Column, Float, Integer, MetaData, Text
+from sqlalchemy import BigInteger, Column, Float, Identity, Integer, MetaData, Text
 
 from agents.information.model import Change
 from agents.information.service import InformationService
@@ -25,7 +26,7 @@ from fabric.errors import GridError
 from fabric.glue13 import site_of
 from fabric.ldap import Dn, Entry, Scope, parse_dn
 from fabric.ldap.filters import ANY_ENTRY
-from fabric.store import Store
+from fabric.store import Store, run
 
 INTERVAL_S = 1.0
 """Between two transactions: what changes more often is kept once a second."""
@@ -33,6 +34,8 @@ TRIM_S = 60.0
 """How often old tuples are removed."""
 MAX_TEXT = 1000
 """Letters of a value that are kept."""
+MAX_DN_BYTES = 2000
+"""An entry with a longer name is not kept: it would be too long for an index of PostgreSQL (2 704 bytes)."""
 
 _COLUMNS: Mapping[str, str] = {
     "GlueSite": "GlueSiteUniqueID GlueSiteLocation GlueSiteLatitude:real GlueSiteLongitude:real GlueSiteOtherInfo",
@@ -55,7 +58,7 @@ _COLUMNS: Mapping[str, str] = {
     "GridFabricProducer": "GridFabricProducerID GridFabricProducerState",
     "GridFabricTop": "GridFabricTopID GridFabricTopState GridFabricTopDiffering:int",
 }
-_TYPES = {"": Text, "int": Integer, "real": Float}
+_TYPES = {"": Text, "int": BigInteger, "real": Float}
 
 HISTORY = "History"
 
@@ -95,33 +98,52 @@ TABLES: Mapping[str, Table] = MappingProxyType({name: _table(name, text) for nam
 """By object class."""
 
 
+NAMES: tuple[str, ...] = tuple(name + kind for name in TABLES for kind in ("", HISTORY))
+"""Every table that may be asked for."""
+COLUMNS: tuple[str, ...] = tuple(
+    dict.fromkeys(
+        ("Id", "Dn", "Site", *(name for table in TABLES.values() for name, _ in table.attributes), "At", "Gone")
+    )
+)
+"""Every column of them."""
+
+
 def _metadata() -> MetaData:
+    """No name is quoted, so a query may write them in any case of letters at every database."""
     made = MetaData()
     for table in TABLES.values():
 
-        def columns(table: Table = table) -> list[Column[str]]:
-            named = (Column(name, _TYPES[kind]) for name, kind in table.attributes)
-            return [Column("Site", Text, nullable=False), *named, Column("At", Text, nullable=False)]
+        def columns(table: Table = table) -> list[Column[Any]]:
+            named = (Column(name, _TYPES[kind], quote=False) for name, kind in table.attributes)
+            return [Column("Site", Text, nullable=False, quote=False), *named,
+                    Column("At", Text, nullable=False, quote=False)]  # fmt: skip
 
-        sqlalchemy.Table(table.name, made, Column("Dn", Text, primary_key=True), *columns())
+        sqlalchemy.Table(table.name.lower(), made, Column("Dn", Text, primary_key=True, quote=False), *columns())
         sqlalchemy.Table(
-            table.name + HISTORY, made,
-            Column("Id", Integer, primary_key=True), Column("Dn", Text, nullable=False), *columns(),
-            Column("Gone", Integer, nullable=False),
+            (table.name + HISTORY).lower(), made,
+            Column("Id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True, quote=False),
+            Column("Dn", Text, nullable=False, quote=False), *columns(),
+            Column("Gone", Integer, nullable=False, quote=False),
             sqlite_autoincrement=True,
         )  # fmt: skip
     return made
 
 
 metadata = _metadata()
-NAMES: tuple[str, ...] = tuple(metadata.tables)
-"""Every table that may be asked for."""
 
 
 def _insert(table: Table, history: bool) -> str:
-    names = ["Dn", "Site", *(name for name, _ in table.attributes), "At", *(["Gone"] if history else [])]
-    how, name = ("INSERT", table.name + HISTORY) if history else ("INSERT OR REPLACE", table.name)
-    return f"{how} INTO {name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    names = ["Site", *(name for name, _ in table.attributes), "At"]
+    if history:
+        return f"INSERT INTO {table.name}{HISTORY} (Dn, {', '.join(names)}, Gone) VALUES ({_marks(len(names) + 2)})"
+    return (
+        f"INSERT INTO {table.name} (Dn, {', '.join(names)}) VALUES ({_marks(len(names) + 1)}) "
+        f"ON CONFLICT (Dn) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in names)}"
+    )
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
 
 
 _KEEP = {name: (_insert(table, False), _insert(table, True)) for name, table in TABLES.items()}
@@ -130,7 +152,7 @@ _KEEP = {name: (_insert(table, False), _insert(table, True)) for name, table in 
 def begin(connection: sqlalchemy.Connection) -> None:
     """Empty the latest tables: what they say was of another life of the server."""
     for name in TABLES:
-        connection.exec_driver_sql(f"DELETE FROM {name}")
+        run(connection, f"DELETE FROM {name}")
 
 
 def keep(connection: sqlalchemy.Connection, change: Change, at: datetime) -> int:
@@ -139,13 +161,13 @@ def keep(connection: sqlalchemy.Connection, change: Change, at: datetime) -> int
     rows: defaultdict[str, list[tuple[str | int | float | None, ...]]] = defaultdict(list)
     for entry in change.changed:
         for name in entry.attributes.get("objectClass", ()):
-            if (table := TABLES.get(name)) is not None:
-                rows[name].append((str(entry.dn), site_of(entry.dn), *table.values(entry), when))
+            if (table := TABLES.get(name)) is not None and len((dn := str(entry.dn)).encode()) <= MAX_DN_BYTES:
+                rows[name].append((dn, site_of(entry.dn), *table.values(entry), when))
     count = 0
     for name, found in rows.items():
         latest, history = _KEEP[name]
-        connection.exec_driver_sql(latest, found)
-        connection.exec_driver_sql(history, [(*row, 0) for row in found])
+        run(connection, latest, found)
+        run(connection, history, [(*row, 0) for row in found])
         count += len(found)
     return count + sum(_gone(connection, dn, when) for dn in change.removed)
 
@@ -157,12 +179,13 @@ def _gone(connection: sqlalchemy.Connection, dn: Dn, when: str) -> int:
         if table.attributes[0][0].lower() != first and name != "GridFabricSite":
             continue
         names = ", ".join(("Site", *(attribute for attribute, _ in table.attributes)))
-        kept = connection.exec_driver_sql(
+        kept = run(
+            connection,
             f"INSERT INTO {name}{HISTORY} (Dn, {names}, At, Gone) SELECT Dn, {names}, ?, 1 FROM {name} WHERE Dn = ?",
             (when, text),
         )
         if kept.rowcount:
-            connection.exec_driver_sql(f"DELETE FROM {name} WHERE Dn = ?", (text,))
+            run(connection, f"DELETE FROM {name} WHERE Dn = ?", (text,))
             count += 1
     return count
 
@@ -171,10 +194,11 @@ def trim(connection: sqlalchemy.Connection, before: datetime, max_tuples: int) -
     """Remove tuples older than a time, and the oldest of a table that has more than `max_tuples`."""
     for name in TABLES:
         table = name + HISTORY
-        connection.exec_driver_sql(
-            f"DELETE FROM {table} WHERE Id <= MAX((SELECT COALESCE(MAX(Id), 0) FROM {table}) - ?, "
-            f"(SELECT COALESCE(MAX(Id), 0) FROM {table} WHERE At < ?))",
-            (max_tuples, utc_text(before)),
+        run(connection, f"DELETE FROM {table} WHERE Id <= (SELECT MAX(Id) FROM {table}) - ?", (max_tuples,))
+        run(
+            connection,
+            f"DELETE FROM {table} WHERE Id <= (SELECT MAX(Id) FROM {table} WHERE At < ?)",
+            (utc_text(before),),
         )
 
 
@@ -198,17 +222,18 @@ class Recorder:
         feed, tree = self._service.feed, self._service.machine.tree
         subscription = feed.open(())
         try:
-            await self._store.write(begin)
-            everything = tree.search(parse_dn(""), Scope.SUBTREE, ANY_ENTRY)
-            change = Change(tuple(entry for entry in everything if entry is not None))
+            is_kept, change = False, Change()
             trimmed = self._context.clock.monotonic()
             while True:
-                await self._record(change)
+                if not is_kept:  # at the start, or changes were lost
+                    everything = tree.search(parse_dn(""), Scope.SUBTREE, ANY_ENTRY)
+                    change = Change(tuple(entry for entry in everything if entry is not None))
+                is_kept = await self._record(change, anew=not is_kept)
                 if self._context.clock.monotonic() - trimmed > TRIM_S:
                     trimmed = self._context.clock.monotonic()
                     await self._trim()
                 await asyncio.sleep(INTERVAL_S)
-                change = await subscription.next(TRIM_S)
+                change = await subscription.next(TRIM_S if is_kept else INTERVAL_S)
         finally:
             feed.close(subscription)
 
@@ -222,20 +247,28 @@ class Recorder:
                 return False
         return True
 
-    async def _record(self, change: Change) -> None:
-        if not change:
-            return
+    async def _record(self, change: Change, *, anew: bool) -> bool:
+        """Whether it is kept. `anew`: it is everything that there is now."""
+        if not change and not anew:
+            return True
         now = self._context.clock.now()
+
+        def write(connection: sqlalchemy.Connection) -> int:
+            if anew:
+                begin(connection)
+            return keep(connection, change, now)
+
         try:
-            count = await self._store.write(lambda connection: keep(connection, change, now))
+            count = await self._store.write(write)
         except GridError as error:
             self._context.problem("history", f"changes of the tree are not kept: {error.sentence}")
-            return
+            return False
         self._context.solved("history")
         if count:
             self.tuples += count
             kept, self._kept = self._kept, asyncio.Event()
             kept.set()
+        return True
 
     async def _trim(self) -> None:
         before = self._context.clock.now() - self._keep

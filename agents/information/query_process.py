@@ -1,7 +1,8 @@
-"""A process of its own for one query of somebody: started by path with `python -I -S`, so it imports nothing of ours.
+"""A process of its own for one query of somebody: started by path with `python -I`, so it imports nothing of ours.
 
 Whatever the query does, it does here: it sees a read-only connection, the tables it was told of and harmless functions,
-and it has a deadline, a bound on memory, and one on its answer. The server kills what is left of it.
+and it has a deadline, a bound on memory, and one on its answer. The server kills what is left of it. At PostgreSQL
+the role that it connects as can read the tables and nothing else, and `harmless_sql.py` has read it before.
 
 Line by line in JSON. In: the order, see `agents/information/queries.py`; then in a continuous query an empty line for
 each time it shall look again. Out: {"columns": [...]}, {"rows": [[...], ...]} as often as needed and
@@ -15,7 +16,10 @@ import resource
 import sqlite3
 import sys
 import time
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 PIECE = 200
 """Rows of one line."""
@@ -25,6 +29,7 @@ FUNCTIONS = {
     "ltrim", "max", "min", "nth_value", "ntile", "nullif", "percent_rank", "rank", "replace", "round", "row_number",
     "rtrim", "strftime", "substr", "substring", "sum", "time", "total", "trim", "typeof", "unixepoch", "upper",
 }  # fmt: skip
+"""Of SQLite."""
 LIMITS = (
     (sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000),
     (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 20_000),
@@ -38,6 +43,10 @@ LIMITS = (
     (sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 0),
     (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
 )
+TOO_SLOW = (
+    "QUERY_TOO_SLOW", "the query took too long; ask for fewer tuples, for instance with a condition on Id or At"
+)  # fmt: skip
+TOO_LARGE = "QUERY_TOO_LARGE", "the query needs more memory than one may have; ask for less at a time"
 _DENIED = {sqlite3.SQLITE_FUNCTION: "the function {1}", sqlite3.SQLITE_READ: "reading {0}"}
 
 
@@ -47,8 +56,31 @@ def say(**message: Any) -> None:
     sys.stdout.flush()
 
 
-class Query:
+class Rows(NamedTuple):
+    """Rows that are still to be read."""
+
+    rows: Iterator[Sequence[Any]]
+    close: Callable[[], None]
+
+
+class Query(Protocol):
     """One connection with one query."""
+
+    def ask(self) -> tuple[list[str], Rows]:
+        """Names of columns, and rows, of what is kept now."""
+        ...
+
+    def move_windows(self) -> None:
+        """Let each history table be what was kept since the last look."""
+        ...
+
+    def explained(self, error: Exception) -> tuple[str, str]:
+        """Reason and sentence for who asked."""
+        ...
+
+
+class SqliteQuery:
+    """In a file."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
@@ -68,7 +100,7 @@ class Query:
         self.connection.set_progress_handler(lambda: time.monotonic() > self.until, 10_000)
 
     def open_windows(self) -> None:
-        """Let each history table be what was kept since the last look."""
+        """Views in place of the history tables, of no rows yet."""
         self.connection.execute("CREATE TEMP TABLE seen (name TEXT PRIMARY KEY, low INTEGER, high INTEGER)")
         for name in self.histories:
             self.connection.execute(
@@ -81,7 +113,8 @@ class Query:
             )
 
     def move_windows(self) -> None:
-        """On to what is kept now."""
+        """Let each history table be what was kept since the last look."""
+        self.connection.set_authorizer(None)
         for name in self.histories:
             self.connection.execute(
                 "UPDATE seen SET low = high, "
@@ -104,49 +137,132 @@ class Query:
         self.denied = self.denied or _DENIED.get(action, "anything but SELECT").format(first, second)
         return sqlite3.SQLITE_DENY
 
-    def answer(self) -> None:
-        """Look once; in a continuous query again for each line of the input, until it ends."""
-        self.look()
-        while self.order["continuous"] and sys.stdin.readline():
-            self.move_windows()
-            self.look(is_first=False)
-
-    def look(self, *, is_first: bool = True) -> None:
-        """Answer for what is kept now."""
+    def ask(self) -> tuple[list[str], Rows]:
+        """Names of columns, and rows, of what is kept now."""
         self.until = time.monotonic() + self.order["deadline_s"]
         self.connection.set_authorizer(self.allows)
         cursor = self.connection.execute(self.order["sql"])
         if cursor.description is None:
             raise ValueError("it is no SELECT")
-        if is_first:
-            say(columns=[column[0][:200] for column in cursor.description])
-        room, bytes_left, truncated = self.order["max_rows"], self.order["max_bytes"], False
-        while not truncated and (found := cursor.fetchmany(PIECE)):
-            rows = [[value.hex() if isinstance(value, bytes) else value for value in row] for row in found]
-            bytes_left -= sum(len(value) if isinstance(value, str) else 8 for row in rows for value in row)
-            truncated = len(rows) > room or bytes_left < 0
-            say(rows=rows[:room])
-            room -= len(rows)
-        cursor.close()
-        self.connection.set_authorizer(None)
-        say(end={"truncated": truncated})
+        return [column[0] for column in cursor.description], Rows(cursor, cursor.close)
+
+    def explained(self, error: Exception) -> tuple[str, str]:
+        """Reason and sentence for who asked."""
+        text, tables = str(error), ", ".join(self.order["tables"])
+        if self.denied:
+            return "QUERY_DENIED", f"a query may read these tables only, and {self.denied} is denied: {tables}"
+        if "interrupted" in text:
+            return TOO_SLOW
+        if text.startswith("no such table: "):
+            return "QUERY_INVALID", f"there is no table {text[15:115]}; there are: {tables}"
+        return "QUERY_INVALID", f"the query cannot be answered: {text[:300]}"
 
 
-def explained(error: Exception, query: Query | None, tables: list[str]) -> tuple[str, str]:
-    """Reason and sentence for who asked."""
-    text = str(error)
-    if query is not None and query.denied:
-        return "QUERY_DENIED", f"a query may read these tables only, and {query.denied} is denied: {', '.join(tables)}"
-    if isinstance(error, MemoryError):
-        return "QUERY_TOO_LARGE", "the query needs more memory than one may have; ask for less at a time"
-    if "interrupted" in text:
-        return (
-            "QUERY_TOO_SLOW",
-            "the query took too long; ask for fewer tuples, for instance with a condition on Id or At",
-        )
-    if text.startswith("no such table: "):
-        return "QUERY_INVALID", f"there is no table {text[15:115]}; there are: {', '.join(tables)}"
-    return "QUERY_INVALID", f"the query cannot be answered: {text[:300]}"
+class PostgresqlQuery:
+    """At a PostgreSQL server. Each look is one statement in a read-only transaction of a role that may only read."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        import psycopg
+
+        self.order = order
+        self.histories = [name for name in order["tables"] if name.endswith("History")]
+        self.columns = {name.lower(): name for name in order["columns"]}
+        settings = {
+            "search_path": order["schema"], "statement_timeout": int(order["deadline_s"] * 1000), "work_mem": "8MB",
+            "max_parallel_workers_per_gather": 0, "jit": "off", "standard_conforming_strings": "on",
+            "client_connection_check_interval": 1000, "lock_timeout": 1000,
+        }  # fmt: skip
+        self.connection = psycopg.connect(
+            order["url"], autocommit=True, connect_timeout=int(order["deadline_s"]),
+            application_name="gridfabric query",
+            options=" ".join(f"-c {name}={value}" for name, value in settings.items()),
+        )  # fmt: skip
+        if order["continuous"]:
+            self.open_windows()
+        self.connection.autocommit = False
+        self.connection.read_only = True
+
+    def open_windows(self) -> None:
+        """Views in place of the history tables, of no rows yet."""
+        self.move_windows()
+        self.move_windows()
+        for name in self.histories:
+            self.connection.execute(
+                f"CREATE TEMP VIEW {name} AS SELECT * FROM {self.order['schema']}.{name} WHERE "
+                f"Id > current_setting('seen.{name}_low')::bigint AND Id <= current_setting('seen.{name}')::bigint"
+            )
+
+    def move_windows(self) -> None:
+        """Let each history table be what was kept since the last look."""
+        for name in self.histories:
+            self.connection.execute(
+                f"SELECT set_config('seen.{name}_low', COALESCE(current_setting('seen.{name}', true), '0'), false), "
+                f"set_config('seen.{name}', COALESCE(MAX(Id), 0)::text, false) FROM {self.order['schema']}.{name}"
+            )
+
+    def ask(self) -> tuple[list[str], Rows]:
+        """Names of columns, and rows, of what is kept now."""
+        self.until = time.monotonic() + self.order["deadline_s"]
+        cursor = self.connection.cursor("query")  # of one SELECT that changes nothing: nothing else can be declared
+        cursor.itersize = PIECE
+        cursor.execute(self.order["sql"])
+        columns = [self.columns.get(column.name, column.name) for column in cursor.description or ()]
+        return columns, Rows(self._until_late(cursor), self.connection.commit)
+
+    def _until_late(self, rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """The server bounds the time of each piece; this, of all of them."""
+        for row in rows:
+            if time.monotonic() > self.until:
+                raise TimeoutError
+            yield row
+
+    def explained(self, error: Exception) -> tuple[str, str]:
+        """Reason and sentence for who asked. By SQLSTATE (manual, appendix A)."""
+        state = getattr(error, "sqlstate", None) or ""
+        text, tables = str(error).partition("\n")[0][:300], ", ".join(self.order["tables"])
+        if state in ("42501", "25006"):
+            return "QUERY_DENIED", f"a query may only read these tables, and this one is denied ({text}): {tables}"
+        if state == "57014" or isinstance(error, TimeoutError):
+            return TOO_SLOW
+        if state[:2] in ("53", "54") or "out of memory" in text:
+            return TOO_LARGE
+        if state == "42P01":
+            return "QUERY_INVALID", f"{text}; there are: {tables}"
+        return "QUERY_INVALID", f"the query cannot be answered: {text}"
+
+
+def answer(query: Query, order: dict[str, Any]) -> None:
+    """Look once; in a continuous query again for each line of the input, until it ends."""
+    look(query, order)
+    while order["continuous"] and sys.stdin.readline():
+        query.move_windows()
+        look(query, order, is_first=False)
+
+
+def look(query: Query, order: dict[str, Any], *, is_first: bool = True) -> None:
+    """Say what is kept now."""
+    columns, found = query.ask()
+    if is_first:
+        say(columns=[column[:200] for column in columns])
+    room, bytes_left, truncated = order["max_rows"], order["max_bytes"], False
+    while not truncated and (piece := [[plain(value) for value in row] for row in islice(found.rows, PIECE)]):
+        bytes_left -= sum(len(value) if isinstance(value, str) else 8 for row in piece for value in row)
+        truncated = len(piece) > room or bytes_left < 0
+        say(rows=piece[:room])
+        room -= len(piece)
+    found.close()
+    say(end={"truncated": truncated})
+
+
+def plain(value: Any) -> str | int | float | None:
+    """A value as JSON has it."""
+    if value is None or isinstance(value, str | float):
+        return value
+    if isinstance(value, int):
+        return int(value) if abs(value) < 2**63 else float(value)
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == int(value) and abs(value) < 2**63 else float(value)
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def main() -> None:
@@ -154,13 +270,22 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     resource.setrlimit(resource.RLIMIT_AS, (order["memory_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    query = None
+    query: Query | None = None
     try:
-        query = Query(order)
-        query.answer()
-    except (sqlite3.Error, sqlite3.Warning, MemoryError, OverflowError, ValueError) as error:
-        reason, sentence = explained(error, query, order["tables"])
-        say(error={"reason": reason, "sentence": sentence})
+        query = PostgresqlQuery(order) if "url" in order else SqliteQuery(order)
+        answer(query, order)
+    except MemoryError:
+        refuse(*TOO_LARGE)
+    except Exception as error:
+        if query is None:
+            refuse("STORE_UNAVAILABLE", "the history cannot be read now; ask again later")
+        else:
+            refuse(*query.explained(error))
+
+
+def refuse(reason: str, sentence: str) -> None:
+    """The last line."""
+    say(error={"reason": reason, "sentence": sentence})
 
 
 if __name__ == "__main__":

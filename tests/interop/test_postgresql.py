@@ -8,23 +8,43 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as pb
 from support import postgresql
 from support.grid import LabGrid
 from support.postgresql import Server
+from support.waiting import until
 
 from agents.bookkeeping import accounting, tables
 from agents.bookkeeping import store as rows
 from agents.bookkeeping.accounting import UsageQuery
 from agents.bookkeeping.client import BookkeepingClient
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
+from agents.information import client, history
+from agents.information.agent import build as build_information
+from agents.information.history import Recorder
+from agents.information.model import Change
+from agents.information.queries import MAX_ROWS, HistoryQueries
 from fabric import database_postgresql as module
 from fabric.database_postgresql import PostgresqlDatabase
-from fabric.errors import DataCorrupted, Defect, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.database_reader import address, lend
+from fabric.errors import (
+    DataCorrupted,
+    DeadlineExceeded,
+    Defect,
+    Exhausted,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from fabric.information_tree import LOCAL
+from fabric.ldap import Entry, make_entry
 from fabric.store import Store, run
 
 pytestmark = pytest.mark.skipif(postgresql.BIN is None, reason="needs the Debian package postgresql")
@@ -282,3 +302,186 @@ async def test_the_bookkeeping_agent_lives_through_a_restart_of_its_server(serve
         await lab.stop("bookkeeping.CERN")
         await lab.start("bookkeeping", options={"database": server.url})
         assert (await broker.history("j1")).job.job_id == "j1"
+
+
+# -- the history of the information tree
+
+
+TOO_MUCH = (DeadlineExceeded, Exhausted)
+
+
+class Still(Recorder):
+    """A recorder that keeps nothing."""
+
+    def __init__(self) -> None:
+        self.tuples = 0
+        self._kept = asyncio.Event()
+
+
+def ce(free: int, site: str) -> Entry:
+    dn = LOCAL.child("mds-vo-name", site).child("GlueCEUniqueID", f"ce.{site}")
+    values = {"GlueCEUniqueID": f"ce.{site}", "GlueCEStateFreeJobSlots": free, "GlueCEStateStatus": "Prödu\\ction"}
+    return make_entry(dn, {"objectClass": ("GlueTop", "GlueCE"), **values})
+
+
+def fill(connection: sa.Connection) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for second in range(60):
+        change = Change(tuple(ce(second, f"S{number}") for number in range(20)))
+        history.keep(connection, change, at + timedelta(seconds=second))
+    history.keep(connection, Change((), (ce(0, "S3").dn, ce(0, "NOWHERE").dn)), at + timedelta(seconds=60))
+    history.trim(connection, at + timedelta(seconds=2), 1000)
+
+
+async def ask(queries: HistoryQueries, sql: str) -> list[tuple[object, ...]]:
+    return [client._row(row) async for message in queries.answer(sql, "me", continuous=False) for row in message.rows]
+
+
+@pytest.fixture(scope="module")
+def readers(server: Server) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        for sql in (
+            "CREATE DATABASE tops",
+            "CREATE ROLE reader LOGIN", "CREATE ROLE nologin", "CREATE ROLE root LOGIN SUPERUSER",
+            "CREATE ROLE maker LOGIN CREATEROLE", "CREATE ROLE member LOGIN IN ROLE pg_read_all_data",
+            "CREATE ROLE other LOGIN", "CREATE SCHEMA theirs", "CREATE TABLE theirs.secret (a int)",
+            "GRANT SELECT (a) ON theirs.secret TO other", 'CREATE ROLE "we""ird" LOGIN',
+        ):  # fmt: skip
+            connection.execute(sql.encode())
+
+
+@pytest.fixture(scope="module")
+def kept(server: Server, readers: None) -> Iterator[Store]:
+    store = Store(PostgresqlDatabase(server.url, "history"), history.metadata)
+    store.write_sync(fill)
+    store.write_sync(lambda connection: lend(connection, "history", "reader", tuple(history.metadata.tables)))
+    yield store
+    store.close_sync()
+
+
+@pytest.fixture
+def queries(server: Server, kept: Store) -> HistoryQueries:
+    return HistoryQueries(address(server.url, "history", "reader"), Still(), deadline_s=1.0)
+
+
+async def test_the_history_answers_as_from_a_file(queries: HistoryQueries, tmp_path: Path) -> None:
+    file = Store(tmp_path / "history.db", history.metadata)
+    file.write_sync(fill)
+    theirs = HistoryQueries(tmp_path / "history.db", Still())
+    try:
+        for sql in (
+            "select count(*), max(Id), min(Id) from GlueCEHistory",
+            "SELECT Site FROM gluece WHERE Site LIKE 'S1_' ORDER BY Site LIMIT 2;",
+            "with last(m) as (select max(At) from GlueCE) select m from last",
+            "select * from GlueCEHistory order by Id desc limit 30",
+            "select sum(GlueCEStateFreeJobSlots), avg(GlueCEStateFreeJobSlots), null, 1.5 from GlueCE",
+            "select a.Site, b.Gone from GlueCE a join GlueCEHistory b using (Dn) where b.Id > 1190 order by b.Id",
+        ):  # fmt: skip
+            assert await ask(queries, sql) == await ask(theirs, sql)
+        columns = [
+            list(message.columns)
+            async for message in queries.answer("select *, 1 as Ab from GlueCE", "me", continuous=False)
+        ]
+        assert columns[0][:3] == ["Dn", "Site", "GlueCEUniqueID"] and columns[0][-1] == "ab"
+        assert await ask(queries, "select current_user::text where 1 = 1") == [("reader",)]
+    finally:
+        file.close_sync()
+
+
+@pytest.mark.parametrize(
+    ("sql", "error", "words"),
+    [
+        ("select * from nothing", InvalidRequest, "does not exist; there are: GlueSite"),
+        ("select 1; delete from GlueCE", InvalidRequest, "multiple commands"),
+        ("with x as (delete from GlueCE returning 1) select 1", InvalidRequest, "data-modifying"),
+        ("select * into mine from GlueCE", InvalidRequest, "cannot be answered"),
+        ("select * from GlueCE for update", InvalidRequest, "denied"),
+        ("select * from theirs.secret", InvalidRequest, "permission denied"),
+        ("select 1/0", InvalidRequest, "division by zero"),
+        ("select from from", InvalidRequest, "syntax error"),
+        ("with recursive c(x) as (select 1 union all select (x + 1) % 7 from c) select max(x) from c", TOO_MUCH, None),
+        ("with recursive c(x) as (select 'x' union all select x || x from c) select max(x) from c", TOO_MUCH, None),
+        ("select count(*) from GlueCEHistory a, GlueCEHistory b, GlueCEHistory c", TOO_MUCH, None),
+    ],
+)  # fmt: skip
+async def test_the_server_refuses_what_is_no_reading(
+    queries: HistoryQueries, sql: str, error: type[GridError], words: str | None
+) -> None:
+    with pytest.raises(error, match=words):
+        await ask(queries, sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "copy (select 1) to '/tmp/gridfabric-stolen'", "reset role", "select set_config('role', 'grid', false)",
+        "create temp table mine (a int)", "select pg_read_file('/etc/passwd')", "select * from pg_shadow",
+    ],
+)  # fmt: skip
+async def test_the_role_may_not_either(queries: HistoryQueries, sql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the query had not been read before."""
+    monkeypatch.setattr("agents.information.queries.require_harmless", lambda sql: None)
+    with pytest.raises(InvalidRequest, match=r"denied|read-only|cannot be answered"):
+        await ask(queries, sql)
+
+
+async def test_an_answer_from_the_server_is_bounded(queries: HistoryQueries) -> None:
+    found = [m async for m in queries.answer("select 1 from GlueCEHistory, GlueCE", "me", continuous=False)]
+    assert sum(len(message.rows) for message in found) == MAX_ROWS and found[-1].truncated
+    wide = "select " + " || ".join(["string_agg(a.Dn, b.Dn)"] * 20) + " from GlueCEHistory a, GlueCEHistory b"
+    with pytest.raises(TOO_MUCH):
+        await ask(queries, wide)
+
+
+@pytest.mark.parametrize(
+    ("role", "words"),
+    [
+        ("nobody", "cannot log in"), ("nologin", "cannot log in"), ("root", "rolsuper"), ("maker", "rolcreaterole"),
+        ("member", "member of another"), ("other", "rights on theirs.secret"), ("grid", "rolsuper"),
+        ('x" TO reader; --', "cannot log in"),
+    ],
+)  # fmt: skip
+def test_a_role_that_may_do_more_is_refused(kept: Store, role: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        kept.write_sync(lambda connection: lend(connection, "history", role, tuple(history.metadata.tables)))
+    assert caught.value.reason == "DATABASE_READER_UNSAFE" and "CREATE ROLE" in caught.value.sentence
+    kept.write_sync(lambda connection: lend(connection, "history", 'we"ird', tuple(history.metadata.tables)))
+
+
+async def test_a_top_server_keeps_its_history_there(server: Server, readers: None, tmp_path: Path) -> None:
+    options = {"level": "top", "history_database": server.url.replace("/postgres?", "/tops?")}
+    async with LabGrid(tmp_path) as lab:
+        lab.plan("top")
+        lab.plan("information", site="RAL")
+        with pytest.raises(InvalidRequest, match="needs history_reader"):
+            await lab.start("top", options=options, builder=build_information)
+        options["history_reader"] = "reader"
+        await lab.start("top", options=options, builder=build_information)
+        top = await lab.channel("top", credential=lab.user())
+        follower = client.follow(top, "select GridFabricSiteState from GridFabricSiteHistory where Site = 'RAL'")
+        assert (await anext(follower)).columns == ("GridFabricSiteState",)
+        await lab.start("information", site="RAL", builder=build_information)
+        async with asyncio.timeout(60):
+            assert ("current",) in (await anext(follower)).rows
+        await follower.aclose()
+
+        async def known() -> bool:
+            answer = await client.query(top, "select GlueServiceType from GlueService where Site = 'RAL'")
+            return answer.rows == (("bdii_site",),)
+
+        await until(known, "the site's own service is in the history")
+        await asyncio.to_thread(server.stop)
+        try:
+            with pytest.raises(Unavailable, match="cannot be read now"):
+                await client.query(top, "select 1")
+            await lab.stop("information.RAL")
+        finally:
+            await asyncio.to_thread(server.start)
+
+        async def gone() -> bool:
+            try:
+                return not (await client.query(top, "select 1 from GlueService where Site = 'RAL'")).rows
+            except Unavailable:
+                return False
+
+        await until(gone, "what went while the database was away is gone from the latest tables")

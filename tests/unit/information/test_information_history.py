@@ -12,7 +12,7 @@ import pytest
 from support.grid import LabGrid
 from support.waiting import until
 
-from agents.information import client, history, query_process
+from agents.information import client, harmless_sql, history, query_process
 from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
 from agents.information.history import Recorder
@@ -253,6 +253,97 @@ async def test_a_cancelled_query_leaves_no_process_and_no_place_taken(queries, m
 def test_functions_that_reach_outside_are_not_among_those_allowed():
     outside = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "randomblob", "zeroblob", "printf"}
     assert not query_process.FUNCTIONS & outside
+    outside = {"set_config", "lo_create", "lo_import", "query_to_xml", "dblink", "format", "repeat", "lpad", "nextval"}
+    assert not harmless_sql.FUNCTIONS & outside
+
+
+# -- what is sent to PostgreSQL is read before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select count(*), max(Id) from GlueCEHistory;",
+        "SELECT Site FROM gluece WHERE Site LIKE 'it''s (%' ORDER BY Site -- pg_sleep(1)\n LIMIT 2",
+        "with last(m, n) as (select max(At), 1 from GlueCE), b as materialized (select 1) select m from last, b",
+        "select a.n from (values (1), (2)) as a(n) where n in (1, 2) and exists (select 1) or not (n = 3)",
+        'select "Site" as "Where", sum(Id) over (partition by Site order by (Id)) from GlueCEHistory',
+        "(select 1) union all (select extract(epoch from At::timestamptz)::numeric(10, 2) from GlueSite)",
+        "select date_trunc('hour', cast(At as timestamptz)) as hour, 1.5/2*-3 % 4 from GlueCE group by hour",
+        "select 'pg_sleep(1) /* $$ E\\'",
+        "select row_number() over () from lateral (select Site || 'x' != 'y') z",
+    ],
+)
+def test_harmless_queries_are_let_through(sql):
+    harmless_sql.require_harmless(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        ";",
+        "()",
+        "-- select 1",
+        "delete from GlueCE",
+        "table GlueCE",
+        "show all",
+        "set role grid",
+        "copy GlueCE to stdout",
+        "explain analyze select 1",
+        "do 'x'",
+        "select pg_sleep(10)",
+        "select PG_SLEEP (10)",
+        'select "pg_sleep"(10)',
+        "select pg_catalog.pg_sleep(10)",
+        "select pg_sleep -- x\n (10)",
+        "select 1, lo_create(0)",
+        "select lo_create\t\n(0)",
+        "select set_config('role', 'grid', false)",
+        "select query_to_xml('select 1', true, true, '')",
+        "select usename from pg_stat_activity",
+        'select * from "pg_shadow"',
+        "select * from information_schema.tables",
+        "select /* /* */ ' */ lo_create(0) --'",
+        "select 1 /* x */",
+        "select $$x$$",
+        "select $1",
+        "select e'\\' lo_create(0) --'",
+        "select E'\\', lo_create(0), '\\''",
+        "select u&'\\0061'",
+        'select U&"lo\\005fcreate"(0)',
+        "select N'x'",
+        "select b'1'",
+        "select 'open",
+        'select "open',
+        "select lo_create\xa0(0)",
+        "select löschen(1)",
+        "select '' where lo_create (0) = 1",
+        "select 1e5lo_create(0)",
+        "select 1lo_create(0)",
+        "select x from lo_create(0) as (with_ int)",
+        "select x from dblink(a) as (values text)",
+        "select x from dblink(a, b) as (a text)",
+        'select "in"(1)',
+        'select "as"(1)',
+        'with "f"(a) as (select 1) select 1',
+        "select nextval ('x')",
+        "select @ 1",
+        "select 1 # 2",
+        "select `a`",
+        "select \\",
+    ],
+)
+def test_what_is_not_understood_or_calls_more_is_denied(sql):
+    with pytest.raises(InvalidRequest) as caught:
+        harmless_sql.require_harmless(sql)
+    assert caught.value.reason == "QUERY_DENIED" and caught.value.sentence.endswith("is denied")
+
+
+def test_a_name_too_long_for_an_index_is_not_kept(store):
+    long = Entry(LOCAL.child("GlueCEUniqueID", "x" * 1998), ce(1).attributes)
+    assert keep(store, long, ce(1)) == 1
+    assert keep(store, removed=(long,)) == 0
 
 
 @pytest.mark.parametrize(
