@@ -14,6 +14,7 @@ from bench.lab import Lab, since
 from bench.measure import Bench, Table, show
 
 MANY = 'JobType = "Parametric"; Parameters = {count}; ParameterStart = 0; ParameterStep = 1; Executable = "/bin/true";'
+NOWHERE = 'Requirements = other.GlueCEUniqueID == "nowhere";'
 ONE = 'Executable = "/bin/true";'
 TRIAL_S = 300.0
 """Deadline of one trial."""
@@ -31,6 +32,7 @@ async def _run(bench: Bench, lab: Lab) -> None:
     async with lab.open() as grid:
         await until_done(grid, ONE)  # sessions, proxies and accounts are there
         await _many(bench, lab, grid, bench.size(2000, 300))
+        await _bulk(bench, lab, grid, bench.size(10_000, 2000))
         latencies = [(await until_done(grid, ONE))[1] * 1000 for _ in range(bench.size(20, 5))]
         bench.add("latency", "one job, submit to DONE", "ms", latencies)
 
@@ -64,6 +66,25 @@ async def _many(bench: Bench, lab: Lab, grid: Grid, count: int) -> None:
     everything = "CPU per job, all processes of the grid and the client"
     bench.add("job_cpu", everything, "ms", [sum(cost.values()) for cost in costs], limit="fork_exec_cpu")
     bench.tables.append(_cost_table(costs))
+
+
+async def _bulk(bench: Bench, lab: Lab, grid: Grid, count: int) -> None:
+    """Jobs that no CE takes, cancelled afterwards: what it takes to accept them, and nothing else."""
+    rates, costs = [], []
+    for _ in range(bench.short_trials):
+        before, began = lab.cpu(), time.perf_counter()
+        submitted = await jobs.submit(grid, MANY.format(count=count) + NOWHERE, Path())
+        rates.append(count / (time.perf_counter() - began))
+        spent = since(before, lab.cpu())
+        costs.append((spent["broker.LAB"] + spent["client"]) / count * 1000)
+        await jobs.cancel(grid, [submitted.job_id])
+        async with asyncio.timeout(TRIAL_S):
+            await jobs.follow(grid, [submitted.job_id], lambda _: None)
+        await asyncio.sleep(SETTLE_S)
+    bench.add(
+        "accepted_bulk", f"jobs accepted by the broker, one submission of {count}, no CE for them", "jobs/s", rates
+    )
+    bench.add("accepted_bulk_cpu", "CPU per accepted job, broker and client, until the answer", "ms", costs)
 
 
 def _cost_table(costs: list[dict[str, float]]) -> Table:

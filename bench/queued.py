@@ -39,7 +39,7 @@ class Queue:
 
     def sink(self, connection: sa.Connection, lines: Sequence[LogLine]) -> None:
         """As the agent's; nobody takes the events away here, so these are forgotten at once."""
-        self.outbox.add(connection, [wire.log_payload(line) for line in lines])
+        self.outbox.add(connection, wire.log_payloads(lines))
         connection.exec_driver_sql("DELETE FROM outbox")
 
     def submit(self) -> float:

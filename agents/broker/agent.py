@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
 from gridfabric.broker.v1 import broker_pb2_grpc
 
+from agents.broker import store as rows
 from agents.broker import tables, wire
 from agents.broker.blacklist import EVERYBODY
 from agents.broker.config import BrokerOptions
@@ -29,6 +29,8 @@ from fabric.settings import parse_options
 
 OBJECT_CLASSES = ("GlueCE", "GlueCluster", "GlueSubCluster", "GlueSite", "GlueCESEBindGroup", "GlueSE", "GlueSA")
 """What matching needs of the tree."""
+REGISTERED_AT_ONCE = 500
+"""Jobs of a submission that bookkeeping is waited for: of many it takes longer to hear than the broker to keep them."""
 
 
 class BrokerAgent(Agent):
@@ -69,18 +71,14 @@ class BrokerAgent(Agent):
     # -- bookkeeping ---------------------------------------------------------------------------------------------------
 
     def _log(self, connection: sa.Connection, lines: Sequence[LogLine]) -> None:
-        self.outbox.add(connection, [wire.log_payload(line) for line in lines])
+        self.outbox.add(connection, wire.log_payloads(lines))
 
     async def _deliver(self, batch: Sequence[OutboxItem]) -> None:
         endpoint, epoch = self.context.settings.endpoint("bookkeeping"), self.core.succession.epoch
         channel = await self.context.channels.get(endpoint.host, endpoint.rpc)
-        events = [
-            wire.event_from_payload(item.source, item.sequence, item.payload)
-            for item in batch
-            if item.sequence > self._forgotten_sequence
-        ]
+        left = (item for item in batch if item.sequence > self._forgotten_sequence)
         try:
-            await lb_grpc.BookkeepingStub(channel).Record(lb_pb.RecordRequest(events=events, epoch=epoch))
+            await lb_grpc.BookkeepingStub(channel).Record(wire.record_request(left, epoch))
         except Conflict as error:
             if error.reason == "BROKER_FENCED":
                 self.core.succession.fenced()
@@ -89,18 +87,20 @@ class BrokerAgent(Agent):
             self._delivered_sequence = batch[-1].sequence
             self._delivered.notify_all()
 
-    async def _registered(self) -> None:
-        """Wait a little for bookkeeping to have what was logged until now."""
+    async def _registered(self, jobs: int) -> None:
+        """Wait a little for bookkeeping to have what was logged of so many jobs, the last ones; of many, of the first
+        of them."""
         if self.options.registered_wait_s > 0 and self.context.settings.endpoints("bookkeeping"):
-            await self._recorded(self.options.registered_wait_s)
+            await self._recorded(self.options.registered_wait_s, max(0, jobs - REGISTERED_AT_ONCE))
 
-    async def _recorded(self, limit_s: float) -> bool:
-        """Wait for bookkeeping to have what was logged until now; False when it has not in time."""
+    async def _recorded(self, limit_s: float, ahead: int = 0) -> bool:
+        """Wait for bookkeeping to have what was logged until now, but for so many jobs; False when it has not in
+        time."""
 
         def last(connection: sa.Connection) -> int:
             return int(connection.exec_driver_sql("SELECT max(sequence) FROM outbox").scalar_one() or 0)
 
-        sequence = await self.store.read(last)
+        sequence = await self.store.read(last) - ahead * rows.LINES_OF_A_NEW_JOB
         try:
             async with asyncio.timeout(limit_s), self._delivered:
                 await self._delivered.wait_for(lambda: self._delivered_sequence >= sequence)

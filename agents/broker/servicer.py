@@ -61,7 +61,7 @@ IDS_PER_STEP = 2000
 class BrokerServicer(pb_grpc.BrokerServicer):
     """Decode, ask the core, encode."""
 
-    def __init__(self, core: BrokerCore, job_id_prefix: str, registered: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, core: BrokerCore, job_id_prefix: str, registered: Callable[[int], Awaitable[None]]) -> None:
         self._core = core
         self._prefix = job_id_prefix
         self._registered = registered
@@ -186,7 +186,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             jobs=len(template),
             again=not done.changes,
         )
-        await asyncio.gather(self._registered(), core.succession.copied(peer.subject))
+        await asyncio.gather(self._registered(len(template)), core.succession.copied(peer.subject))
         return pb.SubmitResponse(job_id=done.job_id, children=done.children)
 
     def _vo(self, template: JobTemplate, peer: Peer) -> str:

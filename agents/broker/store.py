@@ -155,15 +155,22 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink, *, to_copy
     if not is_single:
         lines.append(LogLine(new.parent_id, new.at_us, _registered(new, template.descriptions[0].name, "", len(rows))))
     cluster_ids: dict[Cluster, int] = {}
+    alike: dict[int, tuple[JobDescription, int]] = {}
+    """By the index of a description whose parameter the broker does not see: that description, and its cluster."""
     waits = {child for _, child in template.edges}
     marked = [tuple(_SEEN_BY_BROKER.intersection(item.marked())) for item in template.descriptions]
     for number, (job_id, (index, parameter)) in enumerate(zip(new.job_ids, template.parts(), strict=True)):
         base = template.descriptions[index]
-        description = base.with_parameter(parameter, marked[index]) if parameter else base
-        wanted = Cluster.of(description, new.vo, new.owner, new.fqans)
-        cluster = cluster_ids.get(wanted)
-        if cluster is None:
-            cluster = cluster_ids[wanted] = cluster_id(connection, wanted)
+        if index in alike:
+            description, cluster = alike[index]
+        else:
+            description = base.with_parameter(parameter, marked[index]) if parameter else base
+            wanted = Cluster.of(description, new.vo, new.owner, new.fqans)
+            cluster = cluster_ids.get(wanted)
+            if cluster is None:
+                cluster = cluster_ids[wanted] = cluster_id(connection, wanted)
+            if not marked[index]:
+                alike[index] = description, cluster
         state = JobState.BLOCKED if number in waits else JobState.WAITING
         job = machine.Job(state, shallow_left=max(0, base.shallow_retry_count), deep_left=base.retry_count)
         rows.append(
@@ -190,6 +197,8 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink, *, to_copy
 
 
 _ENQUEUED = LogEvent("ENQUEUED", 1)
+LINES_OF_A_NEW_JOB = 2
+"""At most."""
 
 
 _SEEN_BY_BROKER = frozenset({"requirements", "rank", "name", "input_data", "extra"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.broker.v1 import broker_pb2 as pb
@@ -14,6 +14,7 @@ from agents.broker.model import ENDED, ComputingElement, JobDescription, JobStat
 from agents.broker.tables import JobRow, LogLine
 from fabric.errors import InvalidRequest
 from fabric.glue13 import CeView
+from fabric.outbox import OutboxItem
 
 MAX_FIELD_LENGTH = 500
 """Characters of a field in an event."""
@@ -40,23 +41,36 @@ def computing_element(view: CeView) -> ComputingElement:
     )
 
 
-def log_payload(line: LogLine) -> bytes:
-    """An event as it lies in the outbox, still without source and sequence."""
-    fields = {name: value[:MAX_FIELD_LENGTH] for name, value in line.event.fields.items()}
-    return lb_pb.Event(
-        job_id=line.job_id,
-        at_us=line.at_us,
-        type=lb_pb.EventType.Value(f"EVENT_TYPE_{line.event.type}"),
-        attempt=line.event.attempt,
-        fields=fields,
-    ).SerializeToString()
+_EVENT_TYPES = {name.removeprefix("EVENT_TYPE_"): number for name, number in lb_pb.EventType.items()}
 
 
-def event_from_payload(source: str, sequence: int, payload: bytes) -> lb_pb.Event:
-    event = lb_pb.Event.FromString(payload)
-    event.source = source
-    event.sequence = sequence
-    return event
+def log_payloads(lines: Sequence[LogLine]) -> list[bytes]:
+    """Events as they lie in the outbox, still without source and sequence.
+
+    What many jobs have in common is encoded once: a message may be put together of parts that have some of its fields.
+    """
+    common: dict[tuple[int, int], bytes] = {}
+    payloads: list[bytes] = []
+    for line in lines:
+        event = line.event
+        key = (id(event), line.at_us)
+        body = common.get(key)
+        if body is None:
+            fields = {name: value[:MAX_FIELD_LENGTH] for name, value in event.fields.items()}
+            made = lb_pb.Event(at_us=line.at_us, type=_EVENT_TYPES[event.type], attempt=event.attempt, fields=fields)  # pyright: ignore[reportArgumentType]
+            body = common[key] = made.SerializeToString()
+        payloads.append(lb_pb.Event(job_id=line.job_id).SerializeToString() + body)
+    return payloads
+
+
+def record_request(items: Iterable[OutboxItem], epoch: int) -> lb_pb.RecordRequest:
+    """What lay in the outbox, for bookkeeping."""
+    request = lb_pb.RecordRequest(epoch=epoch)
+    for item in items:
+        event = request.events.add()
+        event.MergeFromString(item.payload)
+        event.source, event.sequence = item.source, item.sequence
+    return request
 
 
 def sandbox_files(request: pb.SubmitRequest) -> dict[str, SandboxFile]:

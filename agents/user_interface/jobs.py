@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ CLEAR_PATIENCE_S = 15.0
 CLEAR_PAUSE_S = 0.1
 MAX_WATCHED = 10_000
 """Jobs of one's own that `grid job watch` looks at without being told which."""
+REGISTERED_WITHIN_S = 600.0
+"""Bookkeeping has heard of all jobs of a submission this long after it."""
 MAX_LOCATED = 100
 """Waiting jobs of which `grid job status` asks the broker why."""
 FETCHES_AT_ONCE = 8
@@ -122,10 +125,14 @@ async def follow(
     *,
     timeout_s: float | None = None,
 ) -> dict[str, lb.JobSummary]:
-    """Watch jobs until all have ended; survives restarts of bookkeeping. Raises TimeoutError."""
+    """Watch jobs until all have ended, also those of a parent that bookkeeping has not heard of yet; survives restarts
+    of bookkeeping. Raises TimeoutError."""
     client = await bookkeeping(grid, job_ids)
     states: dict[str, lb.JobSummary] = {job.job_id: job for job in await summaries(grid, job_ids)}
-    expected = set(states)
+    expected = await _number_of(client, job_ids, states.values())
+
+    def have_ended() -> bool:
+        return len(states) >= expected and all(job.state in ENDED_STATES for job in states.values())
 
     async def watch() -> None:
         while True:
@@ -136,7 +143,7 @@ async def follow(
                     result = on_change(states)
                     if result is not None:
                         await result
-                    if all(states[job_id].state in ENDED_STATES for job_id in expected):
+                    if have_ended():
                         return
             except Unavailable:
                 pass
@@ -145,10 +152,27 @@ async def follow(
     first = on_change(states)
     if first is not None:
         await first
-    if not all(job.state in ENDED_STATES for job in states.values()):
+    if not have_ended():
         async with asyncio.timeout(timeout_s):
             await watch()
     return states
+
+
+async def _number_of(client: BookkeepingClient, job_ids: Sequence[str], known: Iterable[lb.JobSummary]) -> int:
+    """How many jobs these are. A new parent says how many it has, of which bookkeeping may not have heard of all yet;
+    of an old one some may be in the archive."""
+    alone, children = 0, Counter[str]()
+    for job in known:
+        if job.parent in job_ids and job.job_id not in job_ids:
+            children[job.parent] += 1
+        else:
+            alone += 1
+    for parent, heard in children.items():
+        events = (await client.history(parent)).events
+        new_us = (time.time() - REGISTERED_WITHIN_S) * 1e6
+        told = next((event.fields["jobs"] for event in events if "jobs" in event.fields and event.at_us > new_us), "")
+        children[parent] = max(heard, int(told) if told.isdecimal() else 0)
+    return alone + children.total()
 
 
 def reason_of(job: lb.JobSummary) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from agents.catalog import client as catalog
 from agents.storage import client as storage
 from agents.user_interface.connection import open_grid
 from agents.user_interface.endpoints import Endpoints
-from agents.user_interface.jobs import cancel, located, resubmit, submit
+from agents.user_interface.jobs import cancel, follow, located, resubmit, submit
 from agents.vo.client import VoClient
 from fabric.clock import to_us
 from fabric.errors import Conflict, Exhausted, GridError, InvalidRequest, NotFound, Refused, Unavailable
@@ -365,6 +365,40 @@ async def test_bookkeeping_takes_events_only_from_their_source(workload: Workloa
     event.type = 99
     assert (await refusal(BookkeepingClient(other).record([event]), InvalidRequest)).reason == "EVENT_INVALID"
     assert (await refusal(user.history("nothing"), NotFound)).reason == "JOB_UNKNOWN"
+
+
+async def test_jobs_that_bookkeeping_has_not_heard_of_yet_are_waited_for(workload: Workload) -> None:
+    lab = workload.lab
+    alice = lab.user("alice")
+    await lab.start("bookkeeping")
+    broker = BookkeepingClient(await lab.channel("bookkeeping", credential=lab.service("broker", "broker.CERN")))
+    parent, *children = (f"https://localhost:1/{name}" for name in ("parent", "first", "second"))
+    now_us = to_us(lab.clock.now())
+
+    async def record(job_id: str, sequence: int, **fields: str) -> None:
+        heard = [
+            lb.Event(
+                job_id=job_id, type=lb.EVENT_TYPE_REGISTERED, fields={"owner": grid.identity, "vo": "cms"} | fields
+            )
+        ]
+        if job_id != parent:
+            heard.append(lb.Event(job_id=job_id, type=lb.EVENT_TYPE_ABORTED))
+        for number, event in enumerate(heard):
+            event.source, event.sequence, event.at_us, event.attempt = "broker.CERN", sequence + number, now_us, 1
+        await broker.record(heard)
+
+    async def look(states: Mapping[str, lb.JobSummary]) -> None:
+        if len(states) == 1:
+            await record(children[1], 20, parent=parent)
+
+    services = Endpoints(
+        {"bookkeeping": (Endpoint("bookkeeping", "b", "localhost", "CERN", lab.port("bookkeeping.CERN")),)}
+    )
+    async with open_grid(services, alice, lab.certificates) as grid:
+        await record(parent, 1, type="parametric", jobs="2")
+        await record(children[0], 10, parent=parent)
+        ended = await follow(grid, [parent], look, timeout_s=60)
+    assert sorted(ended) == sorted(children)
 
 
 async def test_a_dag_runs_in_order_and_what_failed_is_run_again(workload: Workload, tmp_path: Path) -> None:
