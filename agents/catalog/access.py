@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import Exhausted, InvalidRequest, Refused
 from fabric.rpc.peer import Peer
+from fabric.store import rows
 from security.errors import SecurityError
 from security.names import DistinguishedName
 from security.voms import is_fqan, is_within
@@ -145,14 +146,14 @@ lists = sa.Table(
 
 def nearest(connection: sa.Connection, lfns: Iterable[Lfn]) -> Mapping[str, AccessList]:
     """By path: the list that each of these names goes by. Names without one are left out."""
-    if not connection.exec_driver_sql("SELECT 1 FROM access_lists LIMIT 1").first():
+    if not rows(connection, "SELECT 1 FROM access_lists LIMIT 1"):
         return {}
     upward = {lfn.path: _upward(lfn.path) for lfn in lfns}
     wanted = sorted({path for paths in upward.values() for path in paths})
     found: dict[str, AccessList] = {}
     for start in range(0, len(wanted), _PATHS_AT_ONCE):
-        rows = connection.execute(sa.select(lists).where(lists.c.path.in_(wanted[start : start + _PATHS_AT_ONCE])))
-        found |= {row.path: AccessList(row.path, row.owner, _grants(row.grants)) for row in rows}
+        some = connection.execute(sa.select(lists).where(lists.c.path.in_(wanted[start : start + _PATHS_AT_ONCE])))
+        found |= {row.path: AccessList(row.path, row.owner, _grants(row.grants)) for row in some}
     chosen = ((path, next((found[one] for one in paths if one in found), None)) for path, paths in upward.items())
     return {path: one for path, one in chosen if one is not None}
 

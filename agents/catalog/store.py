@@ -10,8 +10,10 @@ sync.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +23,8 @@ from agents.catalog.access import AccessList, Caller, Grant, Right
 from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
-from fabric.store import Store
+from fabric.gathering import Gathered
+from fabric.store import Store, rows
 
 metadata = access.metadata
 
@@ -78,6 +81,43 @@ _BY_GUID = (
     "JOIN directories d ON d.id = e.parent_id "
 )
 
+_FOUND = f"SELECT {_FILE}, d.path || '/' || e.name, r.surl, r.storage_element, r.created_at_us"
+_BY_NAMES = (
+    f"{_FOUND}, d.path || '/' || e.name FROM {{pairs}} {{join}} directories d ON d.path = {{first}} "
+    "{join} entries e ON e.parent_id = d.id AND e.name = {second} "
+    "{join} files f ON f.id = e.file_id LEFT JOIN replicas r ON r.file_id = f.id"
+)
+_BY_GUIDS = (
+    f"{_FOUND}, f.guid FROM {{texts}} {{join}} files f ON f.guid = j.value {{join}} entries e ON e.file_id = f.id "
+    "{join} directories d ON d.id = e.parent_id LEFT JOIN replicas r ON r.file_id = f.id"
+)
+_BY_SURLS = (
+    f"{_FOUND}, s.surl FROM {{texts}} {{join}} replicas s ON s.surl = j.value {{join}} files f ON f.id = s.file_id "
+    "{join} entries e ON e.file_id = f.id {join} directories d ON d.id = e.parent_id "
+    "LEFT JOIN replicas r ON r.file_id = f.id"
+)
+_DIALECTS = {
+    "sqlite": {
+        "pairs": "json_each(?) j",
+        "first": "json_extract(j.value, '$[0]')",
+        "second": "json_extract(j.value, '$[1]')",
+        "texts": "json_each(?) j",
+        "join": "CROSS JOIN",  # in this order, whatever SQLite thinks of the sizes
+    },
+    "postgresql": {
+        "pairs": "json_array_elements(CAST(? AS json)) AS j(value)",
+        "first": "(j.value ->> 0)",
+        "second": "(j.value ->> 1)",
+        "texts": "json_array_elements_text(CAST(? AS json)) AS j(value)",
+        "join": "JOIN",
+    },
+}
+
+FEW = 16
+"""Names of one question that is answered together with others; a larger one goes by itself and keeps none waiting."""
+MAX_TOGETHER = 256
+"""Questions that share one read."""
+
 Row = Sequence[Any]
 
 
@@ -86,6 +126,7 @@ class CatalogStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._few: Gathered[Question, list[Entry]] = Gathered(self._answers, MAX_TOGETHER)
 
     async def register(self, new: NewFile) -> Entry:
         """See `register`."""
@@ -134,7 +175,16 @@ class CatalogStore:
     ) -> list[Entry]:
         """Files found, names first, each in the order asked. With a `caller`, GUIDs and SURLs of files that are of
         another VO or that the caller may not list are not found. Raises Refused ACCESS_DENIED for a name."""
-        return await self._store.read(lambda connection: lookup_for(connection, lfns, guids, caller, surls))
+        question = Question(lfns, guids, surls, caller)
+        if len(lfns) + len(guids) + len(surls) <= FEW:
+            return await self._few.ask(question)
+        (answer,) = await self._answers([question])
+        if isinstance(answer, GridError):
+            raise answer
+        return answer
+
+    async def _answers(self, questions: list[Question]) -> list[list[Entry] | GridError]:
+        return await self._store.read(lambda connection: lookup(connection, questions))
 
     async def page(self, directory: Lfn, caller: Caller, after: str, limit: int) -> list[Entry]:
         """See `page`."""
@@ -149,11 +199,12 @@ class CatalogStore:
         """SURLs that begin with `prefix`, a slash at its end, and lie above `after`, in order."""
 
         def read(connection: sa.Connection) -> list[str]:
-            rows = connection.exec_driver_sql(
+            found = rows(
+                connection,
                 "SELECT surl FROM replicas WHERE surl > ? AND surl < ? ORDER BY surl LIMIT ?",
                 (after, prefix[:-1] + chr(ord("/") + 1), limit),
             )
-            return [row[0] for row in rows]
+            return [row[0] for row in found]
 
         return await self._store.read(read)
 
@@ -222,7 +273,7 @@ def _register_again(connection: sa.Connection, new: NewFile) -> Entry:
     _require_content(str(new.lfn), _content(row), new.content)
     if new.replica is not None:
         _insert_replica(connection, int(row[0]), str(new.lfn), new.replica)
-    return _with_replicas(connection, [row])[0]
+    return _entries(connection, _BY_GUIDS, [new.guid])[new.guid]
 
 
 def _taken(connection: sa.Connection, lfn: Lfn, parent_id: int) -> AlreadyExists:
@@ -336,63 +387,72 @@ def set_access(connection: sa.Connection, lfn: Lfn, caller: Caller, grants: Sequ
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def lookup(
-    connection: sa.Connection, lfns: Sequence[Lfn], guids: Sequence[str], vo: str | None, surls: Sequence[str] = ()
-) -> list[Entry]:
-    """Files by name, by GUID and by the SURL of a replica, each in the order asked; unknown ones are left out, and of
-    another VO than `vo` those that were not asked for by name."""
-    rows: list[Row] = []
-    if lfns:
-        wanted = json.dumps([[lfn.parent, lfn.name] for lfn in lfns])
-        rows += connection.exec_driver_sql(
-            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j "
-            "CROSS JOIN directories d ON d.path = json_extract(j.value, '$[0]') "
-            "CROSS JOIN entries e ON e.parent_id = d.id AND e.name = json_extract(j.value, '$[1]') "
-            "CROSS JOIN files f ON f.id = e.file_id ORDER BY j.key",
-            (wanted,),
-        ).fetchall()
-    if guids:
-        rows += connection.exec_driver_sql(
-            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j CROSS JOIN files f ON f.guid = j.value "
-            "CROSS JOIN entries e ON e.file_id = f.id CROSS JOIN directories d ON d.id = e.parent_id "
-            "WHERE ? IS NULL OR f.vo = ? ORDER BY j.key",
-            (json.dumps(list(guids)), vo, vo),
-        ).fetchall()
-    if surls:
-        rows += connection.exec_driver_sql(
-            f"SELECT {_FILE}, d.path || '/' || e.name FROM json_each(?) j CROSS JOIN replicas r ON r.surl = j.value "
-            "CROSS JOIN files f ON f.id = r.file_id "
-            "CROSS JOIN entries e ON e.file_id = f.id CROSS JOIN directories d ON d.id = e.parent_id "
-            "WHERE ? IS NULL OR f.vo = ? ORDER BY j.key",
-            (json.dumps(list(surls)), vo, vo),
-        ).fetchall()
-    return _with_replicas(connection, rows)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Names that somebody asks for at once."""
+
+    lfns: Sequence[Lfn]
+    guids: Sequence[str]
+    surls: Sequence[str]
+    caller: Caller | None
+    """None: an agent of the grid, which sees all names."""
 
 
-def lookup_for(
-    connection: sa.Connection,
-    lfns: Sequence[Lfn],
-    guids: Sequence[str],
-    caller: Caller | None,
-    surls: Sequence[str] = (),
-) -> list[Entry]:
-    """As `lookup`, for a person: by the access lists. Raises Refused(ACCESS_DENIED) for a name."""
-    if caller is None:
-        return lookup(connection, lfns, guids, None, surls)
-    for lfn, found in _by_lists(connection, lfns):
-        found.require(caller, Right.LIST, lfn)
-    by_id = lookup(connection, [], guids, caller.vo, surls)
-    hidden = {
-        lfn.path
-        for lfn, found in _by_lists(connection, [Lfn(entry.lfn) for entry in by_id])
-        if not found.allows(caller, Right.LIST)
+def lookup(connection: sa.Connection, questions: Sequence[Question]) -> list[list[Entry] | GridError]:
+    """Of each question the files found by name, by GUID and by the SURL of a replica, each in the order asked, or
+    Refused(ACCESS_DENIED) because of a name. What is not known is left out; so are, of GUIDs and SURLs, files of
+    another VO than the caller's and those that the caller may not list."""
+    by_name = _entries(connection, _BY_NAMES, [[lfn.parent, lfn.name] for one in questions for lfn in one.lfns])
+    by_guid = _entries(connection, _BY_GUIDS, [guid for one in questions for guid in one.guids])
+    by_surl = _entries(connection, _BY_SURLS, [surl for one in questions for surl in one.surls])
+    names = {lfn.path: lfn for one in questions for lfn in one.lfns}
+    names |= {entry.lfn: Lfn(entry.lfn) for found in (by_guid, by_surl) for entry in found.values()}
+    lists = access.nearest(connection, names.values()) if names else {}
+
+    def allowed(entry: Entry, caller: Caller | None) -> bool:
+        if caller is None:
+            return True
+        carried = lists.get(entry.lfn)
+        return names[entry.lfn].vo == caller.vo and (carried is None or carried.allows(caller, Right.LIST))
+
+    def answer(one: Question) -> list[Entry] | GridError:
+        if one.caller is not None and lists:
+            for lfn in one.lfns:
+                try:
+                    if lfn.path in lists:
+                        lists[lfn.path].require(one.caller, Right.LIST, lfn)
+                except Refused as error:
+                    return error
+        found = [by_name[lfn.path] for lfn in one.lfns if lfn.path in by_name]
+        asked = [by_guid[guid] for guid in one.guids if guid in by_guid]
+        asked += [by_surl[surl] for surl in one.surls if surl in by_surl]
+        return found + [entry for entry in asked if allowed(entry, one.caller)]
+
+    return [answer(one) for one in questions]
+
+
+def _entries(connection: sa.Connection, sql: str, asked: Sequence[Any]) -> dict[str, Entry]:
+    """Files with their replicas, oldest first, by what they were asked by."""
+    if not asked:
+        return {}
+    found: dict[str, tuple[Row, list[Replica]]] = {}
+    for row in rows(connection, _in_dialect(sql, connection.dialect.name), (json.dumps(asked),)):
+        _, replicas_of_file = found.setdefault(row[12], (row, []))
+        if row[9] is not None:
+            replicas_of_file.append(Replica(row[9], row[10], row[11]))
+    return {
+        key: Entry(row[8], row[6], row[7], row[1], _content(row), tuple(sorted(copies, key=_age)))
+        for key, (row, copies) in found.items()
     }
-    return [*lookup(connection, lfns, [], None), *(entry for entry in by_id if entry.lfn not in hidden)]
 
 
-def _by_lists(connection: sa.Connection, lfns: Sequence[Lfn]) -> list[tuple[Lfn, AccessList]]:
-    found = access.nearest(connection, lfns) if lfns else {}
-    return [(lfn, found[lfn.path]) for lfn in lfns if lfn.path in found]
+def _age(replica: Replica) -> tuple[int, str]:
+    return replica.created_at_us, replica.surl
+
+
+@functools.cache
+def _in_dialect(sql: str, name: str) -> str:
+    return sql.format(**_DIALECTS[name])
 
 
 def show_access(connection: sa.Connection, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:
@@ -415,12 +475,15 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
     if found is None:
         if directory.is_vo_root:
             return []
-        if lookup(connection, [directory], [], None):
+        if connection.exec_driver_sql(
+            _BY_NAME + "WHERE d.path = ? AND e.name = ?", (directory.parent, directory.name)
+        ).first():
             raise Conflict("NOT_A_DIRECTORY", f"{directory} is a file; ask for its replicas instead", lfn=directory)
         raise NotFound(
             "DIRECTORY_NOT_FOUND", f"there is no directory {directory}; look at the one above", lfn=directory
         )
-    rows = connection.exec_driver_sql(
+    listed = rows(
+        connection,
         "SELECT e.name, f.guid, f.size_bytes, f.adler32, f.sha256, COALESCE(f.owner, s.owner), "
         "COALESCE(f.created_at_us, s.created_at_us) FROM (SELECT * FROM entries WHERE parent_id = ? AND name > ? "
         "ORDER BY name LIMIT ?) e LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = "
@@ -436,21 +499,8 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
             guid=guid or "",
             content=None if guid is None else Content(size, adler32, sha256),
         )
-        for name, guid, size, adler32, sha256, owner, created in rows
+        for name, guid, size, adler32, sha256, owner, created in listed
     ]
-
-
-def _with_replicas(connection: sa.Connection, rows: Sequence[Row]) -> list[Entry]:
-    by_file: dict[int, list[Replica]] = {int(row[0]): [] for row in rows}
-    if by_file:
-        found = connection.exec_driver_sql(
-            "SELECT r.file_id, r.surl, r.storage_element, r.created_at_us FROM json_each(?) j "
-            "CROSS JOIN replicas r ON r.file_id = j.value ORDER BY r.file_id, r.created_at_us, r.surl",
-            (json.dumps(sorted(by_file)),),
-        )
-        for file_id, surl, storage_element, created in found:
-            by_file[file_id].append(Replica(surl, storage_element, created))
-    return [Entry(row[8], row[6], int(row[7]), row[1], _content(row), tuple(by_file[int(row[0])])) for row in rows]
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from fabric.errors import Unauthenticated
@@ -42,6 +42,11 @@ class Peer:
     """What VO servers say of the user, verified; one for each VO in the proxy."""
     address: str = ""
     """IP address that the session was established from."""
+    fqans: tuple[str, ...] = field(init=False)
+    """Verified groups and roles of the user's proxy, in the user's order; empty for a proxy without attributes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fqans", tuple(fqan for one in self.attributes for fqan in one.fqans))
 
     @property
     def agent_kind(self) -> str:
@@ -67,11 +72,6 @@ class Peer:
     def vo(self) -> str:
         """The user's VO by the map file; empty for agents."""
         return self.standing.vo
-
-    @property
-    def fqans(self) -> tuple[str, ...]:
-        """Verified groups and roles of the user's proxy, in the user's order; empty for a proxy without attributes."""
-        return tuple(fqan for attributes in self.attributes for fqan in attributes.fqans)
 
     @property
     def is_administrator(self) -> bool:

@@ -35,7 +35,7 @@ from fabric.rpc.agreed import (
     TRACE_KEY,
 )
 from fabric.rpc.calls import ACCEPTED_KEY, SESSION_REFUSED_KEY
-from fabric.rpc.peer import ANONYMOUS, Authoriser, Peer, set_current_peer
+from fabric.rpc.peer import ANONYMOUS, Authoriser, Peer, current_peer, set_current_peer
 from fabric.rpc.rules import Rule
 from fabric.rpc.security_context import SecurityContext
 from fabric.rpc.sessions import Session, SessionTable, streaming
@@ -95,6 +95,10 @@ class _Method:
     is_generator: bool
     parse: Callable[[bytes], Any]
     serialize: Callable[[Any], bytes]
+
+    @property
+    def is_stream(self) -> bool:
+        return self.request_streaming or self.response_streaming
 
 
 class _Registrar:
@@ -180,6 +184,7 @@ class RpcServer:
         self._config = config
         self._log, self._clock = config.log, config.clock
         self._methods: dict[str, _Method] = {}
+        self._unary: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self.sessions = SessionTable(
             config.clock,
             max_sessions=config.max_sessions,
@@ -219,6 +224,8 @@ class RpcServer:
             if name in self._methods:
                 raise ValueError(f"{name} is registered twice")
             self._methods[name] = method
+            if not method.is_stream:
+                self._unary[name] = self._unary_handler(method)
 
     def _add_standard_services(self) -> None:
         from grpc_health.v1 import health, health_pb2_grpc
@@ -343,9 +350,9 @@ class RpcServer:
         if refusal is not None:
             return self._refuse(method, peer, refusal, about_session=False)
         set_current_peer(peer)
-        if method.request_streaming or method.response_streaming:
+        if method.is_stream:
             return self._stream_handler(method, session, peer)
-        return self._unary_handler(method, peer)
+        return self._unary[details.method]
 
     def _refuse(
         self, method: _Method, peer: Peer, error: GridError, *, about_session: bool
@@ -356,7 +363,8 @@ class RpcServer:
         # As a stream: then the request is never read.
         return cast("Any", grpc.stream_stream_rpc_method_handler(cast("Any", refuse)))
 
-    def _unary_handler(self, method: _Method, peer: Peer) -> grpc.RpcMethodHandler[Any, Any]:
+    def _unary_handler(self, method: _Method) -> grpc.RpcMethodHandler[Any, Any]:
+        """The same for all calls: who calls is the current peer of the call's task."""
         behaviour, parse = method.behaviour, method.parse
 
         async def call(raw: bytes, context: Any) -> Any:
@@ -365,6 +373,7 @@ class RpcServer:
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
+                peer = current_peer()
                 await self._abort(method, peer, context, self._as_grid_error(method, peer, error))
 
         return cast(

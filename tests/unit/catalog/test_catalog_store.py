@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agents.catalog import store as rows
-from agents.catalog.access import Caller
+from agents.catalog.access import Caller, Grant
 from agents.catalog.model import Content, NewFile, Replica
 from agents.catalog.names import Lfn, new_guid, parse_lfn
 from agents.catalog.store import CatalogStore, metadata
@@ -253,3 +253,21 @@ class CatalogueMachine(RuleBasedStateMachine):
 
 CatalogueMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20)
 TestCatalogue = CatalogueMachine.TestCase
+
+
+async def test_questions_that_come_together_are_answered_each_for_its_caller(store: CatalogStore) -> None:
+    open_file, closed_file = new("/grid/cms/open/x"), new("/grid/cms/closed/x")
+    for file in (open_file, closed_file):
+        await store.register(file)
+    await store.set_access(Lfn("/grid/cms/closed"), ANN, [Grant.of(ANN.subject, ["list"], "cms")])
+    asked = [([open_file.lfn, Lfn("/grid/cms/open/none")], []), ([], [closed_file.guid, open_file.guid])]
+    outcomes = await asyncio.gather(
+        *(store.lookup(lfns, guids, caller) for caller in (ANN, BOB, STRANGER, None) for lfns, guids in asked),
+        store.lookup([closed_file.lfn], [], ANN),
+        store.lookup([closed_file.lfn, open_file.lfn], [], BOB),
+        return_exceptions=True,
+    )
+    found = [[e.lfn for e in one] if isinstance(one, list) else type(one) for one in outcomes]
+    both = ["/grid/cms/closed/x", "/grid/cms/open/x"]
+    only = ["/grid/cms/open/x"]
+    assert found == [only, both, only, only, only, [], only, both, both[:1], Refused]
