@@ -70,6 +70,7 @@ def run(bench: Bench, sizes: Sequence[int] = ()) -> None:
             rows.append(_grow(bench, server, ask, sites, rows[-1] if rows else None))
             if sites == compared:
                 _beside_slapd(bench, server, folder, sites)
+                _while_it_changes(bench, server, ask)
     bench.tables.append(_sweep(rows))
 
 
@@ -140,7 +141,7 @@ class Size:
     @property
     def p99_ms(self) -> float:
         """How late 99 of 100 changes are at most."""
-        return sorted(self.late_ms)[math.ceil(0.99 * len(self.late_ms)) - 1]
+        return _p99(self.late_ms)
 
 
 def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | None) -> Size:
@@ -171,6 +172,37 @@ def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | Non
     bench.add(f"late_p99_{sites}", f"{sites} sites: 99 of 100 of them", "ms", [size.p99_ms])
     bench.add(f"asked_{sites}", f"{sites} sites: CEs of a VO meanwhile, one client", "1/s", [size.asked])
     return size
+
+
+def _while_it_changes(bench: Bench, server: Server, ask: Ask) -> None:
+    """The two large questions, by one client and by four, while changes flow."""
+    seconds = bench.size(10, 3)
+    rows: list[tuple[str, ...]] = []
+    for key, title, request in (
+        (
+            "ces",
+            "CEs of a VO, 10 attributes",
+            helpers.ldap_request("o=grid", many_sites.CES_OF_A_VO, many_sites.BROKER_ATTRIBUTES),
+        ),
+        ("dump", "everything", helpers.ldap_request("o=grid", "(objectClass=*)")),
+    ):
+        order = {"host": "127.0.0.1", "port": server.port, "requests": [request], "seconds": seconds}
+        for clients in (1, 4):
+            with contextlib.ExitStack() as stack:
+                asking = [stack.enter_context(helpers.beside("ldap", order)) for _ in range(clients)]
+                found = ask({"do": "change", "rate": CHANGES, "seconds": seconds, "ldap": server.port}, CONNECT_S)
+                rate = sum(answers()["rate"] for answers in asking)
+            name = f"here: {title}, {clients} client{'s' if clients > 1 else ''}, while {CHANGES} changes/s are tried"
+            bench.add(f"{key}_{clients}_meanwhile", name, "1/s", [rate])
+            changes = found["entries"] / found["seconds"]
+            rows.append((title, str(clients), show(rate), show(changes), show(_p99(found["late_ms"]))))
+    columns = ("question", "clients", "1/s", "changes/s", "change seen ms, 99 %")
+    bench.tables.append(Table("Asked while changes flow", columns, tuple(rows)))
+
+
+def _p99(late_ms: Sequence[float]) -> float:
+    """How late 99 of 100 changes are at most."""
+    return sorted(late_ms)[math.ceil(0.99 * len(late_ms)) - 1]
 
 
 async def _count(port: int) -> int:
