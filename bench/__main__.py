@@ -42,7 +42,6 @@ from bench.lab import Lab  # noqa: E402
 from bench.measure import Bench  # noqa: E402
 
 ALONE: dict[str, Callable[[Bench], None]] = {
-    "bookkeeping": bookkeeping.run,
     "limits": limits.run,
     "myproxy": myproxy.run,
     "queued": queued.run,
@@ -69,6 +68,7 @@ SECTIONS = (
 )  # fmt: skip
 SOAK = "soak"
 """Only when it is asked for: it takes as long as its jobs."""
+SOAK_JOBS = 20_000
 SLOTS = 8
 
 
@@ -89,7 +89,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=(),
         help="sizes of the grids of sections trust and information, such as 1,20,192",
     )
-    parser.add_argument("--jobs", type=_jobs, metavar="N", default=20_000, help="how many in section soak")
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        metavar="N",
+        default=0,
+        help=f"how many in sections soak (usual: {SOAK_JOBS}) and bookkeeping (usual: {bookkeeping.JOBS})",
+    )
     found = parser.parse_args(argv)
     unknown = [name for name in found.sections if name not in (*SECTIONS, SOAK)]
     if unknown:
@@ -124,8 +130,10 @@ def main() -> int:
     bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
     try:
         _measure(bench, wanted, options.sites)
+        if "bookkeeping" in wanted:
+            _section(bench, "bookkeeping", lambda: bookkeeping.run(bench, options.jobs))
         if SOAK in options.sections:
-            _section(bench, SOAK, lambda: _soak(bench, options.jobs))
+            _section(bench, SOAK, lambda: _soak(bench, options.jobs or SOAK_JOBS))
     except KeyboardInterrupt:
         bench.problems["the rest"] = "interrupted"
     finally:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from agents.bookkeeping import store as rows
 from agents.bookkeeping import tables
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader
-from bench.measure import Bench
+from bench.measure import Bench, Table, show
 from fabric.store import Store
 from fabric.store import run as execute
 
@@ -24,8 +24,15 @@ NOW_US = 1_800_000_000_000_000
 EVENTS = (EventType.REGISTERED, EventType.ENQUEUED, EventType.MATCHED, EventType.TRANSFERRED, EventType.RUNNING)
 TRIALS = 9
 
+JOBS = 1_000_000
+SIZES = (100_000, 1_000_000, 10_000_000)
+"""At which it is asked, up to the wanted one."""
+PART = 100_000
+"""Jobs made in one transaction."""
+
+_NUMBERS = "WITH RECURSIVE n(i) AS (VALUES (?) UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
 _JOBS = f"""
-WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+{_NUMBERS}
 INSERT INTO jobs SELECT i, 'https://bench:1/' || printf('%022d', i),
  CASE WHEN i IN (5, 6, 7) THEN '{SMALL}' WHEN i % 2 THEN '{BIG}' ELSE '/O=Bench/OU=Users/CN=user ' || (i % 200) END,
  CASE WHEN i IN (5, 6, 7) THEN 'small' ELSE 'cms' END, '', '', 0, CASE WHEN i % 9999 = 1 THEN 5 ELSE 6 END, 21,
@@ -33,7 +40,7 @@ INSERT INTO jobs SELECT i, 'https://bench:1/' || printf('%022d', i),
  {NOW_US} + i * 1000 FROM n
 """
 _EVENTS = f"""
-WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+{_NUMBERS}
 INSERT INTO events SELECT 1, i * 8 + t, i, {NOW_US} + i * 1000 + t, t, 1, '{{"ce":"ce1:2119/jobmanager-fabric-short"}}'
 FROM n, (SELECT 1 AS t UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5 UNION SELECT 6)
 """
@@ -44,27 +51,41 @@ def job_id(number: int) -> str:
     return f"https://bench:1/{number:022d}"
 
 
-def run(bench: Bench) -> None:
-    """A store that is made for this, in SQLite."""
-    count = bench.size(1_000_000, 50_000)
+def run(bench: Bench, jobs: int) -> None:
+    """A store that is made for this, in SQLite, larger and larger; `jobs` 0: the usual number."""
+    most = jobs or bench.size(JOBS, 50_000)
     path = bench.folder / "bookkeeping.db"
     store = Store(path, tables.metadata, tables.MIGRATIONS)
+    asked: list[dict[str, float]] = []
+    sizes = (*(size for size in SIZES if size < most), most)
     try:
-        store.write_sync(lambda connection: fill(connection, count), 3600)
-        bench.say(f"  ({count} jobs, {6 * count} events: {path.stat().st_size >> 20} MiB)")
-        _ask(bench, store, count)
+        made = 0
+        for size in sizes:
+            began = time.monotonic()
+            fill(store, made, size)
+            took_s = time.monotonic() - began
+            bench.say(f"  ({size} jobs, {6 * size} events: {path.stat().st_size >> 20} MiB; made in {took_s:.0f} s)")
+            asked.append(_ask(bench, store, size))
+            made = size
     finally:
         store.close_sync()
+    rows_of = (tuple([title, *(show(figures[title]) for figures in asked)]) for title in asked[0])
+    columns = ("question, ms of processor time", *(f"{size} jobs" for size in sizes))
+    bench.tables.append(Table("Bookkeeping with more and more jobs", columns, tuple(rows_of)))
 
 
-def fill(connection: sa.Connection, count: int) -> None:
-    """So many jobs that have ended well, one in 9999 running; with six events each."""
-    execute(connection, "INSERT INTO sources (id, name) VALUES (1, 'broker.BENCH')")
-    execute(connection, _JOBS, (count,))
-    execute(connection, _EVENTS, (count,))
+def fill(store: Store, made: int, count: int) -> None:
+    """Jobs after the first `made` until there are so many: ended well, one in 9999 running; with six events each."""
+    if not made:
+        store.write_sync(lambda c: execute(c, "INSERT INTO sources (id, name) VALUES (1, 'broker.BENCH')"))
+    for start in range(made, count, PART):
+        numbers = (start + 1, min(start + PART, count))
+        for table in (_JOBS, _EVENTS):
+            store.write_sync(lambda c, table=table, numbers=numbers: execute(c, table, numbers) and None, 3600)
 
 
-def _ask(bench: Bench, store: Store, count: int) -> None:
+def _ask(bench: Bench, store: Store, count: int) -> dict[str, float]:
+    """Medians of the questions, by title."""
     everywhere, chance = random.Random(1), random.Random(2)
     operator, big, small = Reader("", is_service=True), Reader(BIG, ("cms",)), Reader(SMALL, ("small",))
     alone = Reader(SMALL)
@@ -90,17 +111,21 @@ def _ask(bench: Bench, store: Store, count: int) -> None:
         "all that a user of a small VO may see": page(small, page_size=100),
         "the same, of no VO": page(alone, page_size=100),
         "a small VO's, for an operator": page(operator, vo="small", page_size=100),
+        "which jobs are to be archived (none)": lambda c: rows.finished(c, NOW_US, 1000),
+        "the 1000 oldest of them": lambda c: rows.finished(c, NOW_US * 2, 1000),
         "a user's of the first hours": page(
             big, owner=BIG, since_us=NOW_US, until_us=NOW_US + 10_000_000, page_size=100
         ),
     }
+    found: dict[str, float] = {}
     for title, question in questions.items():
         times = []
         for _ in range(bench.size(TRIALS, 3)):
             began = time.process_time()
             store.read_sync(question)
             times.append((time.process_time() - began) * 1000)
-        bench.add(f"bookkeeping: {title}", f"{count} jobs: {title}", "ms of processor time", times)
+        figure = bench.add(f"bookkeeping {count}: {title}", f"{count} jobs: {title}", "ms of processor time", times)
+        found[title] = figure.median
     numbers = iter(range(1, 1 << 40))
 
     def batch() -> list[Event]:
@@ -116,6 +141,18 @@ def _ask(bench: Bench, store: Store, count: int) -> None:
         began = time.process_time()
         store.write_sync(lambda connection, events=events: rows.record(connection, events))
         times.append((time.process_time() - began) * 1000)
-    bench.add(
-        "bookkeeping_record", f"{count} jobs: 500 events of jobs anywhere recorded", "ms of processor time", times
-    )
+    title = "500 events of jobs anywhere recorded"
+    found[title] = bench.add(
+        f"bookkeeping {count}: recorded", f"{count} jobs: {title}", "ms of processor time", times
+    ).median
+    times = []
+    for _ in range(bench.size(TRIALS, 3)):
+        began = time.process_time()
+        gone = store.read_sync(lambda c: rows.finished(c, NOW_US * 2, 1000))
+        store.write_sync(lambda c, gone=gone: rows.forget(c, gone))
+        times.append((time.process_time() - began) * 1000)
+    title = "1000 of the oldest read with their histories, and removed"
+    found[title] = bench.add(
+        f"bookkeeping {count}: purged", f"{count} jobs: {title}", "ms of processor time", times
+    ).median
+    return found

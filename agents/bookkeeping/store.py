@@ -291,11 +291,18 @@ class Finished:
 
 
 def finished(connection: sa.Connection, before_us: int, limit: int) -> list[Finished]:
-    """Jobs that ended before that moment, the oldest first; a parent only when it has no jobs any more."""
+    """Jobs that ended before that moment, the oldest first; a parent only when it has no jobs any more.
+
+    Only jobs submitted before it are looked at, along the index: that is what has not been moved yet.
+    """
     over = f"state IN ({_ENDED}) AND is_parent = 0"
     empty = "is_parent = 1 AND NOT EXISTS (SELECT 1 FROM jobs c WHERE c.parent = jobs.job_id)"
-    sql = f"{_SELECT} WHERE changed_at_us < ? AND submitted_at_us > 0 AND (({over}) OR ({empty})) ORDER BY id LIMIT ?"
-    records = [(int(row[-1]), JobRecord(*row[:-1])) for row in run(connection, sql, (before_us, limit)).fetchall()]
+    sql = (
+        f"{_SELECT} WHERE submitted_at_us > 0 AND submitted_at_us < ? AND changed_at_us < ? "
+        f"AND (({over}) OR ({empty})) ORDER BY submitted_at_us, id LIMIT ?"
+    )
+    found = run(connection, sql, (before_us, before_us, limit)).fetchall()
+    records = [(int(row[-1]), JobRecord(*row[:-1])) for row in found]
     return [Finished(row, record, tuple(history(connection, record.job_id))) for row, record in records]
 
 

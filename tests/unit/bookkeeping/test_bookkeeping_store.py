@@ -161,8 +161,12 @@ def test_no_question_is_answered_by_looking_at_every_job(store, monkeypatch):
                     if reader is not SERVICE or state or others or within:  # else that is what is asked for
                         query(store, reader, state=state, **others, **within)
         query(store, reader, job_ids=("j1", "j2"))
+    store.read_sync(lambda connection: rows.get(connection, "j1"))
+    store.read_sync(lambda connection: rows.history(connection, "j1"))
+    store.read_sync(lambda connection: rows.finished(connection, 1, 10))
     assert plans
-    assert [(plan, sql) for plan, sql in plans if plan.startswith("SCAN jobs")] == []
+    scans = [(plan, sql) for plan, sql in plans if plan.startswith(("SCAN jobs", "SCAN events"))]
+    assert scans == []
     assert [(plan, sql) for plan, sql in plans if "TEMP B-TREE" in plan and "+id" not in sql] == []
 
 
