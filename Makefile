@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # Set in many containers: each of a grid's processes would compile again all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint proto bench soak fuzz wheel clean
+.PHONY: demo test lint proto bench soak proof fuzz wheel clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/grid demo
@@ -29,6 +29,13 @@ bench: $(VENV)/.dev
 JOBS ?= 20000
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench soak --jobs $(JOBS)
+
+# What docs/workload.md guarantees, attacked TIMES times as long as `make test` does it; the counts are printed.
+TIMES ?= 50
+PROOFS = tests/drills/test_failpoints.py tests/drills/test_power_loss.py tests/unit/gatekeeper/test_gatekeeper_simulation.py \
+  tests/unit/broker/test_broker_machine.py
+proof: $(VENV)/.dev
+	GRIDFABRIC_PROOF=$(TIMES) $(BIN)/python -m pytest -s --hypothesis-show-statistics $(PROOFS)
 
 # Guided by coverage where atheris has a wheel for this Python: make fuzz FUZZ="--atheris --target crl --seconds 600"
 FUZZ ?= --seconds 30

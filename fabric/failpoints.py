@@ -39,8 +39,10 @@ def reached(name: str) -> None:
 
 
 def inherited() -> dict[str, str]:
-    """The variable, for the environment of a process that belongs to this agent."""
-    return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    """The variable, for the environment of the first process that belongs to this agent. Later ones get none: what died
+    there is started again and lives."""
+    text = os.environ.pop(VARIABLE, "")
+    return {VARIABLE: text} if text else {}
 
 
 arm(os.environ.get(VARIABLE, ""))

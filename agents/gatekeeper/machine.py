@@ -300,8 +300,11 @@ class GatekeeperMachine:
         if job.state is State.RUNNING:
             return  # told again after a reconnect, or another part of a gang
         # ASSIGNED -> RUNNING: the worker's starter has forked the payload.
-        job.started, job.started_at_us = True, event.at_us
-        self._announce(job, State.RUNNING, event.at_us)
+        self._runs(job, event.at_us)
+
+    def _runs(self, job: Job, at_us: int) -> None:
+        job.started, job.started_at_us = True, at_us
+        self._announce(job, State.RUNNING, at_us)
 
     def _ended(self, event: JobEnded) -> None:
         self._acknowledge(event.worker, event.job_id, event.attempt, event.run)
@@ -312,6 +315,9 @@ class GatekeeperMachine:
         if job.parts:
             self._part_ended(job, event)
             return
+        if job.state is State.ASSIGNED and event.started and not event.failed:
+            # ASSIGNED -> RUNNING: what told of its start was lost with a stream or with the worker's agent.
+            self._runs(job, event.at_us - int(event.usage.wall_s * 1e6))
         job.usage, job.exit_code = event.usage, event.exit_code
         job.started = event.started  # false also after RUNNING: forked, but its program could not be executed
         job.reason, job.sentence = event.reason, event.sentence
@@ -324,8 +330,7 @@ class GatekeeperMachine:
             # ASSIGNED, RUNNING -> FAILED: staging, starting or the node failed, not the payload.
             self._end(job, State.FAILED, event.at_us)
         else:
-            # ASSIGNED, RUNNING -> DONE: the payload ended, well or badly. From ASSIGNED when it was so short that start
-            # and end came together and the start was lost with a stream.
+            # RUNNING -> DONE: the payload ended, well or badly.
             self._end(job, State.DONE, event.at_us)
         self._turn.ended_by_report.append((job, event))
 
@@ -372,6 +377,9 @@ class GatekeeperMachine:
         was_well = not any((job.exit_code, job.reason))
         self._leave(job, part.worker, part.ranks)
         used = event.usage
+        if job.state is State.ASSIGNED and event.started and not event.failed:
+            # ASSIGNED -> RUNNING: as of a single job.
+            self._runs(job, event.at_us - int(used.wall_s * 1e6))
         job.parts = gangs.put(
             job.parts,
             replace(

@@ -1,4 +1,4 @@
-"""Agents as processes of their own, killed with SIGKILL while jobs are under way: every job runs exactly once."""
+"""A starter killed with SIGKILL while jobs are under way. The agents: tests/drills/test_failpoints.py."""
 
 from __future__ import annotations
 
@@ -51,11 +51,6 @@ class Processes:
         assert process.stdout is not None
         line = await asyncio.wait_for(process.stdout.readline(), 60)
         assert b"ready" in line, line
-
-    async def kill(self, kind: str) -> None:
-        process = self.running.pop(kind)
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
 
     async def stop(self) -> None:
         for process in reversed(list(self.running.values())):
@@ -113,31 +108,6 @@ def counting_job(shared: Path, number: int, script: str) -> pb.Job:
         executable="/bin/sh", arguments=["-c", line], std_output="out", output_sandbox=["out"], vo="cms"
     )
     return pb.Job(job_id=f"https://localhost:9000/{unique_id()}", attempt=1, description=description)
-
-
-@pytest.mark.parametrize("victim", ["worker", "gatekeeper"])
-async def test_killed_agents_run_every_job_exactly_once(processes: Processes, shared: Path, victim: str) -> None:
-    channel = await processes.channel()
-    jobs = [counting_job(shared, number, "sleep 0.1") for number in range(40)]
-    assert all(outcome.accepted for outcome in await client.submit(channel, jobs))
-    for _ in range(3):
-        await asyncio.sleep(0.25)  # some time under way; how much does not matter
-        await processes.kill(victim)
-        await processes.start(victim)
-    ends = await processes.ended([job.job_id for job in jobs])
-    assert {(end.state, end.exit_code, end.reason) for end in ends.values()} == {(pb.JOB_STATE_DONE, 0, "")}
-    counts = {path.name: path.read_text().count("\n") for path in shared.iterdir()}
-    assert counts == {str(number): 1 for number in range(40)}
-    channel = await processes.channel()
-    for number in (0, 39):
-        files = await client.output_files(channel, jobs[number].job_id)
-        assert files == {"out": f"{number}\n".encode()}
-    await client.purge(channel, [job.job_id for job in jobs])
-    gridmapdir = processes.lab.directory / "agents" / "gatekeeper.CERN" / "gridmapdir"
-    worker = processes.lab.directory / "agents" / "worker.CERN"
-    async with asyncio.timeout(60):
-        while any(path.name.startswith("%") for path in gridmapdir.iterdir()) or any((worker / "jobs").iterdir()):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 async def test_a_killed_starter_accounts_for_its_jobs_and_leaves_no_process(processes: Processes, shared: Path) -> None:

@@ -6,6 +6,7 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.proof import TIMES
 
 from agents.broker import machine as m
 from agents.broker.model import ENDED, JobState
@@ -123,7 +124,7 @@ EDGES = {
 
 
 @given(st.lists(any_event, max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=300 * TIMES, deadline=None)
 def test_only_known_edges_and_bounded_retries(events: list[m.Event]) -> None:
     job = m.Job(shallow_left=2, deep_left=1)
     retries = 0
@@ -219,7 +220,7 @@ class World:
 
 
 @given(st.integers(0, 10**9), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300 * TIMES, deadline=None)
 def test_every_job_ends_once_whatever_the_network_does(seed: int, wants_cancel: bool) -> None:
     world = World(random.Random(seed), wants_cancel)
     for _ in range(400):

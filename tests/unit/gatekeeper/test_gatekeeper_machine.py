@@ -152,8 +152,18 @@ def test_what_was_stopped_is_cancelled_also_if_a_restart_forgot_that() -> None:
     site = Site()
     site.running()
     assert states(site(ended(reason="BANNED", exit_code=137))) == [("j", "CANCELLED")]
-    site(submitted("k"), JobStarted("w", "k", 1, 1, 5))
+    site(submitted("k"))
+    site(JobStarted("w", "k", 1, 1, 5))
     assert states(site(ended("k", reason="WALL_TIME", exit_code=137))) == [("k", "DONE")]
+
+
+def test_an_end_tells_of_a_start_that_was_lost() -> None:
+    site = Site()
+    site.worker()
+    site(submitted("k"))
+    assert states(site(ended("k"))) == [("k", "RUNNING"), ("k", "DONE")]
+    site(submitted("l"))
+    assert states(site(ended("l", reason="STARTER_LOST", failed=True))) == [("l", "FAILED")]
 
 
 def test_a_worker_that_was_away_hears_of_a_stop_when_it_comes_back() -> None:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.proof import TIMES
 
 from agents.gatekeeper import model as ce
 from agents.gatekeeper.machine import GatekeeperMachine
@@ -27,6 +28,8 @@ from agents.worker.machine import WorkerMachine
 
 SECOND = 1_000_000
 LOST_US = 10 * SECOND
+STEPS = 300
+"""Of a long life."""
 
 
 class SimulatedWorker:
@@ -419,8 +422,10 @@ class Site(RuleBasedStateMachine):
             assert self.ends[job.job_id, job.attempt] == 1
 
 
-Site.TestCase.settings = settings(max_examples=40, stateful_step_count=60, suppress_health_check=list(HealthCheck))
-TestSite = pytest.mark.timeout(120)(Site.TestCase)
+Site.TestCase.settings = settings(
+    max_examples=40 * TIMES, stateful_step_count=60, suppress_health_check=list(HealthCheck)
+)
+TestSite = pytest.mark.timeout(120 * TIMES)(Site.TestCase)
 
 
 class _Chosen:
@@ -433,10 +438,20 @@ class _Chosen:
         return self._random.choice(list(strategy.elements))
 
 
-@pytest.mark.parametrize("seed", [*range(40), 1295])
-def test_a_long_random_life(seed: int) -> None:
+@pytest.mark.timeout(120 * TIMES)
+def test_long_random_lives() -> None:
     """Deeper than a shrinkable search goes: hundreds of events on few jobs. A failure is repeated by its seed."""
-    random = Random(seed)
+    seeds = [*range(40 * TIMES), 1295]
+    for seed in seeds:
+        try:
+            a_long_random_life(Random(seed))
+        except AssertionError as error:
+            raise AssertionError(f"with the seed {seed}: {error}") from error
+    print(f"{len(seeds)} lives of {STEPS} steps of a gatekeeper and two workers")
+
+
+def a_long_random_life(random: Random) -> None:
+    """Anything may happen, in any order; what must hold is looked at after each step."""
     site = Site()
     site.begin()
     data = _Chosen(random)
@@ -457,7 +472,7 @@ def test_a_long_random_life(seed: int) -> None:
         (3, site.gatekeeper_dies),
         (3, lambda: site.time_passes(random.randint(1, 15))),
     ]
-    for _ in range(300):
+    for _ in range(STEPS):
         random.choices([step for _, step in steps], [weight for weight, _ in steps])[0]()
         site.no_attempt_starts_twice()
         site.attempts_of_one_job_do_not_overlap()
