@@ -151,6 +151,8 @@ class PostgresqlDatabase:
                 f"the disk of {self.name} is full; free some space and send the request again",
                 retry_after_s=5,
             )
+        if state.startswith("54"):
+            return InvalidRequest("STORE_LIMIT", f"the store {self.name} cannot keep it ({said}); use a shorter name")
         if state.startswith("XX00"):
             return DataCorrupted(
                 "STORE_CORRUPT", f"the store {self.name} is damaged ({said}); restore it from a backup"

@@ -26,10 +26,9 @@ class CatalogAgent(Agent):
 
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
-        store = CatalogStore(context.store("catalog", metadata))
-        self.servicer = CatalogueServicer(
-            store, parse_config(context.settings.options), context.settings, clock=context.clock, log=context.log
-        )
+        config = parse_config(context.settings.options)
+        store = CatalogStore(context.store("catalog", metadata, database=config.database))
+        self.servicer = CatalogueServicer(store, config, context.settings, clock=context.clock, log=context.log)
         add: Any = catalog_pb2_grpc.add_CatalogueServicer_to_server
         self.services = [RpcService(self.servicer, add, RULES)]
         self._started_at = ""

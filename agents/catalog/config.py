@@ -13,6 +13,8 @@ from fabric.settings import parse_options
 class CatalogConfig:
     """Every option with its default."""
 
+    database: str = ""
+    """A PostgreSQL server, as `postgresql://lfc@db.example.org/gridfabric`; empty: a file of the agent's own."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may take away names and replicas: any member of the VO, or the owner alone."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from agents.catalog import access
 from agents.catalog.access import AccessList, Caller, Grant, Right
@@ -24,48 +25,58 @@ from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
 from fabric.gathering import Gathered
-from fabric.store import Store, rows
+from fabric.store import Store, rows, run
 
 metadata = access.metadata
+
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+"""In order of its bytes, as SQLite has it, whatever language the server speaks."""
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Of an index over some rows."""
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
 
 directories = sa.Table(
     "directories",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("path", sa.Text, nullable=False, unique=True),
-    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("id", _NUMBER, primary_key=True),
+    sa.Column("path", _TEXT, nullable=False, unique=True),
+    sa.Column("owner", _TEXT, nullable=False),
     sa.Column("created_at_us", sa.BigInteger, nullable=False),
 )
 files = sa.Table(
     "files",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("guid", sa.Text, nullable=False, unique=True),
-    sa.Column("vo", sa.Text, nullable=False),
+    sa.Column("id", _NUMBER, primary_key=True),
+    sa.Column("guid", _TEXT, nullable=False, unique=True),
+    sa.Column("vo", _TEXT, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("adler32", sa.Text, nullable=False),
-    sa.Column("sha256", sa.Text, nullable=False),
-    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("adler32", _TEXT, nullable=False),
+    sa.Column("sha256", _TEXT, nullable=False),
+    sa.Column("owner", _TEXT, nullable=False),
     sa.Column("created_at_us", sa.BigInteger, nullable=False),
 )
 entries = sa.Table(
     "entries",
     metadata,
-    sa.Column("parent_id", sa.Integer, sa.ForeignKey("directories.id"), primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("directory_id", sa.Integer, sa.ForeignKey("directories.id")),
-    sa.Column("file_id", sa.Integer, sa.ForeignKey("files.id")),
+    sa.Column("parent_id", _NUMBER, sa.ForeignKey("directories.id"), primary_key=True),
+    sa.Column("name", _TEXT, primary_key=True),
+    sa.Column("directory_id", _NUMBER, sa.ForeignKey("directories.id")),
+    sa.Column("file_id", _NUMBER, sa.ForeignKey("files.id")),
     sa.CheckConstraint("(directory_id IS NULL) <> (file_id IS NULL)", name="ck_entries_one_kind"),
-    sa.Index("ix_entries_directory", "directory_id", sqlite_where=sa.text("directory_id IS NOT NULL")),
-    sa.Index("ix_entries_file", "file_id", sqlite_where=sa.text("file_id IS NOT NULL")),
+    sa.Index("ix_entries_directory", "directory_id", **_where("directory_id IS NOT NULL")),
+    sa.Index("ix_entries_file", "file_id", **_where("file_id IS NOT NULL")),
     sqlite_with_rowid=False,
 )
 replicas = sa.Table(
     "replicas",
     metadata,
-    sa.Column("file_id", sa.Integer, sa.ForeignKey("files.id"), primary_key=True),
-    sa.Column("surl", sa.Text, primary_key=True),
-    sa.Column("storage_element", sa.Text, nullable=False),
+    sa.Column("file_id", _NUMBER, sa.ForeignKey("files.id"), primary_key=True),
+    sa.Column("surl", _TEXT, primary_key=True),
+    sa.Column("storage_element", _TEXT, nullable=False),
     sa.Column("created_at_us", sa.BigInteger, nullable=False),
     sa.Index("ix_replicas_surl", "surl", unique=True),
     sqlite_with_rowid=False,
@@ -212,7 +223,7 @@ class CatalogStore:
         """How many files and replicas there are, from the indices' ends: cheap and nearly exact."""
 
         def read(connection: sa.Connection) -> dict[str, int]:
-            found = connection.exec_driver_sql("SELECT COALESCE(MAX(id), 0) FROM files").scalar_one()
+            found = rows(connection, "SELECT COALESCE(MAX(id), 0) FROM files")[0][0]
             return {"files_registered": int(found)}
 
         return await self._store.read(read)
@@ -238,22 +249,23 @@ def register(connection: sa.Connection, new: NewFile) -> Entry:
     """
     access.require(connection, new.caller, Right.ADD, new.lfn)
     parent_id = _directory(connection, new.lfn.parent, new.caller.subject, new.make_parents, new.now_us)
-    done = connection.exec_driver_sql(
+    done = _one(connection,
         "INSERT INTO files (guid, vo, size_bytes, adler32, sha256, owner, created_at_us) VALUES (?,?,?,?,?,?,?) "
-        "ON CONFLICT (guid) DO NOTHING",
+        "ON CONFLICT (guid) DO NOTHING RETURNING id",
         (
             new.guid, new.lfn.vo, new.content.size_bytes, new.content.adler32, new.content.sha256, new.caller.subject,
             new.now_us,
         ),
     )  # fmt: skip
-    if not done.rowcount:
+    if done is None:
         return _register_again(connection, new)
-    file_id = done.lastrowid
-    done = connection.exec_driver_sql(
-        "INSERT INTO entries (parent_id, name, file_id) VALUES (?,?,?) ON CONFLICT DO NOTHING",
+    file_id = done[0]
+    done = _one(
+        connection,
+        "INSERT INTO entries (parent_id, name, file_id) VALUES (?,?,?) ON CONFLICT DO NOTHING RETURNING 1",
         (parent_id, new.lfn.name, file_id),
     )
-    if not done.rowcount:
+    if done is None:
         raise _taken(connection, new.lfn, parent_id)
     if new.replica is not None:
         _insert_replica(connection, file_id, str(new.lfn), new.replica, is_first=True)
@@ -262,7 +274,7 @@ def register(connection: sa.Connection, new: NewFile) -> Entry:
 
 
 def _register_again(connection: sa.Connection, new: NewFile) -> Entry:
-    row = connection.exec_driver_sql(_BY_GUID + "WHERE f.guid = ?", (new.guid,)).first()
+    row = _one(connection, _BY_GUID + "WHERE f.guid = ?", (new.guid,))
     if row is None or row[8] != new.lfn.path:
         where = f"as {row[8]}" if row is not None and row[2] == new.lfn.vo else "under another name"
         raise AlreadyExists(
@@ -277,11 +289,12 @@ def _register_again(connection: sa.Connection, new: NewFile) -> Entry:
 
 
 def _taken(connection: sa.Connection, lfn: Lfn, parent_id: int) -> AlreadyExists:
-    row = connection.exec_driver_sql(
+    row = _one(
+        connection,
         "SELECT f.guid, f.owner FROM entries e LEFT JOIN files f ON f.id = e.file_id WHERE e.parent_id = ? AND "
         "e.name = ?",
         (parent_id, lfn.name),
-    ).first()
+    )
     if row is None or row[0] is None:
         return AlreadyExists("LFN_TAKEN", f"{lfn} is there already: it is a directory; choose another name", lfn=lfn)
     return AlreadyExists(
@@ -308,7 +321,7 @@ def remove_replica(
     """Unlist a copy; path and GUID of the file. Again: succeeds. Raises NotFound for an unknown file,
     Refused(ACCESS_DENIED | NOT_OWNER)."""
     row = _removable(connection, key, caller, by_owner)
-    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ? AND surl = ?", (int(row[0]), surl))
+    run(connection, "DELETE FROM replicas WHERE file_id = ? AND surl = ?", (int(row[0]), surl))
     return row[8], row[1]
 
 
@@ -329,11 +342,12 @@ def remove(connection: sa.Connection, lfn: Lfn, caller: Caller, force: bool, by_
 
     Raises NotFound(LFN_NOT_FOUND), Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY), Refused(ACCESS_DENIED | NOT_OWNER).
     """
-    row = connection.exec_driver_sql(
+    row = _one(
+        connection,
         "SELECT e.parent_id, e.directory_id, e.file_id FROM directories d JOIN entries e ON e.parent_id = d.id "
         "WHERE d.path = ? AND e.name = ?",
         (lfn.parent, lfn.name),
-    ).first()
+    )
     if row is None:
         raise _unknown(lfn)
     parent_id, directory_id, file_id = row
@@ -341,20 +355,20 @@ def remove(connection: sa.Connection, lfn: Lfn, caller: Caller, force: bool, by_
         _remove_file(connection, lfn, file_id, caller, force, by_owner)
     else:
         _remove_directory(connection, lfn, directory_id, caller, by_owner)
-    connection.exec_driver_sql("DELETE FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
+    run(connection, "DELETE FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
     if file_id is not None:
-        connection.exec_driver_sql("DELETE FROM files WHERE id = ?", (file_id,))
+        run(connection, "DELETE FROM files WHERE id = ?", (file_id,))
     else:
-        connection.exec_driver_sql("DELETE FROM directories WHERE id = ?", (directory_id,))
+        run(connection, "DELETE FROM directories WHERE id = ?", (directory_id,))
     access.forget(connection, lfn)
 
 
 def _remove_file(
     connection: sa.Connection, lfn: Lfn, file_id: int, caller: Caller, force: bool, by_owner: bool
 ) -> None:
-    owner = connection.exec_driver_sql("SELECT owner FROM files WHERE id = ?", (file_id,)).scalar_one()
+    owner = rows(connection, "SELECT owner FROM files WHERE id = ?", (file_id,))[0][0]
     _require_removal(connection, lfn, owner, caller, by_owner)
-    count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
+    count = rows(connection, "SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,))[0][0]
     if count and not force:
         raise Conflict(
             "HAS_REPLICAS",
@@ -362,13 +376,13 @@ def _remove_file(
             lfn=lfn,
             replicas=count,
         )
-    connection.exec_driver_sql("DELETE FROM replicas WHERE file_id = ?", (file_id,))
+    run(connection, "DELETE FROM replicas WHERE file_id = ?", (file_id,))
 
 
 def _remove_directory(connection: sa.Connection, lfn: Lfn, directory_id: int, caller: Caller, by_owner: bool) -> None:
-    owner = connection.exec_driver_sql("SELECT owner FROM directories WHERE id = ?", (directory_id,)).scalar_one()
+    owner = rows(connection, "SELECT owner FROM directories WHERE id = ?", (directory_id,))[0][0]
     _require_removal(connection, lfn, owner, caller, by_owner)
-    if connection.exec_driver_sql("SELECT 1 FROM entries WHERE parent_id = ? LIMIT 1", (directory_id,)).first():
+    if _one(connection, "SELECT 1 FROM entries WHERE parent_id = ? LIMIT 1", (directory_id,)):
         raise Conflict("DIRECTORY_NOT_EMPTY", f"{lfn} is a directory with entries; remove those first", lfn=lfn)
 
 
@@ -471,24 +485,21 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
 
     Raises NotFound(DIRECTORY_NOT_FOUND), Conflict(NOT_A_DIRECTORY).
     """
-    found = connection.exec_driver_sql("SELECT id FROM directories WHERE path = ?", (directory.path,)).first()
+    found = _one(connection, "SELECT id FROM directories WHERE path = ?", (directory.path,))
     if found is None:
         if directory.is_vo_root:
             return []
-        if connection.exec_driver_sql(
-            _BY_NAME + "WHERE d.path = ? AND e.name = ?", (directory.parent, directory.name)
-        ).first():
+        if _one(connection, _BY_NAME + "WHERE d.path = ? AND e.name = ?", (directory.parent, directory.name)):
             raise Conflict("NOT_A_DIRECTORY", f"{directory} is a file; ask for its replicas instead", lfn=directory)
         raise NotFound(
             "DIRECTORY_NOT_FOUND", f"there is no directory {directory}; look at the one above", lfn=directory
         )
     listed = rows(
         connection,
-        "SELECT e.name, f.guid, f.size_bytes, f.adler32, f.sha256, COALESCE(f.owner, s.owner), "
+        "SELECT p.name, f.guid, f.size_bytes, f.adler32, f.sha256, COALESCE(f.owner, s.owner), "
         "COALESCE(f.created_at_us, s.created_at_us) FROM (SELECT * FROM entries WHERE parent_id = ? AND name > ? "
-        "ORDER BY name LIMIT ?) e LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = "
-        "e.directory_id "
-        "ORDER BY e.name",
+        "ORDER BY name LIMIT ?) p LEFT JOIN files f ON f.id = p.file_id LEFT JOIN directories s ON s.id = "
+        "p.directory_id ORDER BY p.name",
         (found[0], after, limit),
     )
     return [
@@ -503,15 +514,20 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
     ]
 
 
+def _one(connection: sa.Connection, sql: str, values: Sequence[Any] = ()) -> Row | None:
+    found = rows(connection, sql, values)
+    return found[0] if found else None
+
+
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _file(connection: sa.Connection, key: Lfn | str, vo: str) -> Row:
     """The row of a file by name or GUID; of another VO it does not exist."""
     if isinstance(key, Lfn):
-        row = connection.exec_driver_sql(_BY_NAME + "WHERE d.path = ? AND e.name = ?", (key.parent, key.name)).first()
+        row = _one(connection, _BY_NAME + "WHERE d.path = ? AND e.name = ?", (key.parent, key.name))
     else:
-        row = connection.exec_driver_sql(_BY_GUID + "WHERE f.guid = ? AND f.vo = ?", (key, vo)).first()
+        row = _one(connection, _BY_GUID + "WHERE f.guid = ? AND f.vo = ?", (key, vo))
     if row is None:
         raise _unknown(key)
     return row
@@ -519,15 +535,12 @@ def _file(connection: sa.Connection, key: Lfn | str, vo: str) -> Row:
 
 def _directory(connection: sa.Connection, path: str, owner: str, make: bool, now_us: int) -> int:
     """The number of a directory; a VO's own one is made when first needed, others if `make`."""
-    row = connection.exec_driver_sql("SELECT id FROM directories WHERE path = ?", (path,)).first()
+    row = _one(connection, "SELECT id FROM directories WHERE path = ?", (path,))
     if row is not None:
         return int(row[0])
     lfn = Lfn(path)
     if path == ROOT:
-        done = connection.exec_driver_sql(
-            "INSERT INTO directories (path, owner, created_at_us) VALUES (?, '', ?)", (ROOT, now_us)
-        )
-        return int(done.lastrowid)
+        return _insert_directory(connection, ROOT, "", now_us)
     if not make and not lfn.is_vo_root:
         raise NotFound(
             "DIRECTORY_NOT_FOUND",
@@ -538,33 +551,32 @@ def _directory(connection: sa.Connection, path: str, owner: str, make: bool, now
 
 
 def _make_one(connection: sa.Connection, lfn: Lfn, parent_id: int, owner: str, now_us: int) -> int:
-    row = connection.exec_driver_sql(
-        "SELECT directory_id FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name)
-    ).first()
+    row = _one(connection, "SELECT directory_id FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
     if row is not None:
         if row[0] is None:
             raise _taken(connection, lfn, parent_id)
         return int(row[0])
-    done = connection.exec_driver_sql(
-        "INSERT INTO directories (path, owner, created_at_us) VALUES (?,?,?)",
-        (lfn.path, "" if lfn.is_vo_root else owner, now_us),
-    )
-    made = int(done.lastrowid)
-    connection.exec_driver_sql(
-        "INSERT INTO entries (parent_id, name, directory_id) VALUES (?,?,?)", (parent_id, lfn.name, made)
-    )
+    made = _insert_directory(connection, lfn.path, "" if lfn.is_vo_root else owner, now_us)
+    run(connection, "INSERT INTO entries (parent_id, name, directory_id) VALUES (?,?,?)", (parent_id, lfn.name, made))
     return made
+
+
+def _insert_directory(connection: sa.Connection, path: str, owner: str, now_us: int) -> int:
+    sql = "INSERT INTO directories (path, owner, created_at_us) VALUES (?,?,?) RETURNING id"
+    return int(rows(connection, sql, (path, owner, now_us))[0][0])
 
 
 def _insert_replica(
     connection: sa.Connection, file_id: int, lfn: str, replica: Replica, is_first: bool = False
 ) -> None:
-    done = connection.exec_driver_sql(
-        "INSERT INTO replicas (file_id, surl, storage_element, created_at_us) VALUES (?,?,?,?) ON CONFLICT DO NOTHING",
+    done = _one(
+        connection,
+        "INSERT INTO replicas (file_id, surl, storage_element, created_at_us) VALUES (?,?,?,?) "
+        "ON CONFLICT DO NOTHING RETURNING 1",
         (file_id, replica.surl, replica.storage_element, replica.created_at_us),
     )
-    if not done.rowcount:
-        holder = connection.exec_driver_sql("SELECT file_id FROM replicas WHERE surl = ?", (replica.surl,)).scalar_one()
+    if done is None:
+        holder = rows(connection, "SELECT file_id FROM replicas WHERE surl = ?", (replica.surl,))[0][0]
         if holder != file_id:
             raise AlreadyExists(
                 "SURL_TAKEN", f"{replica.surl} is listed as a replica of another file than {lfn}; give the right SURL"
@@ -572,7 +584,7 @@ def _insert_replica(
         return
     if is_first:
         return
-    count = connection.exec_driver_sql("SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,)).scalar_one()
+    count = rows(connection, "SELECT COUNT(*) FROM replicas WHERE file_id = ?", (file_id,))[0][0]
     if count > MAX_REPLICAS:
         raise Exhausted("TOO_MANY_REPLICAS", f"{lfn} has {MAX_REPLICAS} replicas already; remove some first", lfn=lfn)
 
@@ -600,12 +612,13 @@ def _owner(connection: sa.Connection, lfn: Lfn) -> str | None:
     """Whose a directory or file is; nobody's for a VO's own directory. None if it is not there."""
     if lfn.is_vo_root:
         return ""
-    row = connection.exec_driver_sql(
+    row = _one(
+        connection,
         "SELECT COALESCE(f.owner, s.owner) FROM directories d JOIN entries e ON e.parent_id = d.id "
         "LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = e.directory_id "
         "WHERE d.path = ? AND e.name = ?",
         (lfn.parent, lfn.name),
-    ).first()
+    )
     return None if row is None else str(row[0])
 
 

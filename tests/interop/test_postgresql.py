@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import random
 import signal
-from collections.abc import Iterator
+import uuid
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,11 @@ from agents.bookkeeping import store as rows
 from agents.bookkeeping.accounting import UsageQuery
 from agents.bookkeeping.client import BookkeepingClient
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
+from agents.catalog import client as catalogue_client
+from agents.catalog.access import Caller, Grant
+from agents.catalog.model import Content, NewFile, Replica
+from agents.catalog.names import Lfn
+from agents.catalog.store import CatalogStore, metadata
 from agents.information import client, history
 from agents.information.agent import build as build_information
 from agents.information.history import Recorder
@@ -302,6 +308,85 @@ async def test_the_bookkeeping_agent_lives_through_a_restart_of_its_server(serve
         await lab.stop("bookkeeping.CERN")
         await lab.start("bookkeeping", options={"database": server.url})
         assert (await broker.history("j1")).job.job_id == "j1"
+
+
+# -- the catalogue
+
+
+async def test_the_catalogue_answers_as_from_a_file(server: Server, schema: str, tmp_path: Path) -> None:
+    ann, bob = (Caller(f"/O=EDG/OU=Users/CN={name}", "cms", ()) for name in ("ann", "bob"))
+    content = Content(10, "0a0b0c0d", "ab" * 32)
+
+    def new(path: str, number: int) -> NewFile:
+        replica = Replica(f"srm://h:1/cms/{number:032x}", "h:1", 5)
+        return NewFile(Lfn(path), str(uuid.UUID(int=number)), content, replica, ann, True, 5)
+
+    async def everything(store: Store) -> list[object]:
+        catalogue = CatalogStore(store)
+        told: list[object] = []
+
+        async def tell(asked: Awaitable[object]) -> None:
+            try:
+                told.append(await asked)
+            except GridError as error:
+                told.append((error.reason, error.sentence))
+
+        names = ["a", "B", "b", "_", "Z", "é", "e", "\U0001f600", "a b", "a%?", "'", "\\", "x" * 255]
+        files = [new(f"/grid/cms/ä/{name}", number) for number, name in enumerate(names)]
+        told.append(await catalogue.register_many(files))
+        for again in (files[0], new("/grid/cms/ä/a", 99), new("/grid/cms/ä/c", 0), new("/grid/cms/ä/a/b", 98)):
+            await tell(catalogue.register(again))
+        after = ""
+        while page := await catalogue.page(Lfn("/grid/cms/ä"), ann, after, 4):
+            told.append(page)
+            after = page[-1].lfn.rpartition("/")[2]
+        for number in (1, 2, 3):
+            await tell(
+                catalogue.add_replica(
+                    files[number].guid, ann, content, Replica(f"srm://o:1/cms/{9 - number}", "o:1", 7)
+                )
+            )
+        await tell(catalogue.add_replica(files[4].guid, ann, content, Replica("srm://o:1/cms/8", "o:1", 7)))
+        everybody = [file.lfn for file in files] + [Lfn("/grid/cms/ä"), Lfn("/grid/cms/none")]
+        await tell(
+            catalogue.lookup(everybody, [file.guid for file in files], ann, ["srm://o:1/cms/8", "srm://o:1/none"])
+        )
+        await tell(catalogue.replicas_below("srm://h:1/cms/", "", 5))
+        await tell(catalogue.set_access(Lfn("/grid/cms/ä"), ann, [Grant.of(ann.subject, ["list"], "cms")]))
+        for caller in (ann, bob):
+            await tell(catalogue.access(files[0].lfn, caller))
+            await tell(catalogue.lookup([files[0].lfn], [], caller))
+            await tell(catalogue.lookup([], [files[0].guid], caller))
+            await tell(catalogue.page(Lfn("/grid/cms/none"), caller, "", 10))
+            await tell(catalogue.remove(files[0].lfn, caller, True, True))
+            await tell(catalogue.remove(Lfn("/grid/cms/ä"), caller, True, True))
+            await tell(catalogue.remove_replica(files[1].lfn, caller, "srm://o:1/cms/8", True))
+        return told
+
+    stores = [Store(PostgresqlDatabase(server.url, schema), metadata), Store(tmp_path / "catalog.db", metadata)]
+    try:
+        ours, theirs = [await everything(store) for store in stores]
+        assert ours == theirs
+        with pytest.raises(InvalidRequest, match="use a shorter name"):
+            deep = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz/", k=4000)).replace("//", "/x")
+            await CatalogStore(stores[0]).register(new(f"/grid/cms/{deep}/x", 100))
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_the_catalogue_keeps_its_names_at_a_server(server: Server, tmp_path: Path) -> None:
+    async with LabGrid(tmp_path) as lab:
+        alice = lab.user("alice")
+        await lab.start("catalog", options={"database": server.url})
+        channel = await lab.channel("catalog", credential=alice)
+        made = await catalogue_client.register(
+            channel, "/grid/cms/x", catalogue_client.new_guid(), Content(1, "0" * 8, "0" * 64)
+        )
+        await lab.stop("catalog.CERN")
+        await lab.start("catalog", options={"database": server.url})
+        assert await catalogue_client.replicas(channel, "/grid/cms/x") == made
+        assert not list(tmp_path.rglob("catalog.db"))
 
 
 # -- the history of the information tree

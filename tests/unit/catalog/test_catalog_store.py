@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from agents.catalog import access
 from agents.catalog import store as rows
 from agents.catalog.access import Caller, Grant
 from agents.catalog.model import Content, NewFile, Replica
@@ -271,3 +273,38 @@ async def test_questions_that_come_together_are_answered_each_for_its_caller(sto
     both = ["/grid/cms/closed/x", "/grid/cms/open/x"]
     only = ["/grid/cms/open/x"]
     assert found == [only, both, only, only, only, [], only, both, both[:1], Refused]
+
+
+async def test_no_question_is_answered_by_looking_at_every_row(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[tuple[str, str]] = []
+    real = rows.rows
+
+    def explained(connection: sa.Connection, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        plans.extend((str(row[-1]), sql) for row in real(connection, f"EXPLAIN QUERY PLAN {sql}", values))
+        return real(connection, sql, values)
+
+    monkeypatch.setattr(rows, "rows", explained)
+    monkeypatch.setattr(access, "rows", explained)
+    file = new("/grid/cms/a/b")
+    assert file.replica is not None
+    await store.register(file)
+    await store.register(file)
+    with expect(AlreadyExists, "LFN_TAKEN"):
+        await store.register(new("/grid/cms/a/b"))
+    second = Replica("srm://o:1/cms/2", "o:1", 6)
+    await store.add_replica(file.guid, ANN, CONTENT, second)
+    await store.add_replica(file.lfn, ANN, CONTENT, second)
+    await store.lookup([file.lfn], [file.guid], ANN, [file.replica.surl])
+    await store.page(Lfn("/grid/cms/a"), ANN, "a", 100)
+    await store.replicas_below("srm://h:1/cms/", "", 100)
+    await store.access(file.lfn, ANN)
+    await store.remove_replica(file.guid, ANN, second.surl, False)
+    await store.remove(file.lfn, ANN, True, False)
+    await store.remove(Lfn("/grid/cms/a"), ANN, False, False)
+    await store.counts()
+    assert len(plans) > 30
+    whole = ("SCAN f", "SCAN e", "SCAN d", "SCAN r", "SCAN s")
+    assert [(plan, sql) for plan, sql in plans if plan.startswith(whole)] == []
+    assert [sql for plan, sql in plans if "TEMP B-TREE" in plan and not sql.endswith("ORDER BY p.name")] == []
