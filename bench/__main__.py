@@ -27,6 +27,7 @@ from bench import (  # noqa: E402
     limits,
     machine,
     myproxy,
+    names,
     present,
     queued,
     security,
@@ -62,9 +63,10 @@ OF_SIZES: dict[str, Callable[[Bench, Sequence[int]], None]] = {
 }
 """Sections that are measured with more and more sites."""
 MAX_SITES = 2000
+MAX_FILES = 100_000_000
 SECTIONS = (
     "limits", "security", "sessions", "storage", "catalogue", "jobs", "sight", "startup", "vo", "myproxy",
-    "bookkeeping", "queued", "trust", "information",
+    "bookkeeping", "queued", "trust", "information", "names",
 )  # fmt: skip
 SOAK = "soak"
 """Only when it is asked for: it takes as long as its jobs."""
@@ -90,6 +92,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="sizes of the grids of sections trust and information, such as 1,20,192",
     )
     parser.add_argument(
+        "--files", type=_files, metavar="N,N", default=(), help="sizes of the catalogue of section names"
+    )
+    parser.add_argument(
         "--jobs",
         type=_jobs,
         metavar="N",
@@ -110,11 +115,15 @@ def _jobs(text: str) -> int:
     return count
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _sizes(text: str, most: int = MAX_SITES) -> tuple[int, ...]:
     found = tuple(int(size) for size in text.split(","))
-    if not all(1 <= size <= MAX_SITES for size in found):
+    if not all(1 <= size <= most for size in found):
         raise ValueError(text)
     return found
+
+
+def _files(text: str) -> tuple[int, ...]:
+    return _sizes(text, MAX_FILES)
 
 
 def main() -> int:
@@ -130,6 +139,8 @@ def main() -> int:
     bench = Bench(folder, options.quick, lambda text: console.print(text, highlight=False, markup=False))
     try:
         _measure(bench, wanted, options.sites)
+        if "names" in wanted:
+            _section(bench, "names", lambda: names.run(bench, options.files))
         if "bookkeeping" in wanted:
             _section(bench, "bookkeeping", lambda: bookkeeping.run(bench, options.jobs))
         if SOAK in options.sections:
