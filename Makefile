@@ -32,8 +32,8 @@ soak: $(VENV)/.dev
 
 # What docs/workload.md guarantees, attacked TIMES times as long as `make test` does it; the counts are printed.
 TIMES ?= 50
-PROOFS = tests/drills/test_failpoints.py tests/drills/test_power_loss.py tests/unit/gatekeeper/test_gatekeeper_simulation.py \
-  tests/unit/broker/test_broker_machine.py
+PROOFS = tests/drills/test_failpoints.py tests/drills/test_message_faults.py tests/drills/test_power_loss.py \
+  tests/unit/gatekeeper/test_gatekeeper_simulation.py tests/unit/broker/test_broker_machine.py
 proof: $(VENV)/.dev
 	GRIDFABRIC_PROOF=$(TIMES) $(BIN)/python -m pytest -s --hypothesis-show-statistics $(PROOFS)
 

@@ -98,15 +98,22 @@ class Nursery:
             if status:
                 child.status = status[0]
 
-    def start(self, settings: dict[str, Any], *, failpoint: str = "") -> Child:
-        """Order one; it is forked soon."""
+    def start(self, settings: dict[str, Any], *, failpoint: str = "", faults: str = "") -> Child:
+        """Order one; it is forked soon. `faults`: the seed of a bad network (support/faults.py)."""
         state_dir = Path(settings["state_dir"])
         path = state_dir.parent / f"{settings['name']}.json"
         path.write_text(json.dumps(settings))
         child = Child(self, settings["name"], state_dir)
         number = len(self._children)
         self._children[number] = child
-        order = {"number": number, "settings": str(path), "out": f"{state_dir}.out", "failpoint": failpoint}
+        order = {
+            "number": number,
+            "settings": str(path),
+            "out": f"{state_dir}.out",
+            "failpoint": failpoint,
+            "faults": faults,
+            "counts": f"{state_dir}.faults",
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         return child
@@ -152,6 +159,10 @@ def main() -> None:
         if order["failpoint"]:
             os.environ[failpoints.VARIABLE] = order["failpoint"]
         failpoints.arm(order["failpoint"])
+        if order["faults"]:
+            from support.faults import install
+
+            install(order["faults"], Path(order["counts"]))
         from fabric.agent import main as run
 
         status = 70

@@ -64,14 +64,16 @@ async def patiently(call: Callable[[], Awaitable[T]], deadline_s: float = 90.0) 
 class Ordeal:
     """`async with`: information is up. `begin` what else shall run."""
 
-    def __init__(self, lab: LabGrid) -> None:
-        self.lab, self.nursery = lab, Nursery()
+    def __init__(self, lab: LabGrid, *, faults: str = "") -> None:
+        """`faults`: the seed of a bad network between the agents (support/faults.py)."""
+        self.lab, self.nursery, self.faults = lab, Nursery(), faults
         self.recorded = Recorded()
         self.children: dict[str, Child] = {}
         self.deaths: list[str] = []
         """Failpoints that an agent has died at."""
         self._stack = contextlib.AsyncExitStack()
         self._since_us = time.time_ns() // 1000
+        self._started = 0
 
     async def __aenter__(self) -> Ordeal:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="witness-", dir="/tmp"))
@@ -98,7 +100,10 @@ class Ordeal:
     def begin(self, kind: str, failpoint: str = "") -> Child:
         """Start an agent, to die at a failpoint or at none."""
         settings = self.lab.settings(f"{kind}.CERN", options=OPTIONS[kind])
-        child = self.children[kind] = self.nursery.start(settings, failpoint=failpoint)
+        self._started += 1
+        child = self.children[kind] = self.nursery.start(
+            settings, failpoint=failpoint, faults=self.faults and f"{self.faults} {kind} {self._started}"
+        )
         return child
 
     # -- deaths ------------------------------------------------------------------------------------------------------
@@ -141,6 +146,15 @@ class Ordeal:
         while number == 0 or not enough.is_set():
             number += 1
             await self._one_round(f"{name}-{number}", seconds)
+
+    async def submit_while(self, names: Sequence[str], is_enough: Callable[[], bool], deadline_s: float) -> None:
+        """As `submit_until`, for several users."""
+        enough = asyncio.Event()
+        async with asyncio.TaskGroup() as users:
+            for name in names:
+                users.create_task(self.submit_until(enough, name))
+            await until(is_enough, "as much happened as was wanted", deadline_s=deadline_s)
+            enough.set()
 
     async def _delegate(self) -> None:
         await delegate(await self.lab.channel("broker", credential=self.alice), self.alice)
