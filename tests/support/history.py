@@ -97,9 +97,12 @@ class Recorded:
 
 
 def job_problems(
-    state: str, events: Sequence[Event], witnessed: Sequence[tuple[str, int]], usage: Mapping[tuple[int, str], int]
+    state: str,
+    events: Sequence[Event],
+    witnessed: Sequence[tuple[str, int]],
+    usage: Mapping[tuple[int, str], int] | None = None,
 ) -> list[str]:
-    """What is wrong with one acknowledged job."""
+    """What is wrong with one acknowledged job. `usage`: None if accounting was not asked."""
     found = history_problems(events)
     if state not in ("DONE", "CLEARED", "ABORTED", "CANCELLED"):
         found.append(f"has not ended, it is {state}")
@@ -125,7 +128,7 @@ def job_problems(
     done = attempts[EventType.DONE]
     found += [f"attempt {attempt} is DONE, and its payload never ended" for attempt in done - ends]
     found += [f"DONE twice: attempts {sorted(done)}"] if len(done) > 1 else []
-    for attempt in done:
+    for attempt in done if usage is not None else ():
         records = usage.get((attempt, "DONE"), 0)
         if records != 1:
             found.append(f"attempt {attempt} is DONE and has {records} usage records")
