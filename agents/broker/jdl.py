@@ -186,6 +186,10 @@ def _strip_scheme(path: str) -> str:
 
 MAX_SLOTS = 1000
 """Of one job; a gatekeeper takes no more."""
+PERUSAL_S = 60
+"""Between two copies of what a job has written."""
+MIN_PERUSAL_S, MAX_PERUSAL_S = 10, 86_400
+MAX_PERUSAL_FILES = 10
 _PARALLEL = frozenset({"mpich", "mpi", "openmpi"})
 _JOB_TYPES = {
     **dict.fromkeys(("normal", *_PARALLEL), JobType.NORMAL),
@@ -268,6 +272,9 @@ def _description(record: Record) -> JobDescription:
         slots=_slots(record),
         hosts=record.integer("hostnumber", 1, 1, MAX_SLOTS),
         mpi=_is_parallel(record),
+        perusal_s=_perusal_s(record),
+        perusal_files=_perusal_files(record),
+        perusal_se=_perusal_se(record),
         name=record.string("nodename") or record.string("jobname"),
         node_failure=_node_failure(record),
         extra=tuple(
@@ -282,6 +289,40 @@ def _description(record: Record) -> JobDescription:
         raise record.error("JDL_UNSUPPORTED", "not of a job of several slots; let rank 0 copy its files", "outputdata")
     _check_names(record, description)
     return description
+
+
+def _perusal_s(record: Record) -> int:
+    seconds = record.integer("perusaltimeinterval", PERUSAL_S, MIN_PERUSAL_S, MAX_PERUSAL_S)
+    return seconds if record.boolean("perusalfileenable") else 0
+
+
+def _perusal_files(record: Record) -> tuple[str, ...]:
+    """PerusalFiles, else the standard streams."""
+    if not record.boolean("perusalfileenable"):
+        return ()
+    files = record.strings("perusalfiles")
+    for name in files:
+        if PARAMETER_MARK not in name:
+            _check_name(record, "perusalfiles", name, name)
+        if "/" in name:
+            raise record.error("JDL_VALUE", f"{name!r} has a folder in it; give a plain name", "perusalfiles")
+    if len(files) > MAX_PERUSAL_FILES:
+        raise record.error("JDL_TOO_LARGE", f"more than {MAX_PERUSAL_FILES} files", "perusalfiles")
+    chosen = files or tuple(filter(None, (record.string("stdoutput"), record.string("stderror"))))
+    if not chosen:
+        sentence = "there is nothing to look at; give the job a StdOutput, or name files in PerusalFiles"
+        raise record.error("JDL_VALUE", sentence, "perusalfileenable")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _perusal_se(record: Record) -> str:
+    """A storage element as OutputSE has it, or a SURL of which its host counts; only if there is something to copy."""
+    text = record.string("perusalfilesdesturi")
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "srm":
+        sentence = f"{text!r} is not at a storage element; write its name, host or host:port, or srm://host:port"
+        raise record.error("JDL_VALUE", sentence, "perusalfilesdesturi")
+    return (rest.partition("/")[0] if separator else text) if record.boolean("perusalfileenable") else ""
 
 
 def _is_parallel(record: Record) -> bool:

@@ -17,7 +17,8 @@ USED = frozenset(
         "ParameterStart", "ParameterStep", "Nodes", "Dependencies", "NodeName", "UserTags", "DataAccessProtocol",
         "Prologue", "PrologueArguments", "Epilogue", "EpilogueArguments",
         "CPUNumber", "NodeNumber", "HostNumber",
-        "JobName", "MaxWallTime", "MaxCpuTime", "MaxMemory", "MaxDisk", "NodeFailure",
+        "PerusalFileEnable", "PerusalTimeInterval", "PerusalFilesDestURI",
+        "JobName", "MaxWallTime", "MaxCpuTime", "MaxMemory", "MaxDisk", "NodeFailure", "PerusalFiles",
     }
 )  # fmt: skip
 """The last line: our own."""
@@ -32,8 +33,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "DataCatalog": "the grid's own catalogue is asked for replicas",
     "ReplicaCatalog": "the grid's own catalogue is asked for replicas",
     "SignificantAttributes": "jobs are matched together when everything that decides is equal",
-    "PerusalFileEnable": "the files of every running job can be looked at: grid job follow --file NAME",
-    "PerusalTimeInterval": "files are read when somebody looks at them, not at intervals",
     "NodesCollocation": "every node is placed by its own Requirements",
 }
 """Attributes that are kept and do nothing here, and why."""
@@ -48,7 +47,6 @@ REFUSED: Mapping[str, tuple[str, object]] = {
     "InputSandboxBaseURI": (_REMOTE, None),
     "OutputSandboxDestURI": (_REMOTE, None),
     "OutputSandboxBaseDestURI": (_REMOTE, None),
-    "PerusalFilesDestURI": (_REMOTE, None),
     "ListenerPort": (_INTERACTIVE, None),
     "ListenerHost": (_INTERACTIVE, None),
     "ListenerPipeName": (_INTERACTIVE, None),

@@ -47,6 +47,10 @@ def attributes_of(job: JobDescription) -> dict[str, Any]:
         "MaxCpuTime": f"{limits.cpu_s} s" if limits.cpu_s else "",
         "MaxMemory": f"{limits.memory_bytes} B" if limits.memory_bytes else "",
         "MaxDisk": f"{limits.disk_bytes} B" if limits.disk_bytes else "",
+        "PerusalFileEnable": bool(job.perusal_s),
+        "PerusalTimeInterval": job.perusal_s,
+        "PerusalFiles": list(job.perusal_files),
+        "PerusalFilesDestURI": job.perusal_se,
         "ExpiryTime": job.expires_at_s,
     }
     found.update(_given(optional))

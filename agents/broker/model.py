@@ -129,6 +129,10 @@ class JobDescription:
     """On at least so many worker nodes."""
     mpi: bool = False
     """By mpirun, where the workers have it."""
+    perusal_s: int = 0
+    """What it has written in `perusal_files` is copied so often to `perusal_se` (empty: the close one); 0: never."""
+    perusal_files: tuple[str, ...] = ()
+    perusal_se: str = ""
     extra: tuple[tuple[str, str], ...] = ()
     """Attributes this broker does not know, as ClassAd text: Requirements may use them."""
 

@@ -35,7 +35,7 @@ from agents.broker.tables import COLUMNS, Change, JobRow, LogLine, LogSink, chun
 
 _LISTS = (
     "arguments", "input_sandbox", "output_sandbox", "input_data", "data_access_protocols", "prologue_arguments",
-    "epilogue_arguments",
+    "epilogue_arguments", "perusal_files",
 )  # fmt: skip
 
 

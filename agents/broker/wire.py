@@ -129,6 +129,10 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
     if description.slots > 1:
         wire.slots, wire.hosts, wire.mpi = description.slots, description.hosts, description.mpi
+    if description.perusal_s:
+        wire.perusal.interval_s = description.perusal_s
+        wire.perusal.files.extend(description.perusal_files)
+        wire.perusal.storage_element = description.perusal_se
     wire.vo = vo
     return job
 

@@ -31,6 +31,7 @@ MAX_ENVIRONMENT = 200
 MAX_SANDBOX_FILES = 200
 MAX_DATA_FILES = 1000
 MAX_PROTOCOLS = 20
+MAX_PERUSAL_FILES, MAX_PERUSAL_S = 10, 86_400
 MAX_SLOTS = 1000
 """Of a gang."""
 OPEN_MPI_FACT = "open_mpi"
@@ -79,6 +80,7 @@ def check_job(job: pb.Job, options: GatekeeperOptions, queue: QueueOptions, vos:
     _check_protocols(description.data_access_protocols)
     _check_streams(description)
     _check_output(description)
+    _check_perusal(description.perusal)
     _check_limits(description.limits, queue)
     _check_gang(description, options, queue)
 
@@ -166,6 +168,16 @@ def _check_output(description: pb.JobDescription) -> None:
         if output.lfn:
             _check_text(output.lfn, "output data", 1024)
         _check_text(output.storage_element or "-", "output data", 256)
+
+
+def _check_perusal(perusal: pb.Perusal) -> None:
+    if not 0 <= perusal.interval_s <= MAX_PERUSAL_S or len(perusal.files) > MAX_PERUSAL_FILES:
+        raise DescriptionInvalidError(
+            "perusal", f"is of more than {MAX_PERUSAL_FILES} files, or not within 0 to {MAX_PERUSAL_S} s"
+        )
+    for name in perusal.files:
+        check_name(name, "perusal", plain=True)
+    _check_text(perusal.storage_element or "-", "perusal", 256)
 
 
 def _check_limits(limits: pb.Limits, queue: QueueOptions) -> None:

@@ -75,6 +75,18 @@ class DataMover:
         endpoint = self._settings.endpoint("catalog")
         return await self._channels.get(endpoint.host, endpoint.rpc, credential=credential)
 
+    async def end_of_pieces(self, directory: str, credential: Credential) -> int:
+        """Where the last file of a directory ends whose files are called by the offset of their first byte; 0 if there
+        is none. Raises GridError."""
+        channel = await self._catalogue(credential)
+        ends = [0]
+        with contextlib.suppress(NotFound):
+            async for entry in catalog.list_directory(channel, directory):
+                name = entry.lfn.rpartition("/")[2]
+                if entry.content is not None and name.isascii() and name.isdecimal():
+                    ends.append(int(name) + entry.content.size_bytes)
+        return max(ends)
+
     # ---- input
 
     async def bring(

@@ -56,6 +56,7 @@ from agents.worker.model import (
     Result,
     StartRefused,
 )
+from agents.worker.perusal import Perusal
 from agents.worker.proxies import OwnerProxies
 from agents.worker.sandbox_cache import SandboxCache, is_passing
 from agents.worker.shepherd import TERMINATED
@@ -125,6 +126,7 @@ class Runner:
             self.state_dir / "sandbox", max_bytes=options.cache_bytes, max_files=options.cache_files, fetch=self._fetch
         )
         self._data = DataMover(context.settings, context.channels, retry_s=options.staging_retry_s, log=context.log)
+        self._perusal = Perusal(root, self._data, self.proxies, context.log)
         self._black_hole = BlackHole(
             jobs=options.black_hole_jobs,
             fast_s=options.black_hole_fast_s,
@@ -312,6 +314,8 @@ class Runner:
             self.link.started(todo.report_started)
             for job in todo.report_started:
                 self._log.audit("job.started", **_whose(job), executable=job.order.description.executable, pid=job.pid)
+                if job.order.description.perusal.interval_s and not job.order.first_rank:
+                    self._spawn(self._perusal.run(job), f"perusal {job.key}")
                 if job.order.open_mpi and job.order.first_rank and job.key not in self._asking:
                     self._asking.add(job.key)
                     self._spawn(self._bring_daemon(job), f"mpi {job.key}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -16,7 +17,19 @@ from support.grid import LabGrid
 from support.waiting import until
 
 from agents.bookkeeping.client import BookkeepingClient
-from agents.user_interface import access, accounting, console, data, doctor, endpoints, following, information, jobs
+from agents.broker import jdl
+from agents.user_interface import (
+    access,
+    accounting,
+    console,
+    data,
+    doctor,
+    endpoints,
+    following,
+    information,
+    jobs,
+    perusal,
+)
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Refused
 
@@ -141,6 +154,50 @@ async def test_a_job_from_submission_to_output(desk: Desk) -> None:
     assert events[:2] == ["REGISTERED", "ENQUEUED"]
     assert {"MATCHED", "TRANSFERRED", "RUNNING", "DONE"} <= set(events)
     assert not list(desk.folder.rglob("*.part"))
+
+
+async def test_what_a_job_has_written_is_copied_at_intervals_also_over_a_restart(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jdl, "MIN_PERUSAL_S", 1)
+
+    async def restart() -> None:
+        await desk.lab.stop("worker.CERN")
+        await desk.lab.start("worker", options={"slots": 2, "stop_policy": "leave"})
+
+    async def copied(least: int) -> bytes:
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(NotFound):
+                    found = await desk.call(perusal.perusal_command, job_id, desk.folder / "look")
+                    (file,) = found["files"]
+                    if file["size_bytes"] >= least:
+                        return Path(file["path"]).read_bytes()
+                await asyncio.sleep(0.1)
+
+    await restart()
+    await desk.published(1)
+    without = await desk.submit('Executable = "/bin/true";')
+    await desk.call(jobs.wait_command, [without], 30)
+    with pytest.raises(NotFound, match="PerusalFileEnable"):
+        await perusal.perusal_command(without, desk.folder, as_json=False)
+    counting = "n=0; while :; do n=$((n + 1)); echo $n; sleep 0.1; done"
+    job_id = await desk.submit(
+        f'Executable = "/bin/sh"; Arguments = {{"-c", "{counting}"}}; StdOutput = "out"; PerusalFileEnable = true; '
+        f'PerusalTimeInterval = 1; PerusalFilesDestURI = "srm://{desk.element(SECOND)}/cms";'
+    )
+    first = await copied(1)
+    await restart()
+    second = await copied(len(first) + 1)
+    assert "".join(f"{number}\n" for number in range(1, 10_000)).encode().startswith(second)
+    assert second.startswith(first)
+    (folder,) = await desk.call(data.list_command, "lfn:/grid/cms/perusal", long=False)
+    below = f"lfn:/grid/cms/perusal/{job_id.rpartition('/')[2]}/1/out"
+    (piece, *_) = await desk.call(data.locate_command, [f"{below}/{0:015}"])
+    assert (job_id.rpartition("/")[2] in str(folder), desk.element(SECOND) in str(piece)) == (True, True)
+    await desk.call(jobs.cancel_command, [job_id])
+    with pytest.raises(Ended):
+        await desk.call(jobs.wait_command, [job_id], 60)
 
 
 async def test_a_job_that_fails_says_how(desk: Desk) -> None:

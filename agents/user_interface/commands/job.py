@@ -131,6 +131,25 @@ def follow(
 
 
 @app.command()
+def perusal(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
+    directory: Annotated[Path, typer.Option("--dir", "-d", help="Where to put it; a folder for the job.")] = Path("."),
+    as_json: Json = False,
+) -> None:
+    """Fetch what was copied so far of a job's files to a storage element (JDL: PerusalFileEnable).
+
+    Works also while the site, or the whole job, is gone. `grid job follow` shows a running job's file as it grows.
+
+    \b
+    Examples:
+      grid job perusal https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w --dir look
+    """
+    from agents.user_interface import perusal
+
+    console.run_async(perusal.perusal_command(job, directory, as_json=as_json))
+
+
+@app.command()
 def stats(
     since: Annotated[
         str, typer.Option(help="Jobs submitted in the last ... (2h, 30m, 7d).", callback=console.duration_option)

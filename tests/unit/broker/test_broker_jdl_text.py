@@ -60,6 +60,20 @@ def test_a_parallel_job_stays_one(slots, kind):
     ] * 2
 
 
+def test_what_is_copied_at_intervals():
+    on = 'PerusalFileEnable = true; StdOutput = "out"; StdError = "out";'
+    for text, files, seconds, se in (
+        (on, ("out",), 60, ""),
+        (on + 'PerusalFiles = {"a", "b"}; PerusalTimeInterval = 10;', ("a", "b"), 10, ""),
+        (on + 'PerusalFilesDestURI = "srm://se.cern.ch:8446/cms/x";', ("out",), 60, "se.cern.ch:8446"),
+        ('StdOutput = "out"; PerusalTimeInterval = 10; PerusalFilesDestURI = "se";', (), 0, ""),
+    ):
+        template = normalise(TRUE + text)
+        for made in (template, normalise(classad_text(template_values(template)))):
+            (job,) = made.descriptions
+            assert (job.perusal_files, job.perusal_s, job.perusal_se) == (files, seconds, se)
+
+
 def test_all_errors_are_told_at_once():
     found = problems(
         """[ Executable = "run.sh"; RetryCount = "2";

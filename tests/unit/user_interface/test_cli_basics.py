@@ -81,7 +81,7 @@ def test_the_commands_are_those_promised() -> None:
         "ca ls", "ca create", "ca add", "ca remove", "ca rollover", "ca retire", "user revoke", "host certify",
         "jdl check", "job resubmit", "accounting report", "accounting export", "accounting check",
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
-        "job history", "job list-match", "job watch", "job stats", "job follow",
+        "job history", "job list-match", "job watch", "job stats", "job follow", "job perusal",
         "data put", "data get", "data ls", "data rm", "data tree", "data replicate", "data locate",
         "data subscribe", "data unsubscribe", "data subscriptions",
         "data acl get", "data acl set", "data acl clear",
