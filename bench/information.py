@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from agents.user_interface.information_export import ldif
 from bench import helpers, many_sites, slapd
 from bench.helpers import ORGANISATION, Trust
 from bench.measure import Bench, Table, show
@@ -32,6 +33,8 @@ CHANGES = 5000
 """In a second: what the sites together try to change."""
 FRESH_MS = 1000.0
 """99 of 100 changes are to be answered at the top by then."""
+BDII_COPIES_S = 120.0
+"""How often a top BDII copies all that a site has."""
 CONNECT_S = 600.0
 VALID_FOR_S = 60.0
 REFRESH_S = 5.0
@@ -132,7 +135,9 @@ class Size:
     change_cpu_ms: float
     """Of the top, for each of them; the broker's questions in it."""
     traffic_kb: float
-    """Of a site in a minute of these changes. A BDII copies all entries of a site every two minutes."""
+    """Of a site in a minute of these changes."""
+    copied_kb: float
+    """What a BDII would copy of a site in a minute, whatever changed: all its entries every two minutes."""
     late_ms: Sequence[float]
     """From a change at a site to the top's answer with it."""
     asked: float
@@ -164,7 +169,8 @@ def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | Non
     used, changed = server.cpu_s() - used, max(1, found["entries"])
     size = Size(
         sites, entries, rss, load_cpu_ms, memory_kb, changed / found["seconds"], 1000 * used / changed,
-        60 * found["bytes"] / found["seconds"] / sites / 1000, found["late_ms"], asked,
+        60 * found["bytes"] / found["seconds"] / sites / 1000, asyncio.run(_copied_kb(server.port, sites)),
+        found["late_ms"], asked,
     )  # fmt: skip
     note = f"{found['offered']:.0f} tried"
     bench.add(f"changes_{sites}", f"{sites} sites: changed entries to the top", "1/s", [size.changes], note=note)
@@ -205,6 +211,13 @@ def _p99(late_ms: Sequence[float]) -> float:
     return sorted(late_ms)[math.ceil(0.99 * len(late_ms)) - 1]
 
 
+async def _copied_kb(port: int, sites: int) -> float:
+    some = min(sites, 10)
+    async with await LdapClient.connect("127.0.0.1", port, timeout_s=60) as client:
+        found = [await client.search(str(many_sites.site_base(number))) for number in range(some)]
+    return sum(len(ldif(entries)) for entries in found) / some * 60 / BDII_COPIES_S / 1000
+
+
 async def _count(port: int) -> int:
     async with await LdapClient.connect("127.0.0.1", port, timeout_s=60) as client:
         return len(await client.search("o=grid", attributes=("1.1",), page_size=10_000))
@@ -215,13 +228,12 @@ def _sweep(rows: Sequence[Size]) -> Table:
     good = [row.sites for row in rows if row.p99_ms <= FRESH_MS]
     columns = (
         "sites", "entries", "processor ms a new site", "kB an entry", "changes/s", "processor ms a change",
-        "kB a site and minute",
-        "change seen ms, median", "99 %", "searches/s",
+        "kB a site and minute", "copied by a BDII, kB", "change seen ms, median", "99 %", "searches/s",
     )  # fmt: skip
     found = tuple(
         (
             str(row.sites), str(row.entries), show(row.load_cpu_ms), show(row.memory_kb), show(row.changes),
-            show(row.change_cpu_ms), show(row.traffic_kb),
+            show(row.change_cpu_ms), show(row.traffic_kb), show(row.copied_kb),
             show(statistics.median(row.late_ms)), show(row.p99_ms), show(row.asked),
         )
         for row in rows
