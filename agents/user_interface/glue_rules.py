@@ -52,7 +52,14 @@ _RECOMMENDED: Mapping[str, tuple[str, ...]] = {
         "WaitingJobs",
     ),
     "GLUE2ComputingManager": ("TotalSlots", "SlotsUsedByGridJobs"),
-    "GLUE2ExecutionEnvironment": ("TotalInstances", "PhysicalCPUs", "LogicalCPUs", "CPUVendor", "CPUModel"),
+    "GLUE2ComputingService": ("TotalJobs", "RunningJobs", "WaitingJobs"),
+    "GLUE2ExecutionEnvironment": (
+        "TotalInstances", "PhysicalCPUs", "LogicalCPUs", "CPUVendor", "CPUModel", "CPUVersion", "CPUClockSpeed",
+        "CPUMultiplicity",
+    ),
+    "GLUE2Policy": ("UserDomainForeignKey",),
+    "GLUE2StorageServiceCapacity": ("FreeSize", "ReservedSize", "UsedSize"),
+    "GLUE2StorageShareCapacity": ("FreeSize", "ReservedSize", "UsedSize"),
 }  # fmt: skip
 
 _CLOSED_LISTS: Mapping[str, frozenset[str]] = {

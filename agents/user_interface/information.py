@@ -18,6 +18,8 @@ from fabric.ldap.tree import Scope
 
 BASE = "o=grid"
 TIMEOUT_S = 10.0
+WHOLE_TREE_S = 120.0
+"""A server renders the whole of `o=glue` when it is first asked for it; on a busy machine that takes a while."""
 _SCOPES = {"base": Scope.BASE, "one": Scope.ONE, "sub": Scope.SUBTREE}
 NO_SUCH_OBJECT, REFERRAL = 32, 10
 UNAVAILABLE = 52
@@ -63,6 +65,7 @@ async def search(
     *,
     base: str = BASE,
     scope: str = "sub",
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Entry]:
     """Entries from an LDAP server; from another top server, with a word of warning, where a top one does not answer.
 
@@ -72,7 +75,7 @@ async def search(
     while True:
         host, port = candidates.pop(0)
         try:
-            async with await LdapClient.connect(host, port, timeout_s=TIMEOUT_S) as client:
+            async with await LdapClient.connect(host, port, timeout_s=timeout_s) as client:
                 return await client.search(base, filter, scope=_SCOPES[scope], attributes=attributes)
         except FilterSyntaxError as error:
             raise UsageProblem(f"the filter {filter!r} cannot be read: {error}") from None

