@@ -30,6 +30,7 @@ from bench import (  # noqa: E402
     names,
     present,
     queued,
+    running,
     security,
     sessions,
     sight,
@@ -68,8 +69,8 @@ SECTIONS = (
     "limits", "security", "sessions", "storage", "catalogue", "jobs", "sight", "startup", "vo", "myproxy",
     "bookkeeping", "queued", "trust", "information", "names",
 )  # fmt: skip
-SOAK = "soak"
-"""Only when it is asked for: it takes as long as its jobs."""
+SOAK, RUNNING = "soak", "running"
+"""Only when they are asked for: they take as long as their jobs."""
 SOAK_JOBS = 20_000
 SLOTS = 8
 
@@ -78,7 +79,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the grid beside its machine.")
     parser.add_argument(
-        "sections", nargs="*", metavar="section", help=f"some of: {' '.join(SECTIONS)} (default), {SOAK}"
+        "sections", nargs="*", metavar="section", help=f"some of: {' '.join(SECTIONS)} (default), {SOAK}, {RUNNING}"
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer trials: a minute or two, rough figures")
     parser.add_argument("--out", type=Path, default=ROOT / "bench/out", help="folder of report.json")
@@ -99,12 +100,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=_jobs,
         metavar="N",
         default=0,
-        help=f"how many in sections soak (usual: {SOAK_JOBS}) and bookkeeping (usual: {bookkeeping.JOBS})",
+        help=f"how many in sections {SOAK} (usual: {SOAK_JOBS}), {RUNNING} ({running.JOBS}) and bookkeeping "
+        f"({bookkeeping.JOBS})",
     )
     found = parser.parse_args(argv)
-    unknown = [name for name in found.sections if name not in (*SECTIONS, SOAK)]
+    unknown = [name for name in found.sections if name not in (*SECTIONS, SOAK, RUNNING)]
     if unknown:
-        parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)} {SOAK}")
+        parser.error(f"no section {unknown[0]!r}; there are: {' '.join(SECTIONS)} {SOAK} {RUNNING}")
     return found
 
 
@@ -145,6 +147,8 @@ def main() -> int:
             _section(bench, "bookkeeping", lambda: bookkeeping.run(bench, options.jobs))
         if SOAK in options.sections:
             _section(bench, SOAK, lambda: _soak(bench, options.jobs or SOAK_JOBS))
+        if RUNNING in options.sections:
+            _section(bench, RUNNING, lambda: _running(bench, options.jobs or running.JOBS))
     except KeyboardInterrupt:
         bench.problems["the rest"] = "interrupted"
     finally:
@@ -186,6 +190,11 @@ def _on_lab(bench: Bench, wanted: Sequence[str]) -> None:
 def _soak(bench: Bench, jobs: int) -> None:
     with lab.started(bench, SLOTS) as grid:
         soak.run(bench, grid, jobs)
+
+
+def _running(bench: Bench, jobs: int) -> None:
+    with lab.started(bench, -(-jobs // running.WORKERS), running.WORKERS) as grid:
+        running.run(bench, grid, jobs)
 
 
 def _section(bench: Bench, name: str, work: Callable[[], None]) -> None:

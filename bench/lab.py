@@ -30,7 +30,7 @@ DESCRIPTION = """
 name = "bench"
 mode = "lab"
 organisation = "/O=Bench"
-[[vo]]
+{packed}[[vo]]
 name = "cms"
 [[site]]
 name = "LAB"
@@ -42,7 +42,7 @@ bookkeeping = {{}}
 catalog = {{}}
 storage = {{}}
 gatekeeper = {{}}
-worker = {{ slots = {slots} }}
+worker = {{ count = {workers}, slots = {slots} }}
 [[site]]
 name = "FAR"
 location = "this machine"
@@ -50,6 +50,8 @@ information = {{}}
 storage = {{}}
 """
 VO = "cms"
+PACK = 20
+"""Workers of one process, where there are several."""
 ADMINISTRATION_S = 60.0
 
 
@@ -120,11 +122,13 @@ def state_folder(bench: Bench, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def started(bench: Bench, slots: int) -> Iterator[Lab]:
-    """A grid of one site, another storage element elsewhere, and one user."""
+def started(bench: Bench, slots: int, workers: int = 1) -> Iterator[Lab]:
+    """A grid of one site, another storage element elsewhere, and one user. Several workers share processes."""
     with state_folder(bench, "lab") as state:
         bench.say("  (starting a grid)")
-        running = deploy.up(load.loads(DESCRIPTION.format(slots=slots), bench.folder / "bench.toml"), state)
+        packed = f"pack = {PACK}\n" if workers > 1 else ""
+        description = DESCRIPTION.format(slots=slots, workers=workers, packed=packed)
+        running = deploy.up(load.loads(description, bench.folder / "bench.toml"), state)
         proxy = asyncio.run(asyncio.wait_for(_user(running, bench.folder), ADMINISTRATION_S))
         yield Lab(state, endpoints.read_file(state / endpoints.ENDPOINTS_FILE), proxy, running.agents)
 
