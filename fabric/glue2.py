@@ -206,10 +206,19 @@ def _complexity(service: Service | None, shares: int, resources: int) -> str:
 
 
 def service_entries(service: Service, domain: str, stamp: Stamp) -> Iterator[Entry]:
-    """Service with one Endpoint and its AccessPolicy."""
+    """Service with one Endpoint and its AccessPolicy, and an Extension for each of its data."""
     more: dict[str, Value] = {"EntityName": service.name, "ServiceComplexity": _complexity(service, 0, 0)}
     dn, entry = _service_entry(service.unique_id, "GLUE2Service", service.kind, domain, stamp, more)
     yield entry
+    for key, value in service.data:
+        about: dict[str, str] = {
+            "objectClass": "GLUE2Extension",
+            "GLUE2ExtensionLocalID": key,
+            "GLUE2ExtensionKey": key,
+            "GLUE2ExtensionValue": value,
+            "GLUE2ExtensionEntityForeignKey": service.unique_id,
+        }
+        yield make_entry(dn.child("GLUE2ExtensionLocalID", key), about)
     yield from _endpoint(dn, service.unique_id, "", service, stamp, {})
 
 

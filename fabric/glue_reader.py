@@ -39,7 +39,11 @@ class Unit:
     @property
     def service(self) -> Service | None:
         """The service behind a computing or storage element, or the service itself."""
-        return next((_service(entry) for entry in self.of_class("GlueService")), None)
+        data = tuple(
+            (entry.first("GlueServiceDataKey"), entry.first("GlueServiceDataValue"))
+            for entry in self.of_class("GlueServiceData")
+        )
+        return next((_service(entry, data) for entry in self.of_class("GlueService")), None)
 
     @property
     def site(self) -> Site | None:
@@ -71,11 +75,12 @@ class Unit:
 def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
     """Sort a site's entries into units; `depth` is the length of the name that all of them lie below.
 
-    Entries that are no GLUE 1.3 and services' own data are in none.
+    Entries that are no GLUE 1.3 are in none, nor what computing and storage services say in their own data.
     """
     found: dict[tuple[str, str], Unit] = {}
     services: list[Entry] = []
     binds: list[Entry] = []
+    data: list[Entry] = []
     clusters: dict[str, str] = {}
     """GlueCEUniqueID to its cluster."""
     doors: dict[str, Unit] = {}
@@ -104,8 +109,8 @@ def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
                 owner.entries.append(entry)
                 if entry.first("GlueSEAccessProtocolEndpoint"):
                     doors[_address(entry.first("GlueSEAccessProtocolEndpoint"))] = owner
-            case "glueserviceuniqueid" if len(entry.dn) == depth + 1:
-                services.append(entry)
+            case "glueserviceuniqueid":
+                (services if len(entry.dn) == depth + 1 else data).append(entry)
             case _:
                 continue
     for entry in binds:
@@ -115,6 +120,10 @@ def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
     for entry in services:
         door = doors.get(_address(entry.first("GlueServiceEndpoint")))
         (door or unit("service", entry.first("GlueServiceUniqueID"))).entries.append(entry)
+    for entry in data:
+        own = found.get(("service", _topmost(entry.dn, depth)[1]))
+        if own is not None:
+            own.entries.append(entry)
     return list(found.values())
 
 
@@ -259,7 +268,7 @@ def _protocol(entry: Entry) -> AccessProtocol:
     )
 
 
-def _service(entry: Entry) -> Service:
+def _service(entry: Entry, data: tuple[tuple[str, str], ...]) -> Service:
     return Service(
         unique_id=entry.first("GlueServiceUniqueID"),
         kind=entry.first("GlueServiceType"),
@@ -272,4 +281,5 @@ def _service(entry: Entry) -> Service:
         vos=_rules(entry, "GlueServiceAccessControlBaseRule"),
         fqans=_rules(entry, "GlueServiceAccessControlBaseRule", "VOMS:"),
         started=entry.first("GlueServiceStartTime"),
+        data=data,
     )

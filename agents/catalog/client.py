@@ -178,9 +178,9 @@ async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[
     unknown: list[str] = []
     while parts:
         part = parts.pop()
-        lfns = [name for name in part if not name.startswith(("guid:", "srm:"))]
         guids = [name for name in part if name.startswith("guid:")]
-        surls = [name for name in part if name.startswith("srm:")]
+        surls = [name for name in part if _is_surl(name)]
+        lfns = [name for name in part if not name.startswith("guid:") and not _is_surl(name)]
         try:
             answer = await stub.Lookup(pb.LookupRequest(lfns=lfns, guids=guids, surls=surls))
         except InvalidRequest as error:
@@ -292,3 +292,7 @@ def _access(found: pb.Access) -> Access:
 def _name(name: str) -> tuple[str, str]:
     """(LFN, GUID), one of them empty."""
     return ("", name) if name.startswith("guid:") else (name, "")
+
+
+def _is_surl(name: str) -> bool:
+    return "://" in name and not name.startswith(("/", "lfn:", "guid:"))

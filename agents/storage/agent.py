@@ -68,12 +68,16 @@ class StorageAgent(Agent):
             vos=context.vos,
             nearline=self.nearline,
         )
+        self._third_party = ThirdParty(
+            context.channels, context.delegations, context.settings.certificates, context.clock
+        )
         servicer = StorageServicer(
             self.manager,
             self.keeper,
             self.scrubber,
             channels=context.channels,
             delegations=context.delegations,
+            third_party=self._third_party,
             replicas=replicas,
             vos=context.vos,
         )
@@ -119,7 +123,7 @@ class StorageAgent(Agent):
             self.manager,
             rpc.security_context.open_for,
             rpc.sessions,
-            ThirdParty(self.context.channels, self.context.delegations),
+            self._third_party,
             site=settings.site,
             log=self.context.log,
         )

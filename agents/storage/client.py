@@ -73,6 +73,7 @@ __all__ = [
     "checksums_of_file",
     "copy",
     "copy_small",
+    "copy_to",
     "drain_pool",
     "exists",
     "get_file",
@@ -666,36 +667,57 @@ async def copy(
     expected: Checksums | None = None,
     put_id: str | None = None,
     name_hint: str = "",
+    size_bytes: int = 0,
     progress: Progress | None = None,
     max_bytes_per_s: int = 0,
     timeout_s: float = COPY_TIMEOUT_S,
     patience_s: float = COPY_PATIENCE_S,
 ) -> Stored:
     """Third-party copy: the storage element behind `channel` fetches the file itself, not faster than
-    `max_bytes_per_s`. The user must have delegated a proxy to it before (`fabric.rpc.delegation.delegate`). While one
-    of the two is busy or away, tries again for `patience_s`. Repeat with the same `put_id` to be sure of one copy. What
-    the source refused has the fact `side`. Told of the progress about once a second, also of none."""
+    `max_bytes_per_s`. `source_surl` may be a URL of a server of others; of a GridFTP server with the `size_bytes`. The
+    user must have delegated a proxy to it before (`fabric.rpc.delegation.delegate`). While one of the two is busy or
+    away, tries again for `patience_s`. Repeat with the same `put_id` to be sure of one copy. What the source refused
+    has the fact `side`. Told of the progress about once a second, also of none."""
     request = pb.CopyFromRequest(
         source_surl=source_surl, vo=vo, put_id=put_id or new_put_id(), max_bytes_per_s=max_bytes_per_s,
         name_hint=name_hint,
+        size_bytes=size_bytes,
     )  # fmt: skip
     if expected is not None:
         request.expected.CopyFrom(wire.checksums_to_wire(expected))
-    return await _patiently(lambda note: _copy_once(channel, request, note, timeout_s), progress, patience_s)
+    return await _patiently(
+        lambda note: _copy_once(channel, "CopyFrom", request, source_surl, note, timeout_s), progress, patience_s
+    )
 
 
-async def _copy_once(channel: Any, request: pb.CopyFromRequest, progress: Progress, timeout_s: float) -> Stored:
+async def copy_to(
+    channel: Any,
+    surl: str,
+    url: str,
+    *,
+    progress: Progress | None = None,
+    max_bytes_per_s: int = 0,
+    timeout_s: float = COPY_TIMEOUT_S,
+) -> Stored:
+    """Third-party copy: the storage element behind `channel` sends its file to a server of others (https, davs,
+    gsiftp), where it is verified. As `copy`; what it has left there when it failed, `remove` removes. Only what the
+    element itself refused has the fact `side`."""
+    request = pb.CopyToRequest(surl=surl, url=url, max_bytes_per_s=max_bytes_per_s)
+    return await _copy_once(channel, "CopyTo", request, surl, progress or (lambda size_bytes: None), timeout_s)
+
+
+async def _copy_once(
+    channel: Any, method: str, request: Any, surl: str, progress: Progress, timeout_s: float
+) -> Stored:
     moved_bytes = 0
-    async with storage_pb2_grpc.StorageStub(channel).CopyFrom(request, timeout=timeout_s) as call:
-        silence = f"{channel.peer} said nothing of the copy of {request.source_surl} for {STALL_S:g} s; try again"
+    async with getattr(storage_pb2_grpc.StorageStub(channel), method)(request, timeout=timeout_s) as call:
+        silence = f"{channel.peer} said nothing of the copy of {surl} for {STALL_S:g} s; try again"
         async for answer in each_within(call, STALL_S, "TRANSFER_STALLED", silence):
             if answer.surl:
                 return Stored(answer.surl, answer.size_bytes, wire.checksums_from_wire(answer.checksums))
             progress(answer.moved_bytes - moved_bytes)
             moved_bytes = answer.moved_bytes
-    raise DataCorrupted(
-        "STREAM_CUT", f"{channel.peer} ended the copy of {request.source_surl} without a word; try again"
-    )
+    raise DataCorrupted("STREAM_CUT", f"{channel.peer} ended the copy of {surl} without a word; try again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -832,7 +854,7 @@ async def exists(channel: Any, surl: str) -> bool:
 
 
 async def remove(channel: Any, surl: str) -> None:
-    """Delete a file for good. Again: succeeds."""
+    """Delete a file for good; with a URL of a server of others, there. Again: succeeds."""
     await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
 
 

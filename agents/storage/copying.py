@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from agents.storage.client import OpenFile
 from agents.storage.framing import Piece
 from agents.storage.model import Announced, Checksums
 from agents.storage.surl import Surl
+from agents.storage.third_party import RemoteFile
 from fabric.errors import DataCorrupted, GridError, InvalidRequest
 
 T = TypeVar("T")
@@ -21,19 +21,70 @@ LEAST_BYTES_PER_S = 256 << 10
 """Of a speed limit: below it a piece takes longer than a silence that ends a transfer."""
 
 
+class Opened(Protocol):
+    """A file of another server, to be read once, with what is known of the whole of it."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def checksums(self) -> Checksums | None: ...
+    def pieces(self) -> AsyncGenerator[Any]:
+        """Its bytes."""
+        ...
+
+
+class ForeignFile:
+    """A file of a server of others, which is to have the `expected` checksums, or those that the server claims."""
+
+    def __init__(self, remote: RemoteFile, expected: Checksums | None) -> None:
+        self._remote, self.checksums = remote, expected
+        self.size_bytes = remote.size_bytes
+
+    async def pieces(self) -> AsyncGenerator[Piece | Checksums]:
+        """Its bytes, and at the end what the server said of them."""
+        async for piece in self._remote.arriving:
+            yield piece
+        yield self._remote.claimed.checksums
+
+
+class Leaving:
+    """The bytes of a file on their way to another server, not faster than `max_bytes_per_s` (0: as fast as they go)."""
+
+    def __init__(self, max_bytes_per_s: int) -> None:
+        self._rate = max_bytes_per_s
+        self.moved_bytes = 0
+
+    def to(self, send: Callable[[memoryview], Awaitable[int]]) -> Callable[[Any], Awaitable[int]]:
+        """`send` in that time."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+
+        async def paced(data: Any) -> int:
+            sent = await send(data)
+            self.moved_bytes += sent
+            if self._rate and (early_s := began + self.moved_bytes / self._rate - clock()) > 0:
+                await asyncio.sleep(early_s)
+            return sent
+
+        return paced
+
+
 class Arriving:
     """The bytes of a file of another storage element, not faster than `max_bytes_per_s` (0: as fast as they come)."""
 
-    def __init__(self, opened: OpenFile, max_bytes_per_s: int) -> None:
+    def __init__(self, opened: Opened, max_bytes_per_s: int) -> None:
         self._opened, self._rate = opened, max_bytes_per_s
         self.moved_bytes = 0
 
-    async def pieces(self) -> AsyncGenerator[Piece]:
-        """As `OpenFile.pieces`. An error says that it is the source's."""
+    async def pieces(self) -> AsyncGenerator[Piece | Checksums]:
+        """As those of the file. An error says that it is the source's."""
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
             async for piece in self._opened.pieces():
+                if isinstance(piece, Checksums):
+                    yield piece
+                    continue
                 self.moved_bytes += len(piece)
                 yield piece
                 if self._rate and (early_s := began + self.moved_bytes / self._rate - clock()) > 0:

@@ -449,9 +449,7 @@ class WebDavDoor:
 
     async def _push(self, call: Call, file: StoredFile, destination: str) -> None:
         async with self._third_party.writing(call.peer.subject, destination, file) as remote:
-            await self._manager.send(
-                call.peer, file, 0, file.size_bytes, remote.send, begin=_nothing, door=DOOR, target=destination
-            )
+            await self._manager.send(call.peer, file, 0, file.size_bytes, remote.send, door=DOOR, target=destination)
 
     async def _report(self, call: Call, copying: Coroutine[Any, Any, None]) -> None:
         """A mark every few seconds, then how it ended."""
@@ -511,10 +509,6 @@ async def _failure_of(copied: asyncio.Task[None]) -> GridError | None:
     except GridError as error:
         return error
     return None
-
-
-async def _nothing() -> None:
-    pass
 
 
 async def _as_page(entries: list[Entry]) -> AsyncIterator[list[Entry]]:

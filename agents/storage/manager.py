@@ -162,7 +162,7 @@ class StorageManager:
         take: Callable[[Piece], Awaitable[int]],
         made: Callable[[memoryview], bytes] | None = None,
         *,
-        begin: Callable[[], Awaitable[object]],
+        begin: Callable[[], Awaitable[object]] | None = None,
         door: str,
         target: str | None = None,
     ) -> None:
@@ -174,7 +174,8 @@ class StorageManager:
         with self.element.admission.transfer(peer.subject):
             messages = self.element.read(file, offset, size_bytes, made)
             try:
-                await begin()
+                if begin is not None:
+                    await begin()
                 async for rest in messages:
                     while rest:
                         async with asyncio.timeout(stall_s):

@@ -13,7 +13,16 @@ from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import wire
 from agents.storage.client import OpenFile, open_file, read_small
-from agents.storage.copying import Arriving, arriving_together, at_source, check_rate, require_source, telling
+from agents.storage.copying import (
+    Arriving,
+    ForeignFile,
+    Leaving,
+    arriving_together,
+    at_source,
+    check_rate,
+    require_source,
+    telling,
+)
 from agents.storage.drain import PoolKeeper
 from agents.storage.element import Pieces
 from agents.storage.framing import Piece, get_data
@@ -30,8 +39,8 @@ from agents.storage.model import (
 )
 from agents.storage.repair import ChannelSource, Replicas
 from agents.storage.scrubber import Scrubber
-from agents.storage.surl import Surl, is_file_id, parse_surl
-from agents.storage.third_party import Delegations
+from agents.storage.surl import MAX_SURL_LENGTH, Surl, is_file_id, parse_surl
+from agents.storage.third_party import Delegations, ThirdParty, is_foreign
 from fabric.errors import GridError, InvalidRequest, Refused, to_details
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, services, user
@@ -52,6 +61,7 @@ RULES: dict[str, Rule] = {
     "List": any_of(user, administrator),
     "CopyFrom": user,
     "CopyMany": user,
+    "CopyTo": user,
     "BringOnline": user,
     "ReleaseFiles": user,
     "Space": any_of(user, administrator, any_service),
@@ -77,10 +87,11 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         *,
         channels: ChannelSource,
         delegations: Delegations,
+        third_party: ThirdParty,
         replicas: Replicas,
         vos: Vos,
     ) -> None:
-        self._replicas = replicas
+        self._third_party, self._replicas = third_party, replicas
         self._keeper, self._scrubber = keeper, scrubber
         self._manager, self._element = manager, manager.element
         self._channels, self._delegations, self._vos = channels, delegations, vos
@@ -239,6 +250,10 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         if request.put_id:
             await self._manager.abort(peer, request.vo, request.put_id)
             return pb.RemoveResponse()
+        if is_foreign(request.surl):
+            await self._third_party.remove(peer.subject, request.surl)
+            self._manager.note(peer, "storage.removed_elsewhere", url=request.surl[:MAX_SURL_LENGTH])
+            return pb.RemoveResponse()
         surl = self._manager.mine(peer, parse_surl(request.surl))
         await self._manager.remove(peer, surl.vo, surl.file_id)
         return pb.RemoveResponse()
@@ -259,9 +274,14 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         """See the proto. The bytes come straight from the other storage element, in the caller's name."""
         peer = current_peer(context)
         self._manager.may_write(peer, request.vo)
-        source, rate = self._elsewhere(request.source_surl), check_rate(request.max_bytes_per_s)
+        source, rate = request.source_surl, check_rate(request.max_bytes_per_s)
         expected = wire.checksums_from_wire(request.expected) if request.HasField("expected") else None
-        async with self._opened(peer, source, expected) as opened:
+        reading = (
+            self._foreign(peer, source, expected, request.size_bytes)
+            if is_foreign(source)
+            else self._opened(peer, self._elsewhere(source), expected)
+        )
+        async with reading as opened:
             announced = Announced(
                 request.vo, opened.size_bytes, request.put_id, peer.subject, request.name_hint, opened.checksums
             )
@@ -270,14 +290,42 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             async def mark() -> None:
                 await context.write(pb.CopyFromResponse(size_bytes=opened.size_bytes, moved_bytes=arriving.moved_bytes))
 
-            put = self._manager.put(peer, announced, arriving.pieces(), door=DOOR, source=str(source))
+            put = self._manager.put(peer, announced, arriving.pieces(), door=DOOR, source=source)
             file = await telling(put, mark)
+        await self._copied(context, self._manager.surl(file), file)
+
+    async def CopyTo(self, request: pb.CopyToRequest, context: Any) -> None:
+        """See the proto. The bytes go straight to the other server, in the caller's name."""
+        peer, rate = current_peer(context), check_rate(request.max_bytes_per_s)
+        if not is_foreign(request.url):
+            raise InvalidRequest(
+                "URL_INVALID", f"{request.url[:200]!r} is no file of a server of others; write https://host:port/path"
+            )
+        try:
+            file = await self._for_member(peer, parse_surl(request.surl))
+            await self._manager.require_online(peer, file)
+        except GridError as error:
+            raise at_source(error) from error
+        leaving = Leaving(rate)
+
+        async def send() -> None:
+            async with self._third_party.writing(peer.subject, request.url, file) as sink:
+                take = leaving.to(sink.send)
+                await self._manager.send(peer, file, 0, file.size_bytes, take, door=DOOR, target=request.url)
+
+        async def mark() -> None:
+            await context.write(pb.CopyFromResponse(size_bytes=file.size_bytes, moved_bytes=leaving.moved_bytes))
+
+        await telling(send(), mark)
+        await self._copied(context, request.url, file)
+
+    async def _copied(self, context: Any, surl: str, file: StoredFile) -> None:
         await context.write(
             pb.CopyFromResponse(
-                surl=self._manager.surl(file),
+                surl=surl,
                 size_bytes=file.size_bytes,
                 checksums=wire.checksums_to_wire(file.checksums),
-                moved_bytes=arriving.moved_bytes,
+                moved_bytes=file.size_bytes,
             )
         )
 
@@ -358,6 +406,19 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
                     require_source(source, opened.checksums, expected)
                 opening = False
                 yield opened
+        except GridError as error:
+            raise (at_source(error) if opening else error) from error.__cause__
+
+    @asynccontextmanager
+    async def _foreign(
+        self, peer: Peer, url: str, expected: Checksums | None, size_bytes: int
+    ) -> AsyncGenerator[ForeignFile]:
+        """As `_opened`, of a server of others."""
+        opening = True
+        try:
+            async with self._third_party.reading(peer.subject, url, size_bytes) as remote:
+                opening = False
+                yield ForeignFile(remote, expected)
         except GridError as error:
             raise (at_source(error) if opening else error) from error.__cause__
 

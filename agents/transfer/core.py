@@ -18,7 +18,7 @@ from agents.transfer.effects import NO_PROXY, SMALL_BYTES, Effects, Entry, NoPro
 from agents.transfer.elements import Elements
 from agents.transfer.links import Link, Links, Waiting
 from agents.transfer.machine import Canceled, Chosen, Cleaned, Copied, Event, Failed, Moving, Present, Registered, Waits
-from agents.transfer.model import Job, TransferState, element_of
+from agents.transfer.model import Job, TransferState, element_of, is_at, is_foreign
 from agents.transfer.policy import Action, Pauses, Side
 from fabric.bell import Bell
 from fabric.clock import to_us
@@ -168,13 +168,13 @@ class TransferCore:
         }
         new: list[tuple[rows.NewFile, tuple[str, ...]]] = []
         for entry in entries:
-            at = {element_of(replica.surl): replica.surl for replica in entry.replicas}
-            sources = tuple(one for one in at if one != job.destination and job.source in ("", one))
+            there = _there(entry, job)
+            sources = _sources(entry, job)
             if entry.content is None:
                 refused[entry.lfn] = InvalidRequest("IS_DIRECTORY", f"{entry.lfn} is a directory; name its files")
                 continue
-            if job.destination in at:
-                transfer = machine.step(machine.Transfer(), Present(at[job.destination]), self._pauses).transfer
+            if there:
+                transfer = machine.step(machine.Transfer(), Present(there), self._pauses).transfer
             elif not sources:
                 where = f" at {self.elements.name(job.source)}" if job.source else ""
                 refused[entry.lfn] = NotFound("NO_REPLICA", f"{entry.lfn} has no replica{where} to copy from")
@@ -220,15 +220,16 @@ class TransferCore:
             item.transfer = item.transfer._replace(source=source)
         not_before_s = self._context.clock.monotonic() + pause_s if pause_s else 0.0
         job = item.job
-        together = job.owner if item.size_bytes <= SMALL_BYTES else ""
+        alone = item.size_bytes > SMALL_BYTES or is_foreign(item.transfer.source) or is_foreign(job.destination)
+        together = "" if alone else job.owner
         waiting = Waiting(item.transfer.source, job.destination, job.vo, item.size_bytes, job.priority, together)
         self.links.add(item.key, waiting, not_before_s)
         self._bell.ring()
 
     def _best(self, sources: Sequence[str], destination: str, avoid: Sequence[str]) -> str:
-        """The source with the least to do; where it failed, the one where that was longest ago."""
+        """The source of this grid with the least to do; where it failed, the one where that was longest ago."""
         ages = {source: len(avoid) - place for place, source in enumerate(avoid)}
-        return min(sources, key=lambda one: (ages.get(one, 0), self.links.load(one, destination)))
+        return min(sources, key=lambda one: (ages.get(one, 0), is_foreign(one), self.links.load(one, destination)))
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -437,7 +438,8 @@ class TransferCore:
                 events.append((item, found))
                 continue
             assert entry is not None
-            if item.size_bytes <= SMALL_BYTES and found.startswith(f"srm://{link.source}/{item.job.vo}/"):
+            is_small = item.size_bytes <= SMALL_BYTES and not is_foreign(item.job.destination)
+            if is_small and found.startswith(f"srm://{link.source}/{item.job.vo}/"):
                 together.append((item, entry, found))
             else:
                 events.append((item, await self._copy(item, link, prepared, entry, found)))
@@ -448,20 +450,19 @@ class TransferCore:
         if entry is None or entry.content is None:
             gone = NotFound("LFN_NOT_FOUND", f"{item.lfn} was removed from the catalogue", lfn=item.lfn)
             return self._failed(item, link, Side.CATALOGUE, gone)
-        at = {element_of(replica.surl): replica.surl for replica in entry.replicas}
-        wanted = item.job.source
-        item.sources = tuple(one for one in at if one != item.job.destination and wanted in ("", one)) or item.sources
+        sources = _sources(entry, item.job)
+        item.sources = sources or item.sources
         if item.transfer.surl:
             return Copied(item.transfer.surl)
-        if item.job.destination in at:
-            return Present(at[item.job.destination])
+        if there := _there(entry, item.job):
+            return Present(there)
+        at = {element_of(replica.surl): replica.surl for replica in entry.replicas}
         source = at.get(link.source)
         if source is not None:
             return source
-        known = [one for one in item.sources if one in at]
         sentence = f"{item.lfn} has no replica at {self.elements.name(link.source)} any more"
-        error = NotFound("REPLICA_GONE" if known else "NO_REPLICA", sentence, lfn=item.lfn)
-        return self._failed(item, link, Side.SOURCE if known else Side.CATALOGUE, error)
+        error = NotFound("REPLICA_GONE" if sources else "NO_REPLICA", sentence, lfn=item.lfn)
+        return self._failed(item, link, Side.SOURCE if sources else Side.CATALOGUE, error)
 
     async def _copy(self, item: Item, link: Link, prepared: Prepared, entry: Entry, source: str) -> Event:
         def progress(size_bytes: int) -> None:
@@ -566,7 +567,7 @@ class TransferCore:
                 continue
             item = heapq.heappop(self._dirty)[2]
             try:
-                await self._effects.take_back(item.job, item.put_id)
+                await self._effects.take_back(item.job, item.guid, item.put_id, item.transfer.source)
             except (Refused, InvalidRequest) as error:
                 self._left_behind(item, error)
             except GridError as error:
@@ -593,3 +594,13 @@ class TransferCore:
 
 def _side(error: GridError) -> Side:
     return Side.SOURCE if error.facts.get("side") == "source" else Side.DESTINATION
+
+
+def _there(entry: Entry, job: Job) -> str:
+    """A replica that is where the job wants one; empty: there is none."""
+    return next((replica.surl for replica in entry.replicas if is_at(replica.surl, job.destination)), "")
+
+
+def _sources(entry: Entry, job: Job) -> tuple[str, ...]:
+    """Where a file may be copied from."""
+    return tuple(dict.fromkeys(one for r in entry.replicas if job.can_read(one := element_of(r.surl))))

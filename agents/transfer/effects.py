@@ -11,7 +11,7 @@ from typing import Any
 from agents.catalog import client as catalog
 from agents.storage import client as storage
 from agents.transfer.config import TransferOptions
-from agents.transfer.model import Job, host_and_port
+from agents.transfer.model import Job, element_of, host_and_port, is_foreign
 from fabric.context import AgentContext
 from fabric.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, Unauthenticated
 from fabric.rpc.delegation import delegate, delegation_remaining_s
@@ -106,18 +106,28 @@ class Effects:
         max_bytes_per_s: int,
         progress: Callable[[int], None],
     ) -> str:
-        """Have the destination fetch the file; the copy's SURL. Raises GridError."""
-        async with self._moving(prepared, job, source_surl) as (channel, bytes_came):
+        """Have the destination fetch the file, or the source send it to a server of others; the copy's SURL. Raises
+        GridError."""
+        mover = element_of(source_surl) if is_foreign(job.destination) else job.destination
+        async with self._moving(prepared, mover, source_surl) as (channel, bytes_came):
 
             def moved(size_bytes: int) -> None:
                 progress(size_bytes)
                 if size_bytes:
                     bytes_came()
 
-            copied = await storage.copy(
-                channel, source_surl, job.vo, expected=_checksums(_content(entry)), put_id=put_id, progress=moved,
-                max_bytes_per_s=max_bytes_per_s, patience_s=0.0,
-            )  # fmt: skip
+            if is_foreign(job.destination):
+                url = _url(job, entry.guid, put_id)
+                copied = await storage.copy_to(
+                    channel, source_surl, url, progress=moved, max_bytes_per_s=max_bytes_per_s
+                )
+            else:
+                content = _content(entry)
+                copied = await storage.copy(
+                    channel, source_surl, job.vo, expected=_checksums(content), size_bytes=content.size_bytes,
+                    put_id=put_id, name_hint=entry.lfn, progress=moved, max_bytes_per_s=max_bytes_per_s,
+                    patience_s=0.0,
+                )  # fmt: skip
         return copied.surl
 
     async def copy_together(
@@ -131,12 +141,14 @@ class Effects:
         """Have the destination fetch small files (entry, source SURL, put id) of one source: the copy's SURL, or why
         there is none, for each. `tell` is called with the next of these when they are known."""
         wanted = [
-            storage.SmallCopy(surl, _content(entry).size_bytes, _checksums(_content(entry)), put_id)
+            storage.SmallCopy(
+                surl, _content(entry).size_bytes, _checksums(_content(entry)), put_id, name_hint=entry.lfn
+            )
             for entry, surl, put_id in files
         ]
         found: list[str | GridError] = []
         try:
-            async with self._moving(prepared, job, wanted[0].source_surl) as (channel, bytes_came):
+            async with self._moving(prepared, job.destination, wanted[0].source_surl) as (channel, bytes_came):
 
                 def told(outcomes: Sequence[storage.Stored | GridError]) -> None:
                     if outcomes:
@@ -154,24 +166,24 @@ class Effects:
 
     @asynccontextmanager
     async def _moving(
-        self, prepared: Prepared, job: Job, source_surl: str
+        self, prepared: Prepared, mover: str, source_surl: str
     ) -> AsyncGenerator[tuple[Any, Callable[[], None]]]:
-        """A channel to the destination, which has a proxy of the owner, and what to call whenever bytes came. Raises
-        DeadlineExceeded(TRANSFER_STALLED) if that is not done for `stall_s`."""
+        """A channel to the element that moves the bytes, which has a proxy of the owner, and what to call whenever some
+        have come. Raises DeadlineExceeded(TRANSFER_STALLED) if that is not done for `stall_s`."""
         stall_s, clock = self._options.stall_s, asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(stall_s) as deadline:
-                channel = await self._delegated_to(prepared.owner, prepared.credential, job.destination)
+                channel = await self._delegated_to(prepared.owner, prepared.credential, mover)
                 yield channel, lambda: deadline.reschedule(clock() + stall_s)
         except TimeoutError:
             raise DeadlineExceeded(
                 "TRANSFER_STALLED",
-                f"no byte of {source_surl} came to {job.destination} for {stall_s:g} s",
+                f"no byte of {source_surl} was moved by {mover} for {stall_s:g} s",
                 side="source",
             ) from None
         except GridError as error:
             if error.reason in NO_PROXY:
-                self._delegated.pop((prepared.owner, job.destination), None)
+                self._delegated.pop((prepared.owner, mover), None)
             raise
 
     async def register(self, prepared: Prepared, copies: Sequence[tuple[Entry, str]]) -> list[GridError | None]:
@@ -185,12 +197,16 @@ class Effects:
         except GridError as error:
             return [error] * len(new)
 
-    async def take_back(self, job: Job, put_id: str) -> None:
-        """Remove what the destination may have of a put. Raises GridError."""
+    async def take_back(self, job: Job, guid: str, put_id: str, source: str) -> None:
+        """Remove what the destination may have of a put; at a server of others the `source` does. Raises GridError."""
         try:
             credential = self.proxy(job.owner)
         except NoProxy as error:
             raise error.error from None
+        if is_foreign(job.destination):
+            channel = await self._delegated_to(job.owner, credential, source)
+            await storage.remove(channel, _url(job, guid, put_id))
+            return
         host, port = host_and_port(job.destination)
         channel = await self._context.channels.get(host, port, credential=credential)
         await storage.take_back(channel, put_id, job.vo)
@@ -242,3 +258,8 @@ def _content(entry: Entry) -> catalog.Content:
 
 def _checksums(content: catalog.Content) -> storage.Checksums:
     return storage.Checksums(content.adler32, content.sha256)
+
+
+def _url(job: Job, guid: str, put_id: str) -> str:
+    """Where a file goes at a server of others: a name that no other file has, the same at every attempt."""
+    return f"{job.destination}/{guid}.{put_id}"

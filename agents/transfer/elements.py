@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -10,6 +11,12 @@ from fabric.settings import Endpoint
 
 MAX_NAMED = 20
 MAX_EXPRESSION_LENGTH = 1000
+_URL = re.compile(
+    r"(?P<scheme>srm|https|davs|gsiftp)://(?P<address>[A-Za-z0-9.-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5})"
+    r"(?P<path>/[A-Za-z0-9._~%+@=:,/-]{0,500})?\Z"
+)
+_PORTS = {"https": 443, "davs": 443, "gsiftp": 2811}
+"""Where a URL says none."""
 LEAST_MB_PER_S = 0.3
 """Of a cap: storage elements slow no copy down further."""
 
@@ -32,12 +39,30 @@ class Elements:
             self._caps.append((source.lower(), destination.lower(), mb_per_s * 1e6))
 
     def find(self, wanted: str) -> str:
-        """host:port of the element that is meant. Raises NotFound(SE_UNKNOWN)."""
+        """host:port of the element that is meant by a name, a site, an address, or the address in a SURL or TURL; of a
+        server of others the URL itself. Raises NotFound(SE_UNKNOWN), InvalidRequest(URL_INVALID)."""
+        if "://" in wanted:
+            return self._find_url(wanted)
         for address in self._known:
             if wanted.lower() in self._names(address):
                 return address
         known = ", ".join(f"{e.name} ({e.site})" for e in list(self._known.values())[:MAX_NAMED]) or "none"
         raise NotFound("SE_UNKNOWN", f"no storage element {wanted[:100]!r} is known; known are: {known}", wanted=wanted)
+
+    def _find_url(self, url: str) -> str:
+        match = _URL.match(url)
+        if match is None or "/../" in f"{url}/":
+            raise InvalidRequest(
+                "URL_INVALID",
+                f"{url[:200]!r} is no place for files; write https://host:port/directory, davs:// or gsiftp://",
+            )
+        for address, endpoint in self._known.items():
+            if match["address"] in (address, f"{endpoint.host}:{endpoint.http}"):
+                return address
+        if match["scheme"] == "srm":
+            return self.find(match["address"])  # says what is known
+        port = "" if re.search(r":[0-9]+\Z", match["address"]) else f":{_PORTS[match['scheme']]}"
+        return f"{match['scheme']}://{match['address']}{port}{match['path'] or ''}".rstrip("/")
 
     def matching(self, expression: str) -> list[str]:
         """The elements that an expression means, as `Subscribe` has it. Raises InvalidRequest(SUBSCRIPTION_INVALID)."""

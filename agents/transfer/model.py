@@ -42,11 +42,17 @@ class Job:
     owner: str
     vo: str
     destination: str
-    """host:port of the storage element, as SURLs have it; so are all elements below."""
+    """host:port of the storage element, as SURLs have it; so are all elements below. Of a server of others: the URL of
+    a directory there."""
     source: str
     """The only source wanted; empty: any."""
     priority: int
     submitted_at_us: int
+
+    def can_read(self, element: str) -> bool:
+        """Its files may come from there. One of the two ends is an element of this grid, which moves the bytes."""
+        is_other = not is_at(element, self.destination) and self.source in ("", element)
+        return is_other and not (is_foreign(element) and is_foreign(self.destination))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +91,23 @@ class FileRecord:
     ended_at_us: int
 
 
+def is_foreign(element: str) -> bool:
+    """It is a server of others, not a storage element of this grid."""
+    return "://" in element
+
+
 def element_of(surl: str) -> str:
-    """host:port of the storage element that a SURL names."""
-    return surl.partition("://")[2].partition("/")[0]
+    """The storage element that a SURL names: host:port; of a server of others with its scheme, `https://host:port`."""
+    scheme, _, rest = surl.partition("://")
+    host = rest.partition("/")[0]
+    return host if scheme == "srm" else f"{scheme}://{host}"
+
+
+def is_at(surl_or_element: str, destination: str) -> bool:
+    """A SURL, or an element, is what a destination means."""
+    if is_foreign(destination):
+        return f"{surl_or_element}/".startswith(f"{destination}/")
+    return destination in (surl_or_element, element_of(surl_or_element))
 
 
 def host_and_port(element: str) -> tuple[str, int]:

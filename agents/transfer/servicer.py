@@ -13,7 +13,16 @@ from agents.transfer import store as rows
 from agents.transfer import wire
 from agents.transfer.core import TransferCore
 from agents.transfer.machine import Canceled
-from agents.transfer.model import MAX_PRIORITY, MAX_SUBMITTED, PAGE, FileRecord, Job, Subscription
+from agents.transfer.model import (
+    MAX_PRIORITY,
+    MAX_SUBMITTED,
+    PAGE,
+    FileRecord,
+    Job,
+    Subscription,
+    element_of,
+    is_foreign,
+)
 from agents.transfer.subscriptions import Subscriptions
 from fabric.clock import Clock, to_us
 from fabric.errors import InvalidRequest, Refused
@@ -63,10 +72,11 @@ class TransferServicer(transfer_pb2_grpc.TransfersServicer):
             raise Refused(
                 "VO_REQUIRED", f"{peer.subject} is of no VO here, and files belong to VOs", subject=peer.subject
             )
-        elements = self._core.elements
+        find = self._core.elements.find
+        source = find(request.source) if request.source else ""
         job = Job(
-            request.job_id, peer.subject, peer.vo, elements.find(request.destination),
-            elements.find(request.source) if request.source else "", request.priority, to_us(self._clock.now()),
+            request.job_id, peer.subject, peer.vo, find(request.destination),
+            element_of(source) if is_foreign(source) else source, request.priority, to_us(self._clock.now()),
         )  # fmt: skip
         accepted, refused = await self._core.submit(job, names)
         self._log.audit(

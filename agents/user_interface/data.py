@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from security.errors import SecurityError
 COPIES_AT_ONCE = 8
 """Replications side by side."""
 REMOVALS_AT_ONCE = 8
+_SURL = re.compile(r"(srm|https|davs|gsiftp)://")
 NOT_THERE = frozenset({"NO_REPLICA", "LFN_UNKNOWN", "LFN_NOT_FOUND", "DIRECTORY_NOT_FOUND"})
 """Of a file of a tree: it has no replica at that element, or somebody else was faster."""
 
@@ -51,8 +53,9 @@ def check_lfn(text: str) -> str:
 
 
 def check_name(text: str) -> str:
-    """The name of a file in the catalogue: its GUID, or an LFN as `check_lfn` has it. Raises UsageProblem."""
-    return text if text.startswith("guid:") else check_lfn(text)
+    """The name of a file in the catalogue: its GUID, the SURL of a replica, or an LFN as `check_lfn` has it. Raises
+    UsageProblem."""
+    return text if text.startswith("guid:") or _SURL.match(text) else check_lfn(text)
 
 
 def require_vo(grid: Grid) -> None:
@@ -457,7 +460,7 @@ async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
         await catalog.remove_replica(names, lfn, replica.surl, dry_run=True)
     key_id = await sealed_with(grid, file) if element is None else None
     for replica in chosen:
-        await storage.remove(await grid.channel_to(*door(replica.surl)), replica.surl)
+        await _remove_data(grid, replica.surl)
         await catalog.remove_replica(names, lfn, replica.surl)
     if element is None:
         await catalog.remove(names, lfn)
@@ -466,6 +469,22 @@ async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
         if failures:
             console.warn(f"{lfn} is removed, and {len(failures)} shares of its key are not: {failures[0]}")
     return [replica.surl for replica in chosen]
+
+
+async def _remove_data(grid: Grid, surl: str) -> None:
+    """At its storage element; at a server of others by an element of this grid."""
+    if surl.startswith("srm:"):
+        await storage.remove(await grid.channel_to(*door(surl)), surl)
+        return
+    mover = await find_element(grid, None)
+    channel = await grid.channel_to(mover.host, mover.port)
+    await grid.delegate(channel)
+    try:
+        await storage.remove(channel, surl)
+    except InvalidRequest as error:
+        if error.reason != "REMOVE_UNSUPPORTED":
+            raise
+        console.warn(error.sentence)
 
 
 async def remove_command(

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 from support.grid import LabGrid, free_port
+from support.transfers import Desk
 from support.waiting import until
 from support.webdav import Door
 
+from agents.storage import client as storage
+from agents.transfer.machine import Copied
+from fabric.errors import InvalidRequest
 from fabric.rpc.delegation import delegate
 
 DATA = random.Random(8).randbytes(3_000_017)
@@ -81,6 +85,52 @@ async def test_copies_go_to_and_come_from_a_real_xrootd_server(lab: LabGrid) -> 
         status, _, said = await door.ask(f"COPY /cms/c HTTP/1.1\nSource: {url}/missing")
         assert status >= 400 and f"{url}/missing".encode() in said  # XRootD 5.5 says 500
         assert (await door.ask("HEAD /cms/c HTTP/1.1"))[0] == 404
+
+
+async def test_the_transfer_agent_copies_to_and_from_a_real_xrootd_server(lab: LabGrid, tmp_path: Path) -> None:
+    desk = Desk(lab, tmp_path)
+    await desk.start(max_attempts=2)
+    lfn = await desk.put("f", data=DATA)
+    async with xrootd(lab) as (url, files):
+        (file,) = await desk.ended(await desk.submit([lfn], url.replace("https", "davs")))
+        assert (file.state, file.reason) == ("FINISHED", ""), file.sentence
+        (kept,) = [path for path in files.iterdir() if path.is_file()]
+        assert file.surl == f"{url.replace('https', 'davs')}/{kept.name}" and kept.read_bytes() == DATA
+        assert (await desk.replicas(lfn))[1:] == [file.surl]
+        (again,) = await desk.ended(await desk.submit([file.surl], f"{url.replace('https', 'davs')}/"))
+        assert (again.state, again.reason) == ("FINISHED", "ALREADY_THERE")
+
+        (back,) = await desk.ended(await desk.submit([lfn], "RAL", source=url.replace("https", "davs")))
+        assert (back.state, back.source) == ("FINISHED", file.surl.rpartition("/data")[0])
+        assert await storage.read_range(await desk.element("RAL"), back.surl) == DATA
+
+        # what the server has no more, or other bytes of the same length, is not copied
+        kept.write_bytes(DATA[::-1])
+        (wrong,) = await desk.ended(await desk.submit([lfn], "CNAF", source=url.replace("https", "davs")))
+        assert (wrong.state, wrong.reason) == ("FAILED", "CHECKSUM_MISMATCH")
+        kept.unlink()
+        (wrong,) = await desk.ended(await desk.submit([lfn], "CNAF", source=url.replace("https", "davs")))
+        assert wrong.state == "FAILED" and file.surl in wrong.sentence
+        await desk.clean()
+        assert await desk.on("CNAF") == [] and not [path for path in files.rglob("*") if path.is_file()]
+
+
+async def test_what_a_server_of_others_has_of_an_unwanted_copy_is_removed(lab: LabGrid, tmp_path: Path) -> None:
+    desk = Desk(lab, tmp_path)
+    await desk.start()
+    lfn = await desk.put("f", data=DATA)
+    async with xrootd(lab) as (url, files):
+        reached = desk.stop_at(Copied, kept=False)
+        job_id = await desk.submit([lfn], url)
+        async with asyncio.timeout(60):
+            await reached.wait()
+        assert [path.read_bytes() for path in files.iterdir() if path.is_file()] == [DATA]
+        await (await desk.transfers()).cancel(job_id)
+        await until(lambda: not [path for path in files.iterdir() if path.is_file()], "the removal")
+    assert len(await desk.replicas(lfn)) == 1
+    for wrong in ("http://localhost/x", "https://me@localhost/x", f"{url}/../x", f"{url}/x?y", f"{url}/ x", "https://"):
+        with pytest.raises(InvalidRequest, match="no place for files"):
+            await desk.submit([lfn], wrong)
 
 
 @pytest.fixture

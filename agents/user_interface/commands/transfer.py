@@ -21,7 +21,7 @@ Wait = Annotated[bool, typer.Option("--wait", "-w", help="Stay until all files h
 @app.command()
 def submit(
     lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files, or directories: all files below.")],
-    to: Annotated[str, typer.Option("--to", help="Storage element: its name or its site.")],
+    to: Annotated[str, typer.Option("--to", help="Storage element: its name or site; or https:, davs:, gsiftp: URL.")],
     source: Annotated[str, typer.Option("--from", help="Read only from this storage element.")] = "",
     priority: Annotated[int, typer.Option("--priority", min=-10, max=10, help="Higher goes first.")] = 0,
     wait: Wait = False,
@@ -33,6 +33,7 @@ def submit(
     Examples:
       grid transfer submit lfn:/grid/cms/mc/run1.root --to RAL
       grid transfer submit lfn:/grid/cms/mc --to RAL --priority 5 --wait
+      grid transfer submit lfn:/grid/cms/mc --to gsiftp://se.example.org/data/cms
     """
     from agents.user_interface import transfers
 

@@ -109,6 +109,12 @@ def test_foreign_keys_lead_to_entities(level: Level) -> None:
                 assert set(values) <= names, f"{entry.dn}: {name}"
 
 
+def test_what_a_service_says_of_itself_is_an_extension_of_it(level: Level) -> None:
+    channel = level.one("(objectClass=GLUE2Extension)")
+    assert channel.first("GLUE2ExtensionKey") == "channel:a-b" and channel.first("GLUE2ExtensionValue") == "1"
+    assert channel.first("GLUE2ExtensionEntityForeignKey") == "ft"
+
+
 def test_what_is_kept_for_groups_and_roles_is_not_for_all() -> None:
     level, fqans = Level(), ("/cms/Role=pilot", "/atlas/prod", "VOMS:", "//")
     element = ComputingElement(CE_ID, "ce.cern.ch", "ce.cern.ch", 2119, fqans=fqans)

@@ -253,20 +253,32 @@ class ListResponse(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CopyFromRequest(_message.Message):
-    __slots__ = ("source_surl", "expected", "put_id", "vo", "max_bytes_per_s", "name_hint")
+    __slots__ = ("source_surl", "expected", "put_id", "vo", "max_bytes_per_s", "name_hint", "size_bytes")
     SOURCE_SURL_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
     VO_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     NAME_HINT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     source_surl: str
     expected: Checksums
     put_id: str
     vo: str
     max_bytes_per_s: int
     name_hint: str
-    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ..., name_hint: _Optional[str] = ...) -> None: ...
+    size_bytes: int
+    def __init__(self, source_surl: _Optional[str] = ..., expected: _Optional[_Union[Checksums, _Mapping]] = ..., put_id: _Optional[str] = ..., vo: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ..., name_hint: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class CopyToRequest(_message.Message):
+    __slots__ = ("surl", "url", "max_bytes_per_s")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    url: str
+    max_bytes_per_s: int
+    def __init__(self, surl: _Optional[str] = ..., url: _Optional[str] = ..., max_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class CopyFromResponse(_message.Message):
     __slots__ = ("surl", "size_bytes", "checksums", "moved_bytes")

@@ -81,6 +81,11 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
                 _registered_method=True)
+        self.CopyTo = channel.unary_stream(
+                '/gridfabric.storage.v1.Storage/CopyTo',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyToRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
+                _registered_method=True)
         self.CopyMany = channel.unary_stream(
                 '/gridfabric.storage.v1.Storage/CopyMany',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyManyRequest.SerializeToString,
@@ -189,7 +194,7 @@ class StorageServicer:
 
     def Remove(self, request, context):
         """After: gone, whether named by its SURL or by the caller's own put, which ends if it is under way. Idempotent. Members
-        of the file's VO only.
+        of the file's VO only. A URL of a server of others: removed there with the caller's delegated proxy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,9 +208,18 @@ class StorageServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CopyFrom(self, request, context):
-        """Third-party copy: this SE reads the file from another one with the caller's delegated proxy ("default"),
+        """Third-party copy: this SE reads the file from another one, or from a server of others by its URL, with the caller's delegated proxy ("default"),
         verifies both checksums and keeps it. The bytes do not pass through the caller. While they move, a message a second
         says how many have come; the last message has the SURL. A caller that goes away ends the copy, and nothing is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyTo(self, request, context):
+        """Third-party copy to a server of others: this SE sends its file to the URL (https, davs, gsiftp) with the caller's
+        delegated proxy, and compares what that server has then by a checksum. Messages as CopyFrom; what fails may be there
+        in part: Remove it. Errors as Get (with the fact side = source), and those of the other server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -335,6 +349,11 @@ def add_StorageServicer_to_server(servicer, server):
             'CopyFrom': grpc.unary_stream_rpc_method_handler(
                     servicer.CopyFrom,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.SerializeToString,
+            ),
+            'CopyTo': grpc.unary_stream_rpc_method_handler(
+                    servicer.CopyTo,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyToRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.SerializeToString,
             ),
             'CopyMany': grpc.unary_stream_rpc_method_handler(
@@ -632,6 +651,33 @@ class Storage:
             target,
             '/gridfabric.storage.v1.Storage/CopyFrom',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyTo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/CopyTo',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyToRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.CopyFromResponse.FromString,
             options,
             channel_credentials,
