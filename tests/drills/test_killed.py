@@ -13,7 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.history import WITNESS, Recorded, job_problems
 from support.whole_grid import Lab, running_lab, until
+
+from agents.bookkeeping.model import Event, EventType
 
 JOBS = 200
 VICTIMS = ("broker", "bookkeeping", "gatekeeper", "worker", "storage", "information", "top", "catalog")
@@ -35,20 +38,19 @@ storage = {}
 gatekeeper = { lease_linger_s = 0.5 }
 worker = { slots = 8 }
 """
-# The payload shows that it ran: one line in a file of its own, outside its scratch directory.
 JDL = """
 JobType = "Parametric";
 Parameters = %d;
 ParameterStart = 0;
 ParameterStep = 1;
-Executable = "/bin/sh";
-Arguments = "payload.sh %s _PARAM_";
-InputSandbox = {"payload.sh"};
+Executable = "witness.sh";
+Arguments = "%s 1 0 _PARAM_";
+InputSandbox = {"witness.sh"};
 StdOutput = "out.txt";
 OutputSandbox = {"out.txt"};
 OutputData = {[OutputFile = "event.dat"; LogicalFileName = "lfn:/grid/cms/killed/_PARAM_.dat"]};
 """
-PAYLOAD = 'echo "$GRIDFABRIC_JOB_ID" >> "$1/$2"; echo "event $2" > event.dat; echo "job $2"; sleep 1\n'
+PAYLOAD = WITNESS + 'echo "event $4" > event.dat\necho "job $4"\n'
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None
     ran = lab.folder / "ran"
     ran.mkdir()
     ran.chmod(0o777)
-    (lab.folder / "payload.sh").write_text(PAYLOAD)
+    (lab.folder / "witness.sh").write_text(PAYLOAD)
     (lab.folder / "many.jdl").write_text(JDL % (JOBS, ran))
     submitted = lab.json("job", "submit", "many.jdl")
     parent, children = submitted[0]["job_id"], submitted[0]["children"]
@@ -73,8 +75,8 @@ def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None
         kill_and_wait(lab, kind)
 
     lab.grid("job", "wait", parent, deadline_s=240)
-    assert_each_ran_exactly_once(lab, children, ran)
-    assert_histories_are_whole(lab, children)
+    assert_each_ended_well(lab, children)
+    assert_histories_are_whole(lab, children, ran)
     files = lab.json("data", "ls", "lfn:/grid/cms/killed")
     assert len(files) == JOBS
     lab.grid("job", "output", parent, "--dir", str(lab.folder / "output"), deadline_s=180)
@@ -102,23 +104,28 @@ def listens(lab: Lab, kind: str) -> bool:
         return connection.connect_ex((endpoint["host"], endpoint["rpc"])) == 0
 
 
-def assert_each_ran_exactly_once(lab: Lab, children: list[str], ran: Path) -> None:
+def assert_each_ended_well(lab: Lab, children: list[str]) -> None:
     jobs = {job["job_id"]: job for job in lab.json("job", "status", *children)}
     states = Counter(job["state"] for job in jobs.values())
     assert states == {"DONE": JOBS}, (states, [j for j in jobs.values() if j["state"] != "DONE"][:3])
     assert all(job["exit_code"] == 0 for job in jobs.values())
-    lines = {path.name: path.read_text().splitlines() for path in ran.iterdir()}
-    assert len(lines) == JOBS
-    assert not {name: found for name, found in lines.items() if len(found) != 1}
-    assert {found[0] for found in lines.values()} == set(children)
 
 
-def assert_histories_are_whole(lab: Lab, children: list[str]) -> None:
+def assert_histories_are_whole(lab: Lab, children: list[str], ran: Path) -> None:
+    recorded = Recorded()
+    recorded.told("", children)
+    recorded.read_witnesses(ran)
+    words = {name: [word for word, _ in told] for name, told in recorded.witnessed.items()}
+    assert not {name: found for name, found in words.items() if found != ["start", "end"]}
+    assert len(recorded.witnessed) == JOBS
     for child in children[:: len(children) // 10]:
-        events = lab.json("job", "history", child)["events"]
-        last = [event["event"] for event in events if event["attempt"] == events[-1]["attempt"]]
-        assert {"MATCHED", "TRANSFERRED", "RUNNING", "DONE"} <= set(last), (child, last)
-        assert {"REGISTERED", "ENQUEUED"} <= {event["event"] for event in events}
+        events = [
+            Event(
+                child, told["source"], told["sequence"], at, EventType[told["event"]], told["attempt"], told["fields"]
+            )
+            for at, told in enumerate(lab.json("job", "history", child)["events"])
+        ]
+        assert job_problems("DONE", events, recorded.witnessed[child.rpartition("/")[2]]) == []
 
 
 def assert_nothing_is_left(lab: Lab, ran: Path) -> None:

@@ -74,6 +74,8 @@ class Ordeal:
         self._stack = contextlib.AsyncExitStack()
         self._since_us = time.time_ns() // 1000
         self._started = 0
+        self.rounds = 0
+        """Submissions of which all jobs have ended, been fetched and cleared."""
 
     async def __aenter__(self) -> Ordeal:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="witness-", dir="/tmp"))
@@ -120,12 +122,15 @@ class Ordeal:
         await self.begin(kind).ready()
 
     async def _starter_dies(self, point: str) -> None:
-        """The worker starts a starter that dies there, and then one that lives."""
+        """The worker starts a starter that dies there, and then one that lives, until enough jobs have ended: a broker
+        gives nothing to a CE where more fail than end (agents/broker/blacklist.py)."""
         await self.kill_starter()
         log = self.state_dir("worker") / "log.jsonl"
         before = spawned(log)
         child = self.begin("worker", point)
         await until(lambda: spawned(log) >= before + 2, f"the starter died at {point}", deadline_s=120)
+        rounds = self.rounds
+        await until(lambda: self.rounds >= rounds + 3, f"jobs end after {point}", deadline_s=240)
         await child.kill()
 
     async def kill_starter(self) -> None:
@@ -178,6 +183,7 @@ class Ordeal:
         for job_id in ids:
             await patiently(lambda job_id=job_id: self._output(job_id))
         await patiently(lambda: self._clear(answer.job_id))
+        self.rounds += 1
 
     async def _bookkeeping(self) -> BookkeepingClient:
         return BookkeepingClient(await self.lab.channel("bookkeeping", credential=self.alice))
