@@ -57,7 +57,8 @@ class Child:
         """Send a signal and wait for the end."""
         await until(lambda: self.pid, f"{self.name} was forked")
         if self.status is None:
-            os.kill(self.pid, number)  # not reaped before the nursery told, so it is nobody else's number
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self.pid, number)
         await self.ended()
 
 

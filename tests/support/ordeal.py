@@ -134,10 +134,10 @@ class Ordeal:
         await child.kill()
 
     async def kill_starter(self) -> None:
-        """And whoever else has its number, had it one: there is one only after a first start."""
+        """There is one after the worker's first start."""
         path = self.state_dir("worker") / "starter.pid"
         if path.exists():
-            pid = int(path.read_text())
+            pid = int(await until(path.read_text, "the starter has written its number"))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             await until(lambda: not Path(f"/proc/{pid}").exists() or is_zombie(pid), "the starter is dead")
