@@ -761,6 +761,14 @@ class Runner:
         result = _with_stages(result, self._stages(job), job.order.description, self.options.script_s)
         if job.order.gang and not job.order.open_mpi and result.exit_code and not result.sentence:
             result = replace(result, sentence=ranks.first_failed(self._piece(job, ranks.FAILED_NAME, 0)))
+        limit = job.order.description.limits.disk_bytes
+        if result.exit_code and not result.sentence and limit:
+            full = scratch.full_file(
+                self.root, job.key, limit
+            )  # the signal went to a child, or was turned into an error
+            if full:
+                sentence = f"its file {full[:200]!r} has reached the limit of {limit} bytes, where writing fails"
+                result = replace(result, sentence=sentence)
         return result
 
     def _stages(self, job: Job) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import stat
@@ -150,6 +151,15 @@ def open_output(root: Path, key: str, name: str, uid: int) -> int:
         os.close(descriptor)
         raise OutputError(f"{name} is not a plain file of the job")
     return descriptor
+
+
+def full_file(root: Path, key: str, limit_bytes: int) -> str:
+    """A file right in a job's directory that has reached the size limit of a file; empty: none of the first 1000."""
+    with contextlib.suppress(OSError), os.scandir(root / key) as entries:
+        for entry in itertools.islice(entries, 1000):
+            if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_size >= limit_bytes:
+                return entry.name
+    return ""
 
 
 def remove(root: Path, key: str) -> None:

@@ -170,6 +170,19 @@ async def test_others_see_nothing_of_my_jobs(site: Site) -> None:
     assert (await client.output_files(site.channel, one.job_id))["out"] == b"secret\n"
 
 
+async def test_a_child_that_ran_into_the_size_limit_of_a_file_is_told(site: Site) -> None:
+    await site.start({"disk_check_s": 60})  # the look at the whole directory would end it first
+    limits = pb.Limits(disk_bytes=100_000)
+    full = job("-c", "head -c 200000 /dev/zero > big; exit 4", limits=limits)
+    other = job("-c", "head -c 50000 /dev/zero > big; exit 4", limits=limits)
+    await site.submit(full, other)
+    ends = await site.ended(full, other, seconds=60)
+    assert [(end.state, end.exit_code, end.reason, end.sentence) for end in ends] == [
+        (pb.JOB_STATE_DONE, 4, "", "its file 'big' has reached the limit of 100000 bytes, where writing fails"),
+        (pb.JOB_STATE_DONE, 4, "", ""),
+    ]
+
+
 async def test_the_worker_port_is_for_workers_of_the_site(site: Site) -> None:
     await site.start()
     for credential in (site.alice, site.lab.service("worker", site="RAL"), site.lab.service("broker")):
