@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -11,12 +12,14 @@ from agents.storage.framing import Piece
 from agents.storage.model import Announced, Checksums
 from agents.storage.surl import Surl
 from agents.storage.third_party import RemoteFile
-from fabric.errors import DataCorrupted, GridError, InvalidRequest
+from fabric.errors import DataCorrupted, GridError, InvalidRequest, Unavailable
 
 T = TypeVar("T")
 
 MARKER_S = 1.0
 """Between two messages about a copy under way."""
+RESUME_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before each attempt to read on where a connection broke; together less than the silence that ends a put."""
 LEAST_BYTES_PER_S = 256 << 10
 """Of a speed limit: below it a piece takes longer than a silence that ends a transfer."""
 
@@ -31,6 +34,48 @@ class Opened(Protocol):
     def pieces(self) -> AsyncGenerator[Any]:
         """Its bytes."""
         ...
+
+
+class Resuming:
+    """A file of another storage element that is read on at the byte where a connection broke: `reopen(offset)`. What is
+    verified at the end is the whole."""
+
+    def __init__(
+        self,
+        opened: Opened,
+        reopen: Callable[[int], AbstractAsyncContextManager[Opened]],
+        pauses_s: Sequence[float] = RESUME_PAUSES_S,
+    ) -> None:
+        self.size_bytes, self.checksums = opened.size_bytes, opened.checksums
+        self._opened, self._reopen, self._pauses_s = opened, reopen, pauses_s
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        """The bytes, once and in order. Raises what broke it when nothing more came after all pauses, and at once what
+        would happen again; DataCorrupted(SOURCE_DIFFERS) if it has become another file."""
+        offset, pauses = 0, iter(self._pauses_s)
+        async with AsyncExitStack() as stack:
+            opened: Opened | None = self._opened
+            while True:
+                try:
+                    if opened is None:
+                        opened = await stack.enter_async_context(self._reopen(offset))
+                        if (opened.size_bytes, opened.checksums) != (self.size_bytes, self.checksums):
+                            raise DataCorrupted(
+                                "SOURCE_DIFFERS",
+                                f"the file was exchanged for another after {offset} bytes; copy it anew",
+                            )
+                    async for piece in opened.pieces():
+                        offset += len(piece)
+                        pauses = iter(self._pauses_s)
+                        yield piece
+                    return
+                except (Unavailable, DataCorrupted) as error:
+                    pause_s = next(pauses, None)
+                    broken = isinstance(error, Unavailable) or error.reason == "STREAM_CUT"
+                    if not broken or pause_s is None or offset >= self.size_bytes:
+                        raise
+                opened = None
+                await asyncio.sleep(pause_s)
 
 
 class ForeignFile:

@@ -17,6 +17,7 @@ from agents.storage.copying import (
     Arriving,
     ForeignFile,
     Leaving,
+    Resuming,
     arriving_together,
     at_source,
     check_rate,
@@ -395,17 +396,23 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         return source
 
     @asynccontextmanager
-    async def _opened(self, peer: Peer, source: Surl, expected: Checksums | None) -> AsyncGenerator[OpenFile]:
+    async def _opened(self, peer: Peer, source: Surl, expected: Checksums | None) -> AsyncGenerator[Resuming]:
         """A file of another storage element, read with the proxy that the caller delegated. Raises what the other one
         does, with the fact `side`; DataCorrupted(SOURCE_DIFFERS)."""
         credential, opening = self._delegations.get(peer.subject), True
-        try:
+
+        @asynccontextmanager
+        async def opened_at(offset: int) -> AsyncGenerator[OpenFile]:
             channel = await self._channels.get(source.rpc_host, source.port, credential=credential)
-            async with open_file(channel, str(source)) as opened:
+            async with open_file(channel, str(source), offset) as opened:
+                yield opened
+
+        try:
+            async with opened_at(0) as opened:
                 if expected is not None:
                     require_source(source, opened.checksums, expected)
                 opening = False
-                yield opened
+                yield Resuming(opened, opened_at)
         except GridError as error:
             raise (at_source(error) if opening else error) from error.__cause__
 

@@ -363,6 +363,32 @@ async def test_a_copy_with_a_speed_limit_tells_how_far_it_is_and_is_taken_back(l
     assert on_disk(lab, "RAL") == []
 
 
+async def test_a_copy_goes_on_at_the_byte_where_its_source_broke(lab: LabGrid, tmp_path: Path) -> None:
+    cern = await start(lab)
+    ral = await start(lab, "RAL")
+    data = random.Random(3).randbytes(20 << 20)
+    (tmp_path / "large").write_bytes(data)
+    stored = await client.put_file(cern, tmp_path / "large", "cms")
+    await delegate(ral, lab.user("alice"))
+    element = lab.agents["storage.CERN"].agent.element  # type: ignore[attr-defined]
+    read, offsets = element.read, list[int]()
+
+    async def breaks(file: Any, offset: int, *more: Any) -> Any:
+        offsets.append(offset)
+        sent = 0
+        async for piece in read(file, offset, *more):
+            sent += len(piece)
+            if len(offsets) < 3 and sent > 7 << 20:
+                raise Unavailable("POOL_UNUSABLE", "the disk went away")
+            yield piece
+
+    element.read = breaks
+    copied = await client.copy(ral, stored.surl, "cms", patience_s=0.0)
+    assert copied.checksums == stored.checksums and len(offsets) == 3
+    assert offsets[0] == 0 < offsets[1] < offsets[2] < len(data)
+    assert await client.read_range(ral, copied.surl) == data
+
+
 async def test_a_copy_of_a_rotten_source_is_refused_and_leaves_nothing(lab: LabGrid, source: Path) -> None:
     cern = await start(lab)
     ral = await start(lab, "RAL")
