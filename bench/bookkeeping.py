@@ -118,14 +118,18 @@ def _ask(bench: Bench, store: Store, count: int) -> dict[str, float]:
         ),
     }
     found: dict[str, float] = {}
-    for title, question in questions.items():
-        times = []
+
+    def measure(title: str, work: Callable[[], object]) -> None:
+        times: list[float] = []
         for _ in range(bench.size(TRIALS, 3)):
             began = time.process_time()
-            store.read_sync(question)
+            work()
             times.append((time.process_time() - began) * 1000)
         figure = bench.add(f"bookkeeping {count}: {title}", f"{count} jobs: {title}", "ms of processor time", times)
         found[title] = figure.median
+
+    for title, question in questions.items():
+        measure(title, lambda question=question: store.read_sync(question))
     numbers = iter(range(1, 1 << 40))
 
     def batch() -> list[Event]:
@@ -135,24 +139,15 @@ def _ask(bench: Bench, store: Store, count: int) -> dict[str, float]:
             for i in range(500)
         ]
 
-    times = []
-    for _ in range(bench.size(TRIALS, 3)):
-        events = batch()
-        began = time.process_time()
-        store.write_sync(lambda connection, events=events: rows.record(connection, events))
-        times.append((time.process_time() - began) * 1000)
-    title = "500 events of jobs anywhere recorded"
-    found[title] = bench.add(
-        f"bookkeeping {count}: recorded", f"{count} jobs: {title}", "ms of processor time", times
-    ).median
-    times = []
-    for _ in range(bench.size(TRIALS, 3)):
-        began = time.process_time()
-        gone = store.read_sync(lambda c: rows.finished(c, NOW_US * 2, 1000))
-        store.write_sync(lambda c, gone=gone: rows.forget(c, gone))
-        times.append((time.process_time() - began) * 1000)
-    title = "1000 of the oldest read with their histories, and removed"
-    found[title] = bench.add(
-        f"bookkeeping {count}: purged", f"{count} jobs: {title}", "ms of processor time", times
-    ).median
+    batches = iter([batch() for _ in range(TRIALS)])
+    measure(
+        "500 events of jobs anywhere recorded",
+        lambda: store.write_sync(lambda connection: rows.record(connection, next(batches))),
+    )
+
+    def purge() -> None:
+        gone = store.read_sync(lambda connection: rows.finished(connection, NOW_US * 2, 1000))
+        store.write_sync(lambda connection: rows.forget(connection, gone))
+
+    measure("1000 of the oldest read with their histories, and removed", purge)
     return found

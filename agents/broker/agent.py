@@ -31,6 +31,8 @@ OBJECT_CLASSES = ("GlueCE", "GlueCluster", "GlueSubCluster", "GlueSite", "GlueCE
 """What matching needs of the tree."""
 REGISTERED_AT_ONCE = 500
 """Jobs of a submission that bookkeeping is waited for: of many it takes longer to hear than the broker to keep them."""
+MAX_WAITS = 10
+"""Of `registered_wait_s` each, if something was heard in the one before."""
 
 
 class BrokerAgent(Agent):
@@ -89,18 +91,21 @@ class BrokerAgent(Agent):
 
     async def _registered(self, jobs: int) -> None:
         """Wait a little for bookkeeping to have what was logged of so many jobs, the last ones; of many, of the first
-        of them."""
-        if self.options.registered_wait_s > 0 and self.context.settings.endpoints("bookkeeping"):
-            await self._recorded(self.options.registered_wait_s, max(0, jobs - REGISTERED_AT_ONCE))
+        of them. Longer while it is behind and gets on: a broker that takes jobs faster than bookkeeping is slowed."""
+        if self.options.registered_wait_s <= 0 or not self.context.settings.endpoints("bookkeeping"):
+            return
+        later = max(0, jobs - REGISTERED_AT_ONCE) * rows.LINES_OF_A_NEW_JOB
+        sequence = await self.store.read(_last_sequence) - later
+        for _ in range(MAX_WAITS):
+            before = self._delivered_sequence
+            if await self._heard(sequence, self.options.registered_wait_s) or self._delivered_sequence == before:
+                return
 
-    async def _recorded(self, limit_s: float, ahead: int = 0) -> bool:
-        """Wait for bookkeeping to have what was logged until now, but for so many jobs; False when it has not in
-        time."""
+    async def _recorded(self, limit_s: float) -> bool:
+        """Wait for bookkeeping to have what was logged until now; False when it has not in time."""
+        return await self._heard(await self.store.read(_last_sequence), limit_s)
 
-        def last(connection: sa.Connection) -> int:
-            return int(connection.exec_driver_sql("SELECT max(sequence) FROM outbox").scalar_one() or 0)
-
-        sequence = await self.store.read(last) - ahead * rows.LINES_OF_A_NEW_JOB
+    async def _heard(self, sequence: int, limit_s: float) -> bool:
         try:
             async with asyncio.timeout(limit_s), self._delivered:
                 await self._delivered.wait_for(lambda: self._delivered_sequence >= sequence)
@@ -164,6 +169,11 @@ class BrokerAgent(Agent):
             problems.append(f"{self.outbox.waiting} events wait for bookkeeping: {self.outbox.last_error.sentence}")
         state = AgentState.DEGRADED if problems else AgentState.GREEN
         return AgentHealth(state, "; ".join(problems), numbers)
+
+
+def _last_sequence(connection: sa.Connection) -> int:
+    """Of what waits for bookkeeping; 0 if nothing does."""
+    return int(connection.exec_driver_sql("SELECT max(sequence) FROM outbox").scalar_one() or 0)
 
 
 def build(context: AgentContext) -> Agent:

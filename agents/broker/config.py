@@ -66,4 +66,5 @@ class BrokerOptions:
     """A job that has found no CE for this long is aborted."""
     janitor_interval_s: float = field(default=60.0, metadata={"minimum": 0.1})
     registered_wait_s: float = field(default=1.0, metadata={"minimum": 0.0})
-    """Submit waits at most this long for bookkeeping to know the jobs, so that the next question is answered."""
+    """Submit waits for bookkeeping to know the jobs, so that the next question is answered, unless it hears nothing for
+    so long."""
