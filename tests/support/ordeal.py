@@ -42,7 +42,7 @@ Executable = "witness.sh"; Arguments = "{folder} {seconds} {printed}"; InputSand
 StdOutput = "out"; OutputSandbox = {{"out"}}; RetryCount = 20; ShallowRetryCount = 20;"""
 
 
-async def patiently(call: Callable[[], Awaitable[T]], deadline_s: float = 90.0) -> T:
+async def patiently(call: Callable[[], Awaitable[T]], deadline_s: float = 180.0) -> T:
     """As a user does while services are started again."""
     said = ""
     try:
@@ -179,7 +179,7 @@ class Ordeal:
         assert list(again.children) == list(answer.children)
         self.recorded.told(answer.job_id, answer.children)
         ids = list(answer.children)
-        await patiently(lambda: self._have_ended(ids), 120)
+        await patiently(lambda: self._have_ended(ids), 300)
         for job_id in ids:
             await patiently(lambda job_id=job_id: self._output(job_id))
         await patiently(lambda: self._clear(answer.job_id))
