@@ -35,7 +35,7 @@ def order(kind: str, number: int) -> list[str]:
     return points if number == 0 else [f"{point}:{chance.randint(1, 6)}" for point in points]
 
 
-@pytest.mark.timeout(600 + 200 * TIMES)
+@pytest.mark.timeout(1000 + 200 * TIMES)
 async def test_killed_at_every_write_point(tmp_path: Path) -> None:
     async with LabGrid(tmp_path) as lab, Ordeal(lab) as ordeal:
         enough = asyncio.Event()

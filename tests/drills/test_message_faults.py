@@ -12,7 +12,7 @@ from support.ordeal import Ordeal
 from support.proof import TIMES
 
 
-@pytest.mark.timeout(540 + 90 * TIMES)
+@pytest.mark.timeout(800 + 90 * TIMES)
 async def test_calls_that_are_lost_doubled_or_late_lose_and_double_no_job(tmp_path: Path) -> None:
     async with LabGrid(tmp_path) as lab, Ordeal(lab, faults="a bad network") as ordeal:
         for kind in ("bookkeeping", "broker", "gatekeeper", "worker"):

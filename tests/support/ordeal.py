@@ -116,7 +116,7 @@ class Ordeal:
             if point.startswith("starter."):
                 await self._starter_dies(point)
             else:
-                status = await self.begin(kind, point).ended(120)
+                status = await self.begin(kind, point).ended(420)
                 assert status == -signal.SIGKILL, f"{kind} with {point} ended with {status}"
             self.deaths.append(point)
         await self.begin(kind).ready()
@@ -128,9 +128,9 @@ class Ordeal:
         log = self.state_dir("worker") / "log.jsonl"
         before = spawned(log)
         child = self.begin("worker", point)
-        await until(lambda: spawned(log) >= before + 2, f"the starter died at {point}", deadline_s=120)
+        await until(lambda: spawned(log) >= before + 2, f"the starter died at {point}", deadline_s=420)
         rounds = self.rounds
-        await until(lambda: self.rounds >= rounds + 3, f"jobs end after {point}", deadline_s=240)
+        await until(lambda: self.rounds >= rounds + 3, f"jobs end after {point}", deadline_s=420)
         await child.kill()
 
     async def kill_starter(self) -> None:
@@ -179,7 +179,7 @@ class Ordeal:
         assert list(again.children) == list(answer.children)
         self.recorded.told(answer.job_id, answer.children)
         ids = list(answer.children)
-        await patiently(lambda: self._have_ended(ids), 300)
+        await patiently(lambda: self._have_ended(ids), 420)
         for job_id in ids:
             await patiently(lambda job_id=job_id: self._output(job_id))
         await patiently(lambda: self._clear(answer.job_id))
