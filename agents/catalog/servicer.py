@@ -44,7 +44,7 @@ RULES: dict[str, Rule] = {
     "AddReplicaMany": user,
     "RemoveReplica": user,
     "Lookup": any_of(user, services("broker", "storage")),
-    "ListReplicas": user,
+    "ListReplicas": any_of(user, services("storage")),
     "List": user,
     "Watch": user,
     "MakeDirectory": user,
@@ -161,7 +161,9 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         _require_few(asked)
         is_service = bool(peer.agent_kind)
         if peer.agent_kind == "storage":
-            self._require_own(peer, request)
+            if request.lfns or request.guids:
+                raise self._elsewhere(peer)
+            self._require_own(peer, request.surls)
         lfns = {text: lfn if is_service else _own(peer, lfn) for text in request.lfns for lfn in [parse_lfn(text)]}
         guids = {text: parse_guid(text) for text in request.guids}
         found = await self._store.lookup(
@@ -185,22 +187,29 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
             )
         return answer
 
-    def _require_own(self, peer: Peer, request: pb.LookupRequest) -> None:
+    def _require_own(self, peer: Peer, surls: Sequence[str]) -> None:
         """Raises Refused(ELSEWHERE) unless a storage element asks about its own SURLs."""
         caller = self._settings.endpoint_named("storage", peer.agent_name, peer.agent_site)
         own = f"srm://{caller.address}/".lower() if caller is not None else None
-        if own is None or request.lfns or request.guids or any(not s.lower().startswith(own) for s in request.surls):
-            raise Refused(
-                "ELSEWHERE",
-                f"{peer.subject} may ask only about replicas that it keeps itself, by SURL",
-                subject=peer.subject,
-            )
+        if own is None or any(not surl.lower().startswith(own) for surl in surls):
+            raise self._elsewhere(peer)
+
+    def _elsewhere(self, peer: Peer) -> Refused:
+        return Refused(
+            "ELSEWHERE",
+            f"{peer.subject} may ask only about replicas that it keeps itself, by SURL",
+            subject=peer.subject,
+        )
 
     async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
         """See the proto."""
         peer = current_peer(context)
-        _own(peer, parse_lfn(f"{ROOT}/{request.vo}"))
+        vo_directory = parse_lfn(f"{ROOT}/{request.vo}")
         first = check_replica(f"srm://{request.storage_element}/{request.vo}/", "", 0).surl
+        if peer.agent_kind:
+            self._require_own(peer, [first])
+        else:
+            _own(peer, vo_directory)
         limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else DEFAULT_PAGE
         surls = await self._store.replicas_below(first, max(first, request.after), limit)
         return pb.ListReplicasResponse(surls=surls, more=len(surls) == limit)

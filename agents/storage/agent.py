@@ -13,6 +13,7 @@ from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
 from agents.storage.nearline import Nearline
+from agents.storage.reconciler import Reconciler
 from agents.storage.repair import Repairer, Replicas
 from agents.storage.scrubber import MAX_DAMAGED, Scrubber
 from agents.storage.servicer import RULES, StorageServicer
@@ -71,10 +72,14 @@ class StorageAgent(Agent):
         self._third_party = ThirdParty(
             context.channels, context.delegations, context.settings.certificates, context.clock
         )
+        self.reconciler = Reconciler(
+            self.manager, store, context.channels, settings, context.vos, log=context.log, clock=context.clock
+        )
         servicer = StorageServicer(
             self.manager,
             self.keeper,
             self.scrubber,
+            self.reconciler,
             channels=context.channels,
             delegations=context.delegations,
             third_party=self._third_party,
@@ -111,6 +116,8 @@ class StorageAgent(Agent):
             await self._open_door(self.context.rpc)
         if self._config.repair:
             self.context.spawn(self.repairer.run(), "repair")
+        if self._config.reconcile_every_s and self.context.settings.endpoints("catalog"):
+            self.context.spawn(self.reconciler.run(), "reconcile")
         self._started_at = utc_text(self.context.clock.now())
         self._publisher = InformationPublisher(self.context, self.entries, poll_s=MEASURE_S)
         await self._publisher.start()
@@ -152,6 +159,8 @@ class StorageAgent(Agent):
             "damaged_files": float(self._damaged),
             "scrubbed_bytes": float(self.scrubber.read_bytes),
             "repaired_files": float(self.repairer.repaired),
+            "dark_files": float(self.reconciler.dark),
+            "lost_replicas": float(self.reconciler.lost),
         }
         if self.nearline is not None:
             numbers |= {"staging": float(self.nearline.waiting)}
@@ -238,6 +247,10 @@ class StorageAgent(Agent):
             self.context.problem("tapes", self.nearline.obstacle)
         else:
             self.context.solved("tapes")
+        if self.reconciler.held:
+            self.context.problem("dark files", self.reconciler.held)
+        else:
+            self.context.solved("dark files")
         self._damaged = await self.scrubber.damaged()
         if self._damaged:
             more = "; the scrubber waits, look at the disks" if self._damaged >= MAX_DAMAGED else ""

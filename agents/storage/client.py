@@ -20,6 +20,7 @@ from gridfabric.storage.v1 import storage_pb2 as pb
 from gridfabric.storage.v1 import storage_pb2_grpc
 
 from agents.storage import https_client, wire
+from agents.storage.comparison import SETTLE_S, Difference, differences
 from agents.storage.config import STRESS_GRID
 from agents.storage.framing import Piece, get_call, put_data
 from agents.storage.http_stream import chunk_head
@@ -53,17 +54,21 @@ from security.errors import os_error_text
 __all__ = [
     "MAX_TOGETHER",
     "MAX_TOGETHER_BYTES",
+    "SETTLE_S",
     "SMALL_BYTES",
     "STRESS_GRID",
     "Checksums",
+    "Difference",
     "FileInfo",
     "OpenFile",
     "PoolInfo",
+    "Reconciliation",
     "ScrubStatus",
     "SmallCopy",
     "SmallFile",
     "Staging",
     "Stored",
+    "Stray",
     "Surl",
     "Usage",
     "VoUsage",
@@ -74,6 +79,7 @@ __all__ = [
     "copy",
     "copy_small",
     "copy_to",
+    "differences",
     "drain_pool",
     "exists",
     "get_file",
@@ -89,6 +95,7 @@ __all__ = [
     "put_small",
     "read_range",
     "read_small",
+    "reconcile",
     "release",
     "remove",
     "remove_pool",
@@ -185,6 +192,30 @@ class ScrubStatus:
     size_bytes: int
     damaged: int
     examples: tuple[FileInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A file that only the storage element has (`dark`), or only the catalogue (`lost`)."""
+
+    surl: str
+    vo: str
+    kind: str
+    since_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The last round that ended; times 0 where there was none. `examples` are the first strays; `obstacle` why a round
+    did not end, or why dark files are not removed."""
+
+    began_at_us: int
+    ended_at_us: int
+    dark: int
+    lost: int
+    removed: int
+    obstacle: str
+    examples: tuple[Stray, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -839,6 +870,15 @@ async def scrub(channel: Any, *, now: bool = False) -> ScrubStatus:
     return ScrubStatus(
         found.began_at_us, found.ended_at_us, found.files, found.size_bytes, found.damaged,
         tuple(_info(file) for file in found.examples),
+    )  # fmt: skip
+
+
+async def reconcile(channel: Any, *, now: bool = False) -> Reconciliation:
+    """What the element found when it compared itself with the catalogue; with `now` it begins a round."""
+    found = await storage_pb2_grpc.StorageStub(channel).Reconcile(pb.ReconcileRequest(now=now))
+    return Reconciliation(
+        found.began_at_us, found.ended_at_us, found.dark, found.lost, found.removed, found.obstacle,
+        tuple(Stray(stray.surl, stray.vo, stray.kind, stray.since_us) for stray in found.examples),
     )  # fmt: skip
 
 

@@ -82,6 +82,12 @@ class StorageConfig:
     """From the beginning of one round over all files to the next."""
     repair: bool = True
     """Damaged files get the bytes of other replicas without a user. Off: they are marked and told."""
+    reconcile_every_s: float = field(default=6 * 3600.0, metadata={"minimum": 0})
+    """From one comparison of all files with the catalogue's list to the next. 0: never."""
+    dark: str = field(default="report", metadata={"choices": ("report", "remove")})
+    """What becomes of files that the catalogue does not list."""
+    dark_grace_s: float = field(default=7 * 86400.0, metadata={"minimum": 3600})
+    """How long a file was seen as dark, round after round, before it is removed."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
     tape: TapeConfig | None = None

@@ -38,6 +38,7 @@ from agents.storage.model import (
     byte_range,
     require_small,
 )
+from agents.storage.reconciler import Reconciler
 from agents.storage.repair import ChannelSource, Replicas
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import MAX_SURL_LENGTH, Surl, is_file_id, parse_surl
@@ -72,6 +73,7 @@ RULES: dict[str, Rule] = {
     "DrainPool": administrator,
     "RemovePool": administrator,
     "Scrub": administrator,
+    "Reconcile": administrator,
 }
 """Data belongs to users: an agent reads or writes it only with a proxy that a user delegated to it. Operators see and
 remove what VOs that were dissolved have left. A storage element reads what it keeps a replica of (`repair.py`)."""
@@ -85,6 +87,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         manager: StorageManager,
         keeper: PoolKeeper,
         scrubber: Scrubber,
+        reconciler: Reconciler,
         *,
         channels: ChannelSource,
         delegations: Delegations,
@@ -93,7 +96,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         vos: Vos,
     ) -> None:
         self._third_party, self._replicas = third_party, replicas
-        self._keeper, self._scrubber = keeper, scrubber
+        self._keeper, self._scrubber, self._reconciler = keeper, scrubber, reconciler
         self._manager, self._element = manager, manager.element
         self._channels, self._delegations, self._vos = channels, delegations, vos
 
@@ -467,6 +470,13 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             damaged=await self._scrubber.damaged(),
             examples=await self._infos(await self._scrubber.examples(MAX_PAGE)),
         )
+
+    async def Reconcile(self, request: pb.ReconcileRequest, context: Any) -> pb.ReconcileResponse:
+        """See the proto."""
+        if request.now:
+            self._manager.note(current_peer(context), "storage.reconciliation_wanted")
+            self._reconciler.now()
+        return wire.reconciliation_to_wire(await self._reconciler.report(MAX_PAGE))
 
     async def Space(self, request: pb.SpaceRequest, context: Any) -> pb.SpaceResponse:
         """See the proto."""

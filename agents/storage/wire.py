@@ -10,6 +10,7 @@ from agents.storage.drain import PoolReport
 from agents.storage.model import SMALL_BYTES, Announced, Checksums, StoredFile, parse_checksums
 from agents.storage.nearline import Locality, Staging
 from agents.storage.space import SpaceReport
+from agents.storage.strays import Report
 from fabric.errors import GridError, InvalidRequest, to_details
 
 
@@ -106,4 +107,17 @@ def space_to_wire(report: SpaceReport) -> pb.SpaceResponse:
             )
             for use, available in report.vos
         ],
+    )
+
+
+def reconciliation_to_wire(report: Report) -> pb.ReconcileResponse:
+    """For operators."""
+    return pb.ReconcileResponse(
+        began_at_us=report.began_at_us,
+        ended_at_us=report.ended_at_us,
+        dark=report.dark,
+        lost=report.lost,
+        removed=report.removed,
+        obstacle=report.obstacle,
+        examples=[pb.Stray(surl=s.surl, vo=s.vo, kind=s.kind, since_us=s.since_us) for s in report.examples],
     )

@@ -86,3 +86,27 @@ async def scrub(se: str, state: Path | None, *, now: bool, as_json: bool) -> Non
             )
     if found.damaged:
         raise Ended(ExitCode.FAILED)
+
+
+async def reconcile(se: str, state: Path | None, *, now: bool, as_json: bool) -> None:
+    """`grid storage reconcile`."""
+    async with _channel(se, state) as channel:
+        found = await client.reconcile(channel, now=now)
+    if as_json:
+        console.print_json(asdict(found))
+    else:
+        console.print_facts(
+            {
+                "round began": console.time_us_text(found.began_at_us) if found.began_at_us else "not yet",
+                "round ended": console.time_us_text(found.ended_at_us) if found.ended_at_us else "not yet",
+                "dark": found.dark,
+                "lost": found.lost,
+                "removed": found.removed,
+                **({"obstacle": found.obstacle} if found.obstacle else {}),
+            }
+        )
+        if found.examples:
+            rows = [[stray.kind, stray.surl, console.time_us_text(stray.since_us)] for stray in found.examples]
+            console.print_table(["KIND", "SURL", "SINCE"], rows)
+    if found.dark or found.lost:
+        raise Ended(ExitCode.FAILED)

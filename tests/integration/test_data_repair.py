@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,11 @@ from support.waiting import until
 
 from agents.catalog import client as catalog
 from agents.storage import client
+from agents.storage import reconciler as reconciler_module
 from agents.storage.model import Checksums
-from fabric.errors import DataCorrupted, GridError, InvalidRequest, NotFound, Refused
+from agents.storage.reconciler import YOUNG_S
+from fabric.clock import ManualClock
+from fabric.errors import DataCorrupted, GridError, InvalidRequest, NotFound, Refused, Unavailable
 from fabric.rpc.delegation import delegate
 
 DATA = bytes(range(256)) * 5000
@@ -82,6 +88,10 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
             lab.plan(name.split(".")[0], site=name.split(".")[1])
         await made.start("catalog.CERN", "storage.CERN", "storage.RAL")
         yield made
+
+
+def content_of(stored: client.Stored) -> catalog.Content:
+    return catalog.Content(stored.size_bytes, stored.checksums.adler32, stored.checksums.sha256)
 
 
 async def refused(kind: type[GridError], reason: str, awaitable: Any) -> GridError:
@@ -193,3 +203,84 @@ async def test_an_element_reads_nothing_that_it_does_not_keep(desk: Desk) -> Non
     await refused(Refused, "REPLICA_UNPROVEN", get(ral_host, cern.surl, ral.surl))
     given = await until(lambda: len(found := lab.audit("storage.CERN", "storage.get")) > 1 and found, "both lines")
     assert len(given) == 2  # the copy to RAL, and the one that was proven
+
+
+async def test_the_element_finds_what_only_one_of_the_two_has_and_removes_nothing_before_its_time(desk: Desk) -> None:
+    cern, _ = await desk.keep_two()
+    dark, back, other = [await desk.put(name, data=name.encode()) for name in ("dark", "back", "other")]
+    lost = await desk.put("lost", data=b"lost")
+    names = await desk.lab.channel("catalog", credential=desk.alice)
+    await catalog.register(names, f"{LFN}-lost", catalog.new_guid(), content_of(lost), surl=lost.surl)
+    element, reconciler = desk.agent("CERN").element, desk.agent("CERN").reconciler
+    await element._files.remove(client.parse_surl(lost.surl).file_id)
+    operator = await desk.element("CERN", desk.lab.operator())
+    clock = reconciler._clock = ManualClock(datetime.now(UTC))
+
+    async def no_pause(seconds: float) -> None: ...
+
+    async def found() -> set[tuple[str, str]]:
+        await reconciler.round()
+        return {(stray.kind, stray.surl) for stray in (await client.reconcile(operator)).examples}
+
+    reconciler._pause = no_pause
+    assert await found() == {("lost", lost.surl)}  # young files may be on their way into the catalogue
+    clock.advance(2 * YOUNG_S)
+    everything = {("lost", lost.surl), *(("dark", file.surl) for file in (dark, back, other))}
+    assert await found() == everything == await found()
+    assert {line["surl"] for line in desk.lab.audit("storage.CERN", "storage.dark_found")} == {
+        dark.surl, back.surl, other.surl
+    }  # fmt: skip
+    clock.advance(30 * 86400)
+    assert await found() == everything  # by default nothing is removed, ever
+    reconciler._config = replace(reconciler._config, dark="remove")
+    await catalog.register(names, f"{LFN}-back", catalog.new_guid(), content_of(back), surl=back.surl)
+    assert await found() == {("lost", lost.surl)}
+    gone = {line["surl"] for line in desk.lab.audit("storage.CERN", "storage.dark_removed")}
+    assert gone == {dark.surl, other.surl} and reconciler.removed == 2
+    assert await desk.read("CERN", back.surl) == b"back" and await desk.read("CERN", cern.surl) == DATA
+    await refused(NotFound, "FILE_NOT_FOUND", desk.read("CERN", dark.surl))
+    await refused(Refused, "ADMINISTRATOR_REQUIRED", client.reconcile(await desk.element("CERN")))
+
+
+async def test_many_dark_files_at_once_are_left_to_a_person_and_silence_proves_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [await desk.put(f"dark{number}", data=b"%d" % number) for number in range(3)]
+    reconciler = desk.agent("CERN").reconciler
+    clock = reconciler._clock = ManualClock(datetime.now(UTC) + timedelta(days=1))
+
+    async def no_pause(seconds: float) -> None: ...
+
+    reconciler._pause = no_pause
+    reconciler._config = replace(reconciler._config, dark="remove")
+    await reconciler.round()
+    clock.advance(30 * 86400)
+    monkeypatch.setattr(reconciler_module, "HELD_LEAST", 2)
+    await reconciler.round()
+    assert "3 of 3 files of VO cms are not in the catalogue" in reconciler.held and reconciler.dark == 3
+    monkeypatch.setattr(reconciler_module, "HELD_LEAST", 3)
+    await desk.lab.stop("catalog.CERN")
+    with pytest.raises(Unavailable):
+        await reconciler.round()
+    assert await desk.read("CERN", files[0].surl) == b"0" and reconciler.removed == 0
+    await desk.start("catalog.CERN")
+
+    async def ended() -> bool:
+        with contextlib.suppress(Unavailable):
+            await reconciler.round()
+            return True
+        return False
+
+    await until(ended, "a round with the catalogue that is back")
+    assert (reconciler.held, reconciler.dark, reconciler.removed) == ("", 0, 3)
+
+
+async def test_an_element_is_told_of_its_own_replicas_only(desk: Desk) -> None:
+    cern, ral = await desk.keep_two()
+    own = await desk.lab.channel("catalog", credential=desk.lab.service("storage", site="CERN"))
+    addresses = [file.surl.removeprefix("srm://").partition("/")[0] for file in (cern, ral)]
+    assert await catalog.replicas_at(own, addresses[0], "cms") == ([cern.surl], False)
+    for address in (addresses[1], f"{addresses[0]}0", "nowhere:1"):
+        await refused(Refused, "ELSEWHERE", catalog.replicas_at(own, address, "cms"))
+    broker = await desk.lab.channel("catalog", credential=desk.lab.service("broker"))
+    await refused(Refused, "USER_REQUIRED", catalog.replicas_at(broker, addresses[0], "cms"))

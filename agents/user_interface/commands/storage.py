@@ -88,3 +88,22 @@ def scrub(
     from agents.user_interface import storage
 
     console.run_async(storage.scrub(se, state, now=now, as_json=as_json))
+
+
+@app.command()
+def reconcile(
+    se: Se,
+    now: Annotated[bool, typer.Option("--now", help="Begin a round now, if none is under way.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show which files only the storage element or only the catalogue has. Exit 1 if there are any.
+
+    \b
+    Examples:
+      grid storage reconcile CERN
+      grid storage reconcile CERN --now
+    """
+    from agents.user_interface import storage
+
+    console.run_async(storage.reconcile(se, state, now=now, as_json=as_json))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.storage import comparison
 from agents.storage.client import Checksums, FileInfo
-from agents.user_interface import reconciliation
-from agents.user_interface.reconciliation import differences
+from agents.storage.comparison import differences
 from fabric.errors import Unavailable
 
 OLD, NOW = 1, 10
@@ -95,7 +95,7 @@ async def test_what_differs_is_found_while_files_come_and_go_and_nothing_else(se
         dark |= {surl} if what == "dark" else set()
         lost |= {surl} if what == "lost" else set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconciliation, "MAX_SUSPECTS", held)
+        patch.setattr(comparison, "MAX_SUSPECTS", held)
         assert await audit(ends) == (dark, lost)
 
 

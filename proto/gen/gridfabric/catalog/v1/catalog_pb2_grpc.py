@@ -151,6 +151,7 @@ class CatalogueServicer:
     def ListReplicas(self, request, context):
         """Replicas of a VO at one storage element, paged, in order of SURL: what has to be there. Members of the VO, as List of
         the storage element; names are not told. Errors: PERMISSION_DENIED (OTHER_VO), INVALID_ARGUMENT.
+        A storage element may ask, in its own name, for what is listed at itself; PERMISSION_DENIED (ELSEWHERE) else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

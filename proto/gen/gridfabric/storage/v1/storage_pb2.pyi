@@ -398,6 +398,42 @@ class ScrubResponse(_message.Message):
     examples: _containers.RepeatedCompositeFieldContainer[FileInfo]
     def __init__(self, began_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., files: _Optional[int] = ..., size_bytes: _Optional[int] = ..., damaged: _Optional[int] = ..., examples: _Optional[_Iterable[_Union[FileInfo, _Mapping]]] = ...) -> None: ...
 
+class ReconcileRequest(_message.Message):
+    __slots__ = ("now",)
+    NOW_FIELD_NUMBER: _ClassVar[int]
+    now: bool
+    def __init__(self, now: _Optional[bool] = ...) -> None: ...
+
+class ReconcileResponse(_message.Message):
+    __slots__ = ("began_at_us", "ended_at_us", "dark", "lost", "removed", "obstacle", "examples")
+    BEGAN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    DARK_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    began_at_us: int
+    ended_at_us: int
+    dark: int
+    lost: int
+    removed: int
+    obstacle: str
+    examples: _containers.RepeatedCompositeFieldContainer[Stray]
+    def __init__(self, began_at_us: _Optional[int] = ..., ended_at_us: _Optional[int] = ..., dark: _Optional[int] = ..., lost: _Optional[int] = ..., removed: _Optional[int] = ..., obstacle: _Optional[str] = ..., examples: _Optional[_Iterable[_Union[Stray, _Mapping]]] = ...) -> None: ...
+
+class Stray(_message.Message):
+    __slots__ = ("surl", "vo", "kind", "since_us")
+    SURL_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    surl: str
+    vo: str
+    kind: str
+    since_us: int
+    def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., kind: _Optional[str] = ..., since_us: _Optional[int] = ...) -> None: ...
+
 class SpaceRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -136,6 +136,11 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.FromString,
                 _registered_method=True)
+        self.Reconcile = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/Reconcile',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServicer:
@@ -303,6 +308,13 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reconcile(self, request, context):
+        """Operators: what differed when the element compared its files with the catalogue's list; `now`: begins a round at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -405,6 +417,11 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Scrub,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -949,6 +966,33 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Scrub',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.ScrubResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/Reconcile',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReconcileResponse.FromString,
             options,
             channel_credentials,
             insecure,
