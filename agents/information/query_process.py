@@ -224,7 +224,7 @@ class PostgresqlQuery:
             return "QUERY_DENIED", f"a query may only read these tables, and this one is denied ({text}): {tables}"
         if state == "57014" or isinstance(error, TimeoutError):
             return TOO_SLOW
-        if state[:2] in ("53", "54") or "out of memory" in text:
+        if state[:2] in ("53", "54") or "out of memory" in text or "memory alloc" in text:
             return TOO_LARGE
         if state == "42P01":
             return "QUERY_INVALID", f"{text}; there are: {tables}"
