@@ -70,18 +70,16 @@ class Desk:
         (row,) = await self.call(jobs.submit_command, [self.jdl(text)], None)
         return str(row["job_id"])
 
-    async def both_elements_published(self) -> bool:
-        elements = await information.storage_elements(information.top_server())
-        return {self.element(FIRST), self.element(SECOND)} <= {f"{found.host}:{found.port}" for found in elements}
+    async def published(self) -> None:
+        """Wait until the CE with its free slots and both storage elements are in the tree."""
 
-    async def published(self, names: int) -> None:
-        """Wait until so many CEs with free slots are in the tree."""
-        async with asyncio.timeout(60):
-            while True:
-                found = await information.computing_elements(information.top_server())
-                if sum(ce.free > 0 for ce in found) >= names:
-                    return
-                await asyncio.sleep(0.1)
+        async def all_there() -> bool:
+            ces = await information.computing_elements(information.top_server())
+            ses = await information.storage_elements(information.top_server())
+            addresses = {f"{found.host}:{found.port}" for found in ses}
+            return any(ce.free > 0 for ce in ces) and {self.element(FIRST), self.element(SECOND)} <= addresses
+
+        await until(all_there)
 
 
 @pytest.fixture
@@ -126,7 +124,7 @@ async def desk(
 
 
 async def test_a_job_from_submission_to_output(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     (desk.folder / "hello.sh").write_text("#!/bin/sh\necho hello $1\nexit 0\n")
     text = 'Executable = "/bin/sh"; Arguments = "hello.sh world"; StdOutput = "out"; InputSandbox = {"hello.sh"};'
     text += 'OutputSandbox = {"out"}; JobName = "greeting";'
@@ -176,7 +174,7 @@ async def test_what_a_job_has_written_is_copied_at_intervals_also_over_a_restart
                 await asyncio.sleep(0.1)
 
     await restart()
-    await desk.published(1)
+    await desk.published()
     without = await desk.submit('Executable = "/bin/true";')
     await desk.call(jobs.wait_command, [without], 30)
     with pytest.raises(NotFound, match="PerusalFileEnable"):
@@ -201,7 +199,7 @@ async def test_what_a_job_has_written_is_copied_at_intervals_also_over_a_restart
 
 
 async def test_a_job_that_fails_says_how(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     job_id = await desk.submit('Executable = "/bin/sh"; Arguments = "-c \'exit 3\'";')
     with pytest.raises(Ended) as end:
         await desk.call(jobs.wait_command, [job_id], 30)
@@ -211,7 +209,7 @@ async def test_a_job_that_fails_says_how(desk: Desk) -> None:
 
 
 async def test_parametric_jobs_are_waited_for_and_cancelled_by_their_parent(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     text = 'JobType = "Parametric"; Parameters = 3; Executable = "/bin/sleep"; Arguments = "60"; JobName = "n_PARAM_";'
     (row,) = await desk.call(jobs.submit_command, [desk.jdl(text)], desk.folder / "ids")
     assert len(row["children"]) == 3
@@ -226,7 +224,7 @@ async def test_parametric_jobs_are_waited_for_and_cancelled_by_their_parent(desk
 
 
 async def test_changes_are_told_as_they_come_and_counted_afterwards(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     await jobs.watch_command([], 30, as_json=True)
     assert not desk.capsys.readouterr().out  # none of hers is under way
     job_id = await desk.submit('Executable = "/bin/true";')
@@ -282,7 +280,7 @@ async def test_a_limited_proxy_cannot_submit_and_the_sentence_says_so(desk: Desk
 
 
 async def test_a_file_from_put_to_rm_with_storage_found_by_ldap(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     content = os.urandom(3_000_000)
     (desk.folder / "events.dat").write_bytes(content)
     lfn = f"{FOLDER}/events.dat"
@@ -317,7 +315,7 @@ async def test_a_file_from_put_to_rm_with_storage_found_by_ldap(desk: Desk) -> N
 
 
 async def test_who_may_only_list_loses_nobody_data(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     (desk.folder / "f").write_bytes(b"content")
     lfn = f"{FOLDER}/f"
     options: dict[str, Any] = {"operator": False, "state": None}
@@ -336,7 +334,7 @@ async def test_who_may_only_list_loses_nobody_data(desk: Desk) -> None:
 
 
 async def test_a_lost_replica_is_no_obstacle_while_there_is_another(desk: Desk) -> None:
-    await until(desk.both_elements_published)
+    await desk.published()
     (desk.folder / "f").write_bytes(b"content")
     lfn = f"{FOLDER}/f"
     await desk.call(data.put_command, desk.folder / "f", lfn, desk.element(SECOND))
@@ -347,7 +345,7 @@ async def test_a_lost_replica_is_no_obstacle_while_there_is_another(desk: Desk) 
 
 
 async def test_names_of_another_vo_are_refused_and_nothing_stays_behind(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     (desk.folder / "f").write_bytes(b"content")
     with pytest.raises(Refused):
         await desk.call(data.put_command, desk.folder / "f", "lfn:/grid/atlas/f", desk.element(SECOND))
@@ -356,14 +354,14 @@ async def test_names_of_another_vo_are_refused_and_nothing_stays_behind(desk: De
 
 
 async def test_storage_elements_that_are_not_there_are_named(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     (desk.folder / "f").write_bytes(b"content")
     with pytest.raises(NotFound, match=r"no storage element 'FNAL' is known; known are: localhost:"):
         await desk.call(data.put_command, desk.folder / "f", f"{FOLDER}/f", "FNAL")
 
 
 async def test_information_as_tables_and_as_ldif(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     sites = {row["site"]: row for row in await desk.call(information.sites_command)}
     assert (sites["CERN"]["ces"], sites["CERN"]["slots"], sites["CERN"]["information"]) == (1, 2, "current")
     (ce,) = await desk.call(information.ces_command, "cms")
@@ -381,7 +379,7 @@ async def test_information_as_tables_and_as_ldif(desk: Desk) -> None:
 
 
 async def test_the_executable_itself_with_exit_codes(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     root = Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (root, root / "proto" / "gen")))
 
@@ -405,7 +403,7 @@ async def test_the_executable_itself_with_exit_codes(desk: Desk) -> None:
 
 
 async def test_the_doctor_names_what_does_not_answer(desk: Desk) -> None:
-    await desk.published(1)
+    await desk.published()
     services = endpoints.find(dict(os.environ))
     assert [finding.state for finding in await doctor.check_ports(services)] == [doctor.OK]
     assert [finding.state for finding in await doctor.check_information(services)] == [doctor.OK]
