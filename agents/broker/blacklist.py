@@ -1,7 +1,7 @@
 """Which CEs get no jobs because they fail them. Pure; times are monotonic seconds.
 
 Each failure for which a CE is to blame (policy.py) counts 1, each job that ended there 1 on the other side, and both
-halve every ``HALF_LIFE_S``. A CE with ``LIST_AT`` failures (four within a short time), more than ends, is listed: it
+halve every half-life. A CE with ``LIST_AT`` failures (four within a short time), more than ends, is listed: it
 gets nothing until its failures have faded to ``PROBE_AT``, then one job at a time. One that ends clears it; one that
 fails lists it again, a half-life longer each time. What speaks against a CE for one user only is counted for him alone.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from agents.broker.policy import Blame, rule_for
 
 HALF_LIFE_S = 300.0
+"""Unless the broker's settings say otherwise."""
 LIST_AT = 3.5
 PROBE_AT = 2.0
 MAX_FAILURES = PROBE_AT * 2.0**12
@@ -32,6 +33,7 @@ EVERYBODY = ""
 @dataclass(slots=True)
 class _Record:
     at_s: float
+    half_life_s: float
     failed: float = 0.0
     ended: float = 0.0
     listings: int = 0
@@ -42,7 +44,7 @@ class _Record:
     """When the last failure was counted that many jobs share."""
 
     def fade(self, now_s: float) -> None:
-        factor = 0.5 ** ((now_s - self.at_s) / HALF_LIFE_S)
+        factor = 0.5 ** ((now_s - self.at_s) / self.half_life_s)
         self.failed, self.ended, self.at_s = self.failed * factor, self.ended * factor, now_s
         if self.failed < FADED:
             self.listings = 0
@@ -51,7 +53,7 @@ class _Record:
         """Until it may be tried again; 0 or less: it may."""
         if not self.listings:
             return 0.0
-        return self.at_s + HALF_LIFE_S * math.log2(max(self.failed, 1e-9) / PROBE_AT) - now_s
+        return self.at_s + self.half_life_s * math.log2(max(self.failed, 1e-9) / PROBE_AT) - now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Listing:
 class Blacklist:
     """What this broker holds against CEs. In memory: a broker that was restarted finds out again."""
 
-    def __init__(self) -> None:
+    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+        self._half_life_s = half_life_s
         self._records: dict[tuple[str, str], _Record] = {}
 
     def failed(self, ce: str, owner: str, cause: str, now_s: float) -> Listing | None:
@@ -91,7 +94,7 @@ class Blacklist:
         record = self._records.get(key)
         if record is None:
             self._make_room(now_s)
-            record = self._records[key] = _Record(now_s)
+            record = self._records[key] = _Record(now_s, self._half_life_s)
         if rule.together:
             if now_s - record.node_died_at_s < TOGETHER_S:
                 return None
@@ -157,5 +160,5 @@ class Blacklist:
 
 def _listing(key: tuple[str, str], record: _Record, now_s: float) -> Listing:
     left_s = record.left_s(now_s)
-    faded = record.failed * 0.5 ** ((now_s - record.at_s) / HALF_LIFE_S)
+    faded = record.failed * 0.5 ** ((now_s - record.at_s) / record.half_life_s)
     return Listing(key[0], key[1], left_s, record.cause, max(1, round(faded)))

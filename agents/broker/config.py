@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from agents.broker.blacklist import HALF_LIFE_S
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
@@ -40,6 +42,8 @@ class BrokerOptions:
     """Pauses after a CE did not answer or did not take jobs."""
     take_back_after_s: float = field(default=5.0, metadata={"minimum": 0.0})
     """A CE that cannot be connected to for this long loses the jobs that were never sent to it."""
+    blame_half_life_s: float = field(default=HALF_LIFE_S, metadata={"minimum": 0.1})
+    """What speaks against a CE that fails jobs counts half after this; see `blacklist.py`."""
     repeat_cancel_s: float = field(default=15.0, metadata={"minimum": 0.1})
     """A cancellation that the CE acknowledged and that shows no effect is repeated after this."""
     reconcile_after_s: float = field(default=120.0, metadata={"minimum": 1.0})

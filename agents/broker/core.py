@@ -116,7 +116,7 @@ class BrokerCore:
         """By CE id, also of CEs that are gone: the version that changed it last."""
         self._links: dict[tuple[str, str], Link] = {}
         self._blocked: dict[str, tuple[float, str]] = {}
-        self.blacklist = Blacklist()
+        self.blacklist = Blacklist(options.blame_half_life_s)
         self.suspects: set[str] = set()
         """Gatekeepers that did not answer lately: they get one job at a time until they do."""
         self._match_wanted = asyncio.Event()

@@ -29,7 +29,7 @@ T = TypeVar("T")
 OPTIONS: dict[str, dict[str, Any]] = {
     "information": {"heartbeat_s": 0.5},
     "bookkeeping": {},
-    "broker": {"backoff_most_s": 0.3, "take_back_after_s": 2.0},
+    "broker": {"backoff_most_s": 0.3, "take_back_after_s": 2.0, "blame_half_life_s": 1.0},
     "gatekeeper": {"heartbeat_s": 0.5, "lease_linger_s": 0.2},
     "worker": {"slots": 6, "term_grace_s": 0.2, "reconnect_max_s": 0.2},
 }
@@ -122,8 +122,8 @@ class Ordeal:
         await self.begin(kind).ready()
 
     async def _starter_dies(self, point: str) -> None:
-        """The worker starts a starter that dies there, and then one that lives, until enough jobs have ended: a broker
-        gives nothing to a CE where more fail than end (agents/broker/blacklist.py)."""
+        """The worker starts a starter that dies there, and then one that lives, until jobs have ended: their tries are
+        counted."""
         await self.kill_starter()
         log = self.state_dir("worker") / "log.jsonl"
         before = spawned(log)
