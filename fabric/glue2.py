@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from fabric.glue_model import (
     CLOSED,
+    DOWNTIME,
     DRAINING,
     PRODUCTION,
     UNKNOWN,
@@ -164,6 +165,7 @@ def _endpoint(
     """An Endpoint and who may use it. `kind` is what goes before `Endpoint` in the name of its class."""
     identity = f"{service.unique_id}_Endpoint"
     dn = below.child("GLUE2EndpointID", identity)
+    start, end, why = (dict(service.data).get(key, "") for key in DOWNTIME)
     attributes: dict[str, Value] = {
         "EndpointID": identity,
         "EntityName": service.name,
@@ -179,6 +181,9 @@ def _endpoint(
         "EndpointHealthStateInfo": service.status_info,
         "EndpointServingState": "closed" if service.status == UNKNOWN else "production",
         "EndpointStartTime": _FRACTION.sub("", service.started),
+        "EndpointDowntimeStart": _FRACTION.sub("", start),
+        "EndpointDowntimeEnd": _FRACTION.sub("", end),
+        "EndpointDowntimeInfo": why,
         "EndpointServiceForeignKey": owner,
         **more,
     }

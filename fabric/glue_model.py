@@ -164,6 +164,10 @@ class StorageElement:
         return total, min(sum(area.nearline_used_bytes for area in self.areas), total)
 
 
+DOWNTIME = ("downtime_start", "downtime_end", "downtime_info")
+"""Keys of GlueServiceData. Times are ISO 8601; without an end it is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """GlueService."""
@@ -184,4 +188,4 @@ class Service:
     started: str = ""
     """ISO 8601."""
     data: tuple[tuple[str, str], ...] = ()
-    """GlueServiceData: key and value."""
+    """GlueServiceData: key and value. Those of DOWNTIME say when it is not in service, and why."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fabric.glue13 import owner_of, typed_value
 from fabric.glue_model import (
+    DOWNTIME,
     AccessProtocol,
     ComputingElement,
     Service,
@@ -75,10 +76,13 @@ class Unit:
 def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
     """Sort a site's entries into units; `depth` is the length of the name that all of them lie below.
 
-    Entries that are no GLUE 1.3 are in none, nor what computing and storage services say in their own data.
+    Entries that are no GLUE 1.3 are in none, nor what computing and storage services say in their own data, but for
+    downtime.
     """
     found: dict[tuple[str, str], Unit] = {}
     services: list[Entry] = []
+    owners: dict[str, Unit] = {}
+    """Of services, by name."""
     binds: list[Entry] = []
     data: list[Entry] = []
     clusters: dict[str, str] = {}
@@ -119,10 +123,12 @@ def units(entries: Iterable[Entry], depth: int) -> list[Unit]:
             found[("computing", clusters[element])].entries.append(entry)
     for entry in services:
         door = doors.get(_address(entry.first("GlueServiceEndpoint")))
-        (door or unit("service", entry.first("GlueServiceUniqueID"))).entries.append(entry)
+        name = entry.first("GlueServiceUniqueID")
+        owners[name] = door or unit("service", name)
+        owners[name].entries.append(entry)
     for entry in data:
-        own = found.get(("service", _topmost(entry.dn, depth)[1]))
-        if own is not None:
+        own = owners.get(_topmost(entry.dn, depth)[1])
+        if own is not None and (own.kind == "service" or entry.first("GlueServiceDataKey") in DOWNTIME):
             own.entries.append(entry)
     return list(found.values())
 

@@ -438,6 +438,7 @@ class Gatekeeper(Agent):
                 *((publish.OPEN_MPI_TAG,) if self._have_open_mpi() else ()),
                 *(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
             ),
+            self.machine.closures.get("", Closure()),
         )
 
     def _have_open_mpi(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from agents.gatekeeper.model import Closure
 from fabric import glue13, glue_model
+from fabric.clock import from_us, utc_text
 from fabric.settings import Endpoint, Settings
 
 GANG_TAG = "GRIDFABRIC-GANG"
@@ -52,6 +54,8 @@ class Measured:
     total_slots: int
     tags: tuple[str, ...] = ()
     """Of software, as the VOs' managers say, GANG_TAG and OPEN_MPI_TAG."""
+    closure: Closure = field(default_factory=Closure)
+    """Of all queues."""
 
 
 def entries(
@@ -127,9 +131,25 @@ def entries(
         vos=tuple(sorted({vo for queue in measured.queues for vo in queue.vos})),
         fqans=tuple(sorted({fqan for queue in measured.queues for fqan in queue.fqans})),
         started=started,
+        data=downtime(measured.closure),
     )
     queues = [entry for element in elements for entry in glue13.ce_entries(element)]
     return [*glue13.cluster_entries(subcluster), *queues, *glue13.service_entries(service)]
+
+
+def downtime(closure: Closure) -> tuple[tuple[str, str], ...]:
+    """A maintenance as data of the service: when it begins and ends, and why, as far as that is known."""
+    if not closure.begins_at_us:
+        return ()
+    said = (_moment(closure.begins_at_us), _moment(closure.ends_at_us), closure.reason)
+    return tuple((key, value) for key, value in zip(glue_model.DOWNTIME, said, strict=True) if value)
+
+
+def _moment(at_us: int) -> str:
+    try:
+        return utc_text(from_us(at_us)) if at_us else ""
+    except OverflowError:  # an end after the year 9999 is none
+        return ""
 
 
 def told_of(queues: Mapping[str, str], of: int) -> str:

@@ -50,6 +50,7 @@ async def test_a_drained_queue_runs_what_it_has_and_refuses_the_rest_also_after_
 async def test_before_a_maintenance_only_jobs_start_that_end_in_time(site: Site) -> None:
     operator = await site.lab.channel("gatekeeper", credential=site.lab.operator())
     await client.close(operator, reason="new disks", begins_at_us=in_seconds(600), ends_at_us=in_seconds(1200))
+    await site.published("GlueServiceData", GlueServiceDataKey="downtime_info", GlueServiceDataValue="new disks")
     short, long = job("-c", "exit 0", limits=pb.Limits(wall_s=60)), job("-c", "exit 0", limits=pb.Limits(wall_s=900))
     await site.submit(long, short)
     assert (await site.ended(short))[0].state == pb.JOB_STATE_DONE

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.gatekeeper.model import Closure
+from agents.gatekeeper.publish import downtime
 from agents.information.machine import InformationMachine, site_dn
 from agents.information.model import Publication, Published
+from agents.user_interface.glue_rules import check
 from fabric import glue2
-from fabric.clock import ManualClock
+from fabric.clock import ManualClock, to_us
 from fabric.glue2_tree import RENEW_S, GlueDirectory
 from fabric.glue13 import ce_entries, cluster_entries, se_entries, service_entries, site_entries
 from fabric.glue_model import (
@@ -176,6 +179,35 @@ def test_a_change_is_in_the_next_answer_and_only_its_service_is_made_anew(level:
     assert level.one("(objectClass=GLUE2ComputingShare)").first("GLUE2ComputingShareFreeSlots") == "3"
     again = [",".join(key) for key in after if after[key] is not before[key]]
     assert all("ce.cern.ch_computingelement" in name for name in again if "glue2serviceid" in name)
+
+
+def test_a_downtime_is_said_of_the_endpoint_and_taken_back(level: Level) -> None:
+    door = "(GLUE2EndpointURL=grpcs://ce.cern.ch:2119)"
+    assert not level.one(door).first("GLUE2EndpointDowntimeStart")
+    closure = Closure(reason="new disks", begins_at_us=to_us(T0), ends_at_us=to_us(T0 + timedelta(hours=2)))
+    gatekeeper = Service("gk", "org.gridfabric.gatekeeper", "grpcs://ce.cern.ch:2119", "CERN", data=downtime(closure))
+    level.publish([*records(), *service_entries(gatekeeper)])
+    said = level.one(door)
+    assert said.first("GLUE2EndpointDowntimeStart") == "2026-01-01T12:00:00Z"
+    assert said.first("GLUE2EndpointDowntimeEnd") == "2026-01-01T14:00:00Z"
+    assert said.first("GLUE2EndpointDowntimeInfo") == "new disks"
+    assert [finding for finding in check(level.find(), T0) if "Downtime" in finding.sentence] == []
+    level.publish(records())
+    level.publish([], snapshot=False)
+    assert not level.one(door).first("GLUE2EndpointDowntimeStart")
+
+
+@pytest.mark.parametrize(
+    ("closure", "keys"),
+    [
+        (Closure(), []),
+        (Closure(draining=True, reason="no more"), []),
+        (Closure(begins_at_us=1), ["downtime_start"]),
+        (Closure(reason="x", begins_at_us=1, ends_at_us=2**63 - 1), ["downtime_start", "downtime_info"]),
+    ],
+)
+def test_of_a_downtime_is_said_what_is_known(closure: Closure, keys: list[str]) -> None:
+    assert [key for key, _ in downtime(closure)] == keys
 
 
 def test_what_is_not_published_any_more_goes(level: Level) -> None:
