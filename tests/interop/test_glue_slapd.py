@@ -41,7 +41,7 @@ def trees() -> dict[str, list[Entry]]:
     machine = InformationMachine("top", "", NOW)
     for number, site in enumerate(("CERN", "RAL", "NIKHEF")):
         machine.open_stream(site, site, 1, NOW)
-        changed = tuple(map(Published, records(free=number, site=site)))
+        changed = tuple(map(Published.whole, records(free=number, site=site)))
         assert machine.publish(site, 1, Publication(1, snapshot=True, changed=changed), NOW).rejected == ()
     directory = GlueDirectory(machine.tree, ManualClock(NOW))
     found = {
