@@ -33,6 +33,8 @@ CHANGES = 5000
 """In a second: what the sites together try to change."""
 FRESH_MS = 1000.0
 """99 of 100 changes are to be answered at the top by then."""
+BROKERS_SEARCH = helpers.ldap_request("o=grid", many_sites.CES_OF_A_VO, many_sites.BROKER_ATTRIBUTES)
+FULL_DUMP = helpers.ldap_request("o=grid", "(objectClass=*)")
 BDII_COPIES_S = 120.0
 """How often a top BDII copies all that a site has."""
 CONNECT_S = 600.0
@@ -160,8 +162,7 @@ def _grow(bench: Bench, server: Server, ask: Ask, sites: int, before: Size | Non
     bench.add(f"load_{sites}", f"{sites} sites: those that are new connect and publish", "s", [took["took_s"]],
               note=f"{entries} entries in all")  # fmt: skip
     seconds = bench.size(20, 5)
-    request = helpers.ldap_request("o=grid", many_sites.CES_OF_A_VO, many_sites.BROKER_ATTRIBUTES)
-    broker = {"host": "127.0.0.1", "port": server.port, "requests": [request], "seconds": seconds}
+    broker = {"host": "127.0.0.1", "port": server.port, "requests": [BROKERS_SEARCH], "seconds": seconds}
     used = server.cpu_s()
     with helpers.beside("ldap", broker) as answers:
         found = ask({"do": "change", "rate": CHANGES, "seconds": seconds, "ldap": server.port}, CONNECT_S)
@@ -185,12 +186,8 @@ def _while_it_changes(bench: Bench, server: Server, ask: Ask) -> None:
     seconds = bench.size(10, 3)
     rows: list[tuple[str, ...]] = []
     for key, title, request in (
-        (
-            "ces",
-            "CEs of a VO, 10 attributes",
-            helpers.ldap_request("o=grid", many_sites.CES_OF_A_VO, many_sites.BROKER_ATTRIBUTES),
-        ),
-        ("dump", "everything", helpers.ldap_request("o=grid", "(objectClass=*)")),
+        ("ces", "CEs of a VO, 10 attributes", BROKERS_SEARCH),
+        ("dump", "everything", FULL_DUMP),
     ):
         order = {"host": "127.0.0.1", "port": server.port, "requests": [request], "seconds": seconds}
         for clients in (1, 4):
@@ -254,8 +251,8 @@ def _questions(bench: Bench, servers: Sequence[Server], sites: int) -> None:
     attributes = many_sites.BROKER_ATTRIBUTES
     request = helpers.ldap_request
     questions = {
-        "ces": ("CEs of a VO, 10 attributes", [request("o=grid", many_sites.CES_OF_A_VO, attributes)]),
-        "dump": ("everything", [request("o=grid", "(objectClass=*)")]),
+        "ces": ("CEs of a VO, 10 attributes", [BROKERS_SEARCH]),
+        "dump": ("everything", [FULL_DUMP]),
         "point": ("one CE by its name, 10 attributes",
                   [request("o=grid", f"(GlueCEUniqueID={one})", attributes) for one in everywhere]),
         "site": ("a site's CEs of a VO", [request(str(many_sites.site_base(n)), many_sites.CES_OF_A_VO, attributes)

@@ -87,17 +87,9 @@ class Perusal:
         return found
 
     def _piece(self, job: Job, name: str, offset: int) -> bytes:
-        """Empty also for a file that is not there or may not be taken."""
         if offset >= MAX_FILE_BYTES:
             return b""
-        try:
-            descriptor = scratch.open_output(self._root, job.key, name, job.order.uid)
-        except (OSError, scratch.OutputError):
-            return b""
-        try:
-            return os.pread(descriptor, MAX_PIECE_BYTES, offset)
-        finally:
-            os.close(descriptor)
+        return scratch.read_output(self._root, job.key, name, job.order.uid, offset, MAX_PIECE_BYTES)
 
 
 def _fill(descriptor: int, data: bytes) -> None:

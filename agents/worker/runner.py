@@ -919,17 +919,7 @@ class Runner:
             self._peeking.discard(peek.id)
 
     def _piece(self, job: Job, name: str, offset: int) -> bytes:
-        """Empty also for a file that is not there or may not be taken."""
-        try:
-            descriptor = scratch.open_output(self.root, job.key, name, job.order.uid)
-        except (OSError, scratch.OutputError):
-            return b""
-        try:
-            return os.pread(descriptor, MAX_PEEK_BYTES, offset)
-        except OSError:
-            return b""
-        finally:
-            os.close(descriptor)
+        return scratch.read_output(self.root, job.key, name, job.order.uid, offset, MAX_PEEK_BYTES)
 
     # ---- watching
 

@@ -153,6 +153,20 @@ def open_output(root: Path, key: str, name: str, uid: int) -> int:
     return descriptor
 
 
+def read_output(root: Path, key: str, name: str, uid: int, offset: int, at_most: int) -> bytes:
+    """A piece of an output file; empty also for one that is not there, cannot be read or may not be taken."""
+    try:
+        descriptor = open_output(root, key, name, uid)
+    except (OSError, OutputError):
+        return b""
+    try:
+        return os.pread(descriptor, at_most, offset)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
 def full_file(root: Path, key: str, limit_bytes: int) -> str:
     """A file right in a job's directory that has reached the size limit of a file; empty: none of the first 1000."""
     with contextlib.suppress(OSError), os.scandir(root / key) as entries:
