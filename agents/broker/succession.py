@@ -6,28 +6,42 @@ See docs/workload.md, *Takeover*. The only broker of a grid has no successor and
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import sqlalchemy as sa
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
 from gridfabric.broker.v1 import broker_pb2 as pb
 from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk_pb
+from gridfabric.security.v1 import security_pb2 as security_pb
+from gridfabric.security.v1 import security_pb2_grpc
 
 from agents.broker import copies, machine, wire
 from agents.broker.copies import Copy, Pending
 from agents.broker.model import SandboxFile
 from agents.broker.tables import Change
 from fabric.bell import Bell
-from fabric.errors import Conflict, DeadlineExceeded, GridError, InvalidRequest, NotFound, Unavailable
+from fabric.clock import from_us
+from fabric.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from fabric.rpc.delegation import DEFAULT_ID
 from fabric.rpc.probe import fetch_server_chain
 
 if TYPE_CHECKING:
     from agents.broker.core import BrokerCore
     from fabric.settings import Endpoint
+    from security.credentials import Credential
 
 AWAY = (Unavailable, DeadlineExceeded)
 COPIED_ID = "copied"
@@ -43,6 +57,28 @@ PAUSE_S = 0.5
 LOOK_S = 30.0
 LEASE_STEPS = 6
 """How often a lease is renewed in its time."""
+
+
+class ProxiesDue:
+    """Owners whose proxy of now the successor may not have, longest due first. Pure.
+
+    An owner leaves *before* the proxy is read: one that is renewed while the older one is under way is due once more.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[str, None] = {}
+
+    def add(self, owners: Iterable[str]) -> None:
+        """They have other proxies than before, or the sending of theirs failed."""
+        self._owners.update(dict.fromkeys(owners))
+
+    def first(self, most: int) -> list[str]:
+        """At most so many; they stay."""
+        return list(itertools.islice(self._owners, most))
+
+    def taken(self, owner: str) -> None:
+        """This one's proxy is read and sent now."""
+        self._owners.pop(owner, None)
 
 
 class Succession:
@@ -69,7 +105,7 @@ class Succession:
         self._news, self._sent = Bell(), Bell()
         self._delegated: dict[str, bytes] = {}
         """By owner: fingerprint of the proxy that the successor has had."""
-        self._renewed: set[str] = set()
+        self._due = ProxiesDue()
         self._taking = asyncio.Lock()
         self.trouble = ""
         """Why copies do not get on; empty if they do."""
@@ -104,6 +140,7 @@ class Succession:
                 self._fenced.clear()
                 await core.open()
                 if self.successor is not None:
+                    self._due.add(core.board.owners)  # renewed just before it was killed, and not sent
                     core.run(self._finish_takeovers(), "takeovers")
                     core.run(self._mirror(), "copies")
                     if core.options.lease_s:
@@ -192,7 +229,7 @@ class Succession:
     def renewed(self, owner: str) -> None:
         """The successor needs the owner's proxy of now."""
         if self.successor is not None and owner in self._core.board.owners:
-            self._renewed.add(owner)
+            self._due.add([owner])
             self._news.ring()
 
     async def copied(self, owner: str) -> None:
@@ -229,24 +266,26 @@ class Succession:
             await self._news.wait(LOOK_S, heard)
 
     async def _copy_some(self, to: Endpoint, epoch: int, over: int = 0) -> bool:
-        """The oldest copies that lack something; False if there was nothing: then the receiver is asked all the same
+        """The oldest copies and proxies that lack; False if nothing got on: then the receiver is asked all the same
         whether this epoch is over, or told so."""
         core = self._core
         batch, dropped = await core.store.read(lambda c: (copies.pending(c, BATCH), copies.dropped(c, MAX_DROPPED)))
-        files: dict[str, dict[str, SandboxFile]] = {owner: {} for owner in self._renewed}
+        files: dict[str, dict[str, SandboxFile]] = {owner: {} for owner in self._due.first(BATCH)}
+        proxies = 0
         for item in batch:
             new = item.copy.submission
             files.setdefault(new.owner, {}).update({file.sha256: file for file in new.files})
         for owner, wanted in files.items():
+            self._due.taken(owner)
             try:
-                await self._send_for(owner, to, wanted)
-            except AWAY:
-                raise
-            except GridError as error:  # what concerns this owner alone: the copy goes without
+                await self._send_for(owner, to, wanted, handed_over=over > 0)
+                proxies += 1
+            except GridError as error:
+                self._due.add([owner])  # tried again at the next look
+                if isinstance(error, AWAY):
+                    raise
+                # what concerns this owner alone: the copy goes without
                 core.log.warning("copy.incomplete", owner=owner, reason=error.reason, sentence=error.sentence)
-                self._renewed.add(owner)  # tried again at the next look
-            else:
-                self._renewed.discard(owner)
         channel = await core.context.channels.get(to.host, to.rpc)
         answer = await pb_grpc.BrokerStub(channel).Keep(_messages(batch, dropped, epoch, over))
         if answer.over >= epoch > over:
@@ -263,16 +302,23 @@ class Succession:
             self._delegated.clear()
             return True
         self._sent.ring()
-        return bool(batch or dropped)
+        return bool(batch or dropped or proxies)
 
-    async def _send_for(self, owner: str, to: Endpoint, files: dict[str, SandboxFile]) -> None:
-        """In the owner's name: a proxy, if it is another one than before, and the files that are not there."""
+    async def _send_for(
+        self, owner: str, to: Endpoint, files: dict[str, SandboxFile], *, handed_over: bool = False
+    ) -> None:
+        """In the owner's name: a proxy, if it is another one than before, and the files that are not there.
+
+        `handed_over`: who has taken over may have renewed the proxy meanwhile; one that lasts longer stays.
+        """
         core = self._core
-        had = self._delegated.get(owner, b"")
-        self._delegated[owner] = await core.delegate_to(to.host, to.rpc, owner, had, COPIED_ID)
+        credential = core.credential(owner)
+        channel = await core.context.channels.get(to.host, to.rpc, credential=credential)
+        if not (handed_over and await _lasts_longer(channel, credential)):
+            had = self._delegated.get(owner, b"")
+            self._delegated[owner] = await core.delegate_to(to.host, to.rpc, owner, had, COPIED_ID)
         if not files:
             return
-        channel = await core.context.channels.get(to.host, to.rpc, credential=core.credential(owner))
         stub = pb_grpc.BrokerStub(channel)
         answer = await stub.MissingSandbox(pb.MissingSandboxRequest(sha256=list(files)))
         for sha256 in answer.sha256:
@@ -427,6 +473,17 @@ async def _answers(endpoint: Endpoint) -> bool:
     except Unavailable:
         return False
     return True
+
+
+async def _lasts_longer(channel: grpc.aio.Channel, credential: Credential) -> bool:
+    """Whether the copied proxy there ends later than this one of the same owner."""
+    try:
+        shown = await security_pb2_grpc.DelegationStub(channel).Show(
+            security_pb.DelegationShowRequest(delegation_id=COPIED_ID)
+        )
+    except (NotFound, Unauthenticated):
+        return False
+    return from_us(shown.expires_at_us) > credential.not_after
 
 
 async def _messages(

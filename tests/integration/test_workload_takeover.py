@@ -306,7 +306,7 @@ async def test_copies_that_a_successor_lost_are_sent_again(workload: TwoBrokers,
     assert workload.runs() == Counter([*jobs, after])
 
 
-async def test_proxies_of_adopted_jobs_are_renewed_and_go_to_the_ce(workload: TwoBrokers) -> None:
+async def test_proxies_of_adopted_jobs_are_renewed_and_go_to_the_next_successor(workload: TwoBrokers) -> None:
     lab = workload.lab
     lab.plan("myproxy")
     await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_type": "ec-p256"})
@@ -329,6 +329,9 @@ async def test_proxies_of_adopted_jobs_are_renewed_and_go_to_the_ce(workload: Tw
     await until(lambda: lasts(SECOND), "the proxy that came with the copies is renewed")
     at_ce = lab.agents["slow"].context.delegations
     await until(lambda: at_ce.get(owner).not_after > lab.clock.now() + timedelta(hours=11), "the CE has it")
+    await workload.start_here(FIRST)
+    await until(lambda: lasts(FIRST), "who would be next has the renewed one too")
+    assert lasts(SECOND)  # what the first one had is older, and is not put in its place
 
 
 async def test_who_may_not_take_over_and_what_is_no_copy(workload: TwoBrokers) -> None:
