@@ -8,8 +8,9 @@ fails lists it again, a half-life longer each time. What speaks against a CE for
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from agents.broker.policy import Blame, rule_for
@@ -28,6 +29,22 @@ FADED = 0.1
 
 EVERYBODY = ""
 """In the place of an owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What is held against a CE, as it is kept over a restart of the broker."""
+
+    ce: str
+    owner: str
+    """EVERYBODY, or who alone is concerned."""
+    age_s: float
+    """How long ago the numbers were so."""
+    failed: float = 0.0
+    """0: nothing is held against it any more."""
+    ended: float = 0.0
+    listings: int = 0
+    cause: str = ""
 
 
 @dataclass(slots=True)
@@ -79,11 +96,29 @@ class Listing:
 
 
 class Blacklist:
-    """What this broker holds against CEs. In memory: a broker that was restarted finds out again."""
+    """What this broker holds against CEs. Whoever owns it keeps what `changed` says, and gives it back at a start."""
 
-    def __init__(self, half_life_s: float = HALF_LIFE_S) -> None:
+    def __init__(self, half_life_s: float = HALF_LIFE_S, kept: Iterable[Held] = (), now_s: float = 0.0) -> None:
+        """`kept`: from before a restart; an age below 0, of a clock that was set back, is taken as none."""
         self._half_life_s = half_life_s
-        self._records: dict[tuple[str, str], _Record] = {}
+        self._records: dict[tuple[str, str], _Record] = {
+            (item.ce, item.owner): _Record(
+                now_s - max(0.0, item.age_s), half_life_s, min(item.failed, MAX_FAILURES), item.ended, item.listings,
+                item.cause,
+            )
+            for item in itertools.islice(kept, MAX_RECORDS)
+        }  # fmt: skip
+        self._changed: set[tuple[str, str]] = set()
+
+    def changed(self, now_s: float) -> list[Held]:
+        """What is to be kept since this was asked last."""
+        keys, self._changed = self._changed, set()
+        return [
+            Held(*key, now_s - record.at_s, record.failed, record.ended, record.listings, record.cause)
+            if (record := self._records.get(key)) is not None
+            else Held(*key, 0.0)
+            for key in keys
+        ]
 
     def failed(self, ce: str, owner: str, cause: str, now_s: float) -> Listing | None:
         """A job of this owner failed there. The listing, if it begins with that."""
@@ -99,6 +134,7 @@ class Blacklist:
             if now_s - record.node_died_at_s < TOGETHER_S:
                 return None
             record.node_died_at_s = now_s
+        self._changed.add(key)
         was_shunned = record.left_s(now_s) > 0
         record.fade(now_s)
         was_listed = record.listings > 0
@@ -122,6 +158,7 @@ class Blacklist:
             probed = record.listings > 0 and record.left_s(now_s) <= 0
             record.fade(now_s)
             record.ended += 1
+            self._changed.add(key)
             if probed or record.ended > record.failed:
                 del self._records[key]
 
@@ -155,7 +192,8 @@ class Blacklist:
         for record in self._records.values():
             record.fade(now_s)
         kept = sorted(self._records.items(), key=lambda item: item[1].failed)[MAX_RECORDS // 10 :]
-        self._records = {key: record for key, record in kept if record.failed > FADED}
+        before, self._records = self._records, {key: record for key, record in kept if record.failed > FADED}
+        self._changed |= before.keys() - self._records.keys()
 
 
 def _listing(key: tuple[str, str], record: _Record, now_s: float) -> Listing:

@@ -73,6 +73,8 @@ PROXY_BATCH = 2000
 VOS_S = 60.0
 """VOs are looked at after every change, and this often besides."""
 NO_CE: frozenset[str] = frozenset()
+BLAMES_S = 1.0
+"""What is held against CEs is written this long after it has changed: a broker that is killed forgets so much of it."""
 REPLICAS_VALID_S = 30.0
 """Answers of the catalogue are believed this long."""
 
@@ -200,6 +202,8 @@ class BrokerCore:
         counts = await self.store.read(rows.counts)
         self.board = Board(counts)
         self.board.reported(self.ces, {})
+        kept = await self.store.read(lambda connection: rows.blames(connection, self.now_us))
+        self.blacklist = Blacklist(self.options.blame_half_life_s, kept, self.now_s)
         self.is_open = True
         for owner, gatekeeper in counts.links:
             self.link(owner, gatekeeper).wake()
@@ -208,6 +212,7 @@ class BrokerCore:
         self.run(self._proxy_loop(), "proxies")
         self.run(self._janitor_loop(), "janitor")
         self.run(self._vo_loop(), "VOs")
+        self.run(self._blame_loop(), "blames")
 
     async def close(self) -> None:
         """Leave all jobs alone: they are another broker's."""
@@ -243,6 +248,7 @@ class BrokerCore:
         self.stopping = True
         if self._commits:
             await asyncio.wait(self._commits, timeout=5.0)
+        await self._keep_blames()
 
     async def commit(self, change: Callable[[sa.Connection], list[Change]]) -> list[Change]:
         """Write, then count and wake whoever is concerned; also when the caller is cancelled meanwhile."""
@@ -310,6 +316,16 @@ class BrokerCore:
                 "ce.listed", ce=ce, owner=listing.owner, cause=listing.cause, failures=listing.failures,
                 for_s=round(listing.left_s), job_id=change.job_id,
             )  # fmt: skip
+
+    async def _blame_loop(self) -> None:
+        while True:
+            await asyncio.sleep(BLAMES_S)
+            await self._guarded("blames", self._keep_blames())
+
+    async def _keep_blames(self) -> None:
+        changed = self.blacklist.changed(self.now_s)
+        if changed:
+            await self.store.write(lambda connection: rows.keep_blames(connection, changed, self.now_us))
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
@@ -469,7 +485,7 @@ class BrokerCore:
         }
         troubles |= {ce: item.sentence for ce, item in self.blacklist.for_owner(owner, self.now_s).items()}
         used = sum(count for (whose, _), count in self.board.links.items() if whose == owner)
-        return why.no_room(matching, self._offered, troubles, used)
+        return why.no_room([self.ces[ce] for ce in matching if ce in self.ces], self._offered, troubles, used)
 
     async def _give_up_expired(self, waiting: dict[int, int]) -> None:
         """Jobs whose ExpiryTime has passed are not matched any more."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from gridfabric.broker.v1 import broker_pb2 as pb
 from gridfabric.broker.v1 import broker_pb2_grpc as pb_grpc
 
-from agents.broker import copies, machine, wire
+from agents.broker import copies, machine, why, wire
 from agents.broker import store as rows
 from agents.broker.core import BrokerCore
 from agents.broker.jdl import normalise
@@ -351,7 +351,7 @@ class BrokerServicer(pb_grpc.BrokerServicer):
         trouble, ce = core.trouble_of(row.owner, job.gatekeeper), core.ces.get(job.ce)
         if trouble or job.state is not JobState.SCHEDULED or ce is None:
             return trouble
-        return f"queued at the CE, where {ce.running} jobs run and {ce.waiting} wait"
+        return f"queued at the CE: {why.use_of(ce)}"
 
     async def Clear(self, request: pb.ClearRequest, context: Any) -> pb.ClearResponse:
         owner = current_peer().subject

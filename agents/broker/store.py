@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import sqlalchemy as sa
 
 from agents.broker import dag, machine
+from agents.broker.blacklist import Held
 from agents.broker.model import (
     ENDED,
     Cluster,
@@ -717,3 +718,25 @@ def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int =
             connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission = ?", keys)
         connection.exec_driver_sql("DELETE FROM submissions WHERE id = ?", keys)
     return len(keys)
+
+
+def blames(connection: sa.Connection, now_us: int) -> list[Held]:
+    """What is held against CEs."""
+    found = connection.exec_driver_sql(
+        "SELECT ce, owner, ? - at_us, failed, ended, listings, cause FROM blames", (now_us,)
+    )
+    return [Held(ce, owner, age_us / 1e6, *numbers) for ce, owner, age_us, *numbers in found]
+
+
+def keep_blames(connection: sa.Connection, changed: Sequence[Held], now_us: int) -> None:
+    """Put these in the place of what was held for the same owner against the same CE."""
+    connection.exec_driver_sql(
+        "DELETE FROM blames WHERE ce = ? AND owner = ?", [(item.ce, item.owner) for item in changed]
+    )
+    kept = [
+        (item.ce, item.owner, now_us - int(item.age_s * 1e6), item.failed, item.ended, item.listings, item.cause)
+        for item in changed
+        if item.failed
+    ]
+    if kept:
+        connection.exec_driver_sql("INSERT INTO blames VALUES (?,?,?,?,?,?,?)", kept)

@@ -156,6 +156,19 @@ stores = sa.Table(
     sa.Column("broker", sa.Text, primary_key=True),
     sa.Column("store", sa.Text, nullable=False),
 )
+blames = sa.Table(
+    "blames",
+    metadata,
+    # What is held against CEs (blacklist.py), as it was at that time.
+    sa.Column("ce", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("at_us", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Float, nullable=False),
+    sa.Column("ended", sa.Float, nullable=False),
+    sa.Column("listings", sa.Integer, nullable=False),
+    sa.Column("cause", sa.Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 
 def _with_dags(connection: sa.Connection) -> None:

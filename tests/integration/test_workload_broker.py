@@ -168,6 +168,11 @@ async def test_a_ce_that_fails_jobs_fast_gets_no_more(workload: Workload) -> Non
         return found if found.waiting_for.startswith("waits after a failure until") else None
 
     assert (await until(told, "why it waits")).attempt >= 2
+    await workload.lab.stop("broker.CERN")
+    await workload.start_broker()
+    agent = workload.lab.agents["broker.CERN"].agent
+    await until(lambda: agent.core.is_open, "the broker is open again")
+    assert agent.health().numbers["ces_listed"] == 1
 
 
 async def test_the_user_interface_goes_to_the_next_broker_and_finds_the_one_that_has_a_job(workload: Workload) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.broker import blacklist as b
-from agents.broker.blacklist import EVERYBODY, Blacklist
+from agents.broker.blacklist import EVERYBODY, Blacklist, Held
 from agents.broker.policy import RULES, Blame
 
 SITE = "SCRATCH_FAILED"
@@ -101,3 +103,40 @@ def test_nothing_lasts_longer_than_an_hour_and_no_more(events):
     later_s = now_s + 12 * b.HALF_LIFE_S + 1
     assert not found.shunned("a", later_s)
     assert not found.shunned("b", later_s)
+
+
+def test_what_is_held_against_ces_goes_on_over_a_restart():
+    before = Blacklist()
+    failed(before, 4, now_s=1000.0)
+    before.failed("ce", "a", "ACCESS_DENIED", 1000.0)
+    before.failed("gone", "a", SITE, 1000.0)
+    before.ended("gone", "a", 1000.0)
+    before.ended("gone", "a", 1000.0)
+    kept = {(item.ce, item.owner): item for item in before.changed(1010.0)}
+    assert kept["gone", EVERYBODY].failed == 0
+    assert not before.changed(1010.0)
+    later = [item for item in kept.values() if item.failed]
+    after = Blacklist(kept=[replace(item, age_s=item.age_s + 5) for item in later], now_s=3.0)  # 15 s after all this
+    assert after.listings(3.0) == before.listings(1015.0)
+    assert {owner: after.shunned(owner, 3.0) for owner in "ab"} == {
+        owner: before.shunned(owner, 1015.0) for owner in "ab"
+    }
+    assert Blacklist(kept=[replace(later[0], age_s=-1e9)]).listings(0.0)[0].left_s <= b.HALF_LIFE_S
+
+
+def test_no_more_is_kept_than_fits():
+    found = Blacklist()
+    rows: dict[tuple[str, str], Held] = {}
+    for number in range(b.MAX_RECORDS + 500):
+        found.failed(f"ce{number}", "a", SITE, float(number))
+        if number % 1000 == 0:
+            keep(rows, found.changed(float(number)))
+    keep(rows, found.changed(0.0))
+    assert len(rows) <= b.MAX_RECORDS
+
+
+def keep(rows: dict[tuple[str, str], Held], changed: list[Held]) -> None:
+    for item in changed:
+        rows[item.ce, item.owner] = item
+        if not item.failed:
+            del rows[item.ce, item.owner]
