@@ -36,7 +36,7 @@ from agents.broker.matching import (
     why_chosen,
 )
 from agents.broker.model import ComputingElement, JobDescription, JobState
-from agents.broker.renewal import Renewals
+from agents.broker.renewal import JobRenewals
 from agents.broker.sandbox import SandboxStore
 from agents.broker.succession import COPIED_ID, Succession
 from agents.broker.tables import Change, JobRow, LogSink
@@ -127,7 +127,7 @@ class BrokerCore:
         self._proxies_wanted = asyncio.Event()
         self._proxy_missing_since: dict[str, float] = {}
         self._proxy_warned: dict[str, int] = {}
-        self.renewals = Renewals(context, options, store, sink, lambda owner: self.succession.renewed(owner))
+        self.renewals = JobRenewals(context, options, store, sink, lambda owner: self.succession.renewed(owner))
         self._commits: set[asyncio.Task[object]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_open = False

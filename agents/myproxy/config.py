@@ -25,9 +25,9 @@ class MyProxyConfig:
     """Who may retrieve with a passphrase. A client without a certificate is called `<anonymous>`."""
     trusted_retrievers: tuple[str, ...] = ()
     """Who may retrieve with its certificate alone, where the owner names it too (`myproxy-init -Z`)."""
-    renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper")
+    renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper", "agent:transfer")
     """Who may renew, where the owner names it too (`myproxy-init -R`)."""
-    default_renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper")
+    default_renewers: tuple[str, ...] = ("agent:broker", "agent:gatekeeper", "agent:transfer")
     """Who may renew where the owner gave no passphrase and named nobody (`myproxy-init -d -n`, the habit of LCG and
     gLite). None: such a credential is not taken."""
     key_retrievers: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 
 from gridfabric.transfer.v1 import transfer_pb2_grpc
 
@@ -11,6 +12,7 @@ from agents.transfer.config import TransferOptions
 from agents.transfer.core import TransferCore
 from agents.transfer.effects import Effects
 from agents.transfer.elements import Elements
+from agents.transfer.renewal import TransferRenewals
 from agents.transfer.servicer import RULES, TransferServicer
 from agents.transfer.subscriptions import Subscriptions
 from fabric.agent import Agent, AgentHealth, AgentState
@@ -36,6 +38,8 @@ class TransferAgent(Agent):
         effects = Effects(context, options)
         self.core = TransferCore(context, options, store, elements, effects)
         self.subscriptions = Subscriptions(context, options, store, self.core, effects)
+        self.renewals = TransferRenewals(context, options, self._owners)
+        effects.not_renewed = self.renewals.failures
         self.servicer = TransferServicer(self.core, self.subscriptions, store, clock=context.clock, log=context.log)
         self.services = [RpcService(self.servicer, transfer_pb2_grpc.add_TransfersServicer_to_server, RULES)]
         context.delegations  # noqa: B018  offers the Delegation service
@@ -44,7 +48,13 @@ class TransferAgent(Agent):
         """Go on with what is not at an end."""
         await self.core.start()
         await self.subscriptions.start()
+        self.context.spawn(self.renewals.run(), "renewal of proxies")
         self.context.publisher.follow(self.entries)
+
+    def _owners(self) -> Iterator[str]:
+        """Those whose proxy is needed."""
+        yield from self.core.owners
+        yield from self.subscriptions.owners
 
     def entries(self) -> list[Entry]:
         """GlueService; of the links with most to do GlueServiceData."""
@@ -69,6 +79,8 @@ class TransferAgent(Agent):
             "unwanted": float(len(core.unwanted)),
             "links": float(len(list(core.links))),
             "finished": float(core.finished),
+            "proxies_renewed": float(self.renewals.renewed),
+            "renewals_failed": float(self.renewals.failed),
         }
         return AgentHealth(AgentState.GREEN, numbers=numbers)
 

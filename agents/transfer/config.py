@@ -35,6 +35,14 @@ class TransferOptions:
     """How long it is tried to remove a copy that nobody wants any more."""
     look_again_s: float = field(default=3600.0, metadata={"minimum": 0.05})
     """How often subscriptions look at all their files, besides those that they are told of."""
+    renew_before_s: float = 3600.0
+    """An owner's proxy is renewed when less than this, or half of its life, is left, if there is a credential store."""
+    renew_look_s: float = field(default=30.0, metadata={"minimum": 0.05})
+    renew_retry_s: float = field(default=60.0, metadata={"minimum": 0.01})
+    renewed_lifetime_s: float = field(default=12 * 3600.0, metadata={"minimum": 60.0})
+    """What the credential store is asked for; it may give less."""
+    myproxy_servers: tuple[str, ...] = ()
+    """Further credential stores, host:port; the grid's own are known."""
     max_subscriptions: int = field(default=200, metadata={"minimum": 1})
     keep_s: float = 30 * 86400.0
     """How long what has ended can be asked for."""

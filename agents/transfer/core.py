@@ -101,7 +101,8 @@ class TransferCore:
         """Those that have not ended."""
         self.copies: Counter[tuple[str, str]] = Counter()
         """Of these, by what they make."""
-        self._owners: Counter[str] = Counter()
+        self.owners: Counter[str] = Counter()
+        """Of them, how many each has."""
         self._held: dict[str, list[Item]] = defaultdict(list)
         """By owner: those that wait for a proxy."""
         self._running: dict[tuple[str, str], list[Item]] = {}
@@ -148,10 +149,10 @@ class TransferCore:
     def require_room(self, owner: str, files: int) -> None:
         """Raises Exhausted(QUEUE_FULL)."""
         options = self._options
-        if len(self.items) + files > options.max_queued or self._owners[owner] + files > options.max_queued_per_owner:
+        if len(self.items) + files > options.max_queued or self.owners[owner] + files > options.max_queued_per_owner:
             raise Exhausted(
                 "QUEUE_FULL",
-                f"{len(self.items)} files wait here, {self._owners[owner]} of them yours, and at most "
+                f"{len(self.items)} files wait here, {self.owners[owner]} of them yours, and at most "
                 f"{options.max_queued} may, {options.max_queued_per_owner} of one owner; submit the rest later",
                 retry_after_s=60,
             )
@@ -209,7 +210,7 @@ class TransferCore:
 
     def _enter(self, item: Item) -> None:
         self.items[item.number] = item
-        self._owners[item.job.owner] += 1
+        self.owners[item.job.owner] += 1
         self.copies[item.copy] += 1
         self._queue(item)
 
@@ -297,9 +298,9 @@ class TransferCore:
     def _leave(self, item: Item) -> None:
         del self.items[item.number]
         self.links.discard(item.key)
-        self._owners[item.job.owner] -= 1
-        if not self._owners[item.job.owner]:
-            del self._owners[item.job.owner]
+        self.owners[item.job.owner] -= 1
+        if not self.owners[item.job.owner]:
+            del self.owners[item.job.owner]
         self.copies[item.copy] -= 1
         if not self.copies[item.copy]:
             del self.copies[item.copy]

@@ -50,6 +50,8 @@ class Effects:
         self._context, self._options = context, options
         self._delegated: dict[tuple[str, str], asyncio.Task[tuple[Credential, float]]] = {}
         """By owner and element: the proxy that was given on, and until when (monotonic) it is not looked at again."""
+        self.not_renewed: Mapping[str, str] = {}
+        """By owner: why the proxy was not renewed before it ended."""
 
     def has_proxy(self, owner: str) -> bool:
         """There is one that has not ended."""
@@ -62,8 +64,12 @@ class Effects:
         """The owner's. Raises NoProxy."""
         try:
             return self._context.delegations.get(owner)
-        except (NotFound, Unauthenticated) as error:
+        except NotFound as error:
             raise NoProxy(error) from error
+        except Unauthenticated as error:
+            why = self.not_renewed.get(owner)
+            sentence = f"{error.sentence}; {why}" if why else error.sentence
+            raise NoProxy(Unauthenticated(error.reason, sentence, **error.facts)) from error
 
     async def lookup(self, owner: str, names: Sequence[str]) -> tuple[list[Entry], list[str]]:
         """As `catalog.lookup`. Raises GridError, also for a missing proxy."""

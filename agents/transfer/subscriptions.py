@@ -114,6 +114,11 @@ class Subscriptions:
         cause = kept.trouble or (reasons.most_common(1)[0][0] if reasons else "")
         return Lag(kept.files, len(late), lag_s, cause)
 
+    @property
+    def owners(self) -> set[str]:
+        """Of all of them."""
+        return {kept.subscription.owner for kept in self._kept.values()}
+
     # -- following ---------------------------------------------------------------------------------------------------
 
     def _follow(self, subscription: Subscription) -> None:

@@ -14,8 +14,8 @@ from support.grid import ORGANISATION, LabGrid
 
 from agents.bookkeeping.client import state_name
 from agents.broker.client import BrokerClient
-from agents.broker.renewal import ends_at
 from agents.myproxy.client import MyProxyClient
+from agents.myproxy.renewal import ends_at
 from agents.vo.client import VoClient
 from fabric.errors import InvalidRequest, NotFound
 from fabric.rpc.delegation import DEFAULT_ID, delegate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.transfers import FAST, Desk
 from support.waiting import until
 
 from agents.catalog import client as catalog
+from agents.myproxy.client import MyProxyClient
 from agents.storage import client as storage
 from agents.transfer.machine import Chosen, Copied, Registered
 from agents.user_interface import console, transfers
@@ -22,6 +24,8 @@ from agents.user_interface.exits import Ended
 from fabric.errors import AlreadyExists, Exhausted, GridError, InvalidRequest, NotFound, Refused
 from fabric.ids import unique_id
 from fabric.rpc.delegation import delegate
+
+RENEWING = {"renew_look_s": 0.05, "renew_retry_s": 0.1}
 
 
 @pytest.fixture
@@ -316,7 +320,8 @@ async def test_a_restart_goes_on_with_what_was_there(desk: Desk) -> None:
 
 
 async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> None:
-    await desk.start()
+    desk.lab.plan("myproxy")
+    await desk.start(**RENEWING)
     first = await desk.put("s/old")
     other = await desk.put("other")
     transfers, key = await desk.transfers(), unique_id()
@@ -342,7 +347,7 @@ async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> N
 
     await desk.lab.stop("transfer.CERN")
     third = await desk.put("s/later")
-    await desk.lab.start("transfer", options=FAST)
+    await desk.lab.start("transfer", options=FAST | RENEWING)
     await until(lambda: complete(third), "copies of what came while the agent was away")
     assert await complete(other, 1)
 
@@ -351,6 +356,7 @@ async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> N
         return (one.files, one.queued, one.lag_s, one.cause) == (3, 0, 0.0, "")
 
     await until(caught_up, "no lag")
+    await renewed_for_a_subscription(desk)
     desk.core()._context.delegations.destroy(str(desk.alice.identity), "default")
     await desk.lab.stop("catalog.CERN")  # what is open ends
 
@@ -365,6 +371,28 @@ async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> N
     for _ in range(2):
         await (await desk.transfers()).unsubscribe(key)
     assert await (await desk.transfers()).subscriptions() == []
+
+
+async def renewed_for_a_subscription(desk: Desk) -> None:
+    """Its owner's proxy is about to end: renewed, as soon as the credential store is there."""
+    lab, owner = desk.lab, str(desk.alice.identity)
+    renewals, delegations = lab.agents["transfer.CERN"].agent.renewals, desk.core()._context.delegations  # type: ignore[attr-defined]
+    assert (renewals.renewed, renewals.failed) == (0, 0)  # there is time
+    await delegate(await lab.channel("transfer", credential=desk.alice), desk.alice, lifetime=timedelta(minutes=3))
+    await until(lambda: "cannot be reached" in renewals.failures.get(owner, ""), "a failed renewal")
+    await lab.start("myproxy", options={"scrypt_log2_n": 10, "key_type": "ec-p256"})
+    port = lab.port("myproxy.CERN", "myproxy")
+    await MyProxyClient("localhost", port, lab._trust, lab.grid.policy, lab.clock, desk.alice).put(owner)
+    await until(lambda: renewals.renewed, "a renewal")
+    assert delegations.get(owner).not_after > lab.clock.now() + timedelta(hours=11)
+    (line,) = lab.audit("transfer.CERN", "proxy.renewed")
+    assert line["owner"] == owner and not renewals.failures
+    lfn = await desk.put("s/renewed")
+
+    async def copied() -> bool:
+        return len(await desk.replicas(lfn)) == 3
+
+    await until(copied, "copies with the renewed proxy")
 
 
 async def gone(desk: Desk, left: int) -> bool:
