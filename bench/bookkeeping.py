@@ -89,16 +89,17 @@ def _ask(bench: Bench, store: Store, count: int) -> dict[str, float]:
     everywhere, chance = random.Random(1), random.Random(2)
     operator, big, small = Reader("", is_service=True), Reader(BIG, ("cms",)), Reader(SMALL, ("small",))
     alone = Reader(SMALL)
-    half = count // 2
+    half, oldest = count // 2, count // 10
+    """The oldest tenth is where jobs are removed from."""
 
     def page(reader: Reader, **wanted: object) -> Callable[[sa.Connection], object]:
         return lambda connection: rows.query(connection, JobQuery(**wanted), reader)  # type: ignore[arg-type]
 
     questions: dict[str, Callable[[sa.Connection], object]] = {
-        "the state of one job": lambda c: rows.get(c, job_id(everywhere.randrange(1, count))),
-        "the history of one job": lambda c: rows.history(c, job_id(everywhere.randrange(1, count))),
+        "the state of one job": lambda c: rows.get(c, job_id(everywhere.randrange(oldest, count))),
+        "the history of one job": lambda c: rows.history(c, job_id(everywhere.randrange(oldest, count))),
         "the states of 100 jobs anywhere": lambda c: rows.query(
-            c, JobQuery(job_ids=tuple(job_id(chance.randrange(1, count)) for _ in range(100))), big
+            c, JobQuery(job_ids=tuple(job_id(chance.randrange(oldest, count)) for _ in range(100))), big
         ),
         "100 newest jobs of a user": page(big, owner=BIG, page_size=100),
         "the same, half a history later": page(big, owner=BIG, page_size=100, after=half),
@@ -134,9 +135,9 @@ def _ask(bench: Bench, store: Store, count: int) -> dict[str, float]:
 
     def batch() -> list[Event]:
         sequence = (1 << 50) + next(numbers) * 1000
+        anywhere = (job_id(everywhere.randrange(oldest, count)) for _ in range(500))
         return [
-            Event(job_id(everywhere.randrange(1, count)), "broker.BENCH", sequence + i, NOW_US, EventType.NOTE, 1, {})
-            for i in range(500)
+            Event(one, "broker.BENCH", sequence + i, NOW_US, EventType.NOTE, 1, {}) for i, one in enumerate(anywhere)
         ]
 
     batches = iter([batch() for _ in range(TRIALS)])

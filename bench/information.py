@@ -25,7 +25,8 @@ from bench.helpers import ORGANISATION, Trust
 from bench.measure import Bench, Table, show
 from fabric.ldap import Entry, LdapClient
 
-SIZES = (5, 20, 192, 1000)
+SIZES = (5, 20, 192, 260, 350, 475, 640, 1000)
+"""Closer together where the limit may be: the largest at which changes are still fresh is printed."""
 QUICK_SIZES = (5, 20)
 BESIDE_SLAPD = 192
 """Or the largest size below it."""

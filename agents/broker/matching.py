@@ -25,7 +25,8 @@ DEFAULT_RANK = "-other.GlueCEStateEstimatedResponseTime"
 UNKNOWN_RANK = -1e300
 """A rank that is no number: behind every other, still a match (gLite WMS guide, "Rank")."""
 CLOSE_STORAGE_BONUS = 1e6
-"""Added to the default rank of a CE per input file that has a replica close to it."""
+"""Added to a CE's rank per input file that has a replica close to it: those with most of them first, the JDL's Rank
+among equals (gLite WMS guide, "InputData")."""
 
 LEAST_CHANCE = 0.05
 """Weight of the worst rank when CEs are drawn; the best has 1 more."""
@@ -110,7 +111,7 @@ class CompiledCluster:
         # classad2 gives *undefined* and *error* as kinds of integers.
         if isinstance(value, (bool, classad2.Value)) or not isinstance(value, (int, float)) or not math.isfinite(value):
             return UNKNOWN_RANK
-        return float(value) + (CLOSE_STORAGE_BONUS * close_files if self.has_default_rank else 0.0)
+        return float(value) + CLOSE_STORAGE_BONUS * close_files
 
     def update(
         self,

@@ -134,10 +134,17 @@ def test_rank():
     assert candidates(compiled(rank="other.Nothing"), elements)[0].rank == UNKNOWN_RANK
 
 
-def test_input_data_draws_jobs_to_close_storage():
-    elements = [CompiledCe(ce("far")), CompiledCe(ce("near", close=("se1",), GlueCEStateEstimatedResponseTime=1000))]
-    found = candidates(compiled(input_data=("lfn:/a",)), elements, {"lfn:/a": frozenset({"se1"})})
-    assert found[0].ce == "near"
+@pytest.mark.parametrize("rank", ["", "-other.GlueCEStateEstimatedResponseTime", "other.GlueCEPolicyMaxWallClockTime"])
+def test_input_data_draws_jobs_to_close_storage(rank):
+    """Whatever the Rank: it decides among CEs that have as many of the files near."""
+    elements = [
+        CompiledCe(ce("far", GlueCEPolicyMaxWallClockTime=600)),
+        CompiledCe(ce("near", close=("se1",), GlueCEStateEstimatedResponseTime=1000)),
+        CompiledCe(ce("nearer", close=("se1", "se2"), GlueCEStateEstimatedResponseTime=2000)),
+    ]
+    replicas = {"lfn:/a": frozenset({"se1"}), "lfn:/b": frozenset({"se2", "se3"})}
+    found = candidates(compiled(rank=rank, input_data=("lfn:/a", "lfn:/b")), elements, replicas)
+    assert [item.ce for item in found] == ["nearer", "near", "far"]
 
 
 def test_where_it_failed_comes_in_only_if_nothing_else_matches():
