@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from agents.storage.framing import Piece
 from agents.storage.model import Announced, Checksums
+from agents.storage.partial import Continuable
 from agents.storage.surl import Surl
 from agents.storage.third_party import RemoteFile
 from fabric.errors import DataCorrupted, GridError, InvalidRequest, Unavailable
@@ -48,13 +49,20 @@ class Resuming:
     ) -> None:
         self.size_bytes, self.checksums = opened.size_bytes, opened.checksums
         self._opened, self._reopen, self._pauses_s = opened, reopen, pauses_s
+        self._known_bytes = 0
+
+    def known(self, size_bytes: int) -> None:
+        """So many more bytes of its beginning are not wanted. Before `pieces`."""
+        self._known_bytes += size_bytes
 
     async def pieces(self) -> AsyncGenerator[Piece]:
-        """The bytes, once and in order. Raises what broke it when nothing more came after all pauses, and at once what
-        would happen again; DataCorrupted(SOURCE_DIFFERS) if it has become another file."""
-        offset, pauses = 0, iter(self._pauses_s)
+        """The other bytes, once and in order. Raises what broke it when nothing more came after all pauses, and at once
+        what would happen again; DataCorrupted(SOURCE_DIFFERS) if it has become another file."""
+        offset, pauses = self._known_bytes, iter(self._pauses_s)
+        if offset == self.size_bytes:
+            return
         async with AsyncExitStack() as stack:
-            opened: Opened | None = self._opened
+            opened: Opened | None = None if offset else self._opened
             while True:
                 try:
                     if opened is None:
@@ -120,11 +128,22 @@ class Arriving:
     def __init__(self, opened: Opened, max_bytes_per_s: int) -> None:
         self._opened, self._rate = opened, max_bytes_per_s
         self.moved_bytes = 0
+        """Of the whole file, with what was here before."""
+
+    def source(self) -> AsyncIterator[Piece | Checksums] | Continuable:
+        """What a put takes: this, if the file can be had from any byte on, else its pieces."""
+        return self if isinstance(self._opened, Resuming) else self.pieces()
+
+    def known(self, size_bytes: int) -> None:
+        """See Continuable."""
+        assert isinstance(self._opened, Resuming)
+        self._opened.known(size_bytes)
+        self.moved_bytes += size_bytes
 
     async def pieces(self) -> AsyncGenerator[Piece | Checksums]:
         """As those of the file. An error says that it is the source's."""
         clock = asyncio.get_running_loop().time
-        began = clock()
+        began, known_bytes = clock(), self.moved_bytes
         try:
             async for piece in self._opened.pieces():
                 if isinstance(piece, Checksums):
@@ -132,7 +151,8 @@ class Arriving:
                     continue
                 self.moved_bytes += len(piece)
                 yield piece
-                if self._rate and (early_s := began + self.moved_bytes / self._rate - clock()) > 0:
+                came_bytes = self.moved_bytes - known_bytes
+                if self._rate and (early_s := began + came_bytes / self._rate - clock()) > 0:
                     await asyncio.sleep(early_s)
         except GridError as error:
             raise at_source(error) from error

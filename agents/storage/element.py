@@ -36,6 +36,7 @@ from agents.storage.model import (
 )
 from agents.storage.namespace import not_found
 from agents.storage.overlap import AHEAD_PIECES, Overlap
+from agents.storage.partial import Continuable, Partials
 from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool, read_together, write_together
 from agents.storage.pools import Pools, PoolState
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
@@ -103,6 +104,7 @@ class StorageElement:
         self._new_id = new_id
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
         self.pools = Pools(config.pools, files, self._io, log)
+        self._partials = Partials(self.pools, clock, self._io)
         self._ledger = Ledger(config.quota_of, config.reserve_bytes, pool_bytes=config.pool_bytes)
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[Any]] = set()
@@ -154,16 +156,17 @@ class StorageElement:
             await asyncio.sleep(COLLECT_EVERY_S)
             await self.pools.open_missing()
             await self.collect_garbage()
+            await self._partials.forget_old()
 
     # -- files in ----------------------------------------------------------------------------------------------------
 
-    async def put(self, announced: Announced, pieces: Pieces) -> StoredFile:
+    async def put(self, announced: Announced, pieces: Pieces | Continuable) -> StoredFile:
         """Keep a file. The same (owner, put_id) again answers with the file that is there, if it is the same one; while
         the first is still under way, the later one takes over and the first ends with Conflict(PUT_TAKEN_OVER).
 
         Raises InvalidRequest(SIZE_MISMATCH | ...), DataCorrupted(CHECKSUM_MISMATCH), Exhausted(QUOTA_EXCEEDED |
         DISK_FULL | TOO_MANY_TRANSFERS), DeadlineExceeded(TRANSFER_STALLED), Conflict(PUT_ID_REUSED). After any of them
-        nothing is left.
+        nothing is left, but that the same put of a large file that is Continuable goes on where it broke off.
         """
         check_announcement(announced)
         if self._stopping:
@@ -198,39 +201,61 @@ class StorageElement:
             await asyncio.wait([upload])
         if self._commits:  # the one of this put goes on without whoever waited for it
             await asyncio.wait(set(self._commits))
+        await self._partials.take_back(owner, put_id)
         file = await self._files.by_put(owner, put_id)
         return file if file is not None and file.vo == vo else None
 
-    async def _put(self, announced: Announced, pieces: Pieces) -> StoredFile:
+    async def _put(self, announced: Announced, source: Pieces | Continuable) -> StoredFile:
         existing = await self._files.by_put(announced.owner, announced.put_id)
         if existing is not None:
-            return await self._repeat(existing, announced, pieces)
-        with self.admission.transfer(announced.owner):
-            reservation = await self._reserve(announced)
-            incoming = self._incoming(reservation, announced.size_bytes, self._new_id())
+            return await self._repeat(existing, announced, source)
+        continuable = None if isinstance(source, AsyncIterator) else source
+        with (
+            self.admission.transfer(announced.owner),
+            self._partials.in_use(announced, continuable is not None) as partial,
+        ):
+            reservation = await self._reserve(announced, partial)
+            incoming = self._incoming(reservation, announced.size_bytes, self._new_id(), partial)
             try:
                 failpoints.reached("storage.put.reserved")
                 await self._io(incoming.begin)
-                sent = await self._take(pieces, incoming, reservation) or announced.checksums
+                if continuable is not None:
+                    await self._take_up(continuable, incoming, reservation)
+                sent = await self._take(_pieces(source), incoming, reservation) or announced.checksums
                 incoming.verify_size()
                 found = incoming.hasher.checksums()
                 if sent is None:
                     raise checksums_missing()
                 for expected in {sent, announced.checksums or sent}:
                     require_equal(f"put {announced.put_id!r}", announced.size_bytes, found, expected)
-            except BaseException:
-                await self._drop(incoming, reservation)
+            except BaseException as error:
+                await self._drop(incoming, reservation, keep=bool(partial) and _broke_off(error))
                 raise
             return await self._to_the_end(self._commit(announced, incoming, reservation, found))
 
-    async def _reserve(self, announced: Announced) -> Reservation:
+    async def _reserve(self, announced: Announced, partial: str) -> Reservation:
         vo, size_bytes = announced.vo, announced.size_bytes
-        try:
-            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()))
-        except Exhausted:
-            if self.make_room is None or not await self.make_room(vo, size_bytes):
-                raise
-            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()))
+        beside = await self._partials.pool_of(partial) if partial else ""
+
+        async def reserve() -> Reservation:
+            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()), beside)
+
+        async def tapes() -> bool:
+            return self.make_room is not None and await self.make_room(vo, size_bytes)
+
+        for make_room in (self._partials.make_room, tapes):
+            try:
+                return await reserve()
+            except Exhausted:
+                if not await make_room() and make_room is tapes:
+                    raise
+        return await reserve()
+
+    async def _take_up(self, source: Continuable, incoming: Incoming, reservation: Reservation) -> None:
+        """What came before is read again."""
+        while size_bytes := await self._io(incoming.read_again, PIECE_BYTES):
+            self._ledger.written(reservation, size_bytes)
+            source.known(size_bytes)
 
     def _for(self, announced: Announced, pools: Sequence[PoolFree]) -> Sequence[PoolFree]:
         """Those that may take this file: all, but under the old rule of `planned_partitions`."""
@@ -242,11 +267,11 @@ class StorageElement:
             raise InvalidRequest("NOT_PLANNED", f"no partition was planned for the files of {directory[:200]!r}")
         return [pool for pool in pools if pool.pool == str(planned[directory])]
 
-    def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str) -> Incoming:
+    def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str, partial: str = "") -> Incoming:
         pool = self.pools.get(reservation.pool)
         if pool is None:
             raise Unavailable("POOL_UNUSABLE", f"pool {reservation.pool} went away just now; send the file again")
-        return Incoming(pool, file_id, size_bytes)
+        return Incoming(pool, file_id, size_bytes, partial)
 
     async def _to_the_end(self, commit: Coroutine[Any, Any, T]) -> T:
         """Whoever waits for it may go away."""
@@ -284,9 +309,10 @@ class StorageElement:
                 f"it again",
             ) from None
 
-    async def _drop(self, incoming: Incoming, reservation: Reservation) -> None:
-        """Remove what arrived and give its space back; goes on in the thread even if we are cancelled once more."""
-        dropping = self._io(incoming.discard)
+    async def _drop(self, incoming: Incoming, reservation: Reservation, *, keep: bool = False) -> None:
+        """Remove what arrived, or keep it for later, and give its space back; goes on in the thread even if we are
+        cancelled once more."""
+        dropping = self._io(incoming.keep if keep else incoming.discard)
         dropping.add_done_callback(lambda done: self._ledger.release(reservation))
         await asyncio.shield(dropping)
 
@@ -397,9 +423,9 @@ class StorageElement:
         for incoming, reservation in files:
             await self._drop(incoming, reservation)
 
-    async def _repeat(self, existing: StoredFile, announced: Announced, pieces: Pieces) -> StoredFile:
+    async def _repeat(self, existing: StoredFile, announced: Announced, source: Pieces | Continuable) -> StoredFile:
         """A put that was done before. Its bytes are not looked at again, only its checksums."""
-        sent = announced.checksums
+        sent, pieces = announced.checksums, _pieces(source)
         while sent is None:
             piece = await self._next(pieces)
             if piece is None:
@@ -759,6 +785,17 @@ class StorageElement:
 
     def _io(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _pieces(source: Pieces | Continuable) -> Pieces:
+    return source if isinstance(source, AsyncIterator) else source.pieces()
+
+
+def _broke_off(error: BaseException) -> bool:
+    """It ended without a fault of what came: the caller, the network, or one of the two ends went away."""
+    reason = error.reason if isinstance(error, GridError) else ""
+    gone = (asyncio.CancelledError, Unavailable, DeadlineExceeded)
+    return reason != "POOL_UNUSABLE" and (isinstance(error, gone) or reason == "STREAM_CUT")
 
 
 def _stopping() -> Unavailable:

@@ -11,6 +11,7 @@ from agents.storage.http_wire import Target, href
 from agents.storage.model import LARGE_BYTES, Announced, Entry, StoredFile, require_intact
 from agents.storage.namespace import parent_missing
 from agents.storage.nearline import Locality, Nearline, locality_of
+from agents.storage.partial import Continuable
 from agents.storage.surl import Surl, is_vo_name, parse_surl
 from fabric import access
 from fabric.errors import Conflict, DeadlineExceeded, GridError, InvalidRequest, NotFound, Refused, Unavailable
@@ -110,7 +111,13 @@ class StorageManager:
     # -- files -------------------------------------------------------------------------------------------------------
 
     async def put(
-        self, peer: Peer, announced: Announced, pieces: Pieces, *, door: str, source: str | None = None
+        self,
+        peer: Peer,
+        announced: Announced,
+        pieces: Pieces | Continuable,
+        *,
+        door: str,
+        source: str | None = None,
     ) -> StoredFile:
         """As `StorageElement.put`, for who may. `source`: where a third-party copy comes from."""
         self.may_write(peer, announced.vo)

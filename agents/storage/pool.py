@@ -3,6 +3,7 @@
 Layout below the pool's root:
 
     incoming/<file id>        being written, or written and not yet in the database
+    partial/<name>            the beginning of a large copy, which may go on later (`partial.py`)
     data/ab/cd/<file id>      kept; ab and cd are the first digits of the random id, so directories stay small and even
 
 How a file becomes whole: written to incoming/, synced, *linked* to its place in data/, directory synced, committed to
@@ -49,11 +50,12 @@ class Pool:
         self.readers = 0
         """Files of it that are being read."""
         self.incoming = root / "incoming"
+        self.partial = root / "partial"
         self.data = root / "data"
         try:
             if expects_files and not self.data.is_dir():
                 raise OSError("it should hold files and is empty")
-            for directory in (root, self.incoming, self.data):
+            for directory in (root, self.incoming, self.partial, self.data):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_directory(root)
             self.device = root.stat().st_dev
@@ -223,30 +225,45 @@ class Hasher:
 
 class Incoming:
     """A file on its way in. Methods run on worker threads and are safe against each other, so an upload may be
-    discarded while its last write still runs. Order: begin, write*, finish, then settle or discard."""
+    discarded while its last write still runs. Order: begin, read_again*, write*, finish, then settle or discard; or
+    `keep` of what came, for another of the same name in `partial/`."""
 
-    def __init__(self, pool: Pool, file_id: str, size_bytes: int) -> None:
+    def __init__(self, pool: Pool, file_id: str, size_bytes: int, partial: str = "") -> None:
         self.pool = pool
         self.file_id = file_id
         self.size_bytes = size_bytes
         self.hasher = Hasher()
         self._lock = threading.Lock()
-        self._path = pool.incoming / file_id
+        self._partial = bool(partial)
+        self._path = pool.partial / partial if partial else pool.incoming / file_id
         self._target = pool.path_of(file_id)
         self._unflushed = 0
         self._descriptor = -1
         self._discarded = False
 
     def begin(self) -> None:
-        """Make the empty file. Raises Exhausted(DISK_FULL), Unavailable(POOL_UNUSABLE). After `discard` it does
-        nothing."""
+        """Make the empty file, or open what came before. Raises Exhausted(DISK_FULL), Unavailable(POOL_UNUSABLE). After
+        `discard` it does nothing."""
         with self._lock:
             if self._discarded:
                 return
             try:
-                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                how = os.O_RDWR if self._partial else os.O_WRONLY | os.O_EXCL
+                self._descriptor = os.open(self._path, how | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
+
+    def read_again(self, most_bytes: int) -> int:
+        """Hash the next bytes that came before; how many. 0: all were, and `write` appends to them."""
+        with self._lock:
+            if self._descriptor < 0 or not self._partial:
+                return 0
+            try:
+                piece = os.read(self._descriptor, min(most_bytes, self.size_bytes - self.hasher.size_bytes))
+            except OSError as error:
+                raise _write_error(error, self.pool) from error
+            self.hasher.update(piece)
+            return len(piece)
 
     def write(self, pieces: Sequence[Piece]) -> int:
         """Append and hash; returns the bytes taken. Raises InvalidRequest(SIZE_MISMATCH) for more than announced,
@@ -306,12 +323,21 @@ class Incoming:
                     os.fsync(self._descriptor)
                 os.close(self._descriptor)
                 self._descriptor = -1
+                self._settle_partial()
                 self._link()
                 if sync:
                     sync_directory(self._target.parent)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
             reached("linked")
+
+    def _settle_partial(self) -> None:
+        """From here on a crash leaves a file in doubt and no beginning."""
+        if self._partial:
+            path = self.pool.incoming / self.file_id
+            os.rename(self._path, path)
+            self._path = path
+            sync_directory(self.pool.incoming)
 
     def _link(self) -> None:
         target = self._target
@@ -330,6 +356,14 @@ class Incoming:
             self._path.unlink(missing_ok=True)
         except OSError:
             pass
+
+    def keep(self) -> None:
+        """What came stays in `partial/`."""
+        with self._lock:
+            self._discarded = True
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def discard(self) -> None:
         """Nothing of it stays, wherever it was. May be repeated; a failure is left to the next start."""

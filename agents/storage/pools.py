@@ -26,7 +26,7 @@ from fabric.logs import Logger
 from security.errors import os_error_text
 
 MAX_PATH_LENGTH = 1024
-_OWN_NAMES = frozenset({"incoming", "data", "lost+found"})
+_OWN_NAMES = frozenset({"incoming", "partial", "data", "lost+found"})
 
 
 class PoolState(StrEnum):

@@ -294,7 +294,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             async def mark() -> None:
                 await context.write(pb.CopyFromResponse(size_bytes=opened.size_bytes, moved_bytes=arriving.moved_bytes))
 
-            put = self._manager.put(peer, announced, arriving.pieces(), door=DOOR, source=source)
+            put = self._manager.put(peer, announced, arriving.source(), door=DOOR, source=source)
             file = await telling(put, mark)
         await self._copied(context, self._manager.surl(file), file)
 

@@ -303,20 +303,26 @@ async def test_killed_at_any_write_there_is_one_copy_and_it_is_registered(desk: 
 
 async def test_a_restart_goes_on_with_what_was_there(desk: Desk) -> None:
     await desk.start(caps_mb_per_s={"CERN > *": 4})
-    lfn = await desk.put("large", data=bytes(12 << 20))
+    lfn = await desk.put("large", data=bytes(20 << 20))
     rest = [await desk.put(f"f{number}") for number in range(3)]
     job_id = await desk.submit([lfn, *rest], "RAL")
 
     async def moving() -> bool:
-        return any(file.moved_bytes > 0 for file in await desk.files(job_id))
+        return any(file.moved_bytes > 4 << 20 for file in await desk.files(job_id))
 
     await until(moving, "the first bytes")
     await desk.lab.stop("transfer.CERN")
+    await desk.lab.stop("storage.RAL")
+    (beginning,) = (desk.lab.directory / "agents" / "storage.RAL" / "pool" / "partial").iterdir()
+    size_bytes = beginning.stat().st_size
     await desk.lab.start("transfer", options=FAST)
+    await desk.lab.start("storage", site="RAL", options={"reserve_bytes": 0})
     files = await desk.ended(job_id)
     assert {file.state for file in files} == {"FINISHED"}
     assert sorted(await desk.on("RAL")) == sorted(file.surl for file in files)
     assert [len(await desk.replicas(name)) for name in (lfn, *rest)] == [2] * 4
+    read = [line["size_bytes"] for line in desk.lab.audit("storage.CERN", "storage.get") if "size_bytes" in line]
+    assert size_bytes > 0 and read == [(20 << 20) - size_bytes]  # only what was not there
 
 
 async def test_what_is_subscribed_gets_its_copies_now_and_later(desk: Desk) -> None:
