@@ -20,6 +20,7 @@ from agents.transfer.links import Link, Links, Waiting
 from agents.transfer.machine import Canceled, Chosen, Cleaned, Copied, Event, Failed, Moving, Present, Registered, Waits
 from agents.transfer.model import Job, TransferState, element_of, is_at, is_foreign
 from agents.transfer.policy import Action, Pauses, Side
+from fabric import failpoints
 from fabric.bell import Bell
 from fabric.clock import to_us
 from fabric.context import AgentContext
@@ -190,6 +191,7 @@ class TransferCore:
             return rows.add(connection, job, [file for file, _ in new])
 
         kept = await self._store.write(keep)
+        failpoints.reached("transfer.submit.committed")
         sources_of = {file.guid: sources for file, sources in new}
         for number, file in kept:
             if not file.transfer.ended:
@@ -374,12 +376,16 @@ class TransferCore:
             try:
                 prepared = await asyncio.shield(preparing)
                 events = await self._copied(batch, link, prepared)
+                if any(isinstance(event, Copied) for _, event in events):
+                    failpoints.reached("transfer.copy.answered")
             except asyncio.CancelledError:
                 if all(item.wanted_end is None for item in batch):
                     raise
                 prepared = None
                 events = [(item, item.wanted_end or Waits("", "")) for item in batch]
             await self._settle(turn, link, events)
+            if turn.items:
+                failpoints.reached("transfer.copy.kept")
             if isinstance(prepared, Prepared):
                 await self._register(turn, link, prepared)
         except GridError as error:  # of our own store: what was not kept is done again
@@ -514,6 +520,7 @@ class TransferCore:
                     events.append((item, Registered()))
                 else:
                     events.append((item, self._failed(item, link, Side.CATALOGUE, error)))
+            failpoints.reached("transfer.register.answered")
             await asyncio.sleep(await self._settle(turn, link, events))
 
     def _failed(self, item: Item, link: Link, side: Side, error: GridError) -> Failed:
@@ -569,6 +576,7 @@ class TransferCore:
             item = heapq.heappop(self._dirty)[2]
             try:
                 await self._effects.take_back(item.job, item.guid, item.put_id, item.transfer.source)
+                failpoints.reached("transfer.clean.answered")
             except (Refused, InvalidRequest) as error:
                 self._left_behind(item, error)
             except GridError as error:

@@ -24,7 +24,7 @@ from typing import Any
 from support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("information", "bookkeeping", "broker", "gatekeeper", "worker")
+KINDS = ("information", "bookkeeping", "broker", "gatekeeper", "worker", "catalog", "storage", "transfer")
 
 
 class Child:
