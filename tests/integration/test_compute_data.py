@@ -14,12 +14,14 @@ import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from gridfabric.information.v1 import information_pb2, information_pb2_grpc
 from support.grid import LabGrid
+from support.waiting import until
 
 from agents.catalog import client as catalogue
 from agents.gatekeeper import client
 from agents.keystore import client as keystore
 from agents.keystore.client import KeyStores, in_files
 from agents.storage import client as storage
+from agents.transfer.client import TransferClient
 from fabric.ids import unique_id
 from fabric.information import TreeCopy
 from fabric.rpc.delegation import delegate
@@ -38,8 +40,8 @@ class Site:
         lab = self.lab
         for kind, site in (("storage", "CERN"), ("storage", "RAL"), ("catalog", "CERN"), ("bookkeeping", "CERN")):
             lab.plan(kind, site=site)
-        lab.plan("gatekeeper")
-        lab.plan("worker")
+        for kind in ("gatekeeper", "worker", "transfer"):
+            lab.plan(kind)
         await lab.start("storage", site="RAL")
         await lab.start("storage", site="CERN")
         await lab.start("catalog")
@@ -94,6 +96,23 @@ async def test_output_data_is_kept_registered_and_read_by_the_next_job(site: Sit
     ]
     assert {one["name"]: list(one["SFNs"]) for one in told["InputFNs"]} == {f"lfn:{lfn}": [entry.replicas[0].surl]}
     assert [list(told["DataAccessProtocol"]), told["VirtualOrganisation"]] == [["https"], "cms"]
+
+    # copies = 2 at any storage element, of whatever jobs write there from now on
+    await site.lab.start("transfer", options={"retry_first_s": 0.05})
+    transfers = await site.lab.channel("transfer", credential=site.alice)
+    await delegate(transfers, site.alice)
+    await TransferClient(transfers).subscribe(unique_id(), "/grid/cms/test", "*", 2)
+    lfn = "/grid/cms/test/run2/more.txt"
+    _, update = await site.run("seq 1 10 > more.txt", output_data=[pb.DataOutput(file="more.txt", lfn=lfn)])
+    assert update.state == pb.JOB_STATE_DONE, update
+
+    async def at_both() -> bool:
+        (entry,), _ = await catalogue.lookup(channel, [lfn])
+        return {replica.storage_element for replica in entry.replicas} == {
+            f"localhost:{site.lab.port(f'storage.{name}')}" for name in ("CERN", "RAL")
+        }
+
+    await until(at_both, "the copy of the job's output")
 
 
 async def test_input_data_comes_from_the_far_replica_when_the_close_one_is_gone(site: Site) -> None:
