@@ -32,6 +32,8 @@ from agents.storage.model import (
     PIECE_BYTES,
     SMALL_BYTES,
     Checksums,
+    Reconciliation,
+    Stray,
     require_equal,
 )
 from agents.storage.overlap import AHEAD_PIECES, Overlap
@@ -192,30 +194,6 @@ class ScrubStatus:
     size_bytes: int
     damaged: int
     examples: tuple[FileInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stray:
-    """A file that only the storage element has (`dark`), or only the catalogue (`lost`)."""
-
-    surl: str
-    vo: str
-    kind: str
-    since_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reconciliation:
-    """The last round that ended; times 0 where there was none. `examples` are the first strays; `obstacle` why a round
-    did not end, or why dark files are not removed."""
-
-    began_at_us: int
-    ended_at_us: int
-    dark: int
-    lost: int
-    removed: int
-    obstacle: str
-    examples: tuple[Stray, ...]
 
 
 @dataclass(frozen=True, slots=True)

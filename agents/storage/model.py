@@ -75,6 +75,31 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Stray:
+    """A file that only one of the two has, since it was first seen so."""
+
+    surl: str
+    vo: str
+    kind: str
+    """`dark`: only the element has it; `lost`: only the catalogue lists it."""
+    since_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The last round of comparing element and catalogue that ended; times 0 where there was none. `examples` are the
+    first strays; `obstacle` why a round did not end, or why dark files are not removed."""
+
+    began_at_us: int
+    ended_at_us: int
+    dark: int
+    lost: int
+    removed: int
+    obstacle: str
+    examples: tuple[Stray, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One name of a directory: a file, or a directory if there is none."""
 

@@ -15,9 +15,9 @@ from typing import Any
 from agents.catalog import client as catalog
 from agents.storage.comparison import SETTLE_S, differences
 from agents.storage.manager import StorageManager
-from agents.storage.model import StoredFile
+from agents.storage.model import Reconciliation, StoredFile
 from agents.storage.repair import ChannelSource
-from agents.storage.strays import Report, StrayRows
+from agents.storage.strays import StrayRows
 from fabric.clock import Clock, to_us
 from fabric.errors import GridError
 from fabric.logs import Logger
@@ -120,11 +120,11 @@ class Reconciler:
         """Begin a round at once."""
         self._wanted.set()
 
-    async def report(self, limit: int) -> Report:
+    async def report(self, limit: int) -> Reconciliation:
         """How it stands, with the first `limit` strays."""
         began_at_us, ended_at_us = await self._rows.last()
         counts, examples = await self._rows.counts(), await self._rows.page("", limit)
-        return Report(
+        return Reconciliation(
             began_at_us, ended_at_us, _sum(counts, "dark"), _sum(counts, "lost"), self.removed,
             self._failure or self.held, tuple(examples),
         )  # fmt: skip

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from agents.storage.model import Stray
 from agents.storage.namespace import metadata
 from fabric.store import Store
 
@@ -27,30 +27,6 @@ comparisons = sa.Table(
     sa.Column("began_at_us", sa.BigInteger, nullable=False),
     sa.Column("ended_at_us", sa.BigInteger, nullable=False),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stray:
-    """A file that only one of the two has, since it was first seen so."""
-
-    surl: str
-    vo: str
-    kind: str
-    """`dark`: only the element has it; `lost`: only the catalogue lists it."""
-    since_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """For operators."""
-
-    began_at_us: int
-    ended_at_us: int
-    dark: int
-    lost: int
-    removed: int
-    obstacle: str
-    examples: tuple[Stray, ...]
 
 
 class StrayRows:

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from gridfabric.storage.v1 import storage_pb2 as pb
 
 from agents.storage.drain import PoolReport
-from agents.storage.model import SMALL_BYTES, Announced, Checksums, StoredFile, parse_checksums
+from agents.storage.model import SMALL_BYTES, Announced, Checksums, Reconciliation, StoredFile, parse_checksums
 from agents.storage.nearline import Locality, Staging
 from agents.storage.space import SpaceReport
-from agents.storage.strays import Report
 from fabric.errors import GridError, InvalidRequest, to_details
 
 
@@ -110,7 +109,7 @@ def space_to_wire(report: SpaceReport) -> pb.SpaceResponse:
     )
 
 
-def reconciliation_to_wire(report: Report) -> pb.ReconcileResponse:
+def reconciliation_to_wire(report: Reconciliation) -> pb.ReconcileResponse:
     """For operators."""
     return pb.ReconcileResponse(
         began_at_us=report.began_at_us,

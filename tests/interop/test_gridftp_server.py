@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import random
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.grid import LabGrid, free_port
+from support.servers import server
 from support.transfers import Desk
 from support.waiting import until
 
@@ -44,27 +44,9 @@ async def gridftp_server(lab: LabGrid, folder: Path, subject: object) -> AsyncIt
         "GLOBUS_HOSTNAME": "localhost",
     }
     local = ["-hostname", "localhost", "-control-interface", "127.0.0.1", "-data-interface", "127.0.0.1"]
-    with open(folder / "said", "wb") as said:
-        process = await asyncio.create_subprocess_exec(
-            SERVER, "-s", "-allow-root", "-p", str(port), *local, env=environ, cwd=folder, stdout=said, stderr=said
-        )
-
-    async def answers() -> bool:
-        assert process.returncode is None, (folder / "said").read_text()[-2000:]
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return False
-        writer.close()
-        return True
-
-    try:
-        await until(answers, "the GridFTP server")
+    command = (SERVER, "-s", "-allow-root", "-p", str(port), *local)
+    async with server(*command, port=port, folder=folder, environ=environ):
         yield f"gsiftp://localhost:{port}{files}", files
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_the_transfer_agent_copies_to_and_from_a_real_gridftp_server(tmp_path: Path) -> None:

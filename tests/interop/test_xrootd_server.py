@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.grid import LabGrid, free_port
+from support.servers import server
 from support.transfers import Desk
 from support.waiting import until
 from support.webdav import Door
@@ -47,27 +48,10 @@ async def xrootd(lab: LabGrid) -> AsyncIterator[tuple[str, Path]]:
         for path in (root, *root.rglob("*")):
             shutil.chown(path, ACCOUNT)
         as_account = ["-R", ACCOUNT]
-    with open(root / "said", "wb") as said:
-        process = await asyncio.create_subprocess_exec(
-            "xrootd", "-c", str(root / "xrootd.cfg"), *as_account, cwd=root, stdout=said, stderr=said
-        )
-
-    async def answers() -> bool:
-        assert process.returncode is None, (root / "said").read_text()[-2000:]
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return False
-        writer.close()
-        return True
-
     try:
-        await until(answers, "the XRootD server")
-        yield f"https://localhost:{port}/data", root / "data"
+        async with server("xrootd", "-c", str(root / "xrootd.cfg"), *as_account, port=port, folder=root):
+            yield f"https://localhost:{port}/data", root / "data"
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
         shutil.rmtree(root)
 
 
