@@ -88,6 +88,10 @@ class StorageConfig:
     """What becomes of files that the catalogue does not list."""
     dark_grace_s: float = field(default=7 * 86400.0, metadata={"minimum": 3600})
     """How long a file was seen as dark, round after round, before it is removed."""
+    lost: str = field(default="report", metadata={"choices": ("report", "repair")})
+    """What becomes of files that the catalogue lists here and that are not here, but elsewhere."""
+    lost_grace_s: float = field(default=86400.0, metadata={"minimum": 3600})
+    """How long a file was seen as lost, round after round, before it is made anew."""
     removal: str = field(default="vo", metadata={"choices": ("vo", "owner")})
     """Who may remove a file: any member of its VO, or its owner alone."""
     tape: TapeConfig | None = None

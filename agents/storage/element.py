@@ -631,6 +631,16 @@ class StorageElement:
             await self.mark(file, "FILE_LOST" if error.reason == "FILE_LOST" else "FILE_DAMAGED")
             raise
 
+    async def expect(self, file: StoredFile) -> bool:
+        """Have a file again whose row was lost with its bytes: it is damaged until they come (`repair`). False if it is
+        here, or there is no room for it."""
+        if not await self.has_room(file.vo, file.size_bytes) or not await self._files.expect(file):
+            return False
+        self._ledger.expected(file.vo)
+        self._changed.set()
+        self.damage_found.ring()
+        return True
+
     async def repair(self, file: StoredFile, pieces: Pieces) -> bool:
         """Give a file bytes that come from elsewhere, if they are what was put, and take its mark away. False as
         `move`. Raises DataCorrupted(CHECKSUM_MISMATCH), InvalidRequest(SIZE_MISMATCH), Exhausted(DISK_FULL),

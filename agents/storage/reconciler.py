@@ -3,6 +3,8 @@
 Compared as in `comparison.py`; what differs is kept with the time since when, and told once. Dark files are removed
 only where the option `dark` says so, and only after they were dark in every round for a grace time: a catalogue that
 comes back from an old backup lists many files no more, and for a while. If it is many at once none is removed at all.
+Lost files with a replica elsewhere are made anew where the option `lost` says so, after they were lost in every round
+for a grace time: whoever removes a file tells the element first and the catalogue next.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from typing import Any
 from agents.catalog import client as catalog
 from agents.storage.comparison import SETTLE_S, differences
 from agents.storage.manager import StorageManager
-from agents.storage.model import Reconciliation, StoredFile
+from agents.storage.model import Checksums, Reconciliation, StoredFile
 from agents.storage.repair import ChannelSource
 from agents.storage.strays import StrayRows
+from agents.storage.surl import Surl, parse_surl
 from fabric.clock import Clock, to_us
 from fabric.errors import GridError
 from fabric.logs import Logger
@@ -170,6 +173,9 @@ class Reconciler:
         if self._config.dark == "remove":
             for vo, counted in files.items():
                 await self._remove_dark(ends[vo], vo, counted, round_us)
+        if self._config.lost == "repair":
+            for vo in files:
+                await self._expect_lost(names, vo, round_us)
         await self._count()
         self._log.info("storage.reconciled", dark=self.dark, lost=self.lost, removed=self.removed)
 
@@ -187,7 +193,7 @@ class Reconciler:
             return
         after = ""
         due_us = round_us - int(self._config.dark_grace_s * 1e6)
-        while page := await self._rows.page(after, PAGE, vo=vo, dark_since_us=due_us):
+        while page := await self._rows.due(vo, "dark", due_us, after, PAGE):
             after = page[-1].surl
             found = await ends.files([stray.surl for stray in page])
             named = await self._manager.element.with_names(list(found.values()))
@@ -198,6 +204,36 @@ class Reconciler:
                     self._log.audit("storage.dark_removed", surl=surl, vo=vo, owner=file.owner, name=file.name_hint)
                     self.removed += 1
             await self._rows.gone([stray.surl for stray in page])
+
+    async def _expect_lost(self, names: Any, vo: str, round_us: int) -> None:
+        """Files with another replica: from here on they are damaged files, which the repairer gives their bytes. Those
+        with none are told and stay as they are, and so are those that may have a copy on tape."""
+        if self._manager.nearline is not None and self._manager.nearline.keeps(vo):
+            return
+        after, due_us = "", round_us - int(self._config.lost_grace_s * 1e6)
+        while page := await self._rows.due(vo, "lost", due_us, after, PAGE):
+            after = page[-1].surl
+            found, _ = await catalog.lookup(names, [stray.surl for stray in page])
+            lost = {stray.surl for stray in page}
+            for entry in found:
+                here = [replica.surl for replica in entry.replicas if replica.surl in lost]
+                if entry.content is None or len(entry.replicas) == len(here):
+                    continue
+                for surl in here:
+                    file = _expected(entry, parse_surl(surl), round_us)
+                    if await self._manager.element.expect(file):
+                        self._log.audit("storage.lost_expected", surl=surl, vo=vo, lfn=entry.lfn)
+                        await self._rows.gone([surl])
+
+
+def _expected(entry: catalog.Entry, surl: Surl, now_us: int) -> StoredFile:
+    """A file as the catalogue knows it, lost."""
+    assert entry.content is not None
+    checksums = Checksums(entry.content.adler32, entry.content.sha256)
+    return StoredFile(
+        surl.file_id, surl.vo, entry.content.size_bytes, checksums, entry.owner, f"expected-{surl.file_id}", entry.lfn,
+        pool="", created_at_us=now_us, disk_id="", damage="FILE_LOST", damaged_at_us=now_us,
+    )  # fmt: skip
 
 
 def _sum(counts: dict[tuple[str, str], int], kind: str) -> int:

@@ -192,6 +192,10 @@ class Ledger:
             self._in_pool[reservation.pool] -= reservation.size_bytes
             reservation.open = False
 
+    def expected(self, vo: str) -> None:
+        """A file without bytes is there, to which they will come."""
+        self._files[vo] += 1
+
     def removed(self, vo: str, size_bytes: int, pool: str) -> None:
         """A file is gone; from the disk alone if it had left that before (`pool` is empty then)."""
         self._files[vo] -= 1

@@ -153,6 +153,14 @@ class FileStore:
             raise Conflict("PUT_CONFLICT", f"put {file.put_id!r} met another one; repeat it")
         return found
 
+    async def expect(self, file: StoredFile) -> bool:
+        """Insert a file whose bytes are to come. False if there is one with its id."""
+
+        def write(connection: sa.Connection) -> bool:
+            return _get(connection, file.file_id) is None and self._add(connection, file) is file
+
+        return await self._store.write(write)
+
     async def by_put(self, owner: str, put_id: str) -> StoredFile | None:
         """The file that this put made, if it did."""
         return await self._store.read(lambda connection: _by_put(connection, owner, put_id))

@@ -84,16 +84,20 @@ class StrayRows:
 
         return await self._store.read(read)
 
-    async def page(self, after: str, limit: int, *, vo: str = "", dark_since_us: int | None = None) -> list[Stray]:
-        """In order of SURL, above `after`; with `dark_since_us` those of `vo` that were dark then already."""
-        condition, values = ("", ()) if dark_since_us is None else (
-            "AND vo = ? AND kind = 'dark' AND since_us <= ?", (vo, dark_since_us)
-        )  # fmt: skip
+    async def page(self, after: str, limit: int) -> list[Stray]:
+        """In order of SURL, above `after`."""
+        return await self._page("surl > ?", (after,), limit)
 
+    async def due(self, vo: str, kind: str, since_us: int, after: str, limit: int) -> list[Stray]:
+        """Those of a VO that were dark, or lost, then already."""
+        return await self._page(
+            "vo = ? AND kind = ? AND since_us <= ? AND surl > ?", (vo, kind, since_us, after), limit
+        )
+
+    async def _page(self, condition: str, values: Sequence[object], limit: int) -> list[Stray]:
         def read(connection: sa.Connection) -> list[Stray]:
             rows = connection.exec_driver_sql(
-                f"SELECT surl, vo, kind, since_us FROM strays WHERE surl > ? {condition} ORDER BY surl LIMIT ?",
-                (after, *values, limit),
+                f"SELECT surl, vo, kind, since_us FROM strays WHERE {condition} ORDER BY surl LIMIT ?", (*values, limit)
             )
             return [Stray(*row) for row in rows]
 

@@ -241,6 +241,29 @@ async def test_the_element_finds_what_only_one_of_the_two_has_and_removes_nothin
     await refused(NotFound, "FILE_NOT_FOUND", desk.read("CERN", dark.surl))
     await refused(Refused, "ADMINISTRATOR_REQUIRED", client.reconcile(await desk.element("CERN")))
 
+    # made anew from the other replica, under the same SURL; without one a file stays as it is told
+    cern_id = client.parse_surl(cern.surl).file_id
+    file = await element.get(cern_id, "cms")
+    await element._remove(cern_id)
+    before = {vo.vo: (vo.files, vo.used_bytes) for vo in (await client.space(operator)).vos}["cms"]
+    assert await found() == {("lost", lost.surl), ("lost", cern.surl)}
+    reconciler._config = replace(reconciler._config, lost="repair")
+    assert await found() == {("lost", lost.surl), ("lost", cern.surl)}  # not yet
+    clock.advance(2 * 86400)
+    assert await found() == {("lost", lost.surl)}
+
+    async def made_anew() -> bool:
+        return not await desk.state("CERN", cern.surl)
+
+    await until(made_anew, "the file")
+    assert await desk.read("CERN", cern.surl) == DATA and await found() == {("lost", lost.surl)}
+    again = await element.get(cern_id, "cms")
+    assert (again.size_bytes, again.checksums, again.owner) == (file.size_bytes, file.checksums, file.owner)
+    after = {vo.vo: (vo.files, vo.used_bytes) for vo in (await client.space(operator)).vos}["cms"]
+    assert after == (before[0] + 1, before[1] + len(DATA))
+    (line,) = desk.lab.audit("storage.CERN", "storage.lost_expected")
+    assert line["surl"] == cern.surl
+
 
 async def test_many_dark_files_at_once_are_left_to_a_person_and_silence_proves_nothing(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
