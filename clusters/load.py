@@ -436,6 +436,37 @@ class _Reader:
                     f"site.{site.name}.information", "is missing: nobody would find the site; add information = {}"
                 )
 
+        self._check_regions(grid)
+
+    def _check_regions(self, grid: GridDescription) -> None:
+        """Each site and each region publishes at one server, and all of them end at the top."""
+        regions, names = grid.regions(), {site.name for site in grid.sites}
+        for name in names & regions.keys():
+            raise self.wrong(f"region.{name}.name", "cannot be the name of a site too")
+        at: dict[tuple[str, str], str] = {}
+        for region in regions.values():
+            where = f"site.{region.site}.region"
+            for key, known in (("sites", names), ("regions", regions.keys())):
+                listed = region.options.get(key, [])
+                if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+                    raise self.wrong(f"{where}.{key}", f"must be a list of names, not {listed!r}")
+                for name in listed:
+                    if name not in known:
+                        raise self.wrong(f"{where}.{key}", f"names {name!r}, which is none of the {key} of this grid")
+                    if (key, name) in at:
+                        raise self.wrong(
+                            f"{where}.{key}", f"names {name}, which publishes at {at[key, name]}; it can at one only"
+                        )
+                    at[key, name] = region.name
+            if not region.options.get("sites") and not region.options.get("regions"):
+                raise self.wrong(f"{where}.sites", 'is missing; say who publishes there: sites = ["..."]')
+        for name in regions:
+            above = name
+            for _ in regions:
+                above = at.get(("regions", above), "")
+            if above:
+                raise self.wrong(f"region.{name}.regions", "is below itself: its sites would never reach the top")
+
     def _unique(self, what: str, names: list[str]) -> None:
         for name in names:
             if names.count(name) > 1:

@@ -34,6 +34,14 @@ KINDS = _kinds(
     Kind("authority", "authority", {"rpc": 8443, "http": 8080}, 0, central=True),
     Kind("vo", "vo", {"rpc": 15000, "ldap": 3890, "http": 15001}, 1, central=True),
     Kind("top", "information", {"rpc": 2181, "ldap": 2180, "ldaps": 2182}, 2, central=True, options={"level": "top"}),
+    Kind(
+        "region",
+        "information",
+        {"rpc": 2191, "ldap": 2190, "ldaps": 2192},
+        2,
+        central=True,
+        options={"level": "region"},
+    ),
     Kind("information", "information", {"rpc": 2171, "ldap": 2170, "ldaps": 2172}, 3, options={"level": "site"}),
     Kind("bookkeeping", "bookkeeping", {"rpc": 9000}, 4, central=True),
     Kind("catalog", "catalog", {"rpc": 5010}, 5, central=True),
@@ -148,6 +156,17 @@ class GridDescription:
     def hosts(self) -> Mapping[str, HostDescription]:
         """Every host by name."""
         return {host.name: host for site in self.sites for host in site.hosts}
+
+    def regions(self) -> Mapping[str, AgentDescription]:
+        """The region servers by name."""
+        return {agent.name: agent for agent in self.agents() if agent.kind == "region"}
+
+    def region_of(self, name: str) -> str:
+        """The region server at which a site, or another region server, publishes; empty: at the top servers."""
+        for region in self.regions().values():
+            if name in region.options.get("regions" if name in self.regions() else "sites", ()):
+                return region.name
+        return ""
 
     def site(self, name: str) -> SiteDescription | None:
         """A site by name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,6 +224,16 @@ def _settings(
     }
 
 
+def _below(grid: GridDescription, regions: Iterable[str]) -> dict[str, list[str]]:
+    """By region server: the sites and regions that it publishes beside itself."""
+    found: dict[str, list[str]] = {}
+    for region in regions:
+        options = grid.regions()[region].options
+        nested = _below(grid, options.get("regions", ()))
+        found[region] = [*options.get("sites", ()), *nested, *(name for names in nested.values() for name in names)]
+    return found
+
+
 def _options(grid: GridDescription, agent: AgentDescription) -> dict[str, Any]:
     """The agent's own options, with what the description says elsewhere. What is written for the agent itself wins."""
     known: dict[str, Any] = {}
@@ -233,8 +243,13 @@ def _options(grid: GridDescription, agent: AgentDescription) -> dict[str, Any]:
         known = {"location": site.location, "web": site.web, "email": site.contact}
         if site.latitude or site.longitude:
             known |= {"latitude": site.latitude, "longitude": site.longitude}
+        known["region"] = grid.region_of(agent.site)
         if grid.pack > 1:
             known |= {"valid_for_s": PACKED_VALID_FOR_S, "refresh_s": PACKED_VALID_FOR_S / 4}
+    elif agent.kind == "region":
+        known = {"region": grid.region_of(agent.name), "below": _below(grid, agent.options.get("regions", ()))}
+    elif agent.kind == "top":
+        known = {"below": _below(grid, [name for name in grid.regions() if not grid.region_of(name)])}
     elif agent.kind == "worker" and grid.pack > 1:
         known = dict(PACKED_WORKER)
     return {**agent.about.options, **known, **agent.options}

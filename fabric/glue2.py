@@ -61,10 +61,11 @@ _CAPABILITIES: Mapping[str, tuple[str, ...]] = {
     "org.gridfabric.vo": ("security.attributeauthority",),
     "MyProxy": ("security.credentialstorage",),
     "bdii_site": ("information.discovery.resource", "information.model", "information.publication"),
+    "bdii_region": ("information.discovery.resource", "information.model", "information.publication"),
     "bdii_top": ("information.discovery.resource", "information.model", "information.publication"),
 }  # fmt: skip
 _PLATFORMS = {"x86_64": "amd64", "aarch64": "arm64"}
-_INTERFACE_VERSIONS = {"bdii_site": "3", "bdii_top": "3", "MyProxy": "2"}
+_INTERFACE_VERSIONS = {"bdii_site": "3", "bdii_region": "3", "bdii_top": "3", "MyProxy": "2"}
 """LDAP version 3, MYPROXYv2; our own protocols are in their first version."""
 _OS_SUFFIX = re.compile(r"( GNU/Linux| Linux)\Z")
 """`Debian GNU/Linux` of os-release is `Debian` in GLUE."""

@@ -22,9 +22,13 @@ _TIMES = (
     "GridFabricProducerSince",
     "GridFabricProducerLastSeen",
     "GridFabricTopSince",
+    "GridFabricRegionSince",
+    "GridFabricRegionLastSeen",
 )
 _STATES = (
-    "GridFabricSiteState", "GridFabricProducerID", "GridFabricProducerState", "GridFabricTopID", "GridFabricTopState",
+    "GridFabricSiteState", "GridFabricSiteReason", "GridFabricSiteWay", "GridFabricProducerID",
+    "GridFabricProducerState", "GridFabricProducerReason", "GridFabricTopID", "GridFabricTopState",
+    "GridFabricRegionID", "GridFabricRegionState", "GridFabricRegionReason", "GridFabricRegionWay",
 )  # fmt: skip
 
 _ATTRIBUTES = (
@@ -42,12 +46,17 @@ _CLASSES = (
         "GridFabricSite",
         kind="AUXILIARY",
         must=("GridFabricSiteState", "GridFabricSiteSince"),
-        may=("GridFabricSiteLastSeen",),
+        may=("GridFabricSiteLastSeen", "GridFabricSiteReason", "GridFabricSiteWay"),
     ),
     ObjectClass(
         "GridFabricProducer",
         must=("GridFabricProducerID", "GridFabricProducerState", "GridFabricProducerSince"),
-        may=("GridFabricProducerLastSeen",),
+        may=("GridFabricProducerLastSeen", "GridFabricProducerReason"),
+    ),
+    ObjectClass(
+        "GridFabricRegion",
+        must=("GridFabricRegionID", "GridFabricRegionState", "GridFabricRegionSince"),
+        may=("GridFabricRegionLastSeen", "GridFabricRegionReason", "GridFabricRegionWay"),
     ),
     ObjectClass(
         "GridFabricTop",

@@ -134,6 +134,8 @@ class Publisher:
         """By key: the entry, who made it and when (microseconds)."""
         self.changes = 0
         """Counts changes of `entries`."""
+        self.status: pb.ProducerStatus | None = None
+        """Of a region for one of its sites: how it stands with it, if it is not current."""
         self._links = [_PublisherLink(self, endpoint) for endpoint in endpoints]
 
     @property
@@ -162,6 +164,12 @@ class Publisher:
         """Publish it no more; a name that is not published is no error."""
         if self.entries.pop(dn.key, None) is not None:
             self._mark(dn)
+
+    def say(self, status: pb.ProducerStatus | None) -> None:
+        """Say how the producer is, if it is another that speaks for it."""
+        self.status = status
+        for link in self._links:
+            link.wake.set()
 
     def _mark(self, dn: Dn) -> None:
         self.changes += 1
@@ -350,7 +358,11 @@ class _PublisherLink:
         self._sequence += 1
         owner = self._owner
         return pb.PublishRequest(
-            producer=owner.producer, sequence=self._sequence, valid_for_ms=int(owner.valid_for_s * 1000), **fields
+            producer=owner.producer,
+            sequence=self._sequence,
+            valid_for_ms=int(owner.valid_for_s * 1000),
+            status=owner.status,
+            **fields,
         )
 
     def _snapshot(self) -> Iterable[pb.PublishRequest]:

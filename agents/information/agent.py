@@ -35,7 +35,7 @@ from fabric.ldap import AliasedSource, Entry, LdapLimits, LdapServer
 from fabric.ldap_tls import name_behind, server_tls
 from fabric.rpc import rules
 from fabric.rpc.server import RpcService
-from fabric.settings import parse_options
+from fabric.settings import Endpoint, parse_options
 from fabric.store import Store
 
 TICK_S = 2.0
@@ -44,14 +44,21 @@ SHORTEST_TICK_S = 0.05
 
 
 class InformationAgent(Agent):
-    """A site's information server, or a top one; see InformationOptions.level. The tree is soft state: producers send
-    theirs again within seconds. A top server keeps its history on disk."""
+    """The information server of a site, of a region or at the top: see InformationOptions.level.
+
+    The tree is soft state: producers send theirs again within seconds. A top server keeps its history on disk.
+    """
 
     def __init__(self, context: AgentContext) -> None:
         self.context = context
         settings = context.settings
         self.options = options = parse_options(InformationOptions, settings.options)
-        expected = [endpoint.site for endpoint in settings.endpoints("information")] if self.is_top else []
+        regions = [endpoint.name for endpoint in settings.endpoints("region")]
+        ways = {name: region for region, names in options.below.items() for name in names}
+        if self.is_top:
+            expected = [*(endpoint.site for endpoint in settings.endpoints("information")), *regions]
+        else:
+            expected = [*options.sites, *options.regions, *ways]
         limits = MachineLimits(
             options.grace_s,
             options.forget_s,
@@ -61,7 +68,16 @@ class InformationAgent(Agent):
             options.max_attributes,
             options.max_entry_bytes,
         )
-        machine = InformationMachine(options.level, settings.site, context.clock.now(), limits, expected)
+        machine = InformationMachine(
+            options.level,
+            settings.site,
+            context.clock.now(),
+            limits,
+            expected,
+            ways=ways,
+            regions=regions,
+            name=settings.name,
+        )
         self.service = InformationService(machine, Feed(options.max_subscribers), clock=context.clock, log=context.log)
         self._recorder: Recorder | None = None
         queries: HistoryQueries | None = None
@@ -91,7 +107,7 @@ class InformationAgent(Agent):
             GLUE.child("GLUE2DomainID", settings.site): DOMAINS.child("GLUE2DomainID", settings.site),
         }
         self.ldap = LdapServer(
-            directory if self.is_top else AliasedSource(directory, aliases),
+            AliasedSource(directory, aliases) if options.level == "site" else directory,
             host=settings.listen,
             port=settings.ports.get("ldap", 0),
             limits=LdapLimits(connections=options.max_ldap_connections),
@@ -104,7 +120,10 @@ class InformationAgent(Agent):
         )
         others = [top for top in settings.endpoints("top") if top.name != settings.name] if self.is_top else []
         self._tops = [TopWatcher(context, self.service, other, options.divergence_after_s) for other in others]
+        self._above: list[Publisher] = []
+        """Towards the next level: see `InformationService.above`, and of a region for itself."""
         self._itself: InformationPublisher | None = None
+        """Of a region or a top server: at its site, as other agents."""
 
     @property
     def is_top(self) -> bool:
@@ -115,42 +134,40 @@ class InformationAgent(Agent):
         context, settings = self.context, self.context.settings
         await self.ldap.start()
         own = self._own_entries(context.clock.now())
-        if self.is_top:
+        if self.options.level != "site":
             self._itself = InformationPublisher(context, own, resource_level=False)
             await self._itself.start()
+        if self.is_top:
             if self._recorder is not None:
                 context.spawn(self._recorder.run(), "keep the history")
             for watcher in self._tops:
                 context.spawn(watcher.run(), f"compare with {watcher.other.name}")
+        elif self.options.level == "region":
+            for name in list(self.service.machine.producers):
+                context.spawn(self.service.relay(name, self._publisher(name), self.options.grace_s), f"forward {name}")
+            self._above = [self._publisher(settings.name)]
+            context.spawn(self._above[0].run(), "publish the region")
         else:
-            self.service.top = Publisher(
-                settings.site,
-                settings.endpoints("top"),
-                connector(context),
-                log=context.log,
-                clock=context.clock,
-                refresh_s=self.options.refresh_s,
-                valid_for_s=self.options.valid_for_s,
-            )
+            self._above = [self._publisher(settings.site)]
+            self.service.above[settings.site] = self._above[0]
             self.service.publish_own(settings.name, lambda _: own)
-            context.spawn(self.service.top.run(), "forward to the top")
+            context.spawn(self._above[0].run(), "forward to the next level")
         context.spawn(self._tick(), "expire")
 
     async def stop(self) -> None:
         if self._itself is not None:
             await self._itself.stop()
-        if self.service.top is not None:
-            await self.service.top.withdraw()
+        for publisher in self._above:  # a region does not take back its sites: they are lost until it is back
+            await publisher.withdraw()
         await self.ldap.close()
 
     def health(self) -> AgentHealth:
         machine = self.service.machine
-        states = [producer.state for producer in machine.producers.values() if not producer.is_own]
+        states = [producer.status.state for producer in machine.producers.values() if not producer.is_own]
         lost = sum(state in (ProducerState.UNREACHABLE, ProducerState.GONE) for state in states)
-        top = self.service.top
-        cut_off = top is not None and bool(self.context.settings.endpoints("top")) and not top.connected
+        cut_off = any(not publisher.connected for publisher in self._above) and bool(self._servers_above())
         unheard = [watcher.other.name for watcher in self._tops if watcher.reading().state is TopState.UNREACHABLE]
-        details = [f"{lost} producers unreachable"] if lost else ["not heard by the top level"] if cut_off else []
+        details = [f"{lost} producers unreachable"] if lost else ["not heard by the next level"] if cut_off else []
         details += [f"the top server {name} is not heard" for name in unheard]
         numbers = {
             "entries": len(machine.tree),
@@ -163,6 +180,29 @@ class InformationAgent(Agent):
             "ldap_searches": self.ldap.stats.searches,
         }
         return AgentHealth(AgentState.GREEN, "; ".join(details), numbers)
+
+    def _servers_above(self) -> tuple[Endpoint, ...]:
+        settings, region = self.context.settings, self.options.region
+        if not region:
+            return settings.endpoints("top")
+        found = tuple(one for one in settings.endpoints("region") if one.name == region)
+        if not found:
+            raise InvalidRequest(
+                "SETTINGS_INVALID", f"{settings.name} publishes at {region}, which is no region server"
+            )
+        return found
+
+    def _publisher(self, name: str) -> Publisher:
+        """Towards the next level, as this site or region."""
+        return Publisher(
+            name,
+            self._servers_above(),
+            connector(self.context),
+            log=self.context.log,
+            clock=self.context.clock,
+            refresh_s=self.options.refresh_s,
+            valid_for_s=self.options.valid_for_s,
+        )
 
     async def _tick(self) -> None:
         long_lived = LongLived(self.context.clock)
@@ -192,12 +232,12 @@ class InformationAgent(Agent):
             unique_id=f"{settings.name}_bdii_{options.level}",
             kind=f"bdii_{options.level}",
             endpoint=f"ldap://{settings.advertise}:{self.ldap.port}/"
-            + ("o=grid" if self.is_top else f"mds-vo-name={settings.site},mds-vo-name=local,o=grid"),
+            + (f"mds-vo-name={settings.site},mds-vo-name=local,o=grid" if options.level == "site" else "o=grid"),
             site=settings.site,
             started=utc_text(now),
         )
         entries = service_entries(service)
-        if not self.is_top:
+        if options.level == "site":
             site = Site(
                 settings.site,
                 options.description,

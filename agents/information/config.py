@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -9,8 +10,17 @@ from dataclasses import dataclass, field
 class InformationOptions:
     """Every option with its default."""
 
-    level: str = field(default="site", metadata={"choices": ("site", "top")})
-    """`site`: agents of this site publish here. `top`: the site servers of all sites publish here."""
+    level: str = field(default="site", metadata={"choices": ("site", "region", "top")})
+    """`site`: agents of this site publish here. `top`: the servers of all sites and regions publish here. `region`:
+    between the two."""
+    region: str = ""
+    """The region server that this server publishes at; empty: the top servers."""
+    sites: tuple[str, ...] = ()
+    """Of a region: the sites that publish here."""
+    regions: tuple[str, ...] = ()
+    """Of a region: the region servers that publish here."""
+    below: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """By region server that publishes here: the sites and regions that it may publish beside itself."""
     valid_for_s: float = field(default=8.0, metadata={"minimum": 0.1})
     """How long this site's own entries stand at the top without a sign of life."""
     refresh_s: float = field(default=2.0, metadata={"minimum": 0.05})

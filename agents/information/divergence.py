@@ -23,8 +23,8 @@ from fabric.text import counted
 
 LOOK_S = 1.0
 """How often what is published is brought up to date, at most."""
-OWN_ATTRIBUTES = frozenset(("GridFabricSiteSince", "GridFabricSiteLastSeen"))
-"""When a server itself saw something: never equal, and no divergence."""
+OWN_ATTRIBUTES = frozenset(("GridFabricSiteSince", "GridFabricSiteLastSeen", "GridFabricSiteReason"))
+"""When and how a server itself saw something: never equal, and no divergence."""
 
 Key = tuple[str, ...]
 

@@ -55,6 +55,7 @@ _COLUMNS: Mapping[str, str] = {
     ),
     "GlueService": ("GlueServiceUniqueID GlueServiceType GlueServiceEndpoint GlueServiceStatus GlueServiceStatusInfo"),
     "GridFabricSite": "GridFabricSiteState",
+    "GridFabricRegion": "GridFabricRegionID GridFabricRegionState GridFabricRegionReason",
     "GridFabricProducer": "GridFabricProducerID GridFabricProducerState",
     "GridFabricTop": "GridFabricTopID GridFabricTopState GridFabricTopDiffering:int",
 }

@@ -3,8 +3,8 @@
 No clock, no socket, no protobuf. One object holds the tree that LDAP serves and that subscribers follow.
 
 A site can never vanish silently. Its own entry (`mds-vo-name=<SITE>,...`) at the top says `GridFabricSiteState`,
-since when, and when it was last seen; at its site an agent has an entry `GridFabricProducerID=<name>` that says the
-same of it.
+since when, when it was last seen, and who does not hear whom; at its site an agent has an entry
+`GridFabricProducerID=<name>` that says the same of it, and a region at the top `GridFabricRegionID=<name>`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from agents.information.model import (
     Outcome,
     Producer,
     ProducerState,
+    ProducerStatus,
     Provenance,
     Publication,
     Published,
@@ -33,6 +34,7 @@ from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information_tree import GRID, LOCAL, ldap_time
 from fabric.ldap import Dn, Entry, EntryTree, TreeError, make_entry
 from fabric.ldap.dn import canonical_attribute
+from fabric.ldap.entry import NO_ATTRIBUTES
 
 RESERVED_RDNS = frozenset(("mds-vo-name", "gridfabricproducerid", "o"))
 """Names that the servers themselves give; a producer may not use them."""
@@ -110,8 +112,10 @@ class _Changes:
 class InformationMachine:
     """The tree and its producers.
 
-    `level` is `site` (producers are the agents of `site`) or `top` (producers are sites, named by themselves).
-    `expected` sites are published as awaited from the start.
+    `level` is `site` (producers are the agents of `site`), `region` or `top` (producers are sites, named by themselves,
+    and region servers). `expected` sites and regions are published as awaited from the start. `ways` says of sites and
+    regions that do not publish here themselves which region server does it for them. `regions` are all that there are.
+    `name` is this server's own.
     """
 
     def __init__(
@@ -121,10 +125,17 @@ class InformationMachine:
         now: datetime,
         limits: MachineLimits | None = None,
         expected: Iterable[str] = (),
+        *,
+        ways: Mapping[str, str] | None = None,
+        regions: Collection[str] = (),
+        name: str = "",
     ) -> None:
-        if level not in ("site", "top"):
-            raise ValueError(f"a level is site or top, not {level!r}")
+        if level not in ("site", "region", "top"):
+            raise ValueError(f"a level is site, region or top, not {level!r}")
         self.level = level
+        self.name = name or level
+        self.ways = ways or {}
+        self.regions = frozenset(regions if level != "site" else ())  # at its site a region server is one of the agents
         self.site = site
         self.limits = limits or MachineLimits()
         self.tree = EntryTree([GRID], schema=GLUE_SCHEMA, indexed=INDEXED_ATTRIBUTES)
@@ -135,10 +146,12 @@ class InformationMachine:
         self.tree.add(make_entry(LOCAL, {"objectClass": ("top", "MDS"), "mds-vo-name": "local"}))
         changes = _Changes()
         if level == "site":
-            self._put(_site_entry(site, ProducerState.CURRENT, now, None), changes)
+            self._put(
+                _status_entry(site_dn(site), "GridFabricSite", ProducerStatus(ProducerState.CURRENT, now)), changes
+            )
         else:
-            for name in expected:
-                self._producer(name, name, now, changes)
+            for one in expected:
+                self._producer(one, one, now, changes)
 
     # -- events
 
@@ -158,14 +171,14 @@ class InformationMachine:
         producer = self.producers.get(name)
         if producer is None or producer.stream != stream:
             return Outcome(publication.sequence)
-        before = producer.state
+        before, shown = producer.state, producer.status
         changes = _Changes()
         due = None if producer.sequence is None else producer.sequence + (not publication.continued)
         in_order = publication.sequence == due
         has_entries = before in (ProducerState.CURRENT, ProducerState.UNREACHABLE)
         if publication.withdraw:
             self._withdraw(producer, now, changes)
-            return self._outcome(producer, before, publication, changes)
+            return self._outcome(producer, shown, publication, changes)
         if not publication.snapshot and not (in_order and has_entries):
             return Outcome(publication.sequence, resend_snapshot=True)
         self._check_size(producer, publication, changes)
@@ -178,8 +191,13 @@ class InformationMachine:
             for entry in producer.entries.values():
                 if self.tree.get(entry.dn) is not entry:
                     self._put(entry, changes)
+        relayed = _not_after(now, publication.status)
+        if relayed != producer.relayed:
+            producer.relayed = relayed
+            producer.since = now
+            self._publish_state(producer, changes)
         rejected, unknown = self._take(producer, publication, now, changes)
-        return self._outcome(producer, before, publication, changes, rejected, unknown)
+        return self._outcome(producer, shown, publication, changes, rejected, unknown)
 
     def publish_own(self, name: str, entries: Iterable[Entry], now: datetime) -> Change:
         """This server's own entries (names relative to its site), all of them; they do not expire."""
@@ -258,13 +276,14 @@ class InformationMachine:
     def _outcome(
         self,
         producer: Producer,
-        before: ProducerState,
+        before: ProducerStatus,
         publication: Publication,
         changes: _Changes,
         rejected: tuple[Rejection, ...] = (),
         unknown: tuple[Dn, ...] = (),
     ) -> Outcome:
-        became = producer.state if producer.state is not before else None
+        state = producer.status.state
+        became = state if state is not before.state else None
         return Outcome(publication.sequence, False, changes.done(), rejected, became, unknown)
 
     def _producer(self, name: str, site: str, now: datetime, changes: _Changes) -> Producer:
@@ -281,6 +300,7 @@ class InformationMachine:
                 retry_after_s=60,
             )
         made = self.producers[name] = Producer(name, site, ProducerState.AWAITED, now)
+        made.reason = f"{self.ways.get(name, name)} has not been heard by {self.name} since that started"
         self._publish_state(made, changes)
         return made
 
@@ -289,23 +309,25 @@ class InformationMachine:
             raise RuntimeError(f"{producer.name} cannot go from {producer.state.value} to {state.value}")
         producer.state = state
         producer.since = now
+        if state is ProducerState.UNREACHABLE:
+            producer.reason = f"{self.ways.get(producer.name, producer.name)} is not heard by {self.name}"
+        elif state is not ProducerState.GONE:
+            producer.reason = ""
         self._publish_state(producer, changes)
 
     def _publish_state(self, producer: Producer, changes: _Changes) -> None:
-        last_seen = None if producer.state is ProducerState.CURRENT else producer.last_seen
-        if self.level == "top":
-            self._put(_site_entry(producer.site, producer.state, producer.since, last_seen), changes)
-            return
-        dn = site_dn(self.site).child("GridFabricProducerID", producer.name)
-        attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
-            "objectClass": ("top", "GridFabricProducer"),
-            "GridFabricProducerID": producer.name,
-            "GridFabricProducerState": producer.state.published,
-            "GridFabricProducerSince": ldap_time(producer.since),
-        }
-        if last_seen is not None:
-            attributes["GridFabricProducerLastSeen"] = ldap_time(last_seen)
-        self._put(make_entry(dn, attributes, Provenance(producer, producer.name, to_us(producer.since))), changes)
+        if self.level == "site":
+            dn = site_dn(self.site).child("GridFabricProducerID", producer.name)
+            made = Provenance(producer, producer.name, to_us(producer.since))
+            entry = _status_entry(dn, "GridFabricProducer", producer.status, operational=made)
+        else:
+            way = self.ways.get(producer.name, "")
+            if producer.name in self.regions:
+                dn = GRID.child("GridFabricRegionID", producer.name)
+                entry = _status_entry(dn, "GridFabricRegion", producer.status, way)
+            else:
+                entry = _status_entry(site_dn(producer.site), "GridFabricSite", producer.status, way)
+        self._put(entry, changes)
 
     def _check_size(self, producer: Producer, publication: Publication, changes: _Changes) -> None:
         known = 0 if publication.snapshot else len(producer.entries)
@@ -377,12 +399,14 @@ class InformationMachine:
 
     def _reason_against_name(self, producer: Producer, relative: Dn, base: Dn) -> str | None:
         """Why an entry cannot be taken under a name that is new; None if it can."""
+        if producer.name in self.regions:
+            return "a region has no entries of its own"
         if not len(relative):
             return "it is named like the site itself"
         for rdn in relative.rdns:
             for name, _ in rdn:
                 if name.lower() in RESERVED_RDNS and not (
-                    self.level == "top" and name.lower() == "gridfabricproducerid"
+                    self.level != "site" and name.lower() == "gridfabricproducerid"
                 ):
                     return f"{name} in a name is kept for information servers"
         owner = self._owner.get(relative.key + base.key)
@@ -471,16 +495,36 @@ class InformationMachine:
         changes.put(entry)
 
 
-def _site_entry(site: str, state: ProducerState, since: datetime, last_seen: datetime | None) -> Entry:
+def _status_entry(
+    dn: Dn,
+    about: str,
+    status: ProducerStatus,
+    way: str = "",
+    operational: Mapping[str, tuple[str, ...]] = NO_ATTRIBUTES,
+) -> Entry:
+    """What is published of a producer itself. `about` is the class and begins the names of its attributes."""
+    ((name, value),) = dn.rdns[0]
     attributes: dict[str, str | int | tuple[str, ...] | list[str]] = {
-        "objectClass": ("top", "MDS", "GridFabricSite"),
-        "mds-vo-name": site,
-        "GridFabricSiteState": state.published,
-        "GridFabricSiteSince": ldap_time(since),
+        "objectClass": ("top", "MDS", about) if name == "mds-vo-name" else ("top", about),
+        name: value,
+        f"{about}State": status.state.published,
+        f"{about}Since": ldap_time(status.since),
     }
-    if last_seen is not None:
-        attributes["GridFabricSiteLastSeen"] = ldap_time(last_seen)
-    return make_entry(site_dn(site), attributes)
+    if status.last_seen is not None and status.state is not ProducerState.CURRENT:
+        attributes[f"{about}LastSeen"] = ldap_time(status.last_seen)
+    if status.reason:
+        attributes[f"{about}Reason"] = status.reason
+    if way:
+        attributes[f"{about}Way"] = way
+    return make_entry(dn, attributes, operational)
+
+
+def _not_after(now: datetime, status: ProducerStatus | None) -> ProducerStatus | None:
+    """Nobody's clock makes a status newer than it is here."""
+    if status is None:
+        return None
+    last_seen = status.last_seen and min(status.last_seen, now)
+    return ProducerStatus(status.state, min(status.since, now), last_seen, status.reason)
 
 
 def _merged(one: Published, known: Entry | None) -> tuple[Mapping[str, tuple[str, ...]], Collection[str]]:

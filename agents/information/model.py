@@ -39,12 +39,23 @@ class ProducerState(enum.Enum):
         return "unreachable" if self is ProducerState.GONE else self.value
 
 
+@dataclass(frozen=True, slots=True)
+class ProducerStatus:
+    """How a producer is shown."""
+
+    state: ProducerState
+    since: datetime
+    last_seen: datetime | None = None
+    reason: str = ""
+    """Who does not hear whom; empty unless it is awaited or unreachable."""
+
+
 @dataclass(slots=True)
 class Producer:
-    """One agent (at a site) or one site (at the top)."""
+    """One agent (at a site), one site or one region (above)."""
 
     name: str
-    """The agent's name, or the site's."""
+    """The agent's name, the site's, or the region server's."""
     site: str
     state: ProducerState
     since: datetime
@@ -63,6 +74,17 @@ class Producer:
     outdated: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
     """Entries of which a later version was refused: a difference to that one says too little."""
     is_own: bool = False
+    reason: str = ""
+    """Why it is awaited or unreachable."""
+    relayed: ProducerStatus | None = None
+    """What the region that publishes it says of it; None: that region hears it."""
+
+    @property
+    def status(self) -> ProducerStatus:
+        """What is shown: who is not heard cannot say how those behind it are."""
+        if self.state is ProducerState.CURRENT and self.relayed is not None:
+            return self.relayed
+        return ProducerStatus(self.state, self.since, self.last_seen, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +123,8 @@ class Publication:
     """Relative to the site."""
     valid_for_s: float = 8.0
     withdraw: bool = False
+    status: ProducerStatus | None = None
+    """From a region: how it stands with this site; None: it hears it."""
     continued: bool = False
     """More of the message before, under the same number."""
 
@@ -178,7 +202,7 @@ class Provenance(Mapping[str, tuple[str, ...]]):
         if name == ATTRIBUTE_PRODUCED_AT:
             return (ldap_time(from_us(self.made_at_us)),)
         if name == ATTRIBUTE_STATE:
-            return (self._producer.state.published,)
+            return (self._producer.status.state.published,)
         if name == ATTRIBUTE_VALID_UNTIL:
             until = self._producer.valid_until
             return (ldap_time(until),) if until is not None else ("99991231235959Z",)

@@ -1,4 +1,4 @@
-"""Names that another level answers: a site's server says who knows the other sites, a top server whose a lost site is.
+"""Names that another level answers: a site or region says who knows the other sites, a top server whose a lost one is.
 
 A name is below a site in any of its forms: `mds-vo-name=SITE,mds-vo-name=local,o=grid`, `mds-vo-name=SITE,o=grid` and
 those of GLUE 2.0. Clients that follow referrals end at the site's own server, which refers nothing of its own.
@@ -34,6 +34,8 @@ class Referrals:
         machine = self._machine
         if machine.level == "site":
             return self._tops if site != machine.site.lower() else []
+        if machine.level == "region" and site not in map(str.lower, machine.producers):
+            return self._tops
         endpoint = self._sites.get(site)
         if endpoint is None or (place in (LOCAL, DOMAINS) and self._is_here(endpoint.site)):
             return []
@@ -41,7 +43,7 @@ class Referrals:
 
     def _is_here(self, site: str) -> bool:
         producer = self._machine.producers.get(site)
-        return producer is not None and producer.state is ProducerState.CURRENT
+        return producer is not None and producer.status.state is ProducerState.CURRENT
 
 
 def _site(dn: Dn) -> tuple[str, Dn] | None:

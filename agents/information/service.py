@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from datetime import datetime
 
+from agents.information import wire
 from agents.information.feed import Feed
 from agents.information.machine import InformationMachine, site_dn
 from agents.information.model import Change, Outcome, Provenance, Publication
 from agents.information.turns import Turns
 from fabric.clock import Clock
+from fabric.glue13 import site_of
 from fabric.information import Publisher
 from fabric.ldap import Dn, Entry
 from fabric.logs import Logger
@@ -25,8 +28,10 @@ class InformationService:
     def __init__(self, machine: InformationMachine, feed: Feed, *, clock: Clock, log: Logger) -> None:
         self.machine = machine
         self.feed = feed
-        self.top: Publisher | None = None
-        """Towards the top level; None at the top."""
+        self.above: dict[str, Publisher] = {}
+        """Towards the next level, by site or region: a site has one, a region one for each of its own, a top none."""
+        self._whole: dict[str, asyncio.Event] = {}
+        """Of a region: set once a whole snapshot of the site or region has come."""
         self._clock = clock
         self._log = log
         self._turns = Turns()
@@ -63,6 +68,9 @@ class InformationService:
             if outcome.became is not None:
                 self._log.info("producer." + outcome.became.value, producer=name)
             taken.append(outcome)
+            is_sign = not (part.snapshot or part.changed or part.removed or outcome.resend_snapshot)
+            if is_sign and name in self._whole:
+                self._whole[name].set()
         return Outcome(
             publication.sequence,
             any(outcome.resend_snapshot for outcome in taken),
@@ -90,18 +98,44 @@ class InformationService:
         if not change:
             return
         self.feed.publish(change)
-        if self.top is None:
+        if not self.above:
             return
         for dn in change.removed:
-            relative = self._relative(dn)
-            if len(relative):
-                self.top.remove(relative)
+            relative, publisher = self._relative(dn), self.above.get(site_of(dn))
+            if publisher is not None and len(relative):
+                publisher.remove(relative)
         for entry in change.changed:
+            name = site_of(entry.dn) or entry.first("GridFabricRegionID")
+            publisher = self.above.get(name)
+            if publisher is None:
+                continue
             relative = self._relative(entry.dn)
             if len(relative):
                 made = entry.operational
                 made_by, at = (made.made_by, made.made_at_us) if isinstance(made, Provenance) else ("", 0)
-                self.top.put(Entry(relative, entry.attributes), made_by, at)
+                publisher.put(Entry(relative, entry.attributes), made_by, at)
+            elif (producer := self.machine.producers.get(name)) is not None and self.machine.level != "site":
+                publisher.say(wire.status_to_wire(producer.status))
+
+    def relay(self, name: str, publisher: Publisher, patience_s: float) -> Coroutine[None, None, None]:
+        """Of a region: publish this site or region at the next level, until cancelled.
+
+        A region that starts anew takes nothing away there: it says nothing of a site before it has all of it, or
+        before what is known there of the site from before has gone anyway (`patience_s`).
+        """
+        whole = self._whole[name] = asyncio.Event()
+        self.above[name] = publisher
+        publisher.say(wire.status_to_wire(self.machine.producers[name].status))
+
+        async def run() -> None:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await whole.wait()
+            except TimeoutError:
+                self._log.warning("region.awaits", producer=name)
+            await publisher.run()
+
+        return run()
 
     def _relative(self, dn: Dn) -> Dn:
         """A name below the site's entry, without the site's part; the empty name for all others."""

@@ -49,23 +49,22 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
     ) -> AsyncIterator[pb.PublishResponse]:
         """A producer's stream."""
         peer = self._peer_of(context)
-        stream: int | None = None
+        stream, opened = None, ""
         was_news, answered_at = True, 0.0
         async for request in request_iterator:
             # Asked for each message: refusing before one is read would race with the client's writing.
-            site = self._may_publish(peer)
-            name = site if self._service.machine.level == "top" else peer.agent_name
-            if request.producer != name:
-                raise Refused(
-                    "OTHER_PRODUCER",
-                    f"{peer.subject} may publish as {name} only, and wanted to publish as {request.producer!r}",
-                    subject=peer.subject,
-                    producer=request.producer,
-                )
+            name, site = self._may_publish(peer, request.producer)
             if request.sequence <= 0:
                 raise InvalidRequest("BAD_SEQUENCE", f"{name} sent sequence {request.sequence}; sequences start at 1")
             if stream is None:
-                stream = self._service.open_stream(name, site)
+                opened, stream = name, self._service.open_stream(name, site)
+            elif name != opened:
+                raise Refused(
+                    "OTHER_PRODUCER",
+                    f"{peer.subject} publishes as {opened} on this stream; {name} needs one of its own",
+                    subject=peer.subject,
+                    producer=name,
+                )
             elif not self._service.is_current_stream(name, stream):
                 raise Conflict("NEWER_STREAM", f"{name} publishes on a newer stream; this one is closed", producer=name)
             publication, unreadable = wire.publication(request)
@@ -85,29 +84,51 @@ class InformationServicer(information_pb2_grpc.InformationServicer):
                 resend_dns=map(str, outcome.unknown),
             )
 
-    def _may_publish(self, peer: Peer) -> str:
-        """The site whose name the peer may publish under. Raises Refused."""
+    def _may_publish(self, peer: Peer, wanted: str) -> tuple[str, str]:
+        """The name to publish under, and the site that the entries are of. Raises Refused."""
         machine = self._service.machine
         if not peer.agent_kind or not peer.agent_site or not peer.agent_name:
             raise Refused(
                 "SERVICE_REQUIRED", f"{peer.subject} may not publish: only services of a site do", subject=peer.subject
             )
-        if machine.level == "top" and peer.agent_kind != "information":
+        if machine.level == "site":
+            if peer.agent_site != machine.site:
+                raise Refused(
+                    "OTHER_SITE",
+                    f"{peer.subject} of site {peer.agent_site} may not publish under site {machine.site}; "
+                    "publish at its own site's information server",
+                    subject=peer.subject,
+                    site=machine.site,
+                )
+            name, site = peer.agent_name, peer.agent_site
+        elif peer.agent_kind != "information":
             raise Refused(
                 "SERVICE_REQUIRED",
-                f"{peer.subject} may not publish at the top level: only a site's information server does; "
+                f"{peer.subject} may not publish at the {machine.level} level: only information servers do; "
                 f"publish at the information server of {peer.agent_site}",
                 subject=peer.subject,
             )
-        if machine.level == "site" and peer.agent_site != machine.site:
+        else:
+            is_region = peer.agent_name in machine.regions
+            name = site = peer.agent_name if is_region else peer.agent_site
+            way = machine.ways.get(name)
+            if way is not None or (name not in machine.producers and (is_region or machine.level == "region")):
+                raise Refused(
+                    "OTHER_WAY",
+                    f"{peer.subject} may not publish at {machine.name}: {name} publishes at {way or 'another server'}",
+                    subject=peer.subject,
+                )
+            if is_region and machine.ways.get(wanted) == name:
+                name = site = wanted
+        if wanted != name:
             raise Refused(
-                "OTHER_SITE",
-                f"{peer.subject} of site {peer.agent_site} may not publish under site {machine.site}; "
-                "publish at its own site's information server",
+                "OTHER_PRODUCER",
+                f"{peer.subject} may publish as {name} only, and wanted to publish as {wanted[:200]!r}"
+                + (", which is not of its region" if name in machine.regions else ""),
                 subject=peer.subject,
-                site=machine.site,
+                producer=wanted[:200],
             )
-        return peer.agent_site
+        return name, site
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: object) -> AsyncIterator[pb.SubscribeResponse]:
         """A follower's stream."""

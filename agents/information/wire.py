@@ -6,10 +6,22 @@ from collections.abc import Iterable, Mapping
 
 from gridfabric.information.v1 import information_pb2 as pb
 
-from agents.information.model import Change, Provenance, Publication, Published, Rejection
-from fabric.clock import to_us
+from agents.information.model import (
+    Change,
+    ProducerState,
+    ProducerStatus,
+    Provenance,
+    Publication,
+    Published,
+    Rejection,
+)
+from fabric.clock import from_us, to_us
+from fabric.errors import InvalidRequest
 from fabric.information import attributes_from_wire, entry_to_wire, in_messages
 from fabric.ldap import Dn, DnError, Entry, parse_dn
+
+MAX_REASON_CHARACTERS = 200
+"""Of why a producer is unreachable."""
 
 
 def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection]]:
@@ -36,9 +48,36 @@ def publication(request: pb.PublishRequest) -> tuple[Publication, list[Rejection
             tuple(removed),
             request.valid_for_ms / 1000,
             request.withdraw,
+            status_from_wire(request.status) if request.HasField("status") else None,
         ),
         rejected,
     )
+
+
+def status_to_wire(status: ProducerStatus) -> pb.ProducerStatus | None:
+    """How a region stands with a producer; None if it is current."""
+    if status.state is ProducerState.CURRENT:
+        return None
+    return pb.ProducerStatus(
+        state=status.state.published,
+        since_us=to_us(status.since),
+        last_seen_us=to_us(status.last_seen) if status.last_seen is not None else 0,
+        reason=status.reason,
+    )
+
+
+def status_from_wire(wire: pb.ProducerStatus) -> ProducerStatus:
+    """Raises InvalidRequest BAD_STATUS."""
+    try:
+        return ProducerStatus(
+            ProducerState(wire.state),
+            from_us(wire.since_us),
+            from_us(wire.last_seen_us) if wire.last_seen_us else None,
+            wire.reason[:MAX_REASON_CHARACTERS],
+        )
+    except (ValueError, OverflowError) as error:
+        text = f"the status of a producer cannot be read: {error}"[:300]
+        raise InvalidRequest("BAD_STATUS", f"{text}; states are awaited, unreachable and withdrawn") from error
 
 
 class Follower:

@@ -29,6 +29,7 @@ location = "Geneva, Switzerland"
 latitude = 46.23
 longitude = 6.05
 contact = "grid@example.org"
+region = { sites = ["LAB"] }
 top = { count = 2 }
 information = {}
 broker = { count = 2 }

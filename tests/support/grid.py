@@ -186,7 +186,8 @@ class LabGrid:
             state_dir = self.directory / "agents" / name
             state_dir.mkdir(mode=0o700, parents=True)
             credential = state_dir.parent / f"{name}.pem"
-            self.service(kind, name, site).save(credential)
+            folder = "information" if kind == "region" else kind
+            self.service(folder, name, site).save(credential)
             own = {"myproxy": ("myproxy",), "information": ("ldaps",), "top": ("ldaps",)}
             ports = {protocol: free_port() for protocol in ("rpc", "ldap", "http", *own.get(kind, ()))}
             self._planned[name] = {

@@ -4,6 +4,8 @@ import pytest
 
 from clusters import load
 from clusters.model import KINDS
+from clusters.paths import StatePaths
+from clusters.plan import make_plan
 from fabric.errors import InvalidRequest, NotFound
 
 SMALL = """
@@ -230,3 +232,48 @@ def test_a_grid_may_have_several_brokers():
     one = SMALL.replace("worker = { slots = 3 }", "broker = {count = 2}\nbookkeeping = {}\nworker = { slots = 3 }")
     names = [agent.name for agent in load.loads(one, Path("x.toml")).agents() if agent.kind == "broker"]
     assert len(set(names)) == 2
+
+
+HEADER = SMALL.partition("[[site]]")[0]
+REGIONS = """
+[[site]]
+name = "A"
+top = {}
+information = {}
+region = { sites = ["B"], regions = ["inner"] }
+[[site]]
+name = "B"
+information = {}
+[[site]]
+name = "C"
+information = {}
+region = { name = "inner", sites = ["C"] }
+"""
+
+
+def test_regions_say_who_publishes_where() -> None:
+    grid = load.loads(HEADER + REGIONS)
+    ports = {agent.name: dict.fromkeys(agent.about.ports, 1) for agent in grid.agents()}
+    planned = {one.name: one.settings["options"] for one in make_plan(grid, ports, StatePaths(Path("/s")))}
+    assert planned["top.A"]["below"] == {"region.A": ["B", "inner", "C"]}
+    assert planned["region.A"] | {"below": {"inner": ["C"]}, "region": "", "sites": ["B"]} == planned["region.A"]
+    assert planned["inner"] | {"below": {}, "region": "region.A", "level": "region"} == planned["inner"]
+    assert [planned[f"information.{site}"]["region"] for site in "ABC"] == ["", "region.A", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("was", "wrong", "says"),
+    [
+        ('sites = ["C"]', 'sites = ["C", "B"]', "region.sites names B, which publishes at region.A"),
+        ('sites = ["C"]', 'sites = ["X"]', "region.sites names 'X', which is none of the sites"),
+        ('regions = ["inner"]', 'regions = ["outer"]', "region.regions names 'outer'"),
+        ('sites = ["C"]', 'sites = "C"', "must be a list of names"),
+        ('sites = ["C"]', "sites = []", "region.sites is missing"),
+        ('sites = ["C"]', 'regions = ["region.A"]', "is below itself"),
+        ('name = "inner"', 'name = "C"', "cannot be the name of a site"),
+    ],
+)
+def test_regions_that_lead_nowhere(was: str, wrong: str, says: str) -> None:
+    assert was in REGIONS
+    with pytest.raises(InvalidRequest, match=says):
+        load.loads(HEADER + REGIONS.replace(was, wrong))

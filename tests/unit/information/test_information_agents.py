@@ -21,7 +21,7 @@ from fabric.glue13 import ce_entries, cluster_entries, se_entries, site_entries
 from fabric.glue_model import ComputingElement, Site, StorageArea, StorageElement, SubCluster
 from fabric.information import Subscriber
 from fabric.information_publisher import InformationPublisher, connector
-from fabric.ldap import Entry, LdapClient
+from fabric.ldap import Entry, LdapClient, LdapError
 from fabric.settings import Endpoint
 
 FAST = {"valid_for_s": 0.6, "refresh_s": 0.1, "grace_s": 0.5, "heartbeat_s": 0.2}
@@ -167,9 +167,12 @@ async def test_a_restarted_top_has_everything_again_and_a_lost_site_says_so(lab:
     await until(lambda: ldap(lab, "top.CERN", "(objectClass=GlueCE)"), "the CE at the new top")
     site = lab.agents["information.RAL"].agent
     assert isinstance(site, InformationAgent)
-    assert site.service.top is not None
-    connect, site.service.top.connect = site.service.top.connect, unreachable  # cut off, without a goodbye
-    site.service.top.break_streams()
+    assert "RAL" in site.service.above
+    connect, site.service.above["RAL"].connect = (
+        site.service.above["RAL"].connect,
+        unreachable,
+    )  # cut off, without a goodbye
+    site.service.above["RAL"].break_streams()
     lost = "(&(mds-vo-name=RAL)(GridFabricSiteState=unreachable))"
     production = "(&(objectClass=GlueCE)(GlueCEStateStatus=Production))"
 
@@ -180,10 +183,48 @@ async def test_a_restarted_top_has_everything_again_and_a_lost_site_says_so(lab:
         )
 
     await until(shown_as_lost, "RAL unreachable at the top")
-    site.service.top.connect = connect
+    site.service.above["RAL"].connect = connect
     back = "(&(mds-vo-name=RAL)(GridFabricSiteState=current))"
     await until(lambda: ldap(lab, "top.CERN", back), "RAL back at the top")
     assert len(await ldap(lab, "top.CERN", production)) == 1
+
+
+async def test_a_region_between_site_and_top(lab: LabGrid) -> None:
+    for kind in ("region", "gatekeeper"):
+        lab.plan(kind, site="CERN" if kind == "region" else "RAL")
+    below = {"region.CERN": ["RAL"]}
+    region = {"level": "region", "sites": ["RAL"], **FAST}
+    await lab.start("top", options={"level": "top", "below": below, **FAST}, builder=build_information)
+    await lab.start("region", options=region, builder=build_information)
+    await lab.start("information", options=FAST, builder=build_information)
+    await lab.start("information", site="RAL", options={"region": "region.CERN", **FAST}, builder=build_information)
+    await lab.start("gatekeeper", site="RAL", builder=Element)
+    production = "(&(objectClass=GlueCE)(GlueCEStateStatus=Production))"
+    (at_top,) = await until(lambda: ldap(lab, "top.CERN", production, "*", "+"), "the CE at the top")
+    (at_region,) = await ldap(lab, "region.CERN", production, "*", "+")
+    assert at_top.attributes == at_region.attributes
+    assert at_top.first("GridFabricProducer") == "gatekeeper.RAL"
+    assert await ldap(
+        lab, "top.CERN", "(&(mds-vo-name=RAL)(GridFabricSiteWay=region.CERN)(GridFabricSiteState=current))"
+    )
+    await until(lambda: ldap(lab, "top.CERN", "(GlueServiceType=bdii_region)"), "the region as an agent of its site")
+    assert await ldap(lab, "region.CERN", "(mds-vo-name=CERN)") == [], "a region has its own sites only"
+    with pytest.raises(LdapError, match=f"ask ldap://localhost:{lab.port('top.CERN', 'ldap')}") as caught:
+        await ldap(lab, "region.CERN", "(objectClass=*)", base="mds-vo-name=CERN,mds-vo-name=local,o=grid")
+    assert caught.value.code == 10
+
+    await lab.stop("region.CERN")
+    lost = (
+        "(&(mds-vo-name=RAL)(GridFabricSiteState=unreachable)(GridFabricSiteReason=region.CERN is not heard by top.*))"
+    )
+    await until(lambda: ldap(lab, "top.CERN", lost), "RAL is lost with its region")
+    assert await ldap(lab, "top.CERN", "(&(mds-vo-name=CERN)(GridFabricSiteState=current))")
+    assert await ldap(lab, "top.CERN", production) == []
+    await lab.start("region", options=region, builder=build_information)
+    await until(lambda: ldap(lab, "top.CERN", production), "the CE back at the top")
+    await until(
+        lambda: ldap(lab, "top.CERN", "(&(GridFabricRegionID=region.CERN)(GridFabricRegionState=current))"), "up"
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,13 +234,23 @@ async def test_a_restarted_top_has_everything_again_and_a_lost_site_says_so(lab:
         ("gatekeeper", "CERN", "information.CERN", "storage.CERN", "OTHER_PRODUCER"),
         ("gatekeeper", "CERN", "top.CERN", "CERN", "SERVICE_REQUIRED"),
         ("information", "RAL", "top.CERN", "CERN", "OTHER_PRODUCER"),
+        ("information", "PIC", "top.CERN", "PIC", "OTHER_WAY"),
+        ("region", "PIC", "top.CERN", "CERN", "OTHER_PRODUCER"),
+        ("region", "PIC", "top.CERN", "PIC/", "OTHER_PRODUCER"),
+        ("region", "RAL", "top.CERN", "RAL", "OTHER_PRODUCER"),
+        ("information", "RAL", "region.CERN", "RAL", "OTHER_WAY"),
         ("", "", "information.CERN", "alice", "SERVICE_REQUIRED"),
     ],
 )
 async def test_who_may_not_publish(lab: LabGrid, kind: str, site: str, server: str, producer: str, reason: str) -> None:
-    level = "top" if server.startswith("top") else "site"
-    await lab.start(server.partition(".")[0], options={"level": level}, builder=build_information)
-    credential = lab.service(kind, site=site) if kind else lab.user("alice")
+    lab.plan("region", site="PIC")
+    lab.plan("region", site="RAL")
+    level = {"information": "site"}.get(server.partition(".")[0], server.partition(".")[0])
+    options = {"level": level} | ({"below": {"region.PIC": ["PIC"]}} if level == "top" else {})
+    await lab.start(server.partition(".")[0], options=options, builder=build_information)
+    credential = lab.user("alice")
+    if kind:
+        credential = lab.service(kind.replace("region", "information"), f"{kind}.{site}", site=site)
     channel = await lab.channels.get("localhost", lab.port(server), credential)
     stub = information_pb2_grpc.InformationStub(channel)
 

@@ -99,14 +99,16 @@ async def test_cut_one_top_server_off_from_a_site(lab: LabGrid, monkeypatch: pyt
         assert isinstance(agent, InformationAgent)
         tops[name] = agent
     ral = (await lab.start("information", site="RAL", options=FAST, builder=build_information)).agent
-    assert isinstance(ral, InformationAgent) and ral.service.top is not None
+    assert isinstance(ral, InformationAgent) and "RAL" in ral.service.above
 
     async def equal() -> bool:
-        return [await meter_at(lab, name) for name in tops] == [("current", 0)] * 2 and ral.service.top.connected == 2
+        return [await meter_at(lab, name) for name in tops] == [("current", 0)] * 2 and ral.service.above[
+            "RAL"
+        ].connected == 2
 
     await until(equal, "both top servers hear the site and show the same")
 
-    publisher = ral.service.top
+    publisher = ral.service.above["RAL"]
     connect = publisher.connect
 
     async def cut(endpoint: Endpoint) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +34,8 @@ from fabric.ldap.filters import ANY_ENTRY
 from fabric.logs import null_logger
 from fabric.settings import Endpoint
 
+REGIONS = ["R1", "R2", "R3"]
+"""Each publishes at the one before it, the first at the top."""
 SITES = [f"S{number:02}" for number in range(16)]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -47,16 +49,24 @@ def queue(name: str, free: object) -> Entry:
 
 
 class Server:
-    """A top server that can be replaced by a new one that knows nothing."""
+    """A top server that can be replaced by a new one that knows nothing; or a region of `sites`."""
 
-    def __init__(self) -> None:
-        machine = InformationMachine("top", "TOP", datetime.now(UTC), MachineLimits(grace_s=60))
+    def __init__(self, sites: Iterable[str] = (), region: str = "", below: Sequence[str] = ()) -> None:
+        """`below`: the regions below; the first publishes here, for itself, for them and for the sites."""
+        machine = InformationMachine(
+            "region" if region else "top",
+            "TOP",
+            datetime.now(UTC),
+            MachineLimits(grace_s=60),
+            [*sites, *below],
+            ways=dict.fromkeys([*sites, *below[1:]], below[0]) if below else {},
+            regions=REGIONS,
+            name=region or "TOP",
+        )
         self.service = InformationService(machine, Feed(4), clock=SystemClock(), log=null_logger())
 
-    def door(self, site: str) -> InformationServicer:
-        peer = SimpleNamespace(
-            agent_kind="information", agent_site=site, agent_name=f"information.{site}", subject=site
-        )
+    def door(self, site: str, sender: str) -> InformationServicer:
+        peer = SimpleNamespace(agent_kind="information", agent_site=site, agent_name=sender, subject=sender)
         return InformationServicer(
             self.service, heartbeat_s=1, clock=SystemClock(), log=null_logger(), peer_of=lambda _: peer  # type: ignore[arg-type, return-value]
         )  # fmt: skip
@@ -70,13 +80,17 @@ class Server:
 class Line:
     """Between the publisher of a site and the server of now."""
 
-    def __init__(self, servers: list[Server], site: str, draw: random.Random) -> None:
+    def __init__(self, servers: list[Server], site: str, draw: random.Random, sender: str = "") -> None:
         self.servers, self.site, self.draw = servers, site, draw
+        self.sender = sender or f"information.{site}"
         self.faults = True
+        self.is_cut = False
         self.sent = {"whole": 0, "partial": 0}
 
     def Publish(self, messages: AsyncIterator[pb.PublishRequest]) -> Any:
-        answers = self.servers[-1].door(self.site).Publish(self._there(messages), None)
+        if self.is_cut:
+            raise Unavailable("CUT", "the cable is cut")
+        answers = self.servers[-1].door(self.site, self.sender).Publish(self._there(messages), None)
         return Call(self._back(answers))
 
     async def _there(self, messages: AsyncIterator[pb.PublishRequest]) -> AsyncIterator[pb.PublishRequest]:
@@ -186,6 +200,140 @@ async def test_whatever_the_line_does_the_tree_comes_right(seed: int, monkeypatc
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+class Chain:
+    """A top server, regions one below the other, and sites that publish at the lowest."""
+
+    def __init__(self, depth: int, draw: random.Random) -> None:
+        self.draw = draw
+        self.sites = SITES[:4]
+        self.names = REGIONS[:depth]
+        self.levels: list[list[Server]] = [[Server(self.sites, below=self.names)]]
+        self.lines: dict[tuple[str, str], Line] = {}
+        self.publishers: dict[tuple[str, str], Publisher] = {}
+        self.tasks: dict[str, list[asyncio.Task[None]]] = {name: [] for name in (*self.names, *self.sites, "time")}
+        for number, name in enumerate(self.names):
+            self.levels.append([])
+            for producer in (*self.sites, *REGIONS[number:depth]):
+                self.lines[name, producer] = Line(self.levels[number], producer, draw, sender=name)
+            self.start(name)
+        for site in self.sites:
+            line = self.lines[site, site] = Line(self.levels[-1], site, draw)
+            self._publish(site, publisher_of(line))
+        self.tasks["time"].append(asyncio.create_task(self._tick()))
+
+    @property
+    def top(self) -> Server:
+        return self.levels[0][-1]
+
+    def start(self, name: str) -> None:
+        """A region that knows nothing yet."""
+        for task in self.tasks[name]:
+            task.cancel()
+        number = self.names.index(name)
+        below = self.names[number + 1 :]
+        server = Server(self.sites, name, below)
+        self.levels[number + 1].append(server)
+        for producer in server.service.machine.producers:
+            relayed = publisher_of(self.lines[name, producer])
+            self.tasks[name].append(asyncio.create_task(server.service.relay(producer, relayed, 60)))
+            self.publishers[name, producer] = relayed
+        self._publish(name, publisher_of(self.lines[name, name]))
+        for (sender, _), publisher in self.publishers.items():
+            if sender in (below[:1] or self.sites):
+                publisher.break_streams()
+
+    def cut(self, name: str, is_cut: bool) -> None:
+        """The cable above a site or region."""
+        for (sender, producer), line in self.lines.items():
+            if sender == name:
+                line.is_cut = is_cut
+                self.publishers[sender, producer].break_streams()
+
+    def status(self, name: str) -> tuple[str, str]:
+        """At the top: the state and its reason."""
+        dn = f"GridFabricRegionID={name},o=grid" if name in REGIONS else f"mds-vo-name={name},mds-vo-name=local,o=grid"
+        entry = self.top.service.machine.tree.get(parse_dn(dn))
+        assert entry is not None
+        about = "GridFabricRegion" if name in REGIONS else "GridFabricSite"
+        return entry.first(f"{about}State"), entry.first(f"{about}Reason")
+
+    def _publish(self, name: str, publisher: Publisher) -> None:
+        self.publishers[name, name] = publisher
+        self.tasks[name].append(asyncio.create_task(publisher.run()))
+
+    async def _tick(self) -> None:
+        while True:
+            for level in self.levels:
+                level[-1].service.tick()
+            await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        tasks = [task for some in self.tasks.values() for task in some]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_through_regions_of_any_depth_the_tree_comes_right(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(information, "GATHER_S", 0.01)
+    monkeypatch.setattr(information, "MAX_BACKOFF_S", 0.2)
+    draw = random.Random(depth)
+    chain = Chain(depth, draw)
+    held: dict[str, dict[str, Entry]] = {site: {} for site in chain.sites}
+
+    async def all_agree() -> None:
+        for site in chain.sites:
+            await until(lambda: agree(held[site], chain.top.shown(site)), lambda: f"{site}: {held[site]}")  # noqa: B023
+            await until(lambda: chain.status(site) == ("current", ""), lambda: f"{site}: {chain.status(site)}")  # noqa: B023
+
+    try:
+        for step in range(60):
+            site = draw.choice(chain.sites)
+            name = f"q{draw.randrange(10)}"
+            if draw.random() < 0.2:
+                held[site].pop(name, None)
+            else:
+                held[site][name] = queue(name, draw.randrange(1000))
+            chain.publishers[site, site].replace(held[site].values())
+            if step == 30:
+                chain.start(draw.choice(chain.names))
+            await asyncio.sleep(0.005)
+        for line in chain.lines.values():
+            line.faults = False
+        await all_agree()
+
+        # A region that starts anew takes nothing away.
+        seen = chain.top.service.feed.open(())
+        chain.start(chain.names[0])
+        held["S00"]["new"] = queue("new", 1)
+        chain.publishers["S00", "S00"].replace(held["S00"].values())
+        anew = chain.levels[1][-1].service.machine.producers.values()
+        await until(lambda: all(one.status.state.value == "current" for one in anew), "the region hears all again")
+        await all_agree()
+        assert (await seen.next(0)).removed == ()
+
+        # A site that is lost is said to be so by the region that does not hear it, and by nobody else.
+        chain.cut("S01", True)
+        lost = ("unreachable", f"S01 is not heard by {chain.names[-1]}")
+        await until(lambda: chain.status("S01") == lost, lambda: str(chain.status("S01")))
+        assert chain.status("S00") == ("current", "")
+        chain.cut("S01", False)
+        await all_agree()
+
+        # All sites of a region that is lost are, each with this reason; and they are back without loss.
+        chain.cut("R1", True)
+        lost = ("unreachable", "R1 is not heard by TOP")
+        for name in (*chain.sites, *chain.names):
+            await until(lambda: chain.status(name) == lost, lambda: f"{name}: {chain.status(name)}")  # noqa: B023
+        held["S02"]["new"] = queue("new", 2)
+        chain.publishers["S02", "S02"].replace(held["S02"].values())
+        chain.cut("R1", False)
+        await all_agree()
+    finally:
+        await chain.stop()
 
 
 async def test_only_what_differs_travels_and_what_is_not_known_is_asked_for() -> None:

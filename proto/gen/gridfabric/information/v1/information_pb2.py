@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gridfabric/information/v1/information.proto\x12\x19gridfabric.information.v1\")\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\xa0\x01\n\x05\x45ntry\x12\n\n\x02\x64n\x18\x01 \x01(\t\x12\x38\n\nattributes\x18\x02 \x03(\x0b\x32$.gridfabric.information.v1.Attribute\x12\x10\n\x08producer\x18\x03 \x01(\t\x12\x16\n\x0eproduced_at_us\x18\x04 \x01(\x03\x12\x16\n\x0evalid_until_us\x18\x05 \x01(\x03\x12\x0f\n\x07partial\x18\x06 \x01(\x08\"\xb6\x01\n\x0ePublishRequest\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x31\n\x07\x63hanged\x18\x04 \x03(\x0b\x32 .gridfabric.information.v1.Entry\x12\x13\n\x0bremoved_dns\x18\x05 \x03(\t\x12\x14\n\x0cvalid_for_ms\x18\x06 \x01(\x03\x12\x10\n\x08withdraw\x18\x07 \x01(\x08\"]\n\x0fPublishResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12\x17\n\x0fresend_snapshot\x18\x02 \x01(\x08\x12\x12\n\nresend_dns\x18\x03 \x03(\t\"*\n\x10SubscribeRequest\x12\x16\n\x0eobject_classes\x18\x01 \x03(\t\"\x7f\n\x11SubscribeResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\x31\n\x07\x63hanged\x18\x03 \x03(\x0b\x32 .gridfabric.information.v1.Entry\x12\x13\n\x0bremoved_dns\x18\x04 \x03(\t\"/\n\x0cQueryRequest\x12\x0b\n\x03sql\x18\x01 \x01(\t\x12\x12\n\ncontinuous\x18\x02 \x01(\x08\"B\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"7\n\x03Row\x12\x30\n\x06values\x18\x01 \x03(\x0b\x32 .gridfabric.information.v1.Value\"a\n\rQueryResponse\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\x12,\n\x04rows\x18\x02 \x03(\x0b\x32\x1e.gridfabric.information.v1.Row\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32\xbb\x02\n\x0bInformation\x12\x64\n\x07Publish\x12).gridfabric.information.v1.PublishRequest\x1a*.gridfabric.information.v1.PublishResponse(\x01\x30\x01\x12h\n\tSubscribe\x12+.gridfabric.information.v1.SubscribeRequest\x1a,.gridfabric.information.v1.SubscribeResponse0\x01\x12\\\n\x05Query\x12\'.gridfabric.information.v1.QueryRequest\x1a(.gridfabric.information.v1.QueryResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+gridfabric/information/v1/information.proto\x12\x19gridfabric.information.v1\")\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\xa0\x01\n\x05\x45ntry\x12\n\n\x02\x64n\x18\x01 \x01(\t\x12\x38\n\nattributes\x18\x02 \x03(\x0b\x32$.gridfabric.information.v1.Attribute\x12\x10\n\x08producer\x18\x03 \x01(\t\x12\x16\n\x0eproduced_at_us\x18\x04 \x01(\x03\x12\x16\n\x0evalid_until_us\x18\x05 \x01(\x03\x12\x0f\n\x07partial\x18\x06 \x01(\x08\"\xf1\x01\n\x0ePublishRequest\x12\x10\n\x08producer\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x31\n\x07\x63hanged\x18\x04 \x03(\x0b\x32 .gridfabric.information.v1.Entry\x12\x13\n\x0bremoved_dns\x18\x05 \x03(\t\x12\x14\n\x0cvalid_for_ms\x18\x06 \x01(\x03\x12\x10\n\x08withdraw\x18\x07 \x01(\x08\x12\x39\n\x06status\x18\x08 \x01(\x0b\x32).gridfabric.information.v1.ProducerStatus\"W\n\x0eProducerStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\x10\n\x08since_us\x18\x02 \x01(\x03\x12\x14\n\x0clast_seen_us\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"]\n\x0fPublishResponse\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\x01 \x01(\x03\x12\x17\n\x0fresend_snapshot\x18\x02 \x01(\x08\x12\x12\n\nresend_dns\x18\x03 \x03(\t\"*\n\x10SubscribeRequest\x12\x16\n\x0eobject_classes\x18\x01 \x03(\t\"\x7f\n\x11SubscribeResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08snapshot\x18\x02 \x01(\x08\x12\x31\n\x07\x63hanged\x18\x03 \x03(\x0b\x32 .gridfabric.information.v1.Entry\x12\x13\n\x0bremoved_dns\x18\x04 \x03(\t\"/\n\x0cQueryRequest\x12\x0b\n\x03sql\x18\x01 \x01(\t\x12\x12\n\ncontinuous\x18\x02 \x01(\x08\"B\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x12H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"7\n\x03Row\x12\x30\n\x06values\x18\x01 \x03(\x0b\x32 .gridfabric.information.v1.Value\"a\n\rQueryResponse\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\x12,\n\x04rows\x18\x02 \x03(\x0b\x32\x1e.gridfabric.information.v1.Row\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x32\xbb\x02\n\x0bInformation\x12\x64\n\x07Publish\x12).gridfabric.information.v1.PublishRequest\x1a*.gridfabric.information.v1.PublishResponse(\x01\x30\x01\x12h\n\tSubscribe\x12+.gridfabric.information.v1.SubscribeRequest\x1a,.gridfabric.information.v1.SubscribeResponse0\x01\x12\\\n\x05Query\x12\'.gridfabric.information.v1.QueryRequest\x1a(.gridfabric.information.v1.QueryResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENTRY']._serialized_start=118
   _globals['_ENTRY']._serialized_end=278
   _globals['_PUBLISHREQUEST']._serialized_start=281
-  _globals['_PUBLISHREQUEST']._serialized_end=463
-  _globals['_PUBLISHRESPONSE']._serialized_start=465
-  _globals['_PUBLISHRESPONSE']._serialized_end=558
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=560
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=602
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=604
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=731
-  _globals['_QUERYREQUEST']._serialized_start=733
-  _globals['_QUERYREQUEST']._serialized_end=780
-  _globals['_VALUE']._serialized_start=782
-  _globals['_VALUE']._serialized_end=848
-  _globals['_ROW']._serialized_start=850
-  _globals['_ROW']._serialized_end=905
-  _globals['_QUERYRESPONSE']._serialized_start=907
-  _globals['_QUERYRESPONSE']._serialized_end=1004
-  _globals['_INFORMATION']._serialized_start=1007
-  _globals['_INFORMATION']._serialized_end=1322
+  _globals['_PUBLISHREQUEST']._serialized_end=522
+  _globals['_PRODUCERSTATUS']._serialized_start=524
+  _globals['_PRODUCERSTATUS']._serialized_end=611
+  _globals['_PUBLISHRESPONSE']._serialized_start=613
+  _globals['_PUBLISHRESPONSE']._serialized_end=706
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=708
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=750
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=752
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=879
+  _globals['_QUERYREQUEST']._serialized_start=881
+  _globals['_QUERYREQUEST']._serialized_end=928
+  _globals['_VALUE']._serialized_start=930
+  _globals['_VALUE']._serialized_end=996
+  _globals['_ROW']._serialized_start=998
+  _globals['_ROW']._serialized_end=1053
+  _globals['_QUERYRESPONSE']._serialized_start=1055
+  _globals['_QUERYRESPONSE']._serialized_end=1152
+  _globals['_INFORMATION']._serialized_start=1155
+  _globals['_INFORMATION']._serialized_end=1470
 # @@protoc_insertion_point(module_scope)

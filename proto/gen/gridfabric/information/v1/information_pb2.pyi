@@ -31,7 +31,7 @@ class Entry(_message.Message):
     def __init__(self, dn: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., producer: _Optional[str] = ..., produced_at_us: _Optional[int] = ..., valid_until_us: _Optional[int] = ..., partial: _Optional[bool] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("producer", "sequence", "snapshot", "changed", "removed_dns", "valid_for_ms", "withdraw")
+    __slots__ = ("producer", "sequence", "snapshot", "changed", "removed_dns", "valid_for_ms", "withdraw", "status")
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class PublishRequest(_message.Message):
     REMOVED_DNS_FIELD_NUMBER: _ClassVar[int]
     VALID_FOR_MS_FIELD_NUMBER: _ClassVar[int]
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     producer: str
     sequence: int
     snapshot: bool
@@ -46,7 +47,20 @@ class PublishRequest(_message.Message):
     removed_dns: _containers.RepeatedScalarFieldContainer[str]
     valid_for_ms: int
     withdraw: bool
-    def __init__(self, producer: _Optional[str] = ..., sequence: _Optional[int] = ..., snapshot: _Optional[bool] = ..., changed: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., removed_dns: _Optional[_Iterable[str]] = ..., valid_for_ms: _Optional[int] = ..., withdraw: _Optional[bool] = ...) -> None: ...
+    status: ProducerStatus
+    def __init__(self, producer: _Optional[str] = ..., sequence: _Optional[int] = ..., snapshot: _Optional[bool] = ..., changed: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., removed_dns: _Optional[_Iterable[str]] = ..., valid_for_ms: _Optional[int] = ..., withdraw: _Optional[bool] = ..., status: _Optional[_Union[ProducerStatus, _Mapping]] = ...) -> None: ...
+
+class ProducerStatus(_message.Message):
+    __slots__ = ("state", "since_us", "last_seen_us", "reason")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_US_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    since_us: int
+    last_seen_us: int
+    reason: str
+    def __init__(self, state: _Optional[str] = ..., since_us: _Optional[int] = ..., last_seen_us: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
     __slots__ = ("acknowledged_sequence", "resend_snapshot", "resend_dns")

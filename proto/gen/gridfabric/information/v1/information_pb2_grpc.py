@@ -60,6 +60,7 @@ class InformationServicer:
         """A producer (agent of this site, or a lower information server) holds one stream open: first a snapshot,
         then changes; a message with no change is a heartbeat. Soft state: what is not refreshed expires. News are
         acknowledged at once, heartbeats now and then, at least twice within the producer's valid_for.
+        A region server holds one such stream for each of its sites, and one for itself.
         Errors: PERMISSION_DENIED (publishing under another site's name), RESOURCE_EXHAUSTED (entry limits).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
