@@ -498,13 +498,20 @@ async def run_agent(
 ) -> None:
     """Run an agent until `stop` is set (or this task is cancelled). `ready` is called when its port is open.
 
-    Raises GridError when it cannot start.
+    Raises GridError when it cannot start, or cannot go on (`AgentContext.broken`).
     """
     checked = settings if isinstance(settings, Settings) else Settings.from_dict(settings)
     async with running(checked, clock=clock) as agent:
         if ready is not None:
             ready(agent)
-        await (stop or asyncio.Event()).wait()
+        ends = [asyncio.ensure_future(event.wait()) for event in (stop or asyncio.Event(), agent.context.broken)]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        if agent.context.broken_by is not None:
+            raise agent.context.broken_by
 
 
 async def _main(path: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fabric.bell import Bell
 from fabric.clock import Clock
-from fabric.errors import GridError, Unavailable
+from fabric.errors import DataCorrupted, GridError, Unavailable
 from fabric.logs import Logger
 from fabric.settings import Settings
 
@@ -70,6 +70,11 @@ class AgentContext:
         self._closables: list[Closable] = []
         self._delegations: DelegationStore | None = None
         self._publisher: InformationPublisher | None = None
+        self.set_aside: dict[str, Path] = {}
+        """By store: the damaged file that was set aside at this start."""
+        self.broken = asyncio.Event()
+        """Set when the agent cannot go on as it is, and has to be started again."""
+        self.broken_by: GridError | None = None
         self.rpc: RpcServer | None = None
         """The server, once the port is open."""
         self.news = Bell()
@@ -125,11 +130,19 @@ class AgentContext:
         return dict(self._problems)
 
     def store(
-        self, name: str, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration] = (), database: str = ""
+        self,
+        name: str,
+        metadata: sqlalchemy.MetaData,
+        migrations: Sequence[Migration] = (),
+        database: str = "",
+        *,
+        rebuilt: bool = False,
     ) -> Store:
         """Open `<state_dir>/<name>.db`, or the schema `name` at a PostgreSQL server; closed by the shell.
 
-        Raises as `Store` and `PostgresqlDatabase`.
+        `rebuilt`: the agent makes what was in a damaged file anew. Such a file is set aside and an empty one opened
+        (`set_aside`); damage that is met later ends the agent, to be started again. Raises as `Store` and
+        `PostgresqlDatabase`.
         """
         from fabric.store import Store
 
@@ -137,10 +150,42 @@ class AgentContext:
             from fabric.database_postgresql import PostgresqlDatabase
 
             store = Store(PostgresqlDatabase(database, name), metadata, migrations)
+        elif rebuilt:
+            store = self._rebuilt_store(name, self.state_dir / f"{name}.db", metadata, migrations)
         else:
             store = Store(self.state_dir / f"{name}.db", metadata, migrations)
         self._closables.append(store)
         return store
+
+    def _rebuilt_store(
+        self, name: str, path: Path, metadata: sqlalchemy.MetaData, migrations: Sequence[Migration]
+    ) -> Store:
+        from fabric.database_sqlite import give_up, is_given_up, set_aside
+        from fabric.store import Store
+
+        loop = asyncio.get_running_loop()
+
+        def on_damage(error: GridError) -> None:
+            give_up(path, error.sentence)
+            loop.call_soon_threadsafe(self.break_off, error)
+
+        why = "damage was met while it was used" if is_given_up(path) else ""
+        if not why:
+            try:
+                return Store(path, metadata, migrations, on_damage)
+            except DataCorrupted as error:
+                if error.reason != "STORE_CORRUPT":
+                    raise
+                why = error.sentence
+        kept = set_aside(path, why, self.clock.now())
+        self.set_aside[name] = kept
+        self.log.audit("store.set_aside", store=str(path), kept=str(kept), detail=why)
+        return Store(path, metadata, migrations, on_damage)
+
+    def break_off(self, error: GridError) -> None:
+        """The agent cannot go on as it is: it ends with this error, and whoever runs it starts it again."""
+        self.broken_by = self.broken_by or error
+        self.broken.set()
 
     @property
     def delegations(self) -> DelegationStore:

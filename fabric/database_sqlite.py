@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,7 @@ from sqlalchemy.pool import NullPool
 from fabric.database import driver_of, require_known
 from fabric.errors import DataCorrupted, Exhausted, GridError, Unavailable
 from security.errors import os_error_text
+from security.files import write_atomic
 
 if TYPE_CHECKING:
     from fabric.database import Migration
@@ -28,6 +30,9 @@ WRITER_CACHE_KIB = 16 * 1024
 READER_CACHE_KIB = 4 * 1024
 """Pages of the file in memory, of each connection. A store grows until they are full: 28 MiB with its three readers."""
 _PROGRESS_STEPS = 20_000
+KEPT_ASIDE = 3
+"""Damaged files of one store."""
+_ASIDE = ".damaged-"
 
 
 class SqliteDatabase:
@@ -119,6 +124,44 @@ class SqliteDatabase:
                 "STORE_UNAVAILABLE", f"the store {path} cannot be used ({cause}); look at its disk and owner"
             )
         return error
+
+
+def set_aside(path: Path, why: str, now: datetime) -> Path:
+    """Keep a damaged file, and what SQLite keeps beside it, under another name; it may then be made anew.
+
+    Killed in between, it is done again at the next opening (`is_given_up`): a log that was left would be played into
+    the new file. The newest KEPT_ASIDE stay. Raises Unavailable STORE_UNAVAILABLE.
+    """
+    kept = path.with_name(f"{path.name}{_ASIDE}{now:%Y%m%dT%H%M%SZ}")
+    try:
+        give_up(path, why)
+        for suffix in ("-wal", "-shm", ""):
+            if (part := path.with_name(path.name + suffix)).exists():
+                part.rename(kept.with_name(kept.name + suffix))
+        _given_up(path).unlink()
+        older = sorted(found for found in path.parent.glob(f"{path.name}{_ASIDE}*Z"))[:-KEPT_ASIDE]
+        for found in older:
+            for suffix in ("-wal", "-shm", ""):
+                found.with_name(found.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            "STORE_UNAVAILABLE", f"the damaged store {path} cannot be set aside ({os_error_text(error)})"
+        ) from error
+    return kept
+
+
+def give_up(path: Path, why: str) -> None:
+    """Note that a file is not to be used again, also where the look at opening would miss its damage."""
+    write_atomic(_given_up(path), why.encode(), 0o600)
+
+
+def is_given_up(path: Path) -> bool:
+    """Whether that was noted."""
+    return _given_up(path).exists()
+
+
+def _given_up(path: Path) -> Path:
+    return path.with_name(path.name + ".given-up")
 
 
 def _engine(path: Path, *, read_only: bool) -> sqlalchemy.Engine:

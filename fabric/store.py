@@ -27,7 +27,7 @@ import sqlalchemy
 from fabric import failpoints
 from fabric.database import Database, Driver, Migration, driver_of
 from fabric.database_sqlite import SqliteDatabase
-from fabric.errors import Defect, Exhausted, Unavailable
+from fabric.errors import Defect, Exhausted, GridError, Unavailable
 
 T = TypeVar("T")
 WriteFunction = Callable[[sqlalchemy.Connection], T]
@@ -113,8 +113,11 @@ class Store:
         database: Database | str | Path,
         metadata: sqlalchemy.MetaData,
         migrations: Sequence[Migration] = (),
+        on_damage: Callable[[GridError], None] | None = None,
     ) -> None:
+        """`on_damage` is called, on any thread, with each STORE_CORRUPT that is met later."""
         self.metadata = metadata
+        self._on_damage = on_damage
         self._migrations = migrations
         self._database: Database = SqliteDatabase(Path(database)) if isinstance(database, str | Path) else database
         self._waiting: queue.Queue[_Write | None] = queue.Queue(MAX_WAITING)
@@ -195,6 +198,12 @@ class Store:
         while self._idle_readers:
             self._idle_readers.popleft()[0].close()
 
+    def _readable(self, error: BaseException) -> BaseException:
+        found = self._database.readable(error)
+        if self._on_damage is not None and isinstance(found, GridError) and found.reason == "STORE_CORRUPT":
+            self._on_damage(found)
+        return found
+
     def _require_open(self) -> None:
         if self._closed:
             raise Unavailable(
@@ -250,7 +259,7 @@ class Store:
         except Exception as error:  # the whole transaction is lost: nobody in it may be told that it was kept
             self._undo()
             for waiting in batch or [first]:
-                waiting.error = self._database.readable(error)
+                waiting.error = self._readable(error)
             batch = batch or [first]
         self._deliver(batch)
         return open_ended
@@ -273,7 +282,7 @@ class Store:
             waiting.result = waiting.function(self._connection)
         except BaseException as error:
             is_stop = isinstance(error, StopIteration)
-            waiting.error = Defect("STORE_MISUSED", str(error)) if is_stop else self._database.readable(error)
+            waiting.error = Defect("STORE_MISUSED", str(error)) if is_stop else self._readable(error)
             if not self._database.in_transaction(driver):
                 raise  # everything was undone (disk full, I/O error, connection lost)
             driver.execute("ROLLBACK TO f")
@@ -330,7 +339,7 @@ class Store:
                         driver.execute("COMMIT")
                     self._idle_readers.append(reader)
         except Exception as error:
-            readable = self._database.readable(error)
+            readable = self._readable(error)
             if readable is error:
                 raise
             raise readable from error

@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2_grpc as lb_grpc
 from gridfabric.broker.v1 import broker_pb2_grpc
 
+from agents.broker import journal, tables, wire
 from agents.broker import store as rows
-from agents.broker import tables, wire
 from agents.broker.blacklist import EVERYBODY
 from agents.broker.config import BrokerOptions
 from agents.broker.core import BrokerCore
+from agents.broker.journal import Journal
 from agents.broker.sandbox import SandboxStore
 from agents.broker.servicer import RULES, BrokerServicer
 from agents.broker.tables import LogLine
@@ -42,7 +43,9 @@ class BrokerAgent(Agent):
         super().__init__(context)
         settings = context.settings
         self.options = parse_options(BrokerOptions, settings.options)
-        self.store = context.store("broker", tables.metadata, tables.MIGRATIONS)
+        self.store = context.store("broker", tables.metadata, tables.MIGRATIONS, rebuilt=True)
+        alone = len(settings.endpoints("broker")) < 2
+        kept = Journal(context.store("submissions", journal.metadata, rebuilt=True)) if alone else None
         self.outbox = Outbox(self.store, settings.name, log=context.log)
         self._delivered_sequence = self._forgotten_sequence = 0
         self._delivered = asyncio.Condition()
@@ -57,7 +60,7 @@ class BrokerAgent(Agent):
         )
         self.core = BrokerCore(
             context, self.options, self.store, sandbox, self._log, self.subscriber.view.elements, self._recorded,
-            self._forget_events,
+            self._forget_events, kept,
         )  # fmt: skip
         self.servicer = BrokerServicer(self.core, self._job_id_prefix(), self._registered)
         self.services = [RpcService(self.servicer, broker_pb2_grpc.add_BrokerServicer_to_server, RULES)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import sqlalchemy as sa
@@ -92,6 +92,26 @@ def pending(connection: sa.Connection, limit: int) -> list[Pending]:
         (limit,),
     ).all()
     return [_pending(connection, *row) for row in found]
+
+
+def whole(connection: sa.Connection, keys: Sequence[int]) -> list[Copy]:
+    """Submissions by the ids of their rows."""
+    found = connection.exec_driver_sql(
+        "SELECT id, uncopied, owner, submission_id, job_id, type, vo, jdl, at_us FROM submissions "
+        f"WHERE id IN ({marks(keys)})",
+        tuple(keys),
+    ).all()
+    return [_pending(connection, *row).copy for row in found]
+
+
+def count_submissions(connection: sa.Connection) -> int:
+    """Of this broker."""
+    return int(connection.exec_driver_sql("SELECT count(*) FROM submissions").scalar_one())
+
+
+def submission_ids(connection: sa.Connection) -> dict[str, int]:
+    """By job id: the id of the row."""
+    return {str(job_id): int(key) for job_id, key in connection.exec_driver_sql("SELECT job_id, id FROM submissions")}
 
 
 def _pending(
@@ -268,17 +288,20 @@ def adopt(
     broker: str,
     taken: Sequence[Copy],
     known: Mapping[str, machine.Job],
+    registered: Collection[str],
+    told: str,
     now_us: int,
     sink: LogSink,
 ) -> Adopted:
     """Make another broker's submissions this one's, in the states that bookkeeping knows; those that are already, pass.
 
-    `known`: by job id; jobs that bookkeeping does not know are left out.
+    `known`: by job id; jobs of which nobody knows are left out. `registered`: at bookkeeping. `told`: what their
+    histories say.
     """
     changes: list[Change] = []
     count = 0
     for copy in taken:
-        found = _adopt(connection, broker, copy, known, now_us, sink)
+        found = _adopt(connection, copy, known, registered, told, now_us, sink)
         if found is not None:
             count += 1
             changes.extend(found)
@@ -288,16 +311,17 @@ def adopt(
 
 def _adopt(
     connection: sa.Connection,
-    broker: str,
     copy: Copy,
     known: Mapping[str, machine.Job],
+    registered: Collection[str],
+    told: str,
     now_us: int,
     sink: LogSink,
 ) -> list[Change] | None:
     new = copy.submission
 
     def unknown_only(connection: sa.Connection, lines: Sequence[LogLine]) -> None:
-        sink(connection, [line for line in lines if line.job_id not in known])
+        sink(connection, [line for line in lines if line.job_id not in registered])
 
     if not rows.submit(connection, new, unknown_only, to_copy=True).changes:
         return None
@@ -318,8 +342,8 @@ def _adopt(
         ],
     )  # fmt: skip
     connection.exec_driver_sql("UPDATE submissions SET open = open - ? WHERE id = ?", (len(ended), key))
-    told = LogEvent("NOTE", 1, {"text": f"taken over from {broker}"})
-    sink(connection, [LogLine(row.job_id, now_us, replace(told, attempt=row.job.attempt)) for row in going])
+    note = LogEvent("NOTE", 1, {"text": told})
+    sink(connection, [LogLine(row.job_id, now_us, replace(note, attempt=row.job.attempt)) for row in going])
     changes = [Change(row.owner, row.job_id, None, 0, row.job, row.cluster) for row in going]
     changes += rows.step_rows(connection, dag.steps(connection, ended), now_us, sink)
     wanted: list[tuple[str, machine.Event]] = [(job_id, machine.CancelAsked()) for job_id in copy.cancelled]

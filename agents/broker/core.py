@@ -24,6 +24,7 @@ from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
 from agents.broker.input_staging import InputStaging
+from agents.broker.journal import Journal
 from agents.broker.link import Link
 from agents.broker.matching import (
     CompiledCe,
@@ -36,6 +37,7 @@ from agents.broker.matching import (
     why_chosen,
 )
 from agents.broker.model import ComputingElement, JobDescription, JobState
+from agents.broker.rebuild import Rebuild
 from agents.broker.renewal import JobRenewals
 from agents.broker.sandbox import SandboxStore
 from agents.broker.succession import COPIED_ID, Succession
@@ -92,7 +94,9 @@ class BrokerCore:
         views: Callable[[], Mapping[str, CeView]],
         recorded: Callable[[float], Awaitable[bool]],
         forget_events: Callable[[int], None],
+        journal: Journal | None = None,
     ) -> None:
+        """`journal`: of a grid's only broker."""
         self.context = context
         self.options = options
         self.store = store
@@ -132,6 +136,8 @@ class BrokerCore:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_open = False
         self.succession = Succession(self, recorded, forget_events)
+        self.journal = journal
+        self.rebuild = Rebuild(self, journal) if journal is not None else None
         self._replicas: dict[str, tuple[float, frozenset[str]]] = {}
         self._inputs = InputStaging(context, self.credential, self.run, self._match_wanted.set)
         self._chance = random.Random()
@@ -193,6 +199,8 @@ class BrokerCore:
     async def start(self) -> None:
         """The only broker of a grid is open at once; one of several when its epoch has begun."""
         self.context.delegations.on_change(lambda owner, _: self.delegation_changed(owner))
+        if self.rebuild is not None:
+            await self.rebuild.prepare()
         await self._drop_strays()
         await self.succession.start()
         self.context.spawn(self.succession.run(), "succession")
@@ -213,6 +221,8 @@ class BrokerCore:
         self.run(self._janitor_loop(), "janitor")
         self.run(self._vo_loop(), "VOs")
         self.run(self._blame_loop(), "blames")
+        if self.rebuild is not None:
+            self.run(self.rebuild.run(), "rebuild")
 
     async def close(self) -> None:
         """Leave all jobs alone: they are another broker's."""
@@ -264,7 +274,11 @@ class BrokerCore:
                 self.require_open()  # else it could be forgotten with what was handed over
                 return rows.submit(connection, new, self.sink, to_copy=to_copy)
 
+            if self.rebuild is not None:
+                self.rebuild.require(new.owner)
             done = await self.store.write(keep)
+            if self.journal is not None and done.changes:
+                await self.journal.add([new])
             failpoints.reached("broker.submit.committed")
             self._committed(done.changes)
             self.succession.changed()
@@ -739,8 +753,10 @@ class BrokerCore:
 
         while await self.commit(expire):
             pass
-        while await self.store.write(lambda connection: rows.drop_old_submissions(connection, jobs_before)):
-            pass
+        while old := await self.store.read(lambda connection: rows.old_submissions(connection, jobs_before)):
+            if self.journal is not None:
+                await self.journal.drop(list(old), jobs_before)
+            await self.store.write(lambda connection, old=old: rows.drop_submissions(connection, old.values()))
         if self.now_s >= self._clusters_looked_at_s + CLUSTERS_S:
             self._clusters_looked_at_s = self.now_s
             await self.store.write(rows.drop_unused_clusters)

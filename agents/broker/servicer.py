@@ -303,6 +303,8 @@ class BrokerServicer(pb_grpc.BrokerServicer):
 
             await core.commit(change)
         if asked:
+            if core.journal is not None:
+                await core.journal.cancelled(asked, core.now_us)
             core.succession.changed()
             await core.succession.copied(owner)
             core.log.audit("jobs.cancel", peer=owner, jobs=len(asked), first=asked[0])
@@ -322,6 +324,8 @@ class BrokerServicer(pb_grpc.BrokerServicer):
             return {job_id: known.get(job_id) for job_id in expanded}
 
         found = await self._core.store.read(read)
+        if self._core.rebuild is not None and None in found.values():
+            self._core.rebuild.require(owner)
         for job_id, row in found.items():
             if row is not None and row.owner != owner:
                 raise Refused(

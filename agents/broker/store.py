@@ -696,28 +696,31 @@ def drop_unused_clusters(connection: sa.Connection) -> None:
     )
 
 
-def drop_old_submissions(connection: sa.Connection, before_us: int, limit: int = 200) -> int:
-    """Forget submissions whose jobs have all ended before a time and that owe no CE anything; how many."""
+def old_submissions(connection: sa.Connection, before_us: int, limit: int = 200) -> dict[str, int]:
+    """Submissions whose jobs have all ended before a time and that owe no CE anything; by job id, the ids of rows."""
     rows = connection.exec_driver_sql(
-        "SELECT s.id FROM submissions s WHERE s.open <= 0 AND s.at_us < ? AND NOT EXISTS ("
+        "SELECT s.job_id, s.id FROM submissions s WHERE s.open <= 0 AND s.at_us < ? AND NOT EXISTS ("
         "SELECT 1 FROM jobs j WHERE j.submission = s.id "
         "AND (j.changed_at_us >= ? OR (j.state = 8 AND j.purge = 1))) LIMIT ?",
         (before_us, before_us, limit),
     )
-    keys = [(int(row[0]),) for row in rows]
-    if keys:
-        connection.exec_driver_sql(
-            "INSERT OR IGNORE INTO dropped_copies (job_id) SELECT job_id FROM submissions WHERE id = ? "
-            "AND EXISTS (SELECT 1 FROM epochs)",
-            keys,
-        )
-        connection.exec_driver_sql(
-            "DELETE FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", keys
-        )
-        for table in ("jobs", "nodes", "descriptions", "submission_files"):
-            connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission = ?", keys)
-        connection.exec_driver_sql("DELETE FROM submissions WHERE id = ?", keys)
-    return len(keys)
+    return {str(job_id): int(key) for job_id, key in rows}
+
+
+def drop_submissions(connection: sa.Connection, found: Iterable[int]) -> None:
+    """Forget these, by the ids of their rows."""
+    keys = [(key,) for key in found]
+    connection.exec_driver_sql(
+        "INSERT OR IGNORE INTO dropped_copies (job_id) SELECT job_id FROM submissions WHERE id = ? "
+        "AND EXISTS (SELECT 1 FROM epochs)",
+        keys,
+    )
+    connection.exec_driver_sql(
+        "DELETE FROM dependencies WHERE child IN (SELECT job FROM nodes WHERE submission = ?)", keys
+    )
+    for table in ("jobs", "nodes", "descriptions", "submission_files"):
+        connection.exec_driver_sql(f"DELETE FROM {table} WHERE submission = ?", keys)
+    connection.exec_driver_sql("DELETE FROM submissions WHERE id = ?", keys)
 
 
 def blames(connection: sa.Connection, now_us: int) -> list[Held]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -429,14 +429,25 @@ class Succession:
     async def _adopt(self, broker: str, taken: Sequence[Copy]) -> tuple[int, int]:
         if not taken:
             return 0, 0
+        self._core.require_open()
+        known = await self.known(item.submission.parent_id for item in taken)
+        return await self.adopt(broker, taken, known, known.keys(), f"taken over from {broker}")
+
+    async def adopt(
+        self,
+        broker: str,
+        taken: Sequence[Copy],
+        known: Mapping[str, machine.Job],
+        registered: Collection[str],
+        told: str,
+    ) -> tuple[int, int]:
+        """Have these submissions, in the states of `known`: (submissions, jobs that have not ended)."""
         core = self._core
-        core.require_open()
-        known = await self._known(item.submission.parent_id for item in taken)
         count = 0
 
         def change(connection: sa.Connection) -> list[Change]:
             nonlocal count
-            adopted = copies.adopt(connection, broker, taken, known, core.now_us, core.sink)
+            adopted = copies.adopt(connection, broker, taken, known, registered, told, core.now_us, core.sink)
             count = adopted.submissions
             return list(adopted.changes)
 
@@ -448,16 +459,23 @@ class Succession:
         self.changed()
         return count, len(unfinished)
 
-    async def _known(self, parents: Iterable[str]) -> dict[str, machine.Job]:
-        """What bookkeeping knows of the jobs of these submissions, by job id."""
+    async def known(self, parents: Iterable[str]) -> dict[str, machine.Job]:
+        """What bookkeeping knows of the jobs of these submissions that are registered there, by job id."""
+        found = await self._query(lb_pb.QueryRequest(job_ids=list(parents), page_size=5000))
+        return {job.job_id: wire.known_job(job) for job in found if job.owner}
+
+    async def in_state(self, state: lb_pb.JobState) -> list[lb_pb.JobSummary]:
+        """All jobs that bookkeeping has in this state."""
+        return await self._query(lb_pb.QueryRequest(state=state, page_size=5000))
+
+    async def _query(self, request: lb_pb.QueryRequest) -> list[lb_pb.JobSummary]:
         stub = await self._bookkeeping()
-        known: dict[str, machine.Job] = {}
-        request = lb_pb.QueryRequest(job_ids=list(parents), page_size=5000)
+        found: list[lb_pb.JobSummary] = []
         while True:
             answer = await stub.Query(request)
-            known.update({job.job_id: wire.known_job(job) for job in answer.jobs})
+            found.extend(answer.jobs)
             if not answer.next_page_token:
-                return known
+                return found
             request.page_token = answer.next_page_token
 
 

@@ -23,7 +23,7 @@ import fabric.actor
 import fabric.agent
 from fabric.actor import AgentActor
 from fabric.agent import AgentHealth, AgentState, RunningAgent, main, running
-from fabric.errors import Conflict, GridError, InvalidRequest, Refused, Unauthenticated, Unavailable
+from fabric.errors import Conflict, DataCorrupted, GridError, InvalidRequest, Refused, Unauthenticated, Unavailable
 from fabric.http import Content, HttpServer, http_get
 from fabric.ldap import EntryTree, LdapServer, make_entry
 from fabric.logs import null_logger
@@ -507,3 +507,13 @@ async def test_agents_of_one_loop_are_separate(lab: LabGrid) -> None:
     assert first.port != second.port
     await stat(lab, lab.user())
     assert len(first.server.sessions) == 1 and len(second.server.sessions) == 0
+
+
+async def test_an_agent_that_cannot_go_on_ends_with_the_reason(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric.agent, "load_builder", lambda kind: ToyAgent)
+
+    def damage(agent: RunningAgent) -> None:
+        agent.context.break_off(DataCorrupted("STORE_CORRUPT", "the store is damaged"))
+
+    with pytest.raises(DataCorrupted, match="the store is damaged"):
+        await fabric.agent.run_agent(lab.settings(lab.plan("storage")), ready=damage)

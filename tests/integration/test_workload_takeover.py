@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import shutil
-import signal
-import sys
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -37,7 +33,6 @@ FIRST, SECOND = "broker.CERN", "broker2.CERN"
 class TwoBrokers(Workload):
     """The first broker may be a process of its own, to be killed."""
 
-    process: asyncio.subprocess.Process | None = None
     kills = False
 
     async def start_broker(self) -> None:
@@ -48,19 +43,7 @@ class TwoBrokers(Workload):
         await self.lab.start("broker", name=name, options=self.options)
 
     async def start_first(self) -> None:
-        path = self.lab.directory / "first.json"
-        path.write_text(json.dumps(self.lab.settings(FIRST, options=self.options)))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fabric.agent", str(path), stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        assert self.process.stdout is not None
-        assert await self.process.stdout.readline()
-
-    async def kill_first(self) -> None:
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(signal.SIGKILL)
-            await self.process.wait()
+        await self.start_process(FIRST)
 
     async def at(self, name: str, user: str = "alice", *, delegated: bool = True) -> BrokerClient:
         proxy = self.lab.user(user)
@@ -111,7 +94,7 @@ async def workload(tmp_path: Path) -> AsyncIterator[TwoBrokers]:
         lab.plan("broker", name=SECOND)
         made = TwoBrokers(lab)
         yield made
-        await made.kill_first()
+        await made.kill()
 
 
 def only_at(ce: str) -> str:
@@ -153,7 +136,7 @@ async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(
     ready = (await first.submit(TRUE + only_at("deaf"))).job_id
     await until(lambda: ready in deaf.jobs, "the CE has the job")
 
-    await workload.kill_first()
+    await workload.kill()
     slow.finish(owner, slow.jobs[ended_unseen])
     second = await workload.at(SECOND, delegated=False)
     assert await second.locate([waiting.job_id]) == []
@@ -257,7 +240,7 @@ async def test_the_successor_takes_over_by_itself_when_the_lease_has_lapsed_and_
     for job_id in jobs:
         await until(lambda job_id=job_id: job_id in slow.jobs, "the CE has the job")
     await workload.copied(2)
-    await workload.kill_first()
+    await workload.kill()
     second = await workload.at(SECOND)
     kept = workload.lab.agents["bookkeeping.CERN"].agent.store
     await kept.write(lambda connection: brokers.set_lease(connection, FIRST, 6.0))

@@ -131,7 +131,7 @@ def test_clusters_without_jobs_are_forgotten_and_no_id_comes_twice(opened):
     opened.write(rows.drop_unused_clusters)
     assert list(opened.read(rows.load_clusters, range(first, last + 1))) == [last]
     opened.step((done.job_id, m.GivenUp("NO_COMPATIBLE_RESOURCES", "")))
-    opened.write(rows.drop_old_submissions, 1 << 60)
+    opened.write(rows.drop_submissions, opened.read(rows.old_submissions, 1 << 60).values())
     opened.write(rows.drop_unused_clusters)
     opened.submit('Executable = "/bin/false"; Rank = 1;', submission_id="t")
     assert min(opened.read(rows.counts).waiting) > last
@@ -199,7 +199,8 @@ def test_files_are_kept_while_a_job_needs_them(opened):
     opened.step((done.job_id, m.CancelAsked()))
     assert opened.write(rows.drop_unused_files, 500) == []
     assert opened.write(rows.drop_unused_files, 10**9) == [file.sha256]
-    assert opened.write(rows.drop_old_submissions, 10**9) == 1
+    (dropped,) = opened.read(rows.old_submissions, 10**9).values()
+    opened.write(rows.drop_submissions, [dropped])
     assert opened.read(rows.load_jobs, [done.job_id]) == {}
 
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from fabric import store as module
+from fabric.database_sqlite import KEPT_ASIDE, give_up, is_given_up, set_aside
 from fabric.errors import DataCorrupted, Defect, Exhausted, GridError, NotFound, Unavailable
 from fabric.store import Store
 
@@ -289,6 +291,34 @@ async def test_damage_is_said_when_opening(tmp_path: Path) -> None:
     path.write_bytes(data)
     error = reason_of_opening(path)
     assert isinstance(error, DataCorrupted) and error.reason == "STORE_CORRUPT" and "backup" in error.sentence
+
+
+async def test_damage_that_is_met_later_is_told_and_the_file_is_set_aside(tmp_path: Path) -> None:
+    path, met = tmp_path / "a.db", list[GridError]()
+    store = Store(path, METADATA, on_damage=met.append)
+    for start in range(0, 3000, 500):
+        await asyncio.gather(*(store.write(insert(f"{n:05d}" + "x" * 200)) for n in range(start, start + 500)))
+    await store.close()
+    store = Store(path, METADATA, on_damage=met.append)
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096 * 2)
+        file.write(os.urandom(size - 4096 * 2))
+    with pytest.raises(DataCorrupted):
+        await store.read(lambda connection: connection.exec_driver_sql("SELECT sum(size) FROM items").all())
+    await store.close()
+    assert [error.reason for error in met] == ["STORE_CORRUPT"]
+    moments = [datetime(2026, 1, day, tzinfo=UTC) for day in range(1, 6)]
+    for moment in moments:
+        give_up(path, "met while it was used")
+        assert is_given_up(path)
+        path.touch()
+        path.with_name("a.db-wal").touch()
+        kept = set_aside(path, "met while it was used", moment)
+        assert kept.name == f"a.db.damaged-{moment:%Y%m%dT%H%M%SZ}"
+        assert not is_given_up(path) and not path.exists() and not path.with_name("a.db-wal").exists()
+    assert len(list(tmp_path.glob("a.db.damaged-*Z"))) == KEPT_ASIDE
+    assert len(list(tmp_path.glob("a.db.damaged-*Z-wal"))) == KEPT_ASIDE
 
 
 async def test_a_place_that_cannot_be_used(tmp_path: Path) -> None:
