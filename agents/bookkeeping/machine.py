@@ -17,6 +17,7 @@ from agents.bookkeeping.model import ENDED, Event, EventType, JobRecord, JobStat
 _PHASES = 16
 _MOST = 1e15
 """Of anything that a run can use."""
+_OF_SEVERAL = frozenset({"parametric", "collection", "dag"})
 _VERDICT = 1 << 40
 """Above every attempt."""
 
@@ -90,7 +91,7 @@ def _register(record: JobRecord, event: Event) -> bool:
         fields.get("vo", ""),
         fields.get("name", ""),
         fields.get("parent", ""),
-        1 if fields.get("type", "") in ("parametric", "collection") else 0,
+        1 if fields.get("type", "") in _OF_SEVERAL else 0,
         event.at_us,
     )
     known = (record.owner, record.vo, record.name, record.parent, record.is_parent, record.submitted_at_us)

@@ -154,7 +154,8 @@ def submit(connection: sa.Connection, new: Submission, sink: LogSink, *, to_copy
     rows: list[tuple[object, ...]] = []
     is_single = template.type is JobType.NORMAL
     if not is_single:
-        lines.append(LogLine(new.parent_id, new.at_us, _registered(new, template.descriptions[0].name, "", len(rows))))
+        name = template.descriptions[0].name if len(template.descriptions) == 1 else ""
+        lines.append(LogLine(new.parent_id, new.at_us, _registered(new, name, "", len(rows))))
     cluster_ids: dict[Cluster, int] = {}
     alike: dict[int, tuple[JobDescription, int]] = {}
     """By the index of a description whose parameter the broker does not see: that description, and its cluster."""

@@ -418,6 +418,10 @@ async def test_a_dag_runs_in_order_and_what_failed_is_run_again(workload: Worklo
     a, b, c, d = dag.children
     jobs = {job.job_id: job for job in await workload.ended(list(dag.children))}
     assert [state_name(jobs[job_id].state) for job_id in (a, b, c, d)] == ["DONE", "ABORTED", "DONE", "ABORTED"]
+    client = await workload.bookkeeping()
+    found = await client.query(job_ids=[dag.job_id], include_parents=True)
+    (whole,) = (job for job in found if job.job_id == dag.job_id)
+    assert (state_name(whole.state), whole.name) == ("ABORTED", "")
     assert jobs[d].reason == "PARENT_FAILED"
     assert next(iter(ce.jobs)) == a
     assert d not in ce.jobs

@@ -56,13 +56,14 @@ def test_events_of_unknown_jobs_are_kept_until_registration(store):
     assert [(job.job_id, job.state) for job in found] == [("j2", JobState.SUBMITTED), ("j1", JobState.RUNNING)]
 
 
-def test_parent_counts_follow_the_children(store):
+@pytest.mark.parametrize("kind", ["parametric", "collection", "dag"])
+def test_parent_counts_follow_the_children(store, kind):
     children = [f"c{n}" for n in range(4)]
     # The first child's events come before its registration.
     record(store, [event("c0", 1, EventType.DONE, exit_code="0")])
     record(
         store,
-        [registered("p", 1, kind="parametric"), *(registered(c, n + 2, parent="p") for n, c in enumerate(children))],
+        [registered("p", 1, kind=kind), *(registered(c, n + 2, parent="p") for n, c in enumerate(children))],
     )
     record(store, [event("c1", 2, EventType.RUNNING), event("c1", 2, EventType.RUNNING)])
 
@@ -72,6 +73,7 @@ def test_parent_counts_follow_the_children(store):
     assert counts() == {JobState.DONE: 1, JobState.RUNNING: 1, JobState.SUBMITTED: 2}
     record(store, [event(c, 10 + n, EventType.DONE) for n, c in enumerate(children)])
     assert counts() == {JobState.DONE: 4}
+    assert [job.job_id for job in query(store, include_parents=True)[0] if job.is_parent] == ["p"]
 
 
 def test_query_by_parent_pages_and_filters(store):
