@@ -23,7 +23,7 @@ from agents.broker import store as rows
 from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
-from agents.broker.input_staging import InputStaging
+from agents.broker.input_staging import Input, InputStaging
 from agents.broker.journal import Journal
 from agents.broker.link import Link
 from agents.broker.matching import (
@@ -637,6 +637,15 @@ class BrokerCore:
         wanted = set(cluster.cluster.input_data)
         return list(self._compiled_ces.values()), await self._find_replicas(wanted) if wanted else {}
 
+    async def _inputs_of(self, owner: str) -> set[Input]:
+        """The input of an owner's unfinished jobs."""
+
+        def read(connection: sa.Connection) -> set[Input]:
+            clusters = rows.load_clusters(connection, rows.clusters_unfinished(connection, owner)).values()
+            return {(cluster.owner, cluster.input_data) for cluster in clusters}
+
+        return await self.store.read(read)
+
     # -- proxies -------------------------------------------------------------------------------------------------------
 
     async def _proxy_loop(self) -> None:
@@ -757,6 +766,7 @@ class BrokerCore:
             if self.journal is not None:
                 await self.journal.drop(list(old), jobs_before)
             await self.store.write(lambda connection, old=old: rows.drop_submissions(connection, old.values()))
+        await self._inputs.release_unneeded(self._inputs_of)
         if self.now_s >= self._clusters_looked_at_s + CLUSTERS_S:
             self._clusters_looked_at_s = self.now_s
             await self.store.write(rows.drop_unused_clusters)

@@ -2,14 +2,15 @@
 
 In the name of their owner, in the background, once for all jobs of one owner with the same input. What cannot be asked,
 a catalogue or storage element, keeps no job back: the worker sees for itself, and a file that left the disk meanwhile
-fails the job there with INPUT_DATA_ON_TAPE, which brings it back here.
+fails the job there with INPUT_DATA_ON_TAPE, which brings it back here. When no unfinished job needs it, its pins go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,9 @@ class InputStaging:
         """`changed` is called when jobs may be matched that could not before."""
         self._context, self._credential_of, self._spawn, self._changed = context, credential_of, spawn, changed
         self._known: dict[Input, _Known] = {}
+        self._pinned: dict[Input, dict[str, list[str]]] = {}
+        """By storage element: SURLs that are pinned, or wanted, for this input. Forgotten with the process; the pins
+        end by themselves then."""
 
     def obstacles(self, waiting: Iterable[Cluster]) -> dict[int, str]:
         """Those of these clusters whose input is not on disk, and why. Looks at what is due, in the background."""
@@ -103,11 +107,14 @@ class InputStaging:
                 for surl in [surl for surl in surls if tapes[_door(surl)]][:1]:
                     asked[_door(surl)].append(surl)
         staging: list[storage.Staging] = []
+        if asked:
+            self._pinned[owner, tuple(names)] = dict(asked)
         for door, surls in asked.items():
             channel = await self._channel(door, credential)
             for start in range(0, len(surls), MAX_ASKED):
                 try:
-                    staging += await storage.bring_online(channel, surls[start : start + MAX_ASKED], PIN_S)
+                    part = surls[start : start + MAX_ASKED]
+                    staging += await storage.bring_online(channel, part, PIN_S, self._holder(names))
                 except Exhausted as error:
                     return f"its input data is on tape: {error.sentence}", error.retry_after_s or ASK_AGAIN_S[1]
         late = [each for each in staging if each.retry_after_s]
@@ -116,6 +123,30 @@ class InputStaging:
         first = min(late, key=lambda each: each.retry_after_s)
         sentence = f"{len(late)} of {len(names)} input files are on tape and are being staged ({first.sentence})"
         return sentence, min(max(first.retry_after_s, ASK_AGAIN_S[0]), ASK_AGAIN_S[1])
+
+    def _holder(self, names: Sequence[str]) -> str:
+        """The pins of one input of one broker are of their own: others of the same owner stay."""
+        return hashlib.sha256("\0".join([self._context.settings.name, *names]).encode()).hexdigest()[:32]
+
+    async def release_unneeded(self, needed: Callable[[str], Awaitable[Collection[Input]]]) -> None:
+        """Let go of what no unfinished job needs any more. `needed`: the input of an owner's unfinished jobs."""
+        for key in list(self._pinned):
+            if key in await needed(key[0]):
+                continue
+            known = self._known.get(key)
+            if known is None or known.task is None:
+                self._known.pop(key, None)  # who comes now has it looked at anew
+                await self._release(*key)
+
+    async def _release(self, owner: str, names: Sequence[str]) -> None:
+        """Tried once: what is away keeps its pins until they end."""
+        for door, surls in self._pinned.pop((owner, tuple(names))).items():
+            try:
+                channel = await self._channel(door, self._credential_of(owner))
+                for start in range(0, len(surls), MAX_ASKED):
+                    await storage.release(channel, surls[start : start + MAX_ASKED], self._holder(names))
+            except GridError as error:
+                self._context.log.warning("input.not_released", owner=owner, sentence=error.sentence)
 
     async def _replicas(self, names: Sequence[str], credential: Credential) -> list[list[str]]:
         """SURLs of each file that is known."""

@@ -794,17 +794,18 @@ async def stat(channel: Any, surl: str = "", *, path: str = "") -> FileInfo:
     return replace(_info(answer.file), pinned_until_us=answer.pinned_until_us)
 
 
-async def bring_online(channel: Any, surls: Sequence[str], pin_s: float = 0.0) -> list[Staging]:
+async def bring_online(channel: Any, surls: Sequence[str], pin_s: float = 0.0, holder: str = "") -> list[Staging]:
     """Have files on disk, for `pin_s` from when they are there; at most 1 000, in the order asked. Ask again to see how
-    it stands. Raises NotFound, Refused, Exhausted(STAGE_QUEUE_FULL), Conflict(NO_TAPES)."""
-    request = pb.BringOnlineRequest(surls=surls, pin_s=pin_s)
+    it stands. `holder` names one of several wishes of the caller for a file, each to be released by itself. Raises
+    NotFound, Refused, Exhausted(STAGE_QUEUE_FULL), Conflict(NO_TAPES)."""
+    request = pb.BringOnlineRequest(surls=surls, pin_s=pin_s, holder=holder)
     answer = await storage_pb2_grpc.StorageStub(channel).BringOnline(request)
     return [Staging(each.surl, each.locality, each.retry_after_s, each.ahead, each.sentence) for each in answer.files]
 
 
-async def release(channel: Any, surls: Sequence[str]) -> None:
+async def release(channel: Any, surls: Sequence[str], holder: str = "") -> None:
     """The caller neither waits for these files nor pins them any more. Again: succeeds. Raises as `bring_online`."""
-    await storage_pb2_grpc.StorageStub(channel).ReleaseFiles(pb.ReleaseFilesRequest(surls=surls))
+    await storage_pb2_grpc.StorageStub(channel).ReleaseFiles(pb.ReleaseFilesRequest(surls=surls, holder=holder))
 
 
 async def repair(channel: Any, surl: str, source_surl: str, *, timeout_s: float = COPY_TIMEOUT_S) -> bool:

@@ -42,6 +42,7 @@ from agents.storage.reconciler import Reconciler
 from agents.storage.repair import ChannelSource, Replicas
 from agents.storage.scrubber import Scrubber
 from agents.storage.surl import MAX_SURL_LENGTH, Surl, is_file_id, parse_surl
+from agents.storage.tape_rows import held_by
 from agents.storage.third_party import Delegations, ThirdParty, is_foreign
 from fabric.errors import GridError, InvalidRequest, Refused, to_details
 from fabric.rpc.peer import Peer, current_peer
@@ -231,11 +232,11 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
     async def BringOnline(self, request: pb.BringOnlineRequest, context: Any) -> pb.BringOnlineResponse:
         """See the proto."""
         peer = current_peer(context)
-        nearline = self._manager.require_tapes()
+        nearline, owner = self._manager.require_tapes(), held_by(peer.subject, request.holder)
         if not 0 <= request.pin_s < math.inf:
             raise InvalidRequest("PIN_INVALID", f"a file cannot stay on disk for {request.pin_s} s; give a duration")
         files = await self._manager.files_of(peer, request.surls)
-        found = await nearline.bring_online(files, peer.subject, peer.vo, request.pin_s)
+        found = await nearline.bring_online(files, owner, peer.vo, request.pin_s)
         self._manager.note(peer, "storage.bring_online", files=len(files), pin_s=request.pin_s)
         return pb.BringOnlineResponse(
             files=[wire.staging_to_wire(staging, self._manager.surl(staging.file)) for staging in found]
@@ -245,7 +246,7 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
         """See the proto."""
         peer = current_peer(context)
         files = await self._manager.files_of(peer, request.surls)
-        await self._manager.require_tapes().release(files, peer.subject)
+        await self._manager.require_tapes().release(files, held_by(peer.subject, request.holder))
         return pb.ReleaseFilesResponse()
 
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.storage.tape_rows import StageRequest
+from agents.storage.tape_rows import StageRequest, user_of
 
 RUN_FILES = 50
 """Files read from a tape before others get their turn; those left over wait for the next."""
@@ -68,7 +68,7 @@ class StageQueue:
 
     def of_user(self, vo: str, owner: str) -> int:
         """How many files this user waits for."""
-        return self._by_user[vo, owner]
+        return self._by_user[vo, user_of(owner)]
 
     def add(self, request: StageRequest) -> None:
         """Somebody wants a file. Again: nothing changes."""
@@ -83,10 +83,10 @@ class StageQueue:
                 request.file_id, request.vo, request.size_bytes, request.tape, request.position, self._arrived
             )
         waiting.owners.add(request.owner)
-        self._by_user[request.vo, request.owner] += 1
+        self._by_user[request.vo, user_of(request.owner)] += 1
 
     def _catch_up(self, request: StageRequest) -> None:
-        vo, user = request.vo, (request.vo, request.owner)
+        vo, user = request.vo, (request.vo, user_of(request.owner))
         if vo not in self._by_vo:
             least = min((self._served.get(other, 0.0) for other in self._by_vo), default=0.0)
             self._served[vo] = max(self._served.get(vo, 0.0), least)
@@ -100,7 +100,7 @@ class StageQueue:
         if waiting is None or owner not in waiting.owners:
             return
         waiting.owners.discard(owner)
-        _count_down(self._by_user, (waiting.vo, owner))
+        _count_down(self._by_user, (waiting.vo, user_of(owner)))
         if not waiting.owners and not any(waiting in run.files for run in self._busy.values()):
             self._leave(waiting)
 
@@ -108,7 +108,7 @@ class StageQueue:
         if self._files.pop(waiting.file_id, None) is not None:
             _count_down(self._by_vo, waiting.vo)
             for owner in waiting.owners:
-                _count_down(self._by_user, (waiting.vo, owner))
+                _count_down(self._by_user, (waiting.vo, user_of(owner)))
 
     def next(self, later: Collection[str] = ()) -> Run | None:
         """The next tape to read, marked as busy; None if all tapes wanted are, or every file waits for something else
@@ -123,7 +123,7 @@ class StageQueue:
         return run
 
     def _need(self, waiting: Waiting) -> tuple[float, float, int]:
-        users = (self._served_users.get((waiting.vo, owner), 0.0) for owner in waiting.owners)
+        users = (self._served_users.get((waiting.vo, user_of(owner)), 0.0) for owner in waiting.owners)
         return self._served.get(waiting.vo, 0.0), min(users, default=0.0), waiting.number
 
     def done(self, waiting: Waiting, *, served: bool) -> None:
@@ -133,7 +133,7 @@ class StageQueue:
             share = self._shares.get(waiting.vo, 1.0)
             self._served[waiting.vo] = self._served.get(waiting.vo, 0.0) + waiting.size_bytes / share
             for owner in waiting.owners:
-                key = (waiting.vo, owner)
+                key = (waiting.vo, user_of(owner))
                 self._served_users[key] = self._served_users.get(key, 0.0) + waiting.size_bytes / len(waiting.owners)
 
     def end(self, run: Run) -> None:

@@ -8,6 +8,7 @@ holds files whose record has to be forgotten; `stage_requests` who waits for whi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,10 @@ import sqlalchemy as sa
 from agents.storage.model import StoredFile
 from agents.storage.namespace import metadata
 from agents.storage.tape import TapeRecord
+from fabric.errors import InvalidRequest
 from fabric.store import Store
 
+_HOLDER = re.compile(r"[A-Za-z0-9-]{1,32}\Z")
 PART = 500
 """Ids in one statement."""
 
@@ -83,6 +86,20 @@ class StageRequest:
     size_bytes: int
     tape: str
     position: int
+
+
+def held_by(user: str, holder: str) -> str:
+    """The owner of a wish: a user, or one of several wishes of a user. Raises InvalidRequest(HOLDER_INVALID)."""
+    if not holder:
+        return user
+    if not _HOLDER.match(holder):
+        raise InvalidRequest("HOLDER_INVALID", f"{holder[:64]!r} is not a name of at most 32 letters, digits and -")
+    return f"{user}\n{holder}"
+
+
+def user_of(owner: str) -> str:
+    """Whose wish it is."""
+    return owner.partition("\n")[0]
 
 
 # -- in the transactions of `FileStore` ------------------------------------------------------------------------------

@@ -527,7 +527,25 @@ async def test_jobs_wait_for_input_that_is_on_tape_and_say_so(workload: Workload
     mounted.set()
     (job,) = await workload.ended([waiting], timeout_s=60)
     assert (state_name(job.state), job.attempt) == ("DONE", 1)
-    assert (await storage.stat(channel, on_tape[0])).pinned_until_us > to_us(lab.clock.now()) + 3600e6
+
+    async def pinned_s() -> float:
+        until_us = (await storage.stat(channel, on_tape[0])).pinned_until_us
+        return (until_us - to_us(lab.clock.now())) / 1e6
+
+    # When the jobs that need it have ended its pin goes, and her own stays.
+    await storage.bring_online(channel, on_tape[:1], 1800.0)
+    assert await pinned_s() > 3600
+    core: Any = lab.agents["broker.CERN"].agent.core  # type: ignore[attr-defined]
+    await core.clean()
+    assert 1700 < await pinned_s() < 1800
+    await refused_holder(channel, on_tape[0])
+
+
+async def refused_holder(channel: Any, surl: str) -> None:
+    for call in (storage.bring_online(channel, [surl], holder="a b"), storage.release(channel, [surl], "x" * 33)):
+        with pytest.raises(InvalidRequest) as caught:
+            await call
+        assert caught.value.reason == "HOLDER_INVALID"
 
 
 async def _contains(text: Awaitable[str], wanted: str) -> bool:

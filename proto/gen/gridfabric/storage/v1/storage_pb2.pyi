@@ -181,12 +181,14 @@ class StatResponse(_message.Message):
     def __init__(self, file: _Optional[_Union[FileInfo, _Mapping]] = ..., pinned_until_us: _Optional[int] = ...) -> None: ...
 
 class BringOnlineRequest(_message.Message):
-    __slots__ = ("surls", "pin_s")
+    __slots__ = ("surls", "pin_s", "holder")
     SURLS_FIELD_NUMBER: _ClassVar[int]
     PIN_S_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     surls: _containers.RepeatedScalarFieldContainer[str]
     pin_s: float
-    def __init__(self, surls: _Optional[_Iterable[str]] = ..., pin_s: _Optional[float] = ...) -> None: ...
+    holder: str
+    def __init__(self, surls: _Optional[_Iterable[str]] = ..., pin_s: _Optional[float] = ..., holder: _Optional[str] = ...) -> None: ...
 
 class Staging(_message.Message):
     __slots__ = ("surl", "locality", "retry_after_s", "ahead", "sentence")
@@ -209,10 +211,12 @@ class BringOnlineResponse(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[Staging, _Mapping]]] = ...) -> None: ...
 
 class ReleaseFilesRequest(_message.Message):
-    __slots__ = ("surls",)
+    __slots__ = ("surls", "holder")
     SURLS_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     surls: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, surls: _Optional[_Iterable[str]] = ...) -> None: ...
+    holder: str
+    def __init__(self, surls: _Optional[_Iterable[str]] = ..., holder: _Optional[str] = ...) -> None: ...
 
 class ReleaseFilesResponse(_message.Message):
     __slots__ = ()

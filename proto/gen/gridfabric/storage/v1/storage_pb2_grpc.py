@@ -265,7 +265,7 @@ class StorageServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseFiles(self, request, context):
-        """After: the caller neither waits for these files nor pins them. Idempotent.
+        """After: the caller neither waits for these files nor pins them, as far as this holder goes. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
