@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 from fabric.glue_model import (
     PRODUCTION,
     UNKNOWN,
+    UNKNOWN_TIME,
     ComputingElement,
     Service,
     Site,
     StorageElement,
     SubCluster,
+    estimated,
 )
 from fabric.information_tree import PRODUCED_AT_US
 from fabric.ldap.dn import ROOT, Dn
@@ -186,6 +188,12 @@ def ce_entries(ce: ComputingElement) -> list[Entry]:
         "GlueCEStateTotalJobs": ce.running_jobs + ce.waiting_jobs,
         "GlueCEStateEstimatedResponseTime": ce.estimated_response_s,
         "GlueCEStateWorstResponseTime": ce.worst_response_s,
+        "GlueCECapability": (
+            estimated(
+                GlueCEStateEstimatedResponseTime=ce.estimated_response_s != UNKNOWN_TIME,
+                GlueCEStateWorstResponseTime=ce.worst_response_s != UNKNOWN_TIME,
+            )
+        ),
         "GlueCEPolicyMaxWallClockTime": ce.max_wall_minutes,
         "GlueCEPolicyMaxCPUTime": ce.max_cpu_minutes,
         "GlueCEPolicyMaxRunningJobs": ce.max_running_jobs,

@@ -28,6 +28,7 @@ from fabric.glue_model import (
     StorageArea,
     StorageElement,
     SubCluster,
+    estimated,
 )
 from fabric.ldap.dn import ROOT, Dn
 from fabric.ldap.entry import Entry, make_entry
@@ -379,6 +380,7 @@ def _computing_share(
     ram_mb = min((cluster.ram_mb for cluster in clusters), default=None)
     virtual_mb = min((cluster.virtual_mb for cluster in clusters), default=None)
     wall_s, cpu_s = _limit(ce.max_wall_minutes, 60), _limit(ce.max_cpu_minutes, 60)
+    average_s, worst_s = _seconds(ce.estimated_response_s), _seconds(ce.worst_response_s)
     attributes: dict[str, Value] = {
         "ShareID": identity,
         "ShareDescription": f"queue {ce.queue}",
@@ -405,13 +407,19 @@ def _computing_share(
         "ComputingShareTotalJobs": ce.running_jobs + ce.waiting_jobs,
         "ComputingShareRunningJobs": ce.running_jobs,
         "ComputingShareWaitingJobs": ce.waiting_jobs,
-        "ComputingShareEstimatedAverageWaitingTime": _seconds(ce.estimated_response_s),
-        "ComputingShareEstimatedWorstWaitingTime": _seconds(ce.worst_response_s),
+        "ComputingShareEstimatedAverageWaitingTime": average_s,
+        "ComputingShareEstimatedWorstWaitingTime": worst_s,
         "ComputingShareFreeSlots": ce.free_slots,
         "ComputingShareUsedSlots": ce.running_jobs,
         "ComputingShareRequestedSlots": ce.waiting_jobs,
         "ComputingShareComputingServiceForeignKey": owner,
-        "EntityOtherInfo": (f"GlueCEUniqueID={ce.unique_id}",),
+        "EntityOtherInfo": (
+            f"GlueCEUniqueID={ce.unique_id}",
+            *estimated(
+                GLUE2ComputingShareEstimatedAverageWaitingTime=average_s is not None,
+                GLUE2ComputingShareEstimatedWorstWaitingTime=worst_s is not None,
+            ),
+        ),
     }
     yield _entry(dn, "GLUE2Share GLUE2ComputingShare", stamp, attributes)
     yield _policy(dn, "MappingPolicyShare", ce.vos, ce.fqans, stamp)

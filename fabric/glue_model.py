@@ -189,3 +189,10 @@ class Service:
     """ISO 8601."""
     data: tuple[tuple[str, str], ...] = ()
     """GlueServiceData: key and value. Those of DOWNTIME say when it is not in service, and why."""
+
+
+def estimated(**attributes: bool) -> tuple[str, ...]:
+    """`Estimated=attribute,...` of those whose values here are no measurements: for GlueCECapability, which holds such
+    pairs, and for EntityOtherInfo of GLUE 2.0 (GFD.147: names and values that fit into no other attribute)."""
+    names = ",".join(name for name, is_estimate in attributes.items() if is_estimate)
+    return (f"Estimated={names}",) if names else ()

@@ -1,4 +1,4 @@
-"""`grid infosites`: the tables of lcg-infosites, for scripts and eyes that know them."""
+"""`grid infosites`: the tables of lcg-infosites 3.0, column for column, for scripts and eyes that know them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Iterable
 from agents.user_interface import console, information
 from fabric.errors import NotFound
 
-RULE = "-" * 64
-
 
 def ce_table(elements: Iterable[information.ComputingElement]) -> list[str]:
     """The table of `lcg-infosites ce`."""
-    lines = ["#   CPU    Free Total Jobs      Running Waiting ComputingElement", RULE]
+    lines = ["#   CPU\t   Free\tTotal Jobs\tRunning\tWaiting\tComputingElement", "-" * 64]
     lines += [
-        f"{ce.total:7} {ce.free:7} {ce.running + ce.waiting:10} {ce.running:12} {ce.waiting:7} {ce.name}"
-        for ce in elements
+        f"{ce.total:7}\t{ce.free:7}\t{ce.running + ce.waiting:10}\t{ce.running:7}\t{ce.waiting:7}\t{ce.name}"
+        for ce in sorted(elements, key=lambda ce: ce.name)
     ]
     return lines
 
 
 def se_table(elements: Iterable[information.StorageElement]) -> list[str]:
     """The table of `lcg-infosites se`; kilobytes of 1024 bytes, as in GlueSAState."""
-    lines = [" Avail Space(kB)  Used Space(kB)  Type\tSE", RULE]
-    lines += [f"{se.free_bytes // 1024:16} {se.used_bytes // 1024:15}  {se.kind}\t{se.name}" for se in elements]
+    lines = [f"{'Avail Space(kB)':>16}{'Used Space(kB)':>16}  {'Type':5}\tSE", "-" * 42]
+    lines += [
+        f"{se.free_bytes // 1024:16}{se.used_bytes // 1024:16}  {se.kind:5}\t{se.name}"
+        for se in sorted(elements, key=lambda se: se.name)
+    ]
     return lines
 
 
 def close_table(elements: Iterable[information.ComputingElement]) -> list[str]:
     """The list of `lcg-infosites closeSE`."""
     lines: list[str] = []
-    for ce in elements:
-        lines += [f"Name of the CE: {ce.name}", *(f"\t{se}" for se in ce.close_ses), ""]
-    return lines[:-1]
+    for ce in sorted(elements, key=lambda ce: ce.name):
+        lines += [f"Name of the CE: {ce.name}", *(f"\t{se}" for se in sorted(ce.close_ses)), ""]
+    return lines
 
 
 async def infosites_command(vo: str, what: str, server: tuple[str, int], *, as_json: bool) -> None:
@@ -52,4 +53,4 @@ async def infosites_command(vo: str, what: str, server: tuple[str, int], *, as_j
         ces = [] if what == "se" else elements
         console.print_json({"ces": information.ce_rows(ces), "ses": information.se_rows(stores)})
         return
-    print("\n\n".join("\n".join(lines) for lines in tables))
+    print("\n".join(line for lines in tables for line in lines))

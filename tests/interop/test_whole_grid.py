@@ -257,14 +257,14 @@ def test_a_transfer_is_asked_for_followed_and_reported(lab: Lab) -> None:
 
 def test_infosites(lab: Lab) -> None:
     ce = lab.grid("infosites", "--vo", "cms", "ce").splitlines()
-    assert ce[0].startswith("#   CPU    Free Total Jobs") and "ComputingElement" in ce[0]
+    assert ce[0].startswith("#   CPU\t   Free\tTotal Jobs") and "ComputingElement" in ce[0]
     assert ce[2].split()[:2] == ["2", "2"]
     se = lab.grid("infosites", "--vo", "cms", "se").splitlines()
     assert int(se[2].split()[0]) > 0 and se[2].split()[2] == "disk"
     close = lab.grid("infosites", "--vo", "cms", "closeSE").splitlines()
-    assert close == [f"Name of the CE: {ce[2].split()[-1]}", f"\t{se[2].split()[-1]}"]
+    assert close == [f"Name of the CE: {ce[2].split()[-1]}", f"\t{se[2].split()[-1]}", ""]
     both = lab.grid("infosites", "--vo", "cms", "all").splitlines()
-    assert [line.split()[-1:] for line in both] == [line.split()[-1:] for line in [*ce, "", *se]]
+    assert [line.split()[-1:] for line in both] == [line.split()[-1:] for line in [*ce, *se]]
     data = lab.json("infosites", "--vo", "cms", "all")
     assert len(data["ces"]) == len(ce) - 2 and len(data["ses"]) == len(se) - 2
     lab.grid("infosites", "--vo", "nobody", "ce", codes=(3,))

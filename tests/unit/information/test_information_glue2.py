@@ -395,3 +395,16 @@ def test_nothing_that_the_schema_lets_pass_stops_the_rendering(seed: int) -> Non
     assert level.find(base=str(site_dn("CERN"))) != []
     for entry in level.find():
         assert entry.dn.is_within(parse_dn("o=glue"))
+
+
+def test_what_is_estimated_is_marked_and_what_is_measured_is_not(level: Level) -> None:
+    (ce,) = (entry for entry in records() if "GlueCE" in entry.attributes["objectClass"])
+    assert ce.attributes["GlueCECapability"] == (
+        "Estimated=GlueCEStateEstimatedResponseTime,GlueCEStateWorstResponseTime",
+    )
+    share = level.one("(objectClass=GLUE2ComputingShare)")
+    (mark,) = (value for value in share.attributes["GLUE2EntityOtherInfo"] if value.startswith("Estimated="))
+    marked = mark.partition("=")[2].split(",")
+    assert marked == [name for name in share.attributes if "Estimated" in name]
+    unknown = ce_entries(ComputingElement("x", "x", "x", 1))[0]
+    assert "GlueCECapability" not in unknown.attributes, "a place-holder is no estimate"

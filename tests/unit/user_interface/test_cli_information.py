@@ -3,10 +3,11 @@
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agents.user_interface import information
+from agents.user_interface import information, infosites
 from fabric.errors import Unavailable
 from fabric.glue_schema import GLUE_SCHEMA
 from fabric.information_tree import GRID
@@ -54,3 +55,39 @@ async def test_a_server_that_is_no_top_server_has_no_substitute(server, closed, 
     endpoints_file(tmp_path, monkeypatch, server.port)
     with pytest.raises(Unavailable):
         await information.search(("127.0.0.1", closed), "(o=grid)")
+
+
+def ce(name: str, **fields: Any) -> information.ComputingElement:
+    known = {"site": "A", "status": "Production", "total": 72, "free": 68, "running": 4, "waiting": 1, "vos": ("cms",)}
+    return information.ComputingElement(name, fresh="current", **{**known, **fields})
+
+
+def test_infosites_prints_columns_as_lcg_infosites_does() -> None:
+    assert infosites.ce_table([ce("b:2119/jobmanager-lcgpbs-cms"), ce("a:2119/x", total=5)]) == [
+        "#   CPU\t   Free\tTotal Jobs\tRunning\tWaiting\tComputingElement",
+        "----------------------------------------------------------------",
+        "      5\t     68\t         5\t      4\t      1\ta:2119/x",
+        "     72\t     68\t         5\t      4\t      1\tb:2119/jobmanager-lcgpbs-cms",
+    ]
+
+
+def test_infosites_prints_space_as_lcg_infosites_does() -> None:
+    se = information.StorageElement(
+        "se.a", "A", "se.a", 1, 0, 11 * 1024, 10995116266 * 1024, ("cms",), "current", "disk"
+    )
+    assert infosites.se_table([se]) == [
+        " Avail Space(kB)  Used Space(kB)  Type \tSE",
+        "------------------------------------------",
+        "     10995116266              11  disk \tse.a",
+    ]
+
+
+def test_infosites_lists_close_storage_as_lcg_infosites_does() -> None:
+    assert infosites.close_table([ce("b"), ce("a", close_ses=("se2", "se1"))]) == [
+        "Name of the CE: a",
+        "\tse1",
+        "\tse2",
+        "",
+        "Name of the CE: b",
+        "",
+    ]
