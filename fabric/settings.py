@@ -202,6 +202,12 @@ class Settings:
         found = [endpoint for endpoint in self.endpoints(kind, site) if endpoint.name == name]
         return found[0] if len(found) == 1 and name and site else None
 
+    def endpoint_meant(self, kind: str, wanted: str) -> Endpoint | None:
+        """The service that people call so: by its name, its site, its host:port, or its host."""
+        found = self.endpoints(kind)
+        named = (one for one in found if wanted in (one.name, one.address, one.site))
+        return next(named, None) or next((one for one in found if wanted == one.host), None)
+
     def endpoint(self, kind: str, site: str | None = None) -> Endpoint:
         """The first service of a kind, at one site if given. Raises InvalidRequest ENDPOINT_UNKNOWN."""
         found = self.endpoints(kind, site)

@@ -607,6 +607,11 @@ class BrokerCore:
                     rooms[key] = Room(probe, 0, rooms[key].slots)
         return rooms
 
+    def storage_address(self, wanted: str) -> str:
+        """host:port of a storage element of this grid by its name, site or host; anything else as it is."""
+        found = self.context.settings.endpoint_meant("storage", wanted)
+        return found.address if found is not None else wanted
+
     async def _find_replicas(self, lfns: set[str]) -> dict[str, frozenset[str]]:
         """Storage elements that have these files, as far as the catalogue can be asked now."""
         now_s = self.now_s

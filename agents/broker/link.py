@@ -271,7 +271,7 @@ class Link:
             if row.parameter:
                 description = description.with_parameter(row.parameter, marked[row.description])
             own = files[row.submission]
-            job = wire.gatekeeper_job(row, description, own, description.vo)
+            job = wire.gatekeeper_job(row, description, own, description.vo, core.storage_address)
             size += job.ByteSize()
             if jobs and size > MAX_MESSAGE_BYTES:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb_pb
 from gridfabric.broker.v1 import broker_pb2 as pb
@@ -92,8 +92,15 @@ def sandbox_files(request: pb.SubmitRequest) -> dict[str, SandboxFile]:
     return found
 
 
-def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str, SandboxFile], vo: str) -> gk_pb.Job:
-    """A job as its gatekeeper gets it; ``description`` already has the job's parameter."""
+def gatekeeper_job(
+    row: JobRow,
+    description: JobDescription,
+    files: Mapping[str, SandboxFile],
+    vo: str,
+    address_of: Callable[[str], str],
+) -> gk_pb.Job:
+    """A job as its gatekeeper gets it; ``description`` already has the job's parameter. ``address_of`` a storage
+    element: a site's agents know no others by name."""
     queue = row.job.ce.partition("/jobmanager-")[2].partition("-")[2]
     job = gk_pb.Job(job_id=row.job_id, attempt=row.job.attempt, queue=queue)
     wire = job.description
@@ -115,7 +122,7 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     wire.output_sandbox.extend(description.output_sandbox)
     wire.input_data.extend(description.input_data)
     for item in description.output_data:
-        wire.output_data.add(file=item.file, lfn=item.lfn, storage_element=item.storage_element)
+        wire.output_data.add(file=item.file, lfn=item.lfn, storage_element=address_of(item.storage_element))
     for script, program, arguments in (
         (wire.prologue, description.prologue, description.prologue_arguments),
         (wire.epilogue, description.epilogue, description.epilogue_arguments),
@@ -132,7 +139,7 @@ def gatekeeper_job(row: JobRow, description: JobDescription, files: Mapping[str,
     if description.perusal_s:
         wire.perusal.interval_s = description.perusal_s
         wire.perusal.files.extend(description.perusal_files)
-        wire.perusal.storage_element = description.perusal_se
+        wire.perusal.storage_element = address_of(description.perusal_se)
     wire.vo = vo
     return job
 

@@ -53,23 +53,18 @@ class DataMover:
         return close[0] if close else None
 
     def _find_storage(self, wanted: str) -> Endpoint:
-        """A storage element by name, site, host or host:port; empty: the close one, else any."""
-        everywhere = self._settings.endpoints("storage")
-        close = self.close_storage
-        if not wanted:
-            if close is not None:
-                return close
-            if everywhere:
-                return everywhere[0]
-        for endpoint in everywhere:
-            if wanted in (endpoint.name, endpoint.address, endpoint.site):
-                return endpoint
-        for endpoint in everywhere:
-            if wanted == endpoint.host:
-                return endpoint
-        raise InvalidRequest(
-            "STORAGE_UNKNOWN", f"no storage element {wanted or 'at all'} is known here; look at grid info ses"
-        )
+        """A storage element by name, site, host or host:port; empty: the close one, else any. Elements of other sites
+        are known by host:port only: the broker writes that for names."""
+        close = self.close_storage or next(iter(self._settings.endpoints("storage")), None)
+        found = self._settings.endpoint_meant("storage", wanted) if wanted else close
+        host, _, port = wanted.rpartition(":")
+        if found is None and host and port.isdecimal() and int(port) < 1 << 16:
+            return Endpoint("storage", wanted, host, rpc=int(port))
+        if found is None:
+            raise InvalidRequest(
+                "STORAGE_UNKNOWN", f"no storage element {wanted or 'at all'} is known here; look at grid info ses"
+            )
+        return found
 
     async def _catalogue(self, credential: Credential) -> Any:
         endpoint = self._settings.endpoint("catalog")

@@ -38,16 +38,16 @@ class Site:
 
     async def start(self, retry_s: float = 10.0) -> None:
         lab = self.lab
-        for kind, site in (("storage", "CERN"), ("storage", "RAL"), ("catalog", "CERN"), ("bookkeeping", "CERN")):
-            lab.plan(kind, site=site)
-        for kind in ("gatekeeper", "worker", "transfer"):
+        for kind in ("storage", "catalog", "bookkeeping", "gatekeeper", "worker"):
             lab.plan(kind)
-        await lab.start("storage", site="RAL")
-        await lab.start("storage", site="CERN")
+        await lab.start("storage")
         await lab.start("catalog")
         await lab.start("bookkeeping")
         await lab.start("gatekeeper", options={"heartbeat_s": 0.5})
         await lab.start("worker", options={"slots": 2, "staging_retry_s": retry_s})
+        lab.plan("storage", site="RAL")  # agents of a site are not told of other sites' storage elements
+        lab.plan("transfer")
+        await lab.start("storage", site="RAL")
         self.channel = await lab.channel("gatekeeper", credential=self.alice)
         await delegate(self.channel, self.alice)
 
@@ -103,7 +103,10 @@ async def test_output_data_is_kept_registered_and_read_by_the_next_job(site: Sit
     await delegate(transfers, site.alice)
     await TransferClient(transfers).subscribe(unique_id(), "/grid/cms/test", "*", 2)
     lfn = "/grid/cms/test/run2/more.txt"
-    _, update = await site.run("seq 1 10 > more.txt", output_data=[pb.DataOutput(file="more.txt", lfn=lfn)])
+    far = f"localhost:{site.lab.port('storage.RAL')}"
+    _, update = await site.run(
+        "seq 1 10 > more.txt", output_data=[pb.DataOutput(file="more.txt", lfn=lfn, storage_element=far)]
+    )
     assert update.state == pb.JOB_STATE_DONE, update
 
     async def at_both() -> bool:

@@ -17,17 +17,19 @@ from fabric.outbox import OutboxItem
 def test_prologue_and_epilogue_reach_the_gatekeeper_and_may_be_executed() -> None:
     (job,) = normalise(
         """Executable = "/bin/true"; InputSandbox = {"/home/a/p.sh", "/home/a/data"}; Prologue = "p.sh";
-        PrologueArguments = "a 'b c'"; DataAccessProtocol = "https";"""
+        PrologueArguments = "a 'b c'"; DataAccessProtocol = "https";
+        OutputData = { [ OutputFile = "x"; StorageElement = "RAL" ], [ OutputFile = "y" ] };"""
     ).jobs()
     files = {path: SandboxFile(path, "0" * 64, 1) for path in job.input_sandbox}
     row = JobRow(1, "https://x/y", 1, 1, "", "/CN=a", 1, machine.Job(ce="ce.cern.ch:2119/jobmanager-slurm-my-short"))
-    sent = wire.gatekeeper_job(row, job, files, "cms")
+    sent = wire.gatekeeper_job(row, job, files, "cms", {"": "", "RAL": "se.ral:8446"}.__getitem__)
     assert sent.queue == "my-short"
     made = sent.description
     assert (made.prologue.executable, list(made.prologue.arguments)) == ("p.sh", ["a", "b c"])
     assert not made.HasField("epilogue")
     assert {file.name: file.executable for file in made.input_sandbox} == {"p.sh": True, "data": False}
     assert list(made.data_access_protocols) == ["https"]
+    assert [item.storage_element for item in made.output_data] == ["se.ral:8446", ""]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def test_the_contracts_example_is_read() -> None:
     assert settings.endpoint("information").name == "i.CERN"
     assert [e.rpc for e in settings.endpoints("information", "RAL")] == [5]
     assert settings.endpoints("broker") == ()
+    meant = {text: settings.endpoint_meant("information", text) for text in ("RAL", "i.RAL", "localhost:5", "CNAF")}
+    assert {text: one and one.name for text, one in meant.items()} == {
+        "RAL": "i.RAL", "i.RAL": "i.RAL", "localhost:5": "i.RAL", "CNAF": None,
+    }  # fmt: skip
+    assert settings.endpoint_meant("information", "localhost") == settings.endpoint("information")
     with pytest.raises(InvalidRequest, match="name none"):
         settings.endpoint("broker")
     with pytest.raises(InvalidRequest, match="site CNAF"):
