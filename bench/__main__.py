@@ -23,6 +23,7 @@ from bench import (  # noqa: E402
     catalogue,
     information,
     jobs,
+    kept,
     lab,
     limits,
     machine,
@@ -67,7 +68,7 @@ MAX_SITES = 2000
 MAX_FILES = 100_000_000
 SECTIONS = (
     "limits", "security", "sessions", "storage", "catalogue", "jobs", "sight", "startup", "vo", "myproxy",
-    "bookkeeping", "queued", "trust", "information", "names",
+    "bookkeeping", "queued", "trust", "information", "names", "kept",
 )  # fmt: skip
 SOAK, RUNNING = "soak", "running"
 """Only when they are asked for: they take as long as their jobs."""
@@ -93,7 +94,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="sizes of the grids of sections trust and information, such as 1,20,192",
     )
     parser.add_argument(
-        "--files", type=_files, metavar="N,N", default=(), help="sizes of the catalogue of section names"
+        "--files",
+        type=_files,
+        metavar="N,N",
+        default=(),
+        help="sizes of the catalogue (section names) and of the storage element (kept)",
     )
     parser.add_argument(
         "--jobs",
@@ -143,6 +148,8 @@ def main() -> int:
         _measure(bench, wanted, options.sites)
         if "names" in wanted:
             _section(bench, "names", lambda: names.run(bench, options.files))
+        if "kept" in wanted:
+            _section(bench, "kept", lambda: kept.run(bench, options.files))
         if "bookkeeping" in wanted:
             _section(bench, "bookkeeping", lambda: bookkeeping.run(bench, options.jobs))
         if SOAK in options.sections:

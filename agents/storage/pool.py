@@ -78,6 +78,12 @@ class Pool:
         free = 0 if no_inodes else found.f_bavail * found.f_frsize
         return PoolFree(self.name, device, free, found.f_blocks * found.f_frsize, self.readers)
 
+    def _is_mounted(self) -> bool:
+        try:
+            return self.incoming.stat().st_dev == self.device
+        except OSError:
+            return False
+
     def path_of(self, file_id: str) -> Path:
         """Where a kept file lies. Raises ValueError for anything but an id made here: no other text becomes a path."""
         if not is_file_id(file_id):
@@ -90,6 +96,10 @@ class Pool:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
+            if not self._is_mounted():
+                raise Unavailable(
+                    "POOL_UNUSABLE", f"the disk of file {file_id} is away; read another replica, or try later"
+                ) from error
             raise DataCorrupted(
                 "FILE_LOST",
                 f"file {file_id} is in the database and not on disk; read another replica and tell the site",

@@ -37,6 +37,8 @@ YOUNG_S = 3600.0
 PAGE = 500
 SHARE = 0.1
 """Of the time, how much a round takes."""
+STEP_S = 60.0
+"""A clock that went so much otherwise than time does was set."""
 MAX_TOLD = 1000
 """Strays in the trail of one round; all are counted and kept."""
 HELD_LEAST, HELD_PART = 100, 0.1
@@ -112,6 +114,8 @@ class Reconciler:
         self._config = manager.element.config
         self._wanted = asyncio.Event()
         self._failure = ""
+        self._before: tuple[int, float] | None = None
+        """When the last round of this process began, by both clocks."""
         self.dark = self.lost = 0
         """As the last round found them."""
         self.removed = 0
@@ -156,7 +160,7 @@ class Reconciler:
         """Compare everything once. Raises GridError when the catalogue cannot be asked; then nothing is concluded."""
         endpoint = self._settings.endpoint("catalog")
         names = await self._channels.get(endpoint.host, endpoint.rpc)
-        round_us, told = to_us(self._clock.now()), 0
+        round_us, told = await self._begin(), 0
         space = await self._manager.element.space(self._vos.served)
         files = {use.vo: use.files for use, _ in space.vos}
         ends = {vo: ElementEnds(self._manager, names, vo, self._clock, self._pause) for vo in files}
@@ -178,6 +182,17 @@ class Reconciler:
                 await self._expect_lost(names, vo, round_us)
         await self._count()
         self._log.info("storage.reconciled", dark=self.dark, lost=self.lost, removed=self.removed)
+
+    async def _begin(self) -> int:
+        """The time of this round. If the clock was set since the last one, nothing is older or younger for that."""
+        now_us, now_s = to_us(self._clock.now()), self._clock.monotonic()
+        if self._before is not None:
+            step_us = now_us - self._before[0] - round((now_s - self._before[1]) * 1e6)
+            if abs(step_us) >= STEP_S * 1e6:
+                self._log.warning("storage.clock_stepped", step_s=round(step_us / 1e6))
+                await self._rows.shift(step_us)
+        self._before = now_us, now_s
+        return now_us
 
     async def _count(self) -> None:
         counts = await self._rows.counts()

@@ -54,6 +54,14 @@ class StrayRows:
 
         return await self._store.write(write)
 
+    async def shift(self, step_us: int) -> None:
+        """The clock was set by so much: what differs differs no longer than before."""
+        await self._store.write(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE strays SET since_us = since_us + ?, round_us = round_us + ?", (step_us, step_us)
+            )
+        )
+
     async def ended(self, began_at_us: int, ended_at_us: int) -> None:
         """A round is over: what it did not find differs no more."""
 

@@ -79,6 +79,13 @@ class Desk:
         await self.agent(site).repairer.round()
 
 
+class Settable(ManualClock):
+    """An operator's clock."""
+
+    def set(self, days: float) -> None:
+        self._now += timedelta(days=days)
+
+
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     async with LabGrid(tmp_path / "lab", vos=("cms", "atlas")) as lab:
@@ -214,7 +221,7 @@ async def test_the_element_finds_what_only_one_of_the_two_has_and_removes_nothin
     element, reconciler = desk.agent("CERN").element, desk.agent("CERN").reconciler
     await element._files.remove(client.parse_surl(lost.surl).file_id)
     operator = await desk.element("CERN", desk.lab.operator())
-    clock = reconciler._clock = ManualClock(datetime.now(UTC))
+    clock = reconciler._clock = Settable(datetime.now(UTC))
 
     async def no_pause(seconds: float) -> None: ...
 
@@ -230,6 +237,11 @@ async def test_the_element_finds_what_only_one_of_the_two_has_and_removes_nothin
     assert {line["surl"] for line in desk.lab.audit("storage.CERN", "storage.dark_found")} == {
         dark.surl, back.surl, other.surl
     }  # fmt: skip
+    reconciler._config = replace(reconciler._config, dark="remove")
+    for days in (30, -60, 30):
+        clock.set(days)
+        assert await found() == everything  # a clock that was set makes nothing old
+    reconciler._config = replace(reconciler._config, dark="report")
     clock.advance(30 * 86400)
     assert await found() == everything  # by default nothing is removed, ever
     reconciler._config = replace(reconciler._config, dark="remove")

@@ -501,7 +501,11 @@ def small_disk(lab: LabGrid) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-async def test_a_disk_that_fills_up(lab: LabGrid, source: Path, tmp_path: Path, small_disk: Path) -> None:
+async def mounted(*command: object) -> None:
+    await asyncio.to_thread(subprocess.run, [str(word) for word in command], check=True)
+
+
+async def test_a_disk_that_fills_up_and_fails(lab: LabGrid, source: Path, tmp_path: Path, small_disk: Path) -> None:
     """Refuses by number before, and by ENOSPC when a neighbour took the space meanwhile; serves on; recovers alone."""
     channel = await start(lab, pools=[str(small_disk)], reserve_bytes=1 << 20)
     first = await client.put_file(channel, source, "cms")
@@ -524,6 +528,31 @@ async def test_a_disk_that_fills_up(lab: LabGrid, source: Path, tmp_path: Path, 
     await client.get_file(channel, first.surl, tmp_path / "still")
     assert (tmp_path / "still").read_bytes() == DATA
     neighbour.unlink()
+    second = await client.put_file(channel, source, "cms")
+
+    # Read-only, as the kernel makes a disk that fails: reads go on, what is removed leaves the disk later.
+    await mounted("mount", "-o", "remount,ro", small_disk)
+    await refused(Unavailable, "NO_POOL", client.put_file(channel, source, "cms", patience_s=0))
+    await client.get_file(channel, first.surl, tmp_path / "still")
+    await client.remove(channel, second.surl)
+    on_disk = [path for path in (small_disk / "data").rglob("*") if path.is_file()]
+    await mounted("mount", "-o", "remount,rw", small_disk)
+    element = lab.agents["storage.CERN"].agent.element
+    assert (len(on_disk), await element.collect_garbage()) == (2, 1)
+    await client.remove(channel, (await client.put_file(channel, source, "cms")).surl)
+
+    # Gone: nothing is written where it was, nothing is said to be lost, and it is all there when the disk is back.
+    away = lab.directory / "away"
+    away.mkdir()
+    await mounted("mount", "--bind", small_disk, away)
+    await mounted("umount", "-l", small_disk)
+    await refused(Unavailable, "NO_POOL", client.put_file(channel, source, "cms", patience_s=0))
+    await refused(Unavailable, "POOL_UNUSABLE", client.get_file(channel, first.surl, tmp_path / "gone"))
+    assert (await client.stat(channel, first.surl)).damage == "" and list(small_disk.iterdir()) == []
+    await mounted("mount", "--bind", away, small_disk)
+    await mounted("umount", "-l", away)
+    await client.get_file(channel, first.surl, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == DATA
     await client.put_file(channel, source, "cms")
 
 
