@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 
-from agents.user_interface import console
+from agents.user_interface import audit, batch_records, console
+from agents.user_interface.batch_records import Differences
 from agents.user_interface.connection import as_operator, open_for_user
-from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.exits import Ended, ExitCode, UsageProblem
 from agents.user_interface.jobs import bookkeeping, window_us
+from security.errors import os_error_text
+from security.files import read_bounded
 
 APEL_HEADER = "APEL-individual-job-message: v0.3"
 MAX_APEL_RECORDS = 1_000
 """Records in one message, as APEL's own client writes them."""
 BAR_WIDTH = 30
+MAX_BATCH_BYTES = 1024 * 1024 * 1024
+"""Of a batch system's records: some millions of jobs."""
+EDGE_S = 10
+"""Records of one end may come so much later on one way than on the other."""
 
 
 async def report_command(
@@ -157,21 +165,65 @@ def _one_line(text: str) -> str:
 
 
 async def check_command(
-    since_s: int, state: Path | None, *, as_json: bool, environ: Mapping[str, str] = os.environ
+    since_s: int,
+    state: Path | None,
+    batch: Path | None = None,
+    site: str = "",
+    *,
+    workers: bool = False,
+    as_json: bool,
+    environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """`grid accounting check`: usage records held against the jobs of bookkeeping; exit 1 where they disagree."""
+    """`grid accounting check`: usage records held against the jobs of bookkeeping, and against what the batch system of
+    a site and the workers wrote themselves; exit 1 where they disagree."""
+    window = window_us(since_s)
+    around, settled = window_us(since_s + EDGE_S), window_us(since_s, EDGE_S)
+    missing: dict[str, str] = {}
+    third: dict[str, Differences] = {}
     async with as_operator(state, environ) as grid:
-        found = await (await bookkeeping(grid)).reconcile(*window_us(since_s))
+        client = await bookkeeping(grid)
+        found = await client.reconcile(*window)
+        records = [one async for one in client.usage_records(*around)] if batch or workers else []
+        if batch is not None:
+            mine = [one for one in records if one.site == site and "/jobmanager-slurm-" in one.ce]
+            runs = batch_records.slurm_runs(_text_of(batch), str(batch))
+            third["batch"] = batch_records.compare(runs, mine, settled)
+        if workers:
+            entries, missing = await audit.of_event(grid, "job.ended", around[0])
+            heard = {str(entry["agent"]) for entry in entries}
+            mine = [one for one in records if one.worker in heard]
+            third["workers"] = batch_records.compare(batch_records.worker_runs(entries), mine, settled)
     problems = {"missing": found.missing, "doubled": found.doubled, "unregistered": found.unregistered}
     if as_json:
         counted = {name: list(ids) for name, ids in problems.items()}
         both = {"runs": found.runs, "done_jobs": found.done_jobs}
-        console.print_json({**both, "wall_s": found.wall_s, "done_wall_s": found.done_wall_s, **counted})
+        times = {"wall_s": found.wall_s, "done_wall_s": found.done_wall_s}
+        console.print_json({**both, **times, **counted, **{name: asdict(one) for name, one in third.items()}})
     else:
         print(f"{found.runs} runs of {found.wall_s:.1f} s, {found.done_jobs} jobs done of {found.done_wall_s:.1f} s")
         words = {"missing": "done without a record", "doubled": "done twice", "unregistered": "known to no broker"}
         for name, ids in problems.items():
             for job_id in ids:
                 print(f"{job_id}: {words[name]}")
-    if any(problems.values()):
+        for name, one in third.items():
+            _tell(f"the batch system of {site}" if name == "batch" else "the workers", one)
+    if any(problems.values()) or any(one.unaccounted or one.unbacked or one.differing for one in third.values()):
         raise Ended(ExitCode.FAILED)
+    console.end_with_missing(missing)
+
+
+def _tell(who: str, found: Differences) -> None:
+    print(f"{found.runs} runs held against {who}")
+    for local_id in found.unaccounted:
+        print(f"{local_id}: ran, and has no usage record")
+    for job_id in found.unbacked:
+        print(f"{job_id}: has a usage record, and {who} did not run it")
+    for job_id, how in found.differing.items():
+        print(f"{job_id}: {how}")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_bounded(path, MAX_BATCH_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise UsageProblem(f"{path} cannot be read ({os_error_text(error)})") from error

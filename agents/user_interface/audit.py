@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from gridfabric.security.v1 import audit_pb2_grpc
 from agents.user_interface import console, endpoints
 from agents.user_interface.connection import Grid, as_operator
 from agents.user_interface.exits import Ended, ExitCode, UsageProblem
+from fabric.clock import to_us
 from fabric.errors import GridError, Unavailable
 from fabric.rpc.calls import each_within
 from fabric.settings import Endpoint
@@ -74,6 +76,25 @@ async def search(
 async def _search_all(grid: Grid, request: pb.SearchAuditRequest) -> tuple[list[dict[str, Any]], dict[str, str]]:
     async def ask(_: str, stub: Any) -> list[dict[str, Any]]:
         return [json.loads(entry.json) async for entry in _each(stub.Search(request)) if entry.json]
+
+    answers, missing = await _ask_all(grid, ask)
+    return [entry for entries in answers.values() for entry in entries], missing
+
+
+async def of_event(grid: Grid, event: str, since_us: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Every entry of this event since then, page by page; and the sentences of agents that gave none."""
+
+    async def ask(_: str, stub: Any) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        after_us = since_us
+        while True:
+            request = pb.SearchAuditRequest(about=[event], since_us=after_us)
+            page = [json.loads(entry.json) async for entry in _each(stub.Search(request)) if entry.json]
+            before = len(found)
+            found.update({entry["seq"]: entry for entry in page if entry["event"] == event})
+            if len(found) == before:
+                return list(found.values())
+            after_us = max(to_us(datetime.fromisoformat(entry["at"])) for entry in page)
 
     answers, missing = await _ask_all(grid, ask)
     return [entry for entries in answers.values() for entry in entries], missing

@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support import slurm as private_slurm
 from support.grid import LabGrid
 from support.site import Site, job
+from support.waiting import until
 
 from agents.gatekeeper import client
+from agents.user_interface.batch_records import compare, slurm_runs
 from fabric.errors import Conflict, NotFound
 
 SYSTEMS = ("fabric", "fork", "slurm")
@@ -41,7 +44,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield made
 
 
-async def test_exit_code_output_and_account(site: Site) -> None:
+async def test_exit_code_output_and_account(site: Site, request: pytest.FixtureRequest) -> None:
     await site.start()
     one = job("-c", 'echo hello $USER; id -u; echo "$X509_USER_PROXY" >&2; exit 3')
     await site.submit(one)
@@ -51,6 +54,14 @@ async def test_exit_code_output_and_account(site: Site) -> None:
     expected = "61001" if os.geteuid() == 0 else str(os.geteuid())
     assert files["out"].decode().split("\n")[:2] == ["hello cms001", expected]
     assert files["err"].decode().strip().endswith("/.x509_proxy")
+    if site.gatekeeper_options["batch"] == "slurm":  # its own record is found again by what accounting knows
+        cluster: private_slurm.Slurm = request.getfixturevalue("cluster")
+        used = lb.UsageRecord(job_id=one.job_id, attempt=one.attempt, wall_s=update.usage.wall_s, ended_at_us=1)
+
+        def known() -> bool:
+            return not compare(slurm_runs(cluster.completions, "jobcomp.log"), [used], (1, 2)).unbacked
+
+        await until(known, "Slurm wrote that it ended", deadline_s=30)
 
 
 async def test_prologue_and_epilogue_run_around_the_program(site: Site) -> None:

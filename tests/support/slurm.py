@@ -44,6 +44,8 @@ SlurmdLogFile={directory}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={directory}/jobcomp.log
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
@@ -112,6 +114,12 @@ class Slurm:
         for daemon in ("slurmd", "slurmctld", "munged"):
             with contextlib.suppress(OSError, ValueError, AssertionError):
                 self.kill(daemon, signal.SIGTERM if daemon != "slurmctld" else signal.SIGKILL)
+
+    @property
+    def completions(self) -> str:
+        """What Slurm itself wrote of the jobs that have ended."""
+        path = self.directory / "jobcomp.log"
+        return path.read_text() if path.exists() else ""
 
     def output(self, *command: str) -> str:
         """What a Slurm command prints; empty if it fails."""

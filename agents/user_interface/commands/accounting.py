@@ -66,14 +66,29 @@ def export(
 
 
 @app.command()
-def check(since: Since = "24h", state: State = None, as_json: Json = False) -> None:
-    """Hold usage records against jobs, as operator: none missing, none twice. Exit 1 if they disagree.
+def check(
+    since: Since = "24h",
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Slurm's own records of --site: a file of jobcomp/filetxt, or what sacct --parsable2 prints."
+        ),
+    ] = None,
+    site: Annotated[str, typer.Option(help="Whose batch system wrote --batch.")] = "",
+    workers: Annotated[bool, typer.Option(help="Hold them against what workers wrote, too.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Hold usage records against jobs, and against what batch systems wrote, as operator. Exit 1 if they disagree.
 
     \b
     Example:
-      grid accounting check --since 7d
+      grid accounting check --since 7d --workers
+      grid accounting check --since 7d --site CERN --batch /var/log/slurm/jobcomp.log
     """
     from agents.user_interface import accounting
 
+    if (batch is None) != (not site):
+        raise typer.BadParameter("--batch and --site go together")
     seconds = max(1, console.parse_duration(since))
-    console.run_async(accounting.check_command(seconds, state, as_json=as_json))
+    console.run_async(accounting.check_command(seconds, state, batch, site, workers=workers, as_json=as_json))
