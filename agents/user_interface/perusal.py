@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
+
+from agents.bookkeeping.client import ENDED_STATES
 from agents.catalog import client as catalog
 from agents.user_interface import console, data, jobs
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.exits import UsageProblem
 from fabric.errors import NotFound
 
+MAX_ADDED = 10
+"""Files that are asked for while the job runs; workers look at no more."""
+
+
+def _folder(vo: str, job_id: str) -> str:
+    """Of a job's copies, as workers make it (agents/worker/perusal.py)."""
+    return f"/grid/{vo}/perusal/{job_id.rpartition('/')[2]}"
+
 
 async def pieces_of(grid: Grid, vo: str, job_id: str) -> dict[str, list[catalog.Entry]]:
     """File to its pieces in order, of the last attempt that has any. Raises NotFound PERUSAL_NOTHING."""
-    folder = f"/grid/{vo}/perusal/{job_id.rpartition('/')[2]}"
+    folder = _folder(vo, job_id)
     attempts: dict[int, dict[str, list[catalog.Entry]]] = {}
     try:
         async with aclosing(catalog.walk(lambda: grid.channel("catalog"), folder)) as pages:
@@ -58,6 +69,40 @@ async def fetch(grid: Grid, pieces: list[catalog.Entry], target: Path) -> int:
     return size
 
 
+async def set_command(
+    job_id: str, names: Sequence[str], *, as_json: bool, environ: Mapping[str, str] = os.environ
+) -> None:
+    """`grid job perusal --set`: these files of a running job are copied, too, from the next interval on."""
+    for name in names:
+        if "/" in name or name in (".", "..") or not name:
+            raise UsageProblem(f"{name!r} is no plain name; files right in the job's directory can be copied")
+    jobs.check_ids([job_id])
+    async with open_for_user(environ) as grid:
+        summary = await _only(grid, job_id)
+        if summary.state in ENDED_STATES:
+            raise UsageProblem(f"{job_id} has ended; what was copied of it is fetched by grid job perusal {job_id}")
+        folder = f"{_folder(summary.vo, job_id)}/wanted"
+        channel = await grid.channel("catalog")
+        before: set[str] = set()
+        with suppress(NotFound):
+            before = {PurePosixPath(entry.lfn).name async for entry in catalog.list_directory(channel, folder)}
+        if len(before | set(names)) > MAX_ADDED:
+            raise UsageProblem(f"at most {MAX_ADDED} files are added; {', '.join(sorted(before))} are already")
+        for name in names:
+            await catalog.make_directory(channel, f"{folder}/{name}", make_parents=True)
+    if as_json:
+        console.print_json({"job_id": job_id, "added": sorted(before | set(names))})
+    else:
+        print(f"from its next interval on {', '.join(names)} of {job_id} will be copied, if it has PerusalFileEnable")
+
+
+async def _only(grid: Grid, job_id: str) -> lb.JobSummary:
+    summaries = await jobs.summaries(grid, [job_id])
+    if summaries[0].job_id != job_id:
+        raise UsageProblem(f"{job_id} is {len(summaries)} jobs; name one of them: grid job status {job_id}")
+    return summaries[0]
+
+
 async def perusal_command(
     job_id: str, directory: Path, *, as_json: bool, environ: Mapping[str, str] = os.environ
 ) -> None:
@@ -65,10 +110,7 @@ async def perusal_command(
     jobs.check_ids([job_id])
     rows: list[dict[str, Any]] = []
     async with open_for_user(environ) as grid:
-        summaries = await jobs.summaries(grid, [job_id])
-        if summaries[0].job_id != job_id:
-            raise UsageProblem(f"{job_id} is {len(summaries)} jobs; name one of them: grid job status {job_id}")
-        found = await pieces_of(grid, summaries[0].vo, job_id)
+        found = await pieces_of(grid, (await _only(grid, job_id)).vo, job_id)
         folder = directory / job_id.rpartition("/")[2]
         folder.mkdir(parents=True, exist_ok=True)
         for name, pieces in sorted(found.items()):

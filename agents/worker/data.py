@@ -82,6 +82,15 @@ class DataMover:
                     ends.append(int(name) + entry.content.size_bytes)
         return max(ends)
 
+    async def names_in(self, directory: str, most: int, credential: Credential) -> list[str]:
+        """The first names in a directory; none if it is not there. Raises GridError."""
+        channel = await self._catalogue(credential)
+        try:
+            entries, _ = await catalog.list_page(channel, directory, page_size=most)
+        except NotFound:
+            return []
+        return [entry.lfn.rstrip("/").rpartition("/")[2] for entry in entries]
+
     # ---- input
 
     async def bring(

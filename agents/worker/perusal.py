@@ -2,6 +2,8 @@
 
     <job's folder in the catalogue>/<attempt>/<file>/<offset, 15 digits>: the bytes of the file from this offset on
 
+    <job's folder in the catalogue>/wanted/<file>/: a directory that the owner makes while the job runs: that one, too
+
 The catalogue is what is remembered of it: after a restart the next copy begins where its last entry ends.
 """
 
@@ -20,6 +22,8 @@ from fabric.errors import GridError
 
 MAX_PIECE_BYTES = 16 * 1024 * 1024
 """Copied of one file at a time; the rest at the next."""
+MAX_ADDED = 10
+"""Files that are asked for while the job runs."""
 MAX_FILE_BYTES = 256 * 1024 * 1024
 """Of one file; the output sandbox, or OutputData, has all of it at the end."""
 
@@ -27,6 +31,11 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 def folder_of(vo: str, job_id: str) -> str:
     """Where the copies of a job are, in the catalogue."""
     return f"/grid/{vo}/perusal/{job_id.rpartition('/')[2]}"
+
+
+def wanted_folder(vo: str, job_id: str) -> str:
+    """Where the owner says which files he wants to see besides."""
+    return f"{folder_of(vo, job_id)}/wanted"
 
 
 class Perusal:
@@ -61,9 +70,12 @@ class Perusal:
         credential = await self._proxies.get(job.owner)
         folder = f"{folder_of(description.vo, job.name.job_id)}/{job.name.attempt}"
         found: dict[str, int] = {}
-        for name in description.perusal.files:
+        asked_for = await self._data.names_in(wanted_folder(description.vo, job.name.job_id), MAX_ADDED, credential)
+        for name in dict.fromkeys((*description.perusal.files, *asked_for)):
             at = f"{folder}/{name}"
-            offset = await self._data.end_of_pieces(at, credential) if offsets is None else offsets[name]
+            offset = (offsets or {}).get(name)
+            if offset is None:
+                offset = await self._data.end_of_pieces(at, credential)
             piece = await asyncio.to_thread(self._piece, job, name, offset)
             if piece:
                 descriptor = os.memfd_create("perusal", os.MFD_CLOEXEC)

@@ -762,13 +762,10 @@ class Runner:
         if job.order.gang and not job.order.open_mpi and result.exit_code and not result.sentence:
             result = replace(result, sentence=ranks.first_failed(self._piece(job, ranks.FAILED_NAME, 0)))
         limit = job.order.description.limits.disk_bytes
-        if result.exit_code and not result.sentence and limit:
-            full = scratch.full_file(
-                self.root, job.key, limit
-            )  # the signal went to a child, or was turned into an error
-            if full:
-                sentence = f"its file {full[:200]!r} has reached the limit of {limit} bytes, where writing fails"
-                result = replace(result, sentence=sentence)
+        if limit and not result.sentence and (full := scratch.full_file(self.root, job.key, limit)):
+            # The signal went to a child, or was turned into an error; who ends with 0 all the same has not noticed.
+            sentence = f"its file {full[:200]!r} has reached the limit of {limit} bytes, where writing fails"
+            result = replace(result, sentence=sentence, reason="" if result.exit_code else "FILE_SIZE")
         return result
 
     def _stages(self, job: Job) -> dict[str, str]:
@@ -781,7 +778,7 @@ class Runner:
         result = self._result(job)
         try:
             async with self._staging:
-                if _wants_data(job, record):
+                if _wants_data(job, record) and not result.reason:
                     await self._keep_data(job)
                 outputs, missing = await self._store_outputs(job)
                 failpoints.reached("worker.output.sent")

@@ -82,6 +82,8 @@ def test_every_agent_is_killed_and_no_job_is_lost_or_run_twice(lab: Lab) -> None
     files = lab.json("data", "ls", "lfn:/grid/cms/killed")
     assert len(files) == JOBS
     lab.grid("job", "output", parent, "--dir", str(lab.folder / "output"), deadline_s=180)
+    workers = lab.json("accounting", "check", "--workers")["workers"]
+    assert workers.pop("runs") > 0 and not any(workers.values()), workers
     assert_nothing_is_left(lab, ran)
     assert "broker.rebuilt" in lab.grid("audit", "--since", "1h")
 

@@ -179,7 +179,7 @@ async def test_what_a_job_has_written_is_copied_at_intervals_also_over_a_restart
     await desk.call(jobs.wait_command, [without], 30)
     with pytest.raises(NotFound, match="PerusalFileEnable"):
         await perusal.perusal_command(without, desk.folder, as_json=False)
-    counting = "n=0; while :; do n=$((n + 1)); echo $n; sleep 0.1; done"
+    counting = "echo more > late; n=0; while :; do n=$((n + 1)); echo $n; sleep 0.1; done"
     job_id = await desk.submit(
         f'Executable = "/bin/sh"; Arguments = {{"-c", "{counting}"}}; StdOutput = "out"; PerusalFileEnable = true; '
         f'PerusalTimeInterval = 1; PerusalFilesDestURI = "srm://{desk.element(SECOND)}/cms";'
@@ -193,9 +193,20 @@ async def test_what_a_job_has_written_is_copied_at_intervals_also_over_a_restart
     below = f"lfn:/grid/cms/perusal/{job_id.rpartition('/')[2]}/1/out"
     (piece, *_) = await desk.call(data.locate_command, [f"{below}/{0:015}"])
     assert (job_id.rpartition("/")[2] in str(folder), desk.element(SECOND) in str(piece)) == (True, True)
+    with pytest.raises(UsageProblem, match="no plain name"):
+        await perusal.set_command(job_id, ["../x"], as_json=False)
+    assert (await desk.call(perusal.set_command, job_id, ["late"]))["added"] == ["late"]
+    async with asyncio.timeout(60):
+        names: list[str] = []
+        while names != ["late", "out"]:
+            found = await desk.call(perusal.perusal_command, job_id, desk.folder / "look")
+            names = [file["name"] for file in found["files"]]
+    assert (desk.folder / "look" / job_id.rpartition("/")[2] / "late").read_text() == "more\n"
     await desk.call(jobs.cancel_command, [job_id])
     with pytest.raises(Ended):
         await desk.call(jobs.wait_command, [job_id], 60)
+    with pytest.raises(UsageProblem, match="has ended"):
+        await perusal.set_command(job_id, ["late"], as_json=False)
 
 
 async def test_a_job_that_fails_says_how(desk: Desk) -> None:

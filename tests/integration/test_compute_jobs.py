@@ -97,11 +97,14 @@ async def test_limits_stop_a_job_with_a_typed_reason(site: Site) -> None:
     slow = job("-c", "echo begun; sleep 60", limits=pb.Limits(wall_s=1))
     spinning = job("-c", "while :; do :; done", limits=pb.Limits(cpu_s=1))
     filling = job("-c", "head -c 5000000 /dev/zero > a; sleep 60", limits=pb.Limits(disk_bytes=1_000_000))
-    await site.submit(slow, spinning, filling)
-    ends = await site.ended(slow, spinning, filling)
-    assert [end.state for end in ends] == [pb.JOB_STATE_DONE] * 3
+    unaware = job("-c", "head -c 5000000 /dev/zero > a; exit 0", limits=pb.Limits(disk_bytes=1_000_000))
+    await site.submit(slow, spinning, filling, unaware)
+    ends = await site.ended(slow, spinning, filling, unaware)
+    assert [end.state for end in ends] == [pb.JOB_STATE_DONE] * 4
     assert [end.reason for end in ends[:2]] == ["WALL_TIME", "CPU_TIME"]
     assert ends[2].reason in ("FILE_SIZE", "DISK") or ends[2].exit_code != 0
+    assert (ends[3].reason, ends[3].exit_code) == ("FILE_SIZE", 0)
+    assert "its file 'a' has reached the limit of 1000000 bytes" in ends[3].sentence
     assert (await client.output_files(site.channel, slow.job_id))["out"] == b"begun\n"
 
 

@@ -343,10 +343,8 @@ def test_the_jobs_of_a_broker_killed_for_good_end_at_its_successor_exactly_once(
     lab.grid("job", "output", submitted["job_id"], "--dir", str(lab.folder / "rounds"))
     said = [path.read_text() for path in (lab.folder / "rounds").rglob("out")]
     assert sorted(said) == sorted(f"round {number}\n" for number in range(24))
-    agreed = lab.json("accounting", "check", "--workers")
+    agreed = lab.json("accounting", "check")
     assert not agreed["missing"] + agreed["doubled"]
-    third = agreed["workers"]
-    assert third.pop("runs") > 0 and not any(third.values()), third
 
     credential.with_suffix(".away").rename(credential)
     kill_broker(lab)

@@ -134,6 +134,9 @@ def follow(
 def perusal(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job id.")],
     directory: Annotated[Path, typer.Option("--dir", "-d", help="Where to put it; a folder for the job.")] = Path("."),
+    add: Annotated[
+        list[str] | None, typer.Option("--set", help="Fetch nothing; copy this file of the job, too. May be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fetch what was copied so far of a job's files to a storage element (JDL: PerusalFileEnable).
@@ -143,9 +146,13 @@ def perusal(
     \b
     Examples:
       grid job perusal https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w --dir look
+      grid job perusal https://localhost:40105/Vx3k0Z2mQ1y8bN7cT5dR9w --set run.log
     """
     from agents.user_interface import perusal
 
+    if add:
+        console.run_async(perusal.set_command(job, add, as_json=as_json))
+        return
     console.run_async(perusal.perusal_command(job, directory, as_json=as_json))
 
 
