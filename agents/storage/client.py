@@ -62,6 +62,7 @@ __all__ = [
     "Checksums",
     "Difference",
     "FileInfo",
+    "NameEntry",
     "OpenFile",
     "PoolInfo",
     "Reconciliation",
@@ -86,8 +87,10 @@ __all__ = [
     "exists",
     "get_file",
     "get_small",
+    "list_directory",
     "list_files",
     "list_page",
+    "make_directory",
     "new_put_id",
     "open_file",
     "parse_surl",
@@ -100,7 +103,9 @@ __all__ = [
     "reconcile",
     "release",
     "remove",
+    "remove_directory",
     "remove_pool",
+    "rename",
     "repair",
     "scrub",
     "small_file",
@@ -156,6 +161,15 @@ class FileInfo:
     """ONLINE, NEARLINE (on tape), ONLINE_AND_NEARLINE, LOST."""
     pinned_until_us: int = 0
     """It does not leave the disk before, as `stat` knows; 0: nobody has pinned it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameEntry:
+    """A name in a directory of the storage element; `file` is None for a directory."""
+
+    name: str
+    created_at_us: int
+    file: FileInfo | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -875,6 +889,36 @@ async def exists(channel: Any, surl: str) -> bool:
 async def remove(channel: Any, surl: str) -> None:
     """Delete a file for good; with a URL of a server of others, there. Again: succeeds."""
     await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
+
+
+async def list_directory(channel: Any, path: str, page_size: int = 0) -> AsyncIterator[NameEntry]:
+    """What lies in a directory of the storage element's own name space, in order of name. Paths are those of the HTTPS
+    door, /<vo>/<name>, percent-encoded. Raises NotFound, Refused."""
+    request = pb.ListDirectoryRequest(path=path, page_size=page_size)
+    while True:
+        answer = await storage_pb2_grpc.StorageStub(channel).ListDirectory(request)
+        for entry in answer.entries:
+            yield NameEntry(entry.name, entry.created_at_us, _info(entry.file) if entry.HasField("file") else None)
+        if not answer.next:
+            return
+        request.after = answer.next
+
+
+async def make_directory(channel: Any, path: str) -> None:
+    """Raises AlreadyExists(NAME_EXISTS), Conflict(PARENT_MISSING), InvalidRequest(NAME_INVALID), Refused."""
+    await storage_pb2_grpc.StorageStub(channel).MakeDirectory(pb.PathRequest(path=path))
+
+
+async def remove_directory(channel: Any, path: str) -> None:
+    """An empty one. Raises NotFound, Conflict(DIRECTORY_NOT_EMPTY), Refused."""
+    await storage_pb2_grpc.StorageStub(channel).RemoveDirectory(pb.PathRequest(path=path))
+
+
+async def rename(channel: Any, source: str, target: str, *, overwrite: bool = False) -> None:
+    """Give a file, named by its path or as /<vo>/<id>, or a directory another name; no byte moves. Raises NotFound,
+    Conflict(PRECONDITION_FAILED | NAME_TAKEN | PARENT_MISSING | MOVE_INTO_ITSELF), AlreadyExists, Refused."""
+    request = pb.RenameRequest(source=source, target=target, overwrite=overwrite)
+    await storage_pb2_grpc.StorageStub(channel).Rename(request)
 
 
 async def take_back(channel: Any, put_id: str, vo: str) -> None:

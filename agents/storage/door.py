@@ -23,7 +23,6 @@ from agents.storage.manager import StorageManager
 from agents.storage.model import Announced, Checksums, Entry, StoredFile
 from agents.storage.third_party import RemoteFile, ThirdParty
 from fabric.errors import (
-    Conflict,
     DataCorrupted,
     Defect,
     GridError,
@@ -328,24 +327,9 @@ class WebDavDoor:
         return entry.file
 
     async def _put(self, call: Call, target: Target) -> None:
-        replaces = await self._free(call, target, never=call.request.get("if-none-match") == "*")
+        replaces = await self._manager.find_free(call.peer, target, never=call.request.get("if-none-match") == "*")
         file = await self._keep(call, target, replaces)
         await self._made(call, file, 204 if replaces else 201, target)
-
-    async def _free(self, call: Call, target: Target, *, never: bool) -> str:
-        """What a new file under this name replaces. Refused before a byte is read: `never`, and what can be known."""
-        if not target.path or target.file_id is not None:
-            raise InvalidRequest(
-                "NAME_RESERVED", f"{http.href(target, directory=False)} is no name for a file; choose /<vo>/<name>"
-            )
-        replaces = await self._manager.find_to_replace(call.peer, target)
-        if replaces and never:
-            raise Conflict(
-                "PRECONDITION_FAILED", f"{http.href(target, directory=False)} is there already, and is to stay"
-            )
-        if not replaces:
-            await self._manager.find_parent(call.peer, target)
-        return replaces
 
     async def _post(self, call: Call, target: Target) -> None:
         if target.path:
@@ -405,7 +389,7 @@ class WebDavDoor:
     async def _move(self, call: Call, target: Target) -> None:
         await call.forget_body()
         to = http.parse_destination(call.request.get("destination"))
-        replaces = await self._free(call, to, never=call.request.get("overwrite").upper() == "F")
+        replaces = await self._manager.find_free(call.peer, to, never=call.request.get("overwrite").upper() == "F")
         await self._manager.rename(call.peer, target, to, replaces)
         await call.answer(204 if replaces else 201, {"Location": http.href(to, directory=False)})
 
@@ -419,7 +403,9 @@ class WebDavDoor:
                 "COPY_UNKNOWN", "COPY has either a Source, to be copied here, or a Destination, to be copied to"
             )
         if source:
-            replaces = await self._free(call, target, never=call.request.get("overwrite").upper() == "F")
+            replaces = await self._manager.find_free(
+                call.peer, target, never=call.request.get("overwrite").upper() == "F"
+            )
             async with self._third_party.reading(call.peer.subject, source) as remote:
                 pulled = self._pull(call, target, replaces, source, remote)
                 await self._report(call, pulled)

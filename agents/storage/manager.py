@@ -290,6 +290,20 @@ class StorageManager:
         self.may_remove(peer, entry.file)
         return entry.file.file_id
 
+    async def find_free(self, peer: Peer, target: Target, *, never: bool) -> str:
+        """Id of the file that a new one under this name replaces; empty: of none. Raises as `find_to_replace` and
+        `find_parent`; InvalidRequest(NAME_RESERVED), Conflict(PRECONDITION_FAILED) if there is one and it `never` is
+        to be replaced."""
+        name = href(target, directory=False)
+        if not target.path or target.file_id is not None:
+            raise InvalidRequest("NAME_RESERVED", f"{name} is no name for a file; choose /<vo>/<name>")
+        replaces = await self.find_to_replace(peer, target)
+        if replaces and never:
+            raise Conflict("PRECONDITION_FAILED", f"{name} is there already, and is to stay")
+        if not replaces:
+            await self.find_parent(peer, target)
+        return replaces
+
     async def find_parent(self, peer: Peer, target: Target) -> None:
         """Raises Conflict(PARENT_MISSING) if there is no directory for this name yet."""
         parent = Target(target.vo, target.path[:-1])

@@ -126,7 +126,13 @@ def unbind(connection: sa.Connection, file_id: str) -> None:
 
 def rename(connection: sa.Connection, vo: str, source: Path, target: Path, replaces: str, now_us: int) -> None:
     """Move a name with all that is below it. `replaces` as for `bind`. Raises NotFound(NAME_NOT_FOUND),
-    Conflict(MOVE_INTO_ITSELF | ...), and as `bind`."""
+    Conflict(MOVE_INTO_ITSELF | ...), and as `bind`. A source that is the id of a file gives that its name."""
+    if len(source) == 1 and is_file_id(source[0]):
+        if not connection.exec_driver_sql("SELECT 1 FROM files WHERE id = ? AND vo = ?", (source[0], vo)).first():
+            raise not_found(vo, source)
+        unbind(connection, source[0])
+        bind(connection, vo, target, source[0], replaces, now_us)
+        return
     moved = find(connection, vo, source)
     if moved is None or not source:
         raise not_found(vo, source)

@@ -44,7 +44,7 @@ from agents.storage.scrubber import Scrubber
 from agents.storage.surl import MAX_SURL_LENGTH, Surl, is_file_id, parse_surl
 from agents.storage.tape_rows import held_by
 from agents.storage.third_party import Delegations, ThirdParty, is_foreign
-from fabric.errors import GridError, InvalidRequest, Refused, to_details
+from fabric.errors import GridError, InvalidRequest, NotFound, Refused, to_details
 from fabric.rpc.peer import Peer, current_peer
 from fabric.rpc.rules import Rule, administrator, any_of, any_service, services, user
 from fabric.vos import Vos
@@ -67,6 +67,10 @@ RULES: dict[str, Rule] = {
     "CopyTo": user,
     "BringOnline": user,
     "ReleaseFiles": user,
+    "ListDirectory": any_of(user, administrator),
+    "MakeDirectory": user,
+    "RemoveDirectory": any_of(user, administrator),
+    "Rename": user,
     "Space": any_of(user, administrator, any_service),
     "Repair": user,
     "ListPools": administrator,
@@ -274,6 +278,43 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             files=await self._infos(files),
             next_page_token=files[-1].file_id if len(files) == limit else "",
         )
+
+    async def ListDirectory(self, request: pb.ListDirectoryRequest, context: Any) -> pb.ListDirectoryResponse:
+        """See the proto."""
+        peer, target = current_peer(context), parse_target(request.path)
+        if (await self._manager.find(peer, target)).file is not None:
+            raise NotFound("NOT_A_DIRECTORY", f"{request.path[:200]} is a file; look at it with Stat")
+        limit = min(request.page_size, MAX_PAGE) if request.page_size > 0 else MAX_PAGE
+        page = await self._element.entries(target.vo, target.path, request.after, limit)
+        infos = iter(await self._infos([entry.file for entry in page if entry.file is not None]))
+        return pb.ListDirectoryResponse(
+            entries=[
+                pb.NameEntry(
+                    name=entry.name,
+                    created_at_us=entry.created_at_us,
+                    file=next(infos) if entry.file is not None else None,
+                )
+                for entry in page
+            ],
+            next=page[-1].name if len(page) == limit else "",
+        )
+
+    async def MakeDirectory(self, request: pb.PathRequest, context: Any) -> pb.PathResponse:
+        """See the proto."""
+        await self._manager.make_directory(current_peer(context), parse_target(request.path))
+        return pb.PathResponse()
+
+    async def RemoveDirectory(self, request: pb.PathRequest, context: Any) -> pb.PathResponse:
+        """See the proto."""
+        await self._manager.remove_directory(current_peer(context), parse_target(request.path))
+        return pb.PathResponse()
+
+    async def Rename(self, request: pb.RenameRequest, context: Any) -> pb.PathResponse:
+        """See the proto."""
+        peer, source, target = current_peer(context), parse_target(request.source), parse_target(request.target)
+        replaces = await self._manager.find_free(peer, target, never=not request.overwrite)
+        await self._manager.rename(peer, source, target, replaces)
+        return pb.PathResponse()
 
     async def CopyFrom(self, request: pb.CopyFromRequest, context: Any) -> None:
         """See the proto. The bytes come straight from the other storage element, in the caller's name."""

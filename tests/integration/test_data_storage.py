@@ -24,6 +24,7 @@ from agents.storage import client
 from agents.storage.model import Checksums
 from agents.storage.overlap import AHEAD_PIECES
 from fabric.errors import (
+    AlreadyExists,
     Conflict,
     DataCorrupted,
     DeadlineExceeded,
@@ -554,6 +555,50 @@ async def test_a_disk_that_fills_up_and_fails(lab: LabGrid, source: Path, tmp_pa
     await client.get_file(channel, first.surl, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == DATA
     await client.put_file(channel, source, "cms")
+
+
+async def test_names_by_grpc(lab: LabGrid, source: Path) -> None:
+    channel = await start(lab)
+    bob = await lab.channel("storage", credential=lab.user("bob", vo="atlas"))
+
+    async def listed(path: str) -> list[tuple[str, str]]:
+        return [
+            (entry.name, entry.file.surl if entry.file else "")
+            async for entry in client.list_directory(channel, path, 2)
+        ]
+
+    for path in ("/cms/run", "/cms/run/a%20b", "/cms/empty"):
+        await client.make_directory(channel, path)
+    await refused(AlreadyExists, "NAME_EXISTS", client.make_directory(channel, "/cms/run"))
+    await refused(Conflict, "PARENT_MISSING", client.make_directory(channel, "/cms/no/a"))
+    await refused(Refused, "OTHER_VO", client.make_directory(bob, "/cms/bob"))
+    for path in ("/cms/%2e%2e/x", "/cms/a%2fb", "/cms/a%00b", "/cms/" + "x" * 256, "/cms/a%0ab", "/cms/%ff"):
+        await refused(InvalidRequest, "NAME_INVALID", client.make_directory(channel, path))
+
+    # a file without a name gets one, another one, and gives it up
+    files = [await client.put_file(channel, source, "cms") for _ in range(2)]
+    first, second = [f"/cms/{client.parse_surl(file.surl).file_id}" for file in files]
+    await client.rename(channel, first, "/cms/run/file")
+    assert await listed("/cms/run") == [("a b", ""), ("file", files[0].surl)]
+    await refused(Conflict, "PRECONDITION_FAILED", client.rename(channel, second, "/cms/run/file"))
+    await refused(Refused, "OTHER_VO", client.rename(bob, second, "/atlas/mine"))
+    await refused(NotFound, "FILE_NOT_FOUND", client.rename(channel, "/cms/" + "0" * 32, "/cms/none"))
+    await client.rename(channel, first, "/cms/run/a%20b/moved")
+    await client.rename(channel, "/cms/run", "/cms/empty/run")
+    assert [name for name, _ in await listed("/cms")] == ["empty"]
+    assert (await client.stat(channel, path="/cms/empty/run/a%20b/moved")).surl == files[0].surl
+    await client.rename(channel, second, "/cms/empty/run/a%20b/moved", overwrite=True)
+    assert [file.surl async for file in client.list_files(channel, "cms")] == [files[1].surl]
+    await refused(Conflict, "MOVE_INTO_ITSELF", client.rename(channel, "/cms/empty", "/cms/empty/run/x"))
+    await refused(Conflict, "DIRECTORY_NOT_EMPTY", client.remove_directory(channel, "/cms/empty"))
+    await refused(NotFound, "NOT_A_DIRECTORY", listed("/cms/empty/run/a%20b/moved"))
+    await refused(Refused, "OTHER_VO", client.rename(bob, "/cms/empty", "/cms/bob"))
+    await client.remove(channel, files[1].surl)
+    for path in ("/cms/empty/run/a%20b", "/cms/empty/run", "/cms/empty"):
+        await client.remove_directory(channel, path)
+    await refused(NotFound, "NAME_NOT_FOUND", client.remove_directory(channel, "/cms/empty"))
+    assert await listed("/cms") == []
+    assert len(lab.audit("storage.CERN", "storage.moved")) == 4
 
 
 async def test_the_information_system_shows_it(lab: LabGrid, source: Path) -> None:

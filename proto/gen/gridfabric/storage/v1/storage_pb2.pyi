@@ -222,6 +222,54 @@ class ReleaseFilesResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class PathRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class PathResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDirectoryRequest(_message.Message):
+    __slots__ = ("path", "after", "page_size")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    after: str
+    page_size: int
+    def __init__(self, path: _Optional[str] = ..., after: _Optional[str] = ..., page_size: _Optional[int] = ...) -> None: ...
+
+class NameEntry(_message.Message):
+    __slots__ = ("name", "created_at_us", "file")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    created_at_us: int
+    file: FileInfo
+    def __init__(self, name: _Optional[str] = ..., created_at_us: _Optional[int] = ..., file: _Optional[_Union[FileInfo, _Mapping]] = ...) -> None: ...
+
+class ListDirectoryResponse(_message.Message):
+    __slots__ = ("entries", "next")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[NameEntry]
+    next: str
+    def __init__(self, entries: _Optional[_Iterable[_Union[NameEntry, _Mapping]]] = ..., next: _Optional[str] = ...) -> None: ...
+
+class RenameRequest(_message.Message):
+    __slots__ = ("source", "target", "overwrite")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    OVERWRITE_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    target: str
+    overwrite: bool
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., overwrite: _Optional[bool] = ...) -> None: ...
+
 class RemoveRequest(_message.Message):
     __slots__ = ("surl", "put_id", "vo")
     SURL_FIELD_NUMBER: _ClassVar[int]

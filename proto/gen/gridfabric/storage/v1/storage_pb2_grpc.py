@@ -111,6 +111,26 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.FromString,
                 _registered_method=True)
+        self.ListDirectory = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/ListDirectory',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryResponse.FromString,
+                _registered_method=True)
+        self.MakeDirectory = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/MakeDirectory',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
+                _registered_method=True)
+        self.RemoveDirectory = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/RemoveDirectory',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
+                _registered_method=True)
+        self.Rename = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/Rename',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RenameRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
+                _registered_method=True)
         self.ListPools = channel.unary_unary(
                 '/gridfabric.storage.v1.Storage/ListPools',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListPoolsRequest.SerializeToString,
@@ -271,6 +291,38 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDirectory(self, request, context):
+        """Names, as the HTTPS door has them (docs/data.md): a path is /<vo>/<name>..., percent-encoded, or /<vo>/<id> as in a
+        SURL. For members of the VO. Errors of all: INVALID_ARGUMENT (NAME_INVALID, NAME_RESERVED), PERMISSION_DENIED.
+        What lies in a directory, in order of name, paged. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeDirectory(self, request, context):
+        """After: it is there, empty. Errors: ALREADY_EXISTS, FAILED_PRECONDITION (PARENT_MISSING).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveDirectory(self, request, context):
+        """Before: empty. After: gone. Errors: NOT_FOUND, FAILED_PRECONDITION (DIRECTORY_NOT_EMPTY).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rename(self, request, context):
+        """After: the file, or the directory with all that is below it, has this name and no other; no byte has moved. A file
+        that had the name before is gone. Errors: NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION (PRECONDITION_FAILED: there
+        is a file and `overwrite` was not said; NAME_TAKEN, PARENT_MISSING, MOVE_INTO_ITSELF).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPools(self, request, context):
         """Operators: the pools, with what keeps a drain from going on.
         """
@@ -392,6 +444,26 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.ReleaseFiles,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.SerializeToString,
+            ),
+            'ListDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDirectory,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryResponse.SerializeToString,
+            ),
+            'MakeDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeDirectory,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.SerializeToString,
+            ),
+            'RemoveDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveDirectory,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.SerializeToString,
+            ),
+            'Rename': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rename,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RenameRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.SerializeToString,
             ),
             'ListPools': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPools,
@@ -831,6 +903,114 @@ class Storage:
             '/gridfabric.storage.v1.Storage/ReleaseFiles',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/ListDirectory',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ListDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/MakeDirectory',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/RemoveDirectory',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rename(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/Rename',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.RenameRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.PathResponse.FromString,
             options,
             channel_credentials,
             insecure,
