@@ -24,7 +24,7 @@ def replay(
         ),
     ] = None,
     speed: Annotated[float, typer.Option(help="Times of the log are divided by this.")] = 600.0,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many jobs.", min=1, max=10_000)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many jobs.", min=1, max=1_000_000)] = None,
     burn: Annotated[bool, typer.Option("--burn", help="Jobs use a processor instead of sleeping.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="On the grid of this state folder; else on one started for this.")

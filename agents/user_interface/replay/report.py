@@ -15,6 +15,8 @@ from agents.user_interface import console
 JSON_FILE, PLOT_FILE = "replay.json", "replay.svg"
 SHORT_S = 1.0
 """Of a bounded slowdown: shorter jobs count as if they ran so long (Feitelson)."""
+MAX_POINTS = 4000
+"""Of a line that is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,11 @@ def _steps(intervals: Sequence[tuple[float, float]]) -> list[tuple[float, int]]:
     return [(at, count) for (at, _), count in zip(changes, counts, strict=True)]
 
 
+def _some(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """At most about MAX_POINTS of them, at even distances, the last one too; (0, 0) if there are none."""
+    return [*points[:: 1 + len(points) // MAX_POINTS], points[-1]] if points else [(0, 0)]
+
+
 def draw(jobs: Sequence[ReplayedJob], slots: int, path: Path) -> None:
     """Jobs waiting and running over time, and how long those of each VO waited."""
     from matplotlib.figure import Figure
@@ -122,7 +129,7 @@ def draw(jobs: Sequence[ReplayedJob], slots: int, path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     over_time, waits_axes = figure.subplots(1, 2)
     for name, waiting in (("waiting", True), ("running", False)):
-        steps = _steps(_intervals(jobs, waiting=waiting))
+        steps = _some(_steps(_intervals(jobs, waiting=waiting)))
         over_time.step([at for at, _ in steps], [count for _, count in steps], where="post", label=name)
     over_time.axhline(slots, linestyle="--", linewidth=1, color="grey", label="slots")
     over_time.set_xlabel("seconds since the first submission")
@@ -130,8 +137,8 @@ def draw(jobs: Sequence[ReplayedJob], slots: int, path: Path) -> None:
     over_time.legend(fontsize="small")
     for vo in sorted({job.vo for job in jobs}):
         waits = sorted(waited for job in jobs if job.vo == vo and (waited := job.waited_s) is not None)
-        parts = [(place + 1) / len(waits) for place in range(len(waits))]
-        waits_axes.step(waits, parts, where="post", label=f"{vo} ({len(waits)} jobs)")
+        parts = _some([(waited, (place + 1) / len(waits)) for place, waited in enumerate(waits)])
+        waits_axes.step(*zip(*parts, strict=True), where="post", label=f"{vo} ({len(waits)} jobs)")
     waits_axes.set_xlabel("waiting time, seconds")
     waits_axes.set_ylabel("part of the VO's jobs that waited at most so long")
     waits_axes.set_ylim(0, 1.02)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -28,7 +29,7 @@ from agents.user_interface.signals import terminate_as_interrupt
 from fabric.errors import DeadlineExceeded, Exhausted, GridError, NotFound, Unavailable
 from fabric.ids import unique_id
 
-DESCRIPTION = """
+_DESCRIPTION = """
 [grid]
 name = "replay"
 mode = "lab"
@@ -46,14 +47,17 @@ information = {}
 broker = {}
 bookkeeping = {}
 gatekeeper = {}
-worker = { slots = 8 }
+worker = { slots = SLOTS }
 [[site]]
 name = "WEST"
 information = {}
 gatekeeper = {}
-worker = { slots = 8 }
+worker = { slots = SLOTS }
 """
-"""The grid that is started for a replay."""
+LEAST_SLOTS, MOST_SLOTS = 8, 2000
+"""Of each of its two sites."""
+USED = 2 / 3
+"""The part of the slots that the log's jobs would keep busy if they came evenly."""
 SHIPPED = "synthetic.swf"
 MAX_SPEED = 1e6
 MAX_RUN_S = 3600.0
@@ -64,6 +68,8 @@ PEOPLE_PER_VO = 6
 JOBS_PER_JDL = 200
 """What one user has due at a moment is submitted together."""
 GATHER_S = 0.1
+ASKED_AT_ONCE = 2000
+"""Jobs whose states are asked for together."""
 PATIENCE_S = 300.0
 """After the work should be over at the latest, one job after another on each slot: how long is waited for its end, or
 that a submission is taken."""
@@ -102,7 +108,7 @@ def run(trace: Path | None, *, speed: float, limit: int | None, burn: bool, stat
     check_span(log, speed)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with terminate_as_interrupt(), lab.running(state, text=DESCRIPTION) as folder:
+    with terminate_as_interrupt(), lab.running(state, text=description(log)) as folder:
         jobs, slots, score = asyncio.run(_play(log, folder, speed, burn))
     found = {
         "trace": trace.name if trace else SHIPPED,
@@ -121,6 +127,14 @@ def run(trace: Path | None, *, speed: float, limit: int | None, burn: bool, stat
         report.show(found, out)
     if found["lost"] or found["run_twice"]:
         raise Ended(ExitCode.FAILED)
+
+
+def description(log: swf.Trace) -> str:
+    """The grid that is started for a log, with slots for its jobs."""
+    span_s = log.jobs[-1].submitted_s - log.jobs[0].submitted_s
+    busy = sum(job.run_s for job in log.jobs) / max(1.0, span_s)
+    slots = min(MOST_SLOTS, max(LEAST_SLOTS, math.ceil(busy / USED / 2)))
+    return _DESCRIPTION.replace("SLOTS", str(slots))
 
 
 def check_span(log: swf.Trace, speed: float) -> None:
@@ -230,15 +244,17 @@ async def _submit(client: BrokerClient, jdl: str, patience_s: float, score: Scor
 async def _collect(client: BookkeepingClient, score: Score, began_us: int, patience_s: float) -> list[ReplayedJob]:
     """Wait for the end of all jobs, as long as there is patience; then what is known of each."""
     summaries: dict[str, Any] = {}
-    deadline = time.monotonic() + patience_s
-    while left := [job_id for job_id in score.vo_of if job_id not in summaries or not _ended(summaries[job_id])]:
+    deadline, left = time.monotonic() + patience_s, deque(score.vo_of)
+    while left and time.monotonic() < deadline:
+        some = [left.popleft() for _ in range(min(len(left), ASKED_AT_ONCE))]
         try:
-            summaries.update({job.job_id: job for job in await client.query(job_ids=left)})
+            summaries.update({job.job_id: job for job in await client.query(job_ids=some)})
         except GridError as error:
             console.say(f"bookkeeping does not answer: {error.sentence}")
-        if time.monotonic() > deadline:
-            break
-        await asyncio.sleep(POLL_S)
+        unfinished = [job_id for job_id in some if job_id not in summaries or not _ended(summaries[job_id])]
+        left.extend(unfinished)
+        if 2 * len(unfinished) > len(some):
+            await asyncio.sleep(POLL_S)
     runs = await _runs(client, summaries, began_us)
     found: list[ReplayedJob] = []
     for job_id, vo in score.vo_of.items():

@@ -20,7 +20,7 @@ FIELDS = 18
 MAX_LINE_BYTES = 4096
 MAX_TRACE_BYTES = 1024**3
 """Uncompressed."""
-MAX_JOBS = 10_000
+MAX_JOBS = 1_000_000
 """Of one replay."""
 MAX_TIME_S = 100 * 365 * 86400.0
 _GZIP = b"\x1f\x8b"
