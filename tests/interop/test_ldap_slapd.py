@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.slapd import SLAPD, ask, running_slapd
 
-from fabric.ldap import Entry, EntryTree, LdapClient, LdapServer, Schema, format_filter, make_entry
+from fabric.ldap import Entry, EntryTree, LdapClient, LdapServer, Schema, format_filter, make_entry, parse_dn
 from fabric.ldap import filters as f
 from fabric.ldap import protocol as p
 from fabric.ldap.schema import CASE_EXACT, DISTINGUISHED_NAME, GENERALIZED_TIME, INTEGER, AttributeType, ObjectClass
@@ -205,3 +205,77 @@ async def test_referrals_for_names_of_other_servers_agree(tmp_path: Path) -> Non
                     assert (here.code, here.referrals) == (there.code, there.referrals), question
                     assert here.code == (32 if base.endswith("o=grid") else 10)
     await server.close()
+
+
+SPECIAL = [
+    'a,b=c+d;e<f>g"h\\i',
+    "#hash",
+    " blank before and after ",
+    "two  blanks",
+    "x" * 200,  # back-mdb keeps a name twice in a key of 511 bytes; longer ones: test_information_bad_input.py
+    "(star*)",
+    "null\\00 is four characters",
+    "Ångström",
+    "a/b|c&d!e~f",
+]
+
+
+def spellings(value: str) -> list[str]:
+    """One name as clients write it: as we do, every byte as hex, upper case, blanks around the parts; and wrong."""
+    name = make_entry("o=grid", {"o": "grid"}).dn.child("cn", value)
+    written = str(name).removesuffix(",o=grid")
+    octets = "".join(f"\\{byte:02x}" for byte in value.encode())
+    return [
+        f"{written},o=grid",
+        f"cn={octets},o=grid",
+        f"CN={octets.upper()},O=GRID",
+        f"{written} , o = grid",
+        f"2.5.4.3={octets},o=grid",
+        f"cn=below,{written},o=grid",
+        f"{written},o=elsewhere",
+        f"{written}",
+        f"{written},,o=grid",
+        f"cn={value},o=grid",
+    ]
+
+
+async def test_names_with_special_characters_agree(tmp_path: Path) -> None:
+    """Each by its name in many spellings, also wrong ones: the same entries, result codes and matched names.
+
+    Known differences: a search below the root (`""`) finds all suffixes here; `o=` is a name without a value;
+    `;` between parts and values in quotes are forms of LDAPv2, which RFC 4514 has no more.
+    """
+
+    async def answer(client: LdapClient, request: p.SearchRequest) -> object:
+        code, matched, entries = await ask(client, request)
+        return code, parse_dn(matched).key, entries
+
+    entries = [make_entry("o=grid", {"objectClass": ("top", "organization"), "o": "grid"})]
+    tree = EntryTree(["o=grid"], schema=SCHEMA)
+    for value in SPECIAL:
+        entries.append(make_entry(entries[0].dn.child("cn", value), {"objectClass": ("top", "tThing"), "cn": value}))
+    for entry in entries:
+        tree.add(entry)
+    server = LdapServer(tree, schema=SCHEMA)
+    await server.start()
+    differences: list[str] = []
+    async with (
+        running_slapd(tmp_path, CONFIGURATION, {"o=grid": entries}) as port,
+        await LdapClient.connect("127.0.0.1", server.port) as ours,
+        await LdapClient.connect("127.0.0.1", port) as theirs,
+    ):
+        wrong = ["o", "=grid", "o=grid,", ",o=grid", "o=grid\\", "cn=#zz,o=grid", "cn=#0401,o=grid", "o=grid+"]
+        for base in [*wrong, *(text for value in SPECIAL for text in spellings(value))]:
+            for scope in (0, 2):
+                request = p.SearchRequest(base, scope, f.Equality("objectClass", "tThing"), ("cn",))
+                one, other = await answer(ours, request), await answer(theirs, request)
+                if one != other:
+                    differences.append(f"{base[:60]!r} scope {scope}: {str(one)[:150]} there {str(other)[:150]}")
+        for value in SPECIAL:
+            request = p.SearchRequest("o=grid", 2, f.Equality("cn", value), ("cn",))
+            one, other = await ask(ours, request), await ask(theirs, request)
+            assert len(one[2]) == 1
+            if one != other:
+                differences.append(f"filter {value[:60]!r}: {str(one)[:150]} there {str(other)[:150]}")
+    await server.close()
+    assert not differences, f"{len(differences)}:\n" + "\n".join(differences)
