@@ -487,10 +487,13 @@ class Connection(asyncio.Protocol):
             )
         except (OSError, ssl.SSLError) as error:
             self._server.event("ldap.tls_failed", peer=self.peer, reason=str(error))
-            self.abort()
+            self._give_up_handshake()
             return
+        except asyncio.CancelledError:
+            self._give_up_handshake()
+            raise
         if transport is None:
-            self.abort()
+            self._give_up_handshake()
             return
         self._transport = transport
         transport.set_write_buffer_limits(high=self._limits.write_buffer_bytes)
@@ -498,6 +501,12 @@ class Connection(asyncio.Protocol):
         below.resume_reading()  # a request that came with the end of the handshake has paused it
         self._reading_paused = False
         self._release(message_id)
+
+    def _give_up_handshake(self) -> None:
+        """asyncio says `connection_lost` to nobody before a handshake has ended."""
+        self.abort()
+        self._cancel_write_timer()
+        self._server.forget(self)
 
     # -- compare
 

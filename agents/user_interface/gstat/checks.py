@@ -26,7 +26,7 @@ def check(site: Site, storage: Iterable[str], now: datetime) -> list[Finding]:
     status, sentence = _OF_STATE.get(site.state, (Status.OK, ""))
     if sentence:
         age = f", last {(now - site.last_seen).total_seconds():.0f} s ago" if site.last_seen else ""
-        found.append(Finding(status, sentence + age))
+        found.append(Finding(status, sentence + age + (f": {site.reason}" if site.reason else "")))
     if not site.of_class("GlueSite"):
         if site.state == "current":
             found.append(Finding(Status.WARN, "there is no GlueSite entry"))

@@ -59,6 +59,8 @@ class Site:
     """Of its information server: awaited, current, unreachable, withdrawn."""
     since: str = ""
     last_seen: datetime | None = None
+    reason: str = ""
+    """Why it is not current: who does not hear whom."""
     location: str = ""
     latitude: float | None = None
     longitude: float | None = None
@@ -67,6 +69,12 @@ class Site:
     findings: list[Finding] = field(default_factory=list)
     response_s: float | None = None
     """How long its own server took for all of its entries; None: not asked, or no answer."""
+
+    @property
+    def changed_at(self) -> datetime | None:
+        """When the youngest of its entries was made; None if none says so."""
+        times = (time_of(entry, "GridFabricProducedAt") for entry in self.entries)
+        return max((time for time in times if time is not None), default=None)
 
     @property
     def status(self) -> Status:
@@ -159,6 +167,7 @@ def sites_of(entries: Iterable[Entry]) -> dict[str, Site]:
             site.state = entry.first("GridFabricSiteState")
             site.since = entry.first("GridFabricSiteSince")
             site.last_seen = time_of(entry, "GridFabricSiteLastSeen")
+            site.reason = entry.first("GridFabricSiteReason")
             continue
         site.entries.append(entry)
         if "GlueSite" in entry.attributes.get("objectClass", ()):

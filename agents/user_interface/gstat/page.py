@@ -60,11 +60,12 @@ def _row(values: Sequence[object], attributes: str = "") -> str:
 
 def _site(site: Site) -> str:
     findings = "<br>".join(f"{finding.status.value}: {_text(finding.sentence)}" for finding in site.findings)
+    changed = "-" if site.changed_at is None else console.time_text(site.changed_at)
     took = "-" if site.response_s is None else f"{1000 * site.response_s:.0f} ms"
     return (
         f'<tr><td><span class="dot" style="background:{maps.COLOURS[site.status]}"></span>{site.status.value}</td>'
         f"<td>{_text(site.name)}</td><td>{_text(site.region)}</td><td>{_text(site.location)}</td><td>{site.cpus}</td>"
-        f"<td>{len(site.entries)}</td><td>{took}</td><td>{findings}</td></tr>\n"
+        f"<td>{len(site.entries)}</td><td>{changed}</td><td>{took}</td><td>{findings}</td></tr>\n"
     )
 
 

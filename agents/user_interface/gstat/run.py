@@ -77,9 +77,12 @@ async def history() -> History:
 
 
 def divergence(entries: Sequence[Any]) -> list[str]:
-    """How the top server that was asked stands with the others, where it is not well."""
+    """How the top server that was asked stands with the others and with regions, where it is not well."""
     found: list[str] = []
     for entry in entries:
+        if entry.first("GridFabricRegionState") in ("unreachable", "withdrawn"):
+            since = entry.first("GridFabricRegionSince")
+            found.append(f"the region server {entry.first('GridFabricRegionID')} is not heard since {since}")
         state, name = entry.first("GridFabricTopState"), entry.first("GridFabricTopID")
         if state == "diverged":
             differing = counted(information.number(entry, "GridFabricTopDiffering"), "entry")
@@ -135,6 +138,7 @@ def as_data(seen: Look) -> dict[str, Any]:
                 "status": site.status.value,
                 "information": site.state,
                 "entries": len(site.entries),
+                "changed_at": site.changed_at and console.time_text(site.changed_at),
                 "response_s": None if site.response_s is None else round(site.response_s, 3),
                 "cpus": site.cpus,
                 "processors": site.processors,

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.waiting import until
 from unit.ldap.ldap_trees import SCHEMA, grid_tree
 
 from fabric.errors import Unavailable
@@ -431,6 +434,33 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_costs_little() -> None
         assert server.stats.bytes_sent < 20 * 1024 * 1024
         writer.close()
         del reader
+
+
+async def test_bytes_before_the_handshake_are_not_read_as_if_tls_had_protected_them() -> None:
+    start = p.encode_message(p.Message(1, p.ExtendedRequest(p.OID_START_TLS)))
+    behind = p.encode_message(p.Message(2, search()))
+    async with serving(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)) as (server, _):
+        assert notice(await raw(server.port, start + behind)).code == ResultCode.PROTOCOL_ERROR
+        assert server.stats.searches == 0
+
+
+@pytest.mark.parametrize("hello", [b"", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_handshake_that_fails_or_never_comes_takes_no_place_for_ever(hello: bytes) -> None:
+    limits = LdapLimits(handshake_s=0.1, connections_per_address=4)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with serving(tls=context, ldaps_port=0, limits=limits) as (server, client):
+        assert server.ldaps_port is not None
+        for _ in range(2):
+            doors = [await asyncio.open_connection("127.0.0.1", server.ldaps_port) for _ in range(3)]
+            async with asyncio.timeout(60):
+                for reader, writer in doors:
+                    writer.write(hello)
+                    with contextlib.suppress(ConnectionResetError):
+                        await reader.read()
+                    writer.close()
+            await until(lambda: server.connections == 1, "only the client is left")
+        assert server.stats.refused == 0
+        assert len(await client.search("o=grid", scope=Scope.BASE)) == 1
 
 
 async def test_closing_tells_the_clients() -> None:

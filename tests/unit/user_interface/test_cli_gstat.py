@@ -143,6 +143,29 @@ def test_what_cannot_be_is_found(changes, status, words):
     assert [one for one in findings(**changes) if one[0] == status and words in one[1]], findings(**changes)
 
 
+def test_a_lost_site_says_who_does_not_hear_it_and_a_lost_region_is_said_once():
+    own, *others = published(state="unreachable")
+    reason = {"GridFabricSiteReason": ("region.X is not heard by top.A",)}
+    site = model.sites_of([Entry(own.dn, {**own.attributes, **reason}), *others])["RAL"]
+    (lost, *_) = checks.check(site, {"se:8446"}, NOW)
+    assert lost.sentence == "its information server is not heard: region.X is not heard by top.A"
+    region = {"GridFabricRegionID": "region.X", "GridFabricRegionState": "unreachable", "GridFabricRegionSince": "Z"}
+    assert run.divergence([make_entry("GridFabricRegionID=region.X,o=grid", region)]) == [
+        "the region server region.X is not heard since Z"
+    ]
+
+
+def test_the_last_change_of_a_site_is_that_of_its_youngest_entry():
+    entries = published()
+    made = [
+        Entry(entry.dn, {**entry.attributes, "GridFabricProducedAt": (f"2025123123595{number}Z",)})
+        for number, entry in enumerate(entries[1:4])
+    ]
+    site = model.sites_of([entries[0], *made])["RAL"]
+    assert site.changed_at == datetime(2025, 12, 31, 23, 59, 52, tzinfo=UTC)
+    assert model.sites_of(entries)["RAL"].changed_at is None
+
+
 def test_a_site_that_publishes_nothing_is_in_the_table():
     sites = model.sites_of(published()[:1])
     sites["RAL"].findings += checks.check(sites["RAL"], (), NOW)
