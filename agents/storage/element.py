@@ -206,14 +206,14 @@ class StorageElement:
         return file if file is not None and file.vo == vo else None
 
     async def _put(self, announced: Announced, source: Pieces | Continuable) -> StoredFile:
-        existing = await self._files.by_put(announced.owner, announced.put_id)
-        if existing is not None:
-            return await self._repeat(existing, announced, source)
         continuable = None if isinstance(source, AsyncIterator) else source
         with (
-            self.admission.transfer(announced.owner),
+            self.admission.transfer(announced.owner),  # before anything that costs: many may be refused
             self._partials.in_use(announced, continuable is not None) as partial,
         ):
+            existing = await self._files.by_put(announced.owner, announced.put_id)
+            if existing is not None:
+                return await self._repeat(existing, announced, source)
             reservation = await self._reserve(announced, partial)
             incoming = self._incoming(reservation, announced.size_bytes, self._new_id(), partial)
             try:

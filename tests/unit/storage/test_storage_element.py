@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,31 @@ async def test_transfers_are_bounded_in_all_and_for_one_user(bench: Bench, uploa
         await upload(element, DATA, owner="/O=EDG/CN=bob")
         with element.admission.transfer("/O=EDG/CN=bob"), pytest.raises(Exhausted):
             await upload(element, DATA, owner="/O=EDG/CN=eve")
+    await upload(element, DATA)
+
+
+async def test_thousands_of_open_uploads_cost_little_and_leave_nothing(bench: Bench, upload: Any) -> None:
+    element = await bench.start()
+
+    async def open_for_ever() -> AsyncIterator[bytes]:
+        yield DATA[:1]
+        await asyncio.Event().wait()
+
+    def put(number: int) -> asyncio.Task[Any]:
+        header = announced(DATA, f"p{number}", owner=f"/O=EDG/CN={number % 50}")
+        return asyncio.create_task(element.put(header, open_for_ever()))
+
+    uploads = [put(number) for number in range(2000)]
+    refused, going = await asyncio.wait(uploads, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    while len(going) > element.config.max_transfers:
+        more, going = await asyncio.wait(going, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        refused |= more
+    reasons = {getattr(upload.exception(), "reason", "") for upload in refused}
+    assert (reasons, element.admission.running) == ({"TOO_MANY_TRANSFERS"}, element.config.max_transfers)
+    for upload_task in going:
+        upload_task.cancel()
+    await asyncio.wait(going)
+    assert bench.on_disk() == [] and await reserved(element) == 0 and not element._uploads
     await upload(element, DATA)
 
 
