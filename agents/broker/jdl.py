@@ -271,6 +271,7 @@ def _description(record: Record) -> JobDescription:
         ),
         slots=_slots(record),
         hosts=record.integer("hostnumber", 1, 1, MAX_SLOTS),
+        slots_per_host=record.integer("smpgranularity", 1, 1, MAX_SLOTS),
         mpi=_is_parallel(record),
         perusal_s=_perusal_s(record),
         perusal_files=_perusal_files(record),
@@ -285,6 +286,9 @@ def _description(record: Record) -> JobDescription:
         raise record.error("JDL_TOO_LARGE", f"more than {MAX_SANDBOX_FILES} files", "outputsandbox")
     if description.hosts > description.slots:
         raise record.error("JDL_VALUE", f"more hosts than the {description.slots} slots of CPUNumber", "hostnumber")
+    if description.hosts * description.slots_per_host > description.slots:
+        sentence = f"more slots, on {description.hosts} hosts, than the {description.slots} of CPUNumber"
+        raise record.error("JDL_VALUE", sentence, "smpgranularity")
     if description.slots > 1 and description.output_data:
         raise record.error("JDL_UNSUPPORTED", "not of a job of several slots; let rank 0 copy its files", "outputdata")
     _check_names(record, description)

@@ -16,7 +16,7 @@ USED = frozenset(
         "DefaultNodeRetryCount", "DefaultNodeShallowRetryCount", "MyProxyServer", "VirtualOrganisation", "Parameters",
         "ParameterStart", "ParameterStep", "Nodes", "Dependencies", "NodeName", "UserTags", "DataAccessProtocol",
         "Prologue", "PrologueArguments", "Epilogue", "EpilogueArguments",
-        "CPUNumber", "NodeNumber", "HostNumber",
+        "CPUNumber", "NodeNumber", "HostNumber", "SMPGranularity",
         "PerusalFileEnable", "PerusalTimeInterval", "PerusalFilesDestURI",
         "JobName", "MaxWallTime", "MaxCpuTime", "MaxMemory", "MaxDisk", "NodeFailure", "PerusalFiles",
     }
@@ -41,8 +41,7 @@ _REMOTE = "sandbox files go between the user interface and the job; use InputDat
 _INTERACTIVE = "there is no terminal at a running job; submit a Normal job and look at its output with grid job follow"
 _CHECKPOINTS = "jobs are not divided into steps here; submit a Parametric job or a DAG"
 REFUSED: Mapping[str, tuple[str, object]] = {
-    "SMPGranularity": ("slots are taken where there are any; leave it out, or ask for hosts with HostNumber", 1),
-    "WholeNodes": ("slots are taken where there are any; leave it out", False),
+    "WholeNodes": ("no job has a node for itself; ask for as many slots of each with SMPGranularity", False),
     "ShortDeadlineJob": ("no site gives slots at once to such jobs; leave it out", False),
     "InputSandboxBaseURI": (_REMOTE, None),
     "OutputSandboxDestURI": (_REMOTE, None),

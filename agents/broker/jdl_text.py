@@ -43,6 +43,7 @@ def attributes_of(job: JobDescription) -> dict[str, Any]:
         "EpilogueArguments": list(job.epilogue_arguments),
         "CPUNumber": job.slots if job.slots > 1 or job.mpi else 0,
         "HostNumber": job.hosts if job.hosts > 1 else 0,
+        "SMPGranularity": job.slots_per_host if job.slots_per_host > 1 else 0,
         "MaxWallTime": f"{limits.wall_s} s" if limits.wall_s else "",
         "MaxCpuTime": f"{limits.cpu_s} s" if limits.cpu_s else "",
         "MaxMemory": f"{limits.memory_bytes} B" if limits.memory_bytes else "",

@@ -127,6 +127,8 @@ class JobDescription:
     """More: a gang, started that often at once or not at all."""
     hosts: int = 1
     """On at least so many worker nodes."""
+    slots_per_host: int = 1
+    """At least so many on each of them."""
     mpi: bool = False
     """By mpirun, where the workers have it."""
     perusal_s: int = 0

@@ -136,6 +136,7 @@ def gatekeeper_job(
     wire.limits.memory_bytes, wire.limits.disk_bytes = limits.memory_bytes, limits.disk_bytes
     if description.slots > 1:
         wire.slots, wire.hosts, wire.mpi = description.slots, description.hosts, description.mpi
+        wire.slots_per_host = description.slots_per_host
     if description.perusal_s:
         wire.perusal.interval_s = description.perusal_s
         wire.perusal.files.extend(description.perusal_files)

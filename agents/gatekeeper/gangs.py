@@ -38,25 +38,27 @@ class Part:
 Parts = tuple[Part, ...]
 
 
-def place(slots: int, hosts: int, spare: Mapping[str, int]) -> Parts | None:
-    """A gang on the fewest workers that have room for it, but on `hosts` at least, those with the most room first; None
-    if it has no room. `spare`: free slots by worker."""
-    names = sorted((name for name, free in spare.items() if free > 0), key=lambda name: (-spare[name], name))
-    for count in range(max(1, hosts), min(slots, len(names)) + 1):
+def place(slots: int, hosts: int, each: int, spare: Mapping[str, int]) -> Parts | None:
+    """A gang on the fewest workers that have room for it, but on `hosts` at least, with at least `each` slots on each,
+    those with the most room first; None if it has no room. `spare`: free slots by worker."""
+    names = sorted((name for name, free in spare.items() if free >= each), key=lambda name: (-spare[name], name))
+    for count in range(max(1, hosts), min(slots // each, len(names)) + 1):
         chosen = names[:count]
-        left = slots - count
+        left = slots - count * each
         if sum(spare[name] for name in chosen) < slots:
             continue
         parts: list[Part] = []
         for name in chosen:
-            more = min(left, spare[name] - 1)
-            parts.append(Part(name, 1 + more))
+            more = min(left, spare[name] - each)
+            parts.append(Part(name, each + more))
             left -= more
         return tuple(parts)
     return None
 
 
-def earliest(slots: int, hosts: int, spare: Mapping[str, int], ends: Sequence[tuple[int, str, int]]) -> int | None:
+def earliest(
+    slots: int, hosts: int, each: int, spare: Mapping[str, int], ends: Sequence[tuple[int, str, int]]
+) -> int | None:
     """When a gang surely has room if nothing else starts; None: not by these ends. `ends`: until when something runs at
     the latest, on which worker, with how many slots."""
     ends = sorted(ends)
@@ -65,7 +67,7 @@ def earliest(slots: int, hosts: int, spare: Mapping[str, int], ends: Sequence[tu
         free = dict(spare)
         for _, worker, freed in ends[:count]:
             free[worker] = free.get(worker, 0) + freed
-        return place(slots, hosts, free) is not None
+        return place(slots, hosts, each, free) is not None
 
     count = bisect.bisect_left(range(1, len(ends) + 1), True, key=fits)
     return ends[count][0] if count < len(ends) else None

@@ -671,6 +671,7 @@ class GatekeeperMachine:
         at_us = gangs.earliest(
             gang.slots,
             gang.hosts,
+            gang.slots_per_host,
             {worker.name: worker.slots - worker.used for worker in here},
             [
                 (self._over_at_us(job), name, slots)
@@ -710,12 +711,13 @@ class GatekeeperMachine:
             if not self._time_for(job):
                 continue
             connected = {worker.name: worker.slots for worker in self.workers.values() if worker.stream}
-            if gangs.place(job.slots, job.hosts, connected) is not None:
+            if gangs.place(job.slots, job.hosts, job.slots_per_host, connected) is not None:
                 self.gang = job_id
                 return job_id
+            each = f", {job.slots_per_host} on each" if job.slots_per_host > 1 else ""
             room = f"{sum(connected.values())} slots on {len(connected)} workers"
             self._note(
-                job, "GANG_TOO_LARGE", f"it needs {job.slots} slots on {job.hosts} workers; there are {room} now"
+                job, "GANG_TOO_LARGE", f"it needs {job.slots} slots on {job.hosts} workers{each}; there are {room} now"
             )
         return None
 
@@ -724,7 +726,8 @@ class GatekeeperMachine:
         most = self.rules.queues.get(job.queue, QueueRules()).max_running
         if job.slots > left or (most and self.running_in[job.queue] + job.slots > most):
             return False
-        parts = gangs.place(job.slots, job.hosts, {worker.name: worker.spare for worker in self.workers.values()})
+        spare = {worker.name: worker.spare for worker in self.workers.values()}
+        parts = gangs.place(job.slots, job.hosts, job.slots_per_host, spare)
         if parts is None:
             return False
         self._dequeue(job.job_id)

@@ -102,6 +102,8 @@ class Job:
     """More: a gang, which starts on all of them or on none."""
     hosts: int = 1
     """Of a gang: on at least so many workers."""
+    slots_per_host: int = 1
+    """At least so many on each of them."""
     parts: Parts = ()
     """Of a gang that is ASSIGNED or RUNNING: who has which ranks. `worker` has rank 0."""
 

@@ -292,6 +292,7 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                         priority=priority + self._queues[job.queue].priority, wall_s=wall_s,
                         fqan=next(iter(peer.fqans), ""), queue=job.queue,
                         slots=max(1, job.description.slots), hosts=max(1, job.description.hosts),
+                        slots_per_host=max(1, job.description.slots_per_host),
                     )
                 )
             )  # fmt: skip

@@ -58,6 +58,7 @@ jobs = sa.Table(
     sa.Column("queue", sa.Text, nullable=False, server_default=""),
     sa.Column("slots", sa.Integer, nullable=False, server_default="1"),
     sa.Column("hosts", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("slots_per_host", sa.Integer, nullable=False, server_default="1"),
     sa.Column("parts", sa.Text, nullable=False, server_default=""),
     sa.Index("jobs_owner_sequence", "owner", "sequence"),
     sa.Index("jobs_state", "state", "ended_at_us"),
@@ -123,7 +124,7 @@ counters = sa.Table("counters", metadata, sa.Column("name", sa.Text, primary_key
 _JOB_COLUMNS = [column.name for column in jobs.columns if column.name != "description"]
 _FIXED = {
     "job_id", "owner", "vo", "account", "uid", "gid", "accepted_at_us", "priority", "limit_wall_s", "fqan", "queue",
-    "slots", "hosts",
+    "slots", "hosts", "slots_per_host",
 }  # fmt: skip
 _CHANGING = [name for name in _JOB_COLUMNS if name not in _FIXED]
 _SELECT = f"SELECT {', '.join(_JOB_COLUMNS)} FROM jobs"
@@ -150,7 +151,8 @@ def _values(job: Job) -> dict[str, Any]:
         "sequence": job.sequence, "blocked_worker": hold.worker if hold else "",
         "blocked_attempt": hold.attempt if hold else 0, "blocked_run": hold.run if hold else 0,
         "priority": job.priority, "limit_wall_s": job.wall_s, "held": int(job.held),
-        "fqan": job.fqan, "queue": job.queue, "slots": job.slots, "hosts": job.hosts, "parts": gangs.dumps(job.parts),
+        "fqan": job.fqan, "queue": job.queue, "slots": job.slots, "hosts": job.hosts,
+        "slots_per_host": job.slots_per_host, "parts": gangs.dumps(job.parts),
     }  # fmt: skip
 
 
@@ -160,7 +162,7 @@ def _job(row: Any) -> Job:
         started,
         started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence, wall_s, user_s, system_s, max_rss_bytes,
         sequence, blocked_worker, blocked_attempt, blocked_run, priority, limit_wall_s, held, fqan, queue,
-        slots, hosts, parts,
+        slots, hosts, slots_per_host, parts,
     ) = row  # fmt: skip
     return Job(
         job_id, attempt, owner, vo, account, uid, gid, accepted_at_us, State(state), run, worker, cancel_reason,
@@ -168,7 +170,7 @@ def _job(row: Any) -> Job:
         bool(started), started_at_us, ended_at_us, changed_at_us, exit_code, reason, sentence,
         Usage(wall_s, user_s, system_s, max_rss_bytes), sequence,
         Hold(blocked_worker, blocked_attempt, blocked_run) if blocked_worker else None, priority, limit_wall_s,
-        bool(held), fqan, queue, slots, hosts, gangs.loads(parts),
+        bool(held), fqan, queue, slots, hosts, slots_per_host, gangs.loads(parts),
     )  # fmt: skip
 
 
@@ -225,7 +227,12 @@ def add_gangs(connection: sa.Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN parts TEXT NOT NULL DEFAULT ''")
 
 
-MIGRATIONS = (add_queue_columns, add_queues, add_gangs)
+def add_slots_per_host(connection: sa.Connection) -> None:
+    """Migration 4 to 5: gangs with several slots on each worker."""
+    connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN slots_per_host INTEGER NOT NULL DEFAULT 1")
+
+
+MIGRATIONS = (add_queue_columns, add_queues, add_gangs, add_slots_per_host)
 
 
 def end_broker_epochs(connection: sa.Connection, owner: str, over: Iterable[tuple[str, int]]) -> None:

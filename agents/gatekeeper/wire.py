@@ -191,10 +191,11 @@ def _check_limits(limits: pb.Limits, queue: QueueOptions) -> None:
 
 
 def _check_gang(description: pb.JobDescription, options: GatekeeperOptions, queue: QueueOptions) -> None:
-    slots, hosts = description.slots or 1, description.hosts or 1
-    if not 1 <= hosts <= slots <= MAX_SLOTS:
+    slots, hosts, each = description.slots or 1, description.hosts or 1, description.slots_per_host or 1
+    if min(hosts, each) < 1 or not hosts * each <= slots <= MAX_SLOTS:
         raise DescriptionInvalidError(
-            "slots", f"are {slots} on {hosts} hosts; write 1 to {MAX_SLOTS} slots, and no more hosts than slots"
+            "slots",
+            f"are {slots} on {hosts} hosts, {each} on each; write 1 to {MAX_SLOTS} slots, and no more hosts than slots",
         )
     if slots > 1 and options.batch == "slurm":
         raise DescriptionInvalidError("slots", f"are {slots}; a gatekeeper of Slurm starts jobs of one slot only")

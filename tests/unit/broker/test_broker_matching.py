@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.broker.board import Board
+from agents.broker.jdl import normalise
 from agents.broker.machine import Job
 from agents.broker.matching import (
     MAX_SLICES,
@@ -404,3 +405,12 @@ def test_a_job_of_several_slots_matches_sites_that_start_such_jobs_and_have_the_
     tagged = {"GlueHostApplicationSoftwareRunTimeEnvironment": ("X", "GRIDFABRIC-GANG")}
     found = [ce(GlueCEInfoTotalCPUs=count, **tags) for count, tags in ((4, tagged), (3, tagged), (4, {}))]
     assert [cluster.matches(CompiledCe(one)) for one in found] == [True, False, False]
+
+
+def test_output_se_chooses_only_ces_close_to_it_and_says_where_output_goes():
+    text = 'Executable = "/bin/true"; OutputSE = "se1"; OutputData = {[OutputFile = "o"]};'
+    job = next(normalise(text).jobs())
+    assert [item.storage_element for item in job.output_data] == ["se1"]
+    cluster = CompiledCluster(Cluster.of(job, "cms", "/CN=a", ()))
+    near, far = (ce(name, GlueCESEBindGroupSEUniqueID=ses) for name, ses in (("n", ("se1", "se2")), ("f", ("se2",))))
+    assert (cluster.matches(CompiledCe(near)), cluster.matches(CompiledCe(far))) == (True, False)

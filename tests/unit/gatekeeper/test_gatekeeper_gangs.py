@@ -87,13 +87,20 @@ def states(turn: Turn) -> list[tuple[str, str]]:
     return [(update.job_id, update.state.value) for update in turn.updates]
 
 
-@given(st.integers(2, 12), st.integers(1, 4), st.dictionaries(st.sampled_from("abcde"), st.integers(-1, 6)))
-def test_a_gang_is_placed_within_the_free_slots_or_not_at_all(slots: int, hosts: int, spare: dict[str, int]) -> None:
-    parts = gangs.place(slots, hosts, spare)
-    free = {name: count for name, count in spare.items() if count > 0}
+@given(
+    st.integers(2, 12), st.integers(1, 4), st.integers(1, 3),
+    st.dictionaries(st.sampled_from("abcde"), st.integers(-1, 6)),
+)  # fmt: skip
+def test_a_gang_is_placed_within_the_free_slots_or_not_at_all(
+    slots: int, hosts: int, each: int, spare: dict[str, int]
+) -> None:
+    parts = gangs.place(slots, hosts, each, spare)
+    free = {name: count for name, count in spare.items() if count >= each}
     if parts is None:
-        assert sum(free.values()) < slots or len(free) < hosts or hosts > slots
+        for count in range(hosts, slots // each + 1):
+            assert not any(sum(some) >= slots for some in itertools.combinations(free.values(), count))
         return
+    assert all(part.ranks >= each for part in parts)
     assert sum(part.ranks for part in parts) == slots
     assert len(parts) >= hosts
     assert all(1 <= part.ranks <= free[part.worker] for part in parts)
@@ -101,6 +108,18 @@ def test_a_gang_is_placed_within_the_free_slots_or_not_at_all(slots: int, hosts:
         sum(part.ranks for part in parts[:number]) for number in range(len(parts))
     ]
     assert gangs.loads(gangs.dumps(parts)) == parts
+
+
+def test_a_gang_waits_for_workers_that_have_so_many_slots_each() -> None:
+    site = Site()
+    wide = gang("w", 3)
+    turn = site(replace(wide, job=replace(wide.job, slots_per_host=2)))  # two and one would be free
+    assert assigned(turn) == []
+    assert (
+        site.machine.jobs["w"].sentence
+        == "it needs 3 slots on 1 workers, 2 on each; there are 4 slots on 2 workers now"
+    )
+    assert assigned(site.arrives("c", slots=3)) == ["w"]
 
 
 def test_parts_start_when_all_are_ready_and_not_before() -> None:

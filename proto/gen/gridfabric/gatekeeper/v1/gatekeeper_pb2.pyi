@@ -59,7 +59,7 @@ class Limits(_message.Message):
     def __init__(self, wall_s: _Optional[int] = ..., cpu_s: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class JobDescription(_message.Message):
-    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "slots", "hosts", "perusal", "mpi", "data_access_protocols")
+    __slots__ = ("executable", "arguments", "std_input", "std_output", "std_error", "environment", "input_sandbox", "output_sandbox", "input_data", "output_data", "limits", "vo", "prologue", "epilogue", "slots", "hosts", "slots_per_host", "perusal", "mpi", "data_access_protocols")
     class EnvironmentEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class JobDescription(_message.Message):
     EPILOGUE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_PER_HOST_FIELD_NUMBER: _ClassVar[int]
     PERUSAL_FIELD_NUMBER: _ClassVar[int]
     MPI_FIELD_NUMBER: _ClassVar[int]
     DATA_ACCESS_PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
@@ -102,10 +103,11 @@ class JobDescription(_message.Message):
     epilogue: Script
     slots: int
     hosts: int
+    slots_per_host: int
     perusal: Perusal
     mpi: bool
     data_access_protocols: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., slots: _Optional[int] = ..., hosts: _Optional[int] = ..., perusal: _Optional[_Union[Perusal, _Mapping]] = ..., mpi: _Optional[bool] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, executable: _Optional[str] = ..., arguments: _Optional[_Iterable[str]] = ..., std_input: _Optional[str] = ..., std_output: _Optional[str] = ..., std_error: _Optional[str] = ..., environment: _Optional[_Mapping[str, str]] = ..., input_sandbox: _Optional[_Iterable[_Union[SandboxFile, _Mapping]]] = ..., output_sandbox: _Optional[_Iterable[str]] = ..., input_data: _Optional[_Iterable[str]] = ..., output_data: _Optional[_Iterable[_Union[DataOutput, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., vo: _Optional[str] = ..., prologue: _Optional[_Union[Script, _Mapping]] = ..., epilogue: _Optional[_Union[Script, _Mapping]] = ..., slots: _Optional[int] = ..., hosts: _Optional[int] = ..., slots_per_host: _Optional[int] = ..., perusal: _Optional[_Union[Perusal, _Mapping]] = ..., mpi: _Optional[bool] = ..., data_access_protocols: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Script(_message.Message):
     __slots__ = ("executable", "arguments")
