@@ -83,7 +83,7 @@ class Desk:
 
     async def logon(self, *options: str, passphrase: bytes = PASSPHRASE, **more: str) -> str:
         stdin = ("-S",) if passphrase else ()
-        nobody = {"X509_USER_CERT": "", "X509_USER_KEY": "", "X509_USER_PROXY": "/dev/null"}
+        nobody = {"X509_USER_CERT": "/dev/null", "X509_USER_KEY": "/dev/null", "X509_USER_PROXY": "/dev/null"}
         return await self.run(
             "myproxy-logon", *stdin, "-o", str(self.proxy), *options, stdin=passphrase, **{**nobody, **more}
         )
