@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
 from support.grid import LabGrid
 from support.waiting import until
-from support.workload import TRUE, Workload
+from support.workload import TRUE, Workload, only_at
 
 from agents.bookkeeping.client import event_name, state_name
 from agents.broker.client import BrokerClient
@@ -34,11 +33,6 @@ class OneBroker(Workload):
     def state(self) -> Path:
         return self.lab.directory / "agents" / BROKER
 
-    def runs(self) -> Counter[str]:
-        """By job: how often its process was started."""
-        updates = [update for ce in self.ces.values() for _, update in ce.updates]
-        return Counter(update.job_id for update in updates if update.state == gk.JOB_STATE_RUNNING)
-
     async def found(self, client: BrokerClient, job_id: str, *states: str) -> Any:
         async def look() -> Any:
             try:
@@ -56,10 +50,6 @@ async def workload(tmp_path: Path) -> AsyncIterator[OneBroker]:
         made = OneBroker(lab)
         yield made
         await made.kill()
-
-
-def only_at(ce: str) -> str:
-    return f'Requirements = RegExp("{ce}", other.GlueCEUniqueID);'
 
 
 def overwrite(path: Path) -> None:
@@ -106,8 +96,13 @@ async def test_a_damaged_database_is_set_aside_and_made_anew(workload: OneBroker
     slow.finish(owner, slow.jobs[ended_unseen])
     overwrite(workload.state / "broker.db")
     await workload.lab.start("bookkeeping")
+    await workload.lab.stop("good")
     await workload.start_broker()
     broker = await workload.broker(delegated=False)
+    with pytest.raises(Unavailable, match="are not back yet") as caught:  # one of them may be at the CE that is away
+        await broker.submit(TRUE, submission_id="untold")
+    assert caught.value.reason == "BROKER_REBUILDING"
+    await workload.start_ce("good")
 
     for job_id in (scheduled, untold, dag.children[0]):
         assert (await workload.found(broker, job_id, "SCHEDULED")).attempt == 1

@@ -17,7 +17,7 @@ from gridfabric.broker.v1 import broker_pb2_grpc
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as gk
 from support.grid import LabGrid
 from support.waiting import until
-from support.workload import TRUE, Workload
+from support.workload import TRUE, Workload, only_at
 
 from agents.bookkeeping import brokers
 from agents.bookkeeping.client import event_name, state_name
@@ -81,11 +81,6 @@ class TwoBrokers(Workload):
 
         await until(kept, f"{count} submissions have a copy")
 
-    def runs(self) -> Counter[str]:
-        """By job: how often its process was started."""
-        updates = [update for ce in self.ces.values() for _, update in ce.updates]
-        return Counter(update.job_id for update in updates if update.state == gk.JOB_STATE_RUNNING)
-
 
 @pytest.fixture
 async def workload(tmp_path: Path) -> AsyncIterator[TwoBrokers]:
@@ -95,10 +90,6 @@ async def workload(tmp_path: Path) -> AsyncIterator[TwoBrokers]:
         made = TwoBrokers(lab)
         yield made
         await made.kill()
-
-
-def only_at(ce: str) -> str:
-    return f'Requirements = RegExp("{ce}", other.GlueCEUniqueID);'
 
 
 async def test_jobs_in_every_state_go_on_at_the_other_broker_and_each_runs_once(

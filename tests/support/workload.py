@@ -35,6 +35,11 @@ TRUE = 'Executable = "/bin/true"; '
 OPTIONS = {"proxy_poll_s": 0.1, "take_back_after_s": 0.3, "backoff_most_s": 0.3, "repeat_cancel_s": 0.3}
 
 
+def only_at(ce: str) -> str:
+    """Requirements that one CE fulfils."""
+    return f'Requirements = RegExp("{ce}", other.GlueCEUniqueID);'
+
+
 class PlayedCe:
     """A gatekeeper's durable side and what it is told to do; outlives restarts of the agent in front."""
 
@@ -286,6 +291,11 @@ class Workload:
             return history if Counter(kinds) <= Counter(event_name(e.type) for e in history.events) else None
 
         return await until(found, f"{kinds} of {job_id}")
+
+    def runs(self) -> Counter[str]:
+        """By job: how often its process was started."""
+        updates = [update for ce in self.ces.values() for _, update in ce.updates]
+        return Counter(update.job_id for update in updates if update.state == gk.JOB_STATE_RUNNING)
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         await until(condition, deadline_s=timeout_s)
