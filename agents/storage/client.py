@@ -102,11 +102,13 @@ __all__ = [
     "read_small",
     "reconcile",
     "release",
+    "release_space",
     "remove",
     "remove_directory",
     "remove_pool",
     "rename",
     "repair",
+    "reserve_space",
     "scrub",
     "small_file",
     "space",
@@ -262,11 +264,12 @@ async def put_file(
     *,
     name_hint: str = "",
     put_id: str | None = None,
+    reservation: str = "",
     progress: Progress | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Stored:
     """Upload a file, checksums computed on the way and compared by the receiver. While the storage element is busy or
-    cannot be reached, tries again for `patience_s` under the same id.
+    cannot be reached, tries again for `patience_s` under the same id. `reservation`: the id of space that was reserved.
 
     Raises GridError as the storage element did; InvalidRequest(FILE_UNREADABLE | FILE_CHANGED) for the local file.
     """
@@ -277,7 +280,7 @@ async def put_file(
     try:
         return await put_open_file(
             channel, descriptor, str(path), vo,
-            name_hint=name_hint, put_id=put_id, progress=progress, patience_s=patience_s,
+            name_hint=name_hint, put_id=put_id, reservation=reservation, progress=progress, patience_s=patience_s,
         )  # fmt: skip
     finally:
         await asyncio.shield(asyncio.to_thread(os.close, descriptor))
@@ -291,13 +294,16 @@ async def put_open_file(
     *,
     name_hint: str = "",
     put_id: str | None = None,
+    reservation: str = "",
     progress: Progress | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Stored:
     """As `put_file` for a file that is open for reading; `name` is for sentences. The caller closes it."""
     put_id = put_id or new_put_id()
     return await _patiently(
-        lambda note: _put_once(channel, descriptor, name, vo, name_hint, put_id, note), progress, patience_s
+        lambda note: _put_once(channel, descriptor, name, vo, name_hint, put_id, reservation, note),
+        progress,
+        patience_s,
     )
 
 
@@ -330,13 +336,13 @@ async def _patiently(attempt: Callable[[Progress], Awaitable[T]], progress: Prog
 
 
 async def _put_once(
-    channel: Any, descriptor: int, name: str, vo: str, name_hint: str, put_id: str, progress: Progress
+    channel: Any, descriptor: int, name: str, vo: str, name_hint: str, put_id: str, reservation: str, progress: Progress
 ) -> Stored:
     found = os.fstat(descriptor)
     if not stat_module.S_ISREG(found.st_mode):
         raise InvalidRequest("FILE_UNREADABLE", f"{name} is not a regular file; give a file")
     size_bytes = found.st_size
-    header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id)
+    header = pb.PutHeader(vo=vo, size_bytes=size_bytes, name_hint=name_hint, put_id=put_id, reservation=reservation)
     stub = storage_pb2_grpc.StorageStub(channel)
     if size_bytes >= LARGE_BYTES and (turl := (await stub.PrepareToPut(header)).turl):
         return await _put_by_https(channel, turl, descriptor, name, header, progress)
@@ -465,7 +471,7 @@ async def _put_by_https(
 ) -> Stored:
     size_bytes, hasher = header.size_bytes, Hasher()
     async with https_client.connected(channel, turl) as (stream, host, path):
-        headers = https_client.put_headers(size_bytes, header.put_id, header.name_hint)
+        headers = https_client.put_headers(size_bytes, header.put_id, header.name_hint, header.reservation)
         await https_client.ask(stream, "POST", path, host, headers)
         broken: TlsClosed | None = None
         try:
@@ -889,6 +895,22 @@ async def exists(channel: Any, surl: str) -> bool:
 async def remove(channel: Any, surl: str) -> None:
     """Delete a file for good; with a URL of a server of others, there. Again: succeeds."""
     await storage_pb2_grpc.StorageStub(channel).Remove(pb.RemoveRequest(surl=surl))
+
+
+async def reserve_space(
+    channel: Any, reservation_id: str, vo: str, size_bytes: int, lifetime_s: float
+) -> tuple[int, int]:
+    """Hold space for puts of the VO that name this id; (bytes that no put has taken, end in us). Again: says what is
+    left. Raises Exhausted(QUOTA_EXCEEDED | DISK_FULL | TOO_MANY_RESERVATIONS), InvalidRequest(RESERVATION_INVALID),
+    Conflict(RESERVATION_TAKEN), Refused."""
+    request = pb.ReserveSpaceRequest(id=reservation_id, vo=vo, size_bytes=size_bytes, lifetime_s=lifetime_s)
+    answer = await storage_pb2_grpc.StorageStub(channel).ReserveSpace(request)
+    return answer.size_bytes, answer.until_us
+
+
+async def release_space(channel: Any, reservation_id: str, vo: str) -> None:
+    """Give back what no put has taken. Again: succeeds."""
+    await storage_pb2_grpc.StorageStub(channel).ReleaseSpace(pb.ReleaseSpaceRequest(id=reservation_id, vo=vo))
 
 
 async def list_directory(channel: Any, path: str, page_size: int = 0) -> AsyncIterator[NameEntry]:

@@ -357,6 +357,7 @@ class WebDavDoor:
             claimed if claimed != Checksums("", "") else None,
             target.path,
             replaces,
+            headers.get("space-token"),
         )
         return await self._manager.put(call.peer, announced, call.body.pieces(), door=DOOR)
 

@@ -39,6 +39,7 @@ from agents.storage.overlap import AHEAD_PIECES, Overlap
 from agents.storage.partial import Continuable, Partials
 from agents.storage.pool import BatchReader, Incoming, PieceReader, Pool, read_together, write_together
 from agents.storage.pools import Pools, PoolState
+from agents.storage.reservations import Reservations
 from agents.storage.space import Ledger, PoolFree, Reservation, SpaceReport
 from agents.storage.store import FileStore
 from fabric import failpoints
@@ -106,6 +107,7 @@ class StorageElement:
         self.pools = Pools(config.pools, files, self._io, log)
         self._partials = Partials(self.pools, clock, self._io)
         self._ledger = Ledger(config.quota_of, config.reserve_bytes, pool_bytes=config.pool_bytes)
+        self.reservations = Reservations(files.database, lambda: self._ledger, self._hold, clock, log)
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
@@ -125,6 +127,7 @@ class StorageElement:
             config.quota_of, config.reserve_bytes, await self._files.use_by_vo(),
             pool_bytes=config.pool_bytes, in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items()},
         )  # fmt: skip
+        await self.reservations.start()
         await self.collect_garbage()
 
     async def stop(self) -> None:
@@ -157,6 +160,7 @@ class StorageElement:
             await self.pools.open_missing()
             await self.collect_garbage()
             await self._partials.forget_old()
+            await self.reservations.end_expired()
 
     # -- files in ----------------------------------------------------------------------------------------------------
 
@@ -235,6 +239,8 @@ class StorageElement:
 
     async def _reserve(self, announced: Announced, partial: str) -> Reservation:
         vo, size_bytes = announced.vo, announced.size_bytes
+        if announced.reservation:
+            return self.reservations.take(announced.reservation, vo, size_bytes)
         beside = await self._partials.pool_of(partial) if partial else ""
 
         async def reserve() -> Reservation:
@@ -250,6 +256,11 @@ class StorageElement:
                 if not await make_room() and make_room is tapes:
                     raise
         return await reserve()
+
+    async def _hold(self, vo: str, size_bytes: int, pool: str) -> Reservation:
+        """For files to come, in one pool or in any."""
+        pools = await self.pools.writable()
+        return self._ledger.reserve(vo, size_bytes, [each for each in pools if pool in ("", each.pool)])
 
     async def _take_up(self, source: Continuable, incoming: Incoming, reservation: Reservation) -> None:
         """What came before is read again."""
@@ -322,7 +333,7 @@ class StorageElement:
         file = self._new_file(announced, incoming, checksums)
         try:
             await self._io(incoming.finish, lambda step: failpoints.reached(f"storage.put.{step}"))
-            kept, replaced = await self._files.add(file, announced.path, announced.replaces)
+            kept, replaced = await self._files.add(file, announced.path, announced.replaces, announced.reservation)
         except BaseException:
             await self._drop(incoming, reservation)
             raise

@@ -76,7 +76,7 @@ async def read(channel: Any, turl: str, offset: int, size_bytes: int) -> AsyncGe
             yield piece
 
 
-def put_headers(size_bytes: int, put_id: str, name_hint: str) -> dict[str, str]:
+def put_headers(size_bytes: int, put_id: str, name_hint: str, reservation: str) -> dict[str, str]:
     """Of a POST whose checksums follow the body."""
     hint = "".join(c for c in name_hint if c.isascii() and c.isprintable())
     return {
@@ -85,6 +85,7 @@ def put_headers(size_bytes: int, put_id: str, name_hint: str) -> dict[str, str]:
         "Idempotency-Key": put_id,
         "Trailer": "Digest",
         **({"Slug": hint} if hint else {}),
+        **({"Space-Token": reservation} if reservation else {}),
     }
 
 

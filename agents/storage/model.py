@@ -50,6 +50,8 @@ class Announced:
     """The file's name below the directory of its VO; empty for a file that has only its id."""
     replaces: str = ""
     """Id of the file that has this name now and gives it up when the new one is whole."""
+    reservation: str = ""
+    """The id of the space that it takes (`reservations.py`); empty: of what is free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ RULES: dict[str, Rule] = {
     "Rename": user,
     "Space": any_of(user, administrator, any_service),
     "Repair": user,
+    "ReserveSpace": user,
+    "ReleaseSpace": user,
     "ListPools": administrator,
     "AddPool": administrator,
     "DrainPool": administrator,
@@ -278,6 +280,24 @@ class StorageServicer(storage_pb2_grpc.StorageServicer):
             files=await self._infos(files),
             next_page_token=files[-1].file_id if len(files) == limit else "",
         )
+
+    async def ReserveSpace(self, request: pb.ReserveSpaceRequest, context: Any) -> pb.SpaceReservation:
+        """See the proto."""
+        peer = current_peer(context)
+        self._manager.may_write(peer, request.vo)
+        kept = await self._element.reservations.reserve(
+            request.id, request.vo, peer.subject, request.size_bytes, request.lifetime_s
+        )
+        self._manager.note(peer, "storage.reserved", id=kept.id, vo=kept.vo, size_bytes=kept.size_bytes)
+        return pb.SpaceReservation(id=kept.id, size_bytes=kept.size_bytes, until_us=kept.until_us)
+
+    async def ReleaseSpace(self, request: pb.ReleaseSpaceRequest, context: Any) -> pb.ReleaseSpaceResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        self._manager.may_write(peer, request.vo)
+        await self._element.reservations.release(request.id, request.vo)
+        self._manager.note(peer, "storage.reservation_released", id=request.id[:64], vo=request.vo)
+        return pb.ReleaseSpaceResponse()
 
     async def ListDirectory(self, request: pb.ListDirectoryRequest, context: Any) -> pb.ListDirectoryResponse:
         """See the proto."""

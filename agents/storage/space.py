@@ -41,6 +41,8 @@ class Reservation:
     counted: bool = True
     """Whether it counts against the quota: not what is moved or repaired, which is used space already."""
     open: bool = True
+    source: Reservation | None = None
+    """What it was taken from, and goes back to if nothing comes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,20 @@ class Ledger:
         reservation.counted = False
         return reservation
 
+    def take(self, held: Reservation, size_bytes: int) -> Reservation:
+        """For one put, a part of what is held for several; not more than that."""
+        held.size_bytes -= size_bytes
+        held.unwritten_bytes -= size_bytes
+        self._uploads[held.pool] += 1
+        return Reservation(held.vo, size_bytes, held.pool, held.device, size_bytes, source=held)
+
+    def _give_back(self, held: Reservation, size_bytes: int) -> None:
+        held.size_bytes += size_bytes
+        held.unwritten_bytes += size_bytes
+        self._unwritten[held.device] += size_bytes
+        self._reserved[held.vo] += size_bytes
+        self._in_pool[held.pool] += size_bytes
+
     def _book(self, vo: str, size_bytes: int, pools: Sequence[PoolFree], beside: str = "") -> Reservation:
         if not pools:
             raise Unavailable(
@@ -176,6 +192,7 @@ class Ledger:
         """The file is there, or has these bytes now: reserved becomes used."""
         if not reservation.open:
             return
+        reservation.source = None
         self.release(reservation)
         self._in_pool[reservation.pool] += reservation.size_bytes
         if reservation.counted:
@@ -191,6 +208,8 @@ class Ledger:
             self._uploads[reservation.pool] -= 1
             self._in_pool[reservation.pool] -= reservation.size_bytes
             reservation.open = False
+            if reservation.source is not None and reservation.source.open:
+                self._give_back(reservation.source, reservation.size_bytes)
 
     def expected(self, vo: str) -> None:
         """A file without bytes is there, to which they will come."""

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from agents.storage import namespace, tape_rows
 from agents.storage.model import Checksums, Entry, StoredFile
 from agents.storage.namespace import Path, metadata
+from agents.storage.reservations import spend
 from fabric.errors import Conflict
 from fabric.store import Store
 
@@ -108,7 +109,13 @@ class FileStore:
 
     def __init__(self, store: Store, on_tape: Collection[str] = ()) -> None:
         """`on_tape`: VOs whose files are kept on tape."""
-        self._store, self._on_tape = store, frozenset(on_tape)
+        self._store = store
+        self._on_tape = frozenset(on_tape)
+
+    @property
+    def database(self) -> Store:
+        """Where the rows are, for tables beside them."""
+        return self._store
 
     async def use_by_vo(self) -> dict[str, tuple[int, int]]:
         """VO -> (bytes on disk, files)."""
@@ -121,13 +128,17 @@ class FileStore:
 
         return await self._store.read(read)
 
-    async def add(self, file: StoredFile, path: Path = (), replaces: str = "") -> tuple[StoredFile, StoredFile | None]:
+    async def add(
+        self, file: StoredFile, path: Path = (), replaces: str = "", reservation: str = ""
+    ) -> tuple[StoredFile, StoredFile | None]:
         """Insert, under its name if there is a `path`, in the place of the file `replaces` if that has it: (the file
         kept, the one that went). If the owner already has a file by this put_id, that one is returned and nothing
         changes. Raises as `namespace.bind`."""
 
         def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
             kept = self._add(connection, file)
+            if kept is file and reservation:
+                spend(connection, reservation, file.size_bytes)
             if kept is not file or not path:
                 return kept, None
             namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)

@@ -31,6 +31,7 @@ def header_from_wire(header: pb.PutHeader, owner: str) -> Announced:
         put_id=header.put_id,
         owner=owner,
         name_hint=header.name_hint,
+        reservation=header.reservation,
         checksums=checksums_from_wire(header.checksums) if header.HasField("checksums") else None,
     )
 

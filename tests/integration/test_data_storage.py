@@ -557,6 +557,25 @@ async def test_a_disk_that_fills_up_and_fails(lab: LabGrid, source: Path, tmp_pa
     await client.put_file(channel, source, "cms")
 
 
+async def test_space_is_reserved_for_both_doors(lab: LabGrid, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(17 << 20))
+    held = len(DATA) + (17 << 20)
+    channel = await start(lab, quota_bytes=held + 1)
+    bob = await lab.channel("storage", credential=lab.user("bob", vo="atlas"))
+    left, until_us = await client.reserve_space(channel, "run7", "cms", held, 3600)
+    assert left == held and until_us > 0
+    await refused(Exhausted, "QUOTA_EXCEEDED", client.put_file(channel, source, "cms", patience_s=0))
+    await refused(Refused, "OTHER_VO", client.reserve_space(bob, "run8", "cms", 1, 60))
+    await refused(Refused, "OTHER_VO", client.release_space(bob, "run7", "cms"))
+    await client.put_file(channel, source, "cms", reservation="run7")
+    await client.put_file(channel, tmp_path / "large", "cms", reservation="run7")
+    assert (await client.reserve_space(channel, "run7", "cms", 1, 3600))[0] == 0
+    for _ in range(2):
+        await client.release_space(channel, "run7", "cms")
+    await refused(NotFound, "RESERVATION_UNKNOWN", client.put_file(channel, source, "cms", reservation="run7"))
+    assert [line["id"] for line in lab.audit("storage.CERN", "storage.reserved")] == ["run7"] * 2
+
+
 async def test_names_by_grpc(lab: LabGrid, source: Path) -> None:
     channel = await start(lab)
     bob = await lab.channel("storage", credential=lab.user("bob", vo="atlas"))

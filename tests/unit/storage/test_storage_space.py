@@ -114,6 +114,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(lambda vo: 1000, 0)
         self.open: list[Reservation] = []
         self.used = 0
+        self.sources: list[Reservation] = []
+        """Nobody writes to them, nor makes a file of them."""
 
     @rule(target=held, size=st.integers(0, 700))
     def reserve(self, size: int) -> Reservation | None:
@@ -126,14 +128,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(reservation=held, size=st.integers(0, 800))
     def write(self, reservation: Reservation | None, size: int) -> None:
-        if reservation:
+        if reservation and all(reservation is not each for each in self.sources):
             self.ledger.written(reservation, size)
 
     @rule(reservation=consumes(held), twice=st.booleans())
     def commit(self, reservation: Reservation | None, twice: bool) -> None:
         if reservation and reservation.open:
             self.used += reservation.size_bytes
-            self.open.remove(reservation)
+            self._closed(reservation)
             self.ledger.commit(reservation)
             if twice:
                 self.ledger.commit(reservation)
@@ -143,8 +145,25 @@ class LedgerMachine(RuleBasedStateMachine):
     def release(self, reservation: Reservation | None) -> None:
         if reservation:
             self.ledger.release(reservation)
-            if reservation in self.open:
-                self.open.remove(reservation)
+            self._closed(reservation)
+
+    @rule(target=held, reservation=held, size=st.integers(0, 400))
+    def take(self, reservation: Reservation | None, size: int) -> Reservation | None:
+        """Of what is held for several; nothing was written to that itself."""
+        if (
+            reservation is None
+            or not reservation.open
+            or reservation.source is not None
+            or not size <= reservation.size_bytes == reservation.unwritten_bytes
+        ):
+            return None
+        made = self.ledger.take(reservation, size)
+        self.open.append(made)
+        self.sources.append(reservation)
+        return made
+
+    def _closed(self, reservation: Reservation) -> None:
+        self.open = [each for each in self.open if each is not reservation]
 
     @invariant()
     def holds(self) -> None:

@@ -15,18 +15,20 @@ class Checksums(_message.Message):
     def __init__(self, adler32: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class PutHeader(_message.Message):
-    __slots__ = ("vo", "size_bytes", "name_hint", "put_id", "checksums")
+    __slots__ = ("vo", "size_bytes", "name_hint", "put_id", "checksums", "reservation")
     VO_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NAME_HINT_FIELD_NUMBER: _ClassVar[int]
     PUT_ID_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
     vo: str
     size_bytes: int
     name_hint: str
     put_id: str
     checksums: Checksums
-    def __init__(self, vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., name_hint: _Optional[str] = ..., put_id: _Optional[str] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ...) -> None: ...
+    reservation: str
+    def __init__(self, vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., name_hint: _Optional[str] = ..., put_id: _Optional[str] = ..., checksums: _Optional[_Union[Checksums, _Mapping]] = ..., reservation: _Optional[str] = ...) -> None: ...
 
 class PutTrailer(_message.Message):
     __slots__ = ("checksums",)
@@ -485,6 +487,40 @@ class Stray(_message.Message):
     kind: str
     since_us: int
     def __init__(self, surl: _Optional[str] = ..., vo: _Optional[str] = ..., kind: _Optional[str] = ..., since_us: _Optional[int] = ...) -> None: ...
+
+class ReserveSpaceRequest(_message.Message):
+    __slots__ = ("id", "vo", "size_bytes", "lifetime_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    vo: str
+    size_bytes: int
+    lifetime_s: float
+    def __init__(self, id: _Optional[str] = ..., vo: _Optional[str] = ..., size_bytes: _Optional[int] = ..., lifetime_s: _Optional[float] = ...) -> None: ...
+
+class SpaceReservation(_message.Message):
+    __slots__ = ("id", "size_bytes", "until_us")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    size_bytes: int
+    until_us: int
+    def __init__(self, id: _Optional[str] = ..., size_bytes: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
+
+class ReleaseSpaceRequest(_message.Message):
+    __slots__ = ("id", "vo")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VO_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    vo: str
+    def __init__(self, id: _Optional[str] = ..., vo: _Optional[str] = ...) -> None: ...
+
+class ReleaseSpaceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ()

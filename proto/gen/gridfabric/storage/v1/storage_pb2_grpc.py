@@ -96,6 +96,16 @@ class StorageStub:
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.FromString,
                 _registered_method=True)
+        self.ReserveSpace = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/ReserveSpace',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReserveSpaceRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceReservation.FromString,
+                _registered_method=True)
+        self.ReleaseSpace = channel.unary_unary(
+                '/gridfabric.storage.v1.Storage/ReleaseSpace',
+                request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceResponse.FromString,
+                _registered_method=True)
         self.Repair = channel.unary_unary(
                 '/gridfabric.storage.v1.Storage/Repair',
                 request_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.RepairRequest.SerializeToString,
@@ -266,6 +276,22 @@ class StorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReserveSpace(self, request, context):
+        """After: so many bytes of one disk are held for puts of the VO that name the reservation, for lifetime_s (at most a
+        week). The same id again: says what is left. Errors: RESOURCE_EXHAUSTED (quota, disk, TOO_MANY_RESERVATIONS),
+        INVALID_ARGUMENT (RESERVATION_INVALID), FAILED_PRECONDITION (RESERVATION_TAKEN).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSpace(self, request, context):
+        """After: what no put has taken of it is free. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Repair(self, request, context):
         """Third-party copy into a file that is there: this SE reads another replica with the caller's delegated proxy, compares
         size and both checksums with its own row and gives the file these bytes. Before: intact or not. After: intact, same
@@ -429,6 +455,16 @@ def add_StorageServicer_to_server(servicer, server):
                     servicer.Space,
                     request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.FromString,
                     response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.SerializeToString,
+            ),
+            'ReserveSpace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveSpace,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReserveSpaceRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceReservation.SerializeToString,
+            ),
+            'ReleaseSpace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSpace,
+                    request_deserializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceRequest.FromString,
+                    response_serializer=gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceResponse.SerializeToString,
             ),
             'Repair': grpc.unary_unary_rpc_method_handler(
                     servicer.Repair,
@@ -822,6 +858,60 @@ class Storage:
             '/gridfabric.storage.v1.Storage/Space',
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceRequest.SerializeToString,
             gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveSpace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/ReserveSpace',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReserveSpaceRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.SpaceReservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSpace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.storage.v1.Storage/ReleaseSpace',
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceRequest.SerializeToString,
+            gridfabric_dot_storage_dot_v1_dot_storage__pb2.ReleaseSpaceResponse.FromString,
             options,
             channel_credentials,
             insecure,
