@@ -31,6 +31,9 @@ FRAMES_PER_TURN = 32
 
 NO_LIMIT = sys.maxsize
 
+FIRST_BYTES = 8 * 1024
+"""What a search answers at once; with more it is a long one and takes turns with other long ones."""
+
 SLICE_BYTES = 64 * 1024
 """Answers are handed to the socket in pieces of about this size."""
 
@@ -71,8 +74,8 @@ class Search:
         self.code = None
         self.has_more = False
 
-    def take(self, items: Iterator[Entry | None], pieces: list[bytes]) -> bool:
-        """Append the messages for entries, SLICE_BYTES of them at most; False if there may be more to take.
+    def take(self, items: Iterator[Entry | None], pieces: list[bytes], most_bytes: int = SLICE_BYTES) -> bool:
+        """Append the messages for entries, about `most_bytes` of them; False if there may be more to take.
 
         Sets `code` when the limit or the end of the page comes first.
         """
@@ -101,7 +104,7 @@ class Search:
             pieces += (head, operation)
             taken += 1
             size += length
-            if size >= SLICE_BYTES:
+            if size >= most_bytes:
                 break
         else:
             is_over = True
@@ -203,7 +206,12 @@ class Connection(asyncio.Protocol):
             data = bytes(buffer[:length])
             del buffer[:length]
             self.last_used = self._loop.time()
+            under_way = len(self._operations)
             self._handle(data)
+            if len(self._operations) > under_way:  # a long one, and more may follow: others first
+                if buffer:
+                    self._schedule_turn()
+                break
         else:
             if buffer:
                 self._schedule_turn()
@@ -213,7 +221,10 @@ class Connection(asyncio.Protocol):
     def _schedule_turn(self) -> None:
         if not self._turn_scheduled and not self._closing:
             self._turn_scheduled = True
-            self._loop.call_soon(self._read_frames)
+            if self._operations:
+                self._server.in_turn(self._read_frames)
+            else:
+                self._loop.call_soon(self._read_frames)
 
     def _adjust_reading(self) -> None:
         """Take no more bytes from the socket while requests wait."""
@@ -573,7 +584,7 @@ class Connection(asyncio.Protocol):
         search.begin(message_id, page_size, self._loop.time() + seconds)
         if isinstance(search.items, AsyncIterator):
             self._start(message_id, p.TAG_SEARCH_DONE, self._search_async(search, search.items, request))
-        elif self._step(search, search.items, request):
+        elif self._step(search, search.items, request, FIRST_BYTES):
             self._finish(search, request)
         else:
             self._start(message_id, p.TAG_SEARCH_DONE, self._search_on(search, search.items, request))
@@ -603,11 +614,13 @@ class Connection(asyncio.Protocol):
             return None
         return search
 
-    def _step(self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest) -> bool:
+    def _step(
+        self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest, most_bytes: int = SLICE_BYTES
+    ) -> bool:
         """Send one slice; True when this request's part is over."""
         pieces: list[bytes] = []
         try:
-            if not search.take(items, pieces):
+            if not search.take(items, pieces, most_bytes):
                 return False
             if search.code is None:
                 search.code = ResultCode.SUCCESS
@@ -623,8 +636,8 @@ class Connection(asyncio.Protocol):
 
     async def _search_on(self, search: Search, items: Iterator[Entry | None], request: p.SearchRequest) -> None:
         while True:
-            await asyncio.sleep(0)
             await self._drained.wait()
+            await self._server.turn()
             if self._closing:
                 return
             if self._loop.time() > search.deadline:

@@ -139,6 +139,17 @@ def compile_filter(node: Filter, schema: Schema = OPEN_SCHEMA) -> Predicate:
             return _extensible(schema, node)
 
 
+def items_in(node: Filter) -> int:
+    """How many conditions a filter has."""
+    match node:
+        case And(parts) | Or(parts):
+            return sum(map(items_in, parts))
+        case Not(part):
+            return items_in(part)
+        case _:
+            return 1
+
+
 def matches(node: Filter, entry: Entry, schema: Schema = OPEN_SCHEMA) -> bool:
     """True if the entry is to be returned for this filter."""
     return compile_filter(node, schema)(entry) is True

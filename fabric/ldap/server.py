@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -36,6 +37,9 @@ _URL_SCOPES = {Scope.BASE: "base", Scope.ONE: "one", Scope.SUBTREE: "sub", Scope
 
 BindFunction = Callable[[str, bytes], Awaitable[bool]]
 """Says whether a name and password are accepted; called over TLS only."""
+
+ROUND_S = 0.01
+"""While a round of the event loop takes no longer, more long searches go on in one: a short request waits a round."""
 
 MAX_KEPT_SELECTIONS = 64
 """Attribute lists remembered; clients of one kind ask for the same ones."""
@@ -137,6 +141,11 @@ class LdapServer:
         self._by_address: dict[str, int] = {}
         self._selections: dict[tuple[tuple[str, ...], bool], Selection] = {}
         self._all_gone = asyncio.Event()
+        self._long: deque[Callable[[], object]] = deque()
+        """What waits for its turn: the next part of a long search, the next request of a client that has one."""
+        self._together = 1
+        """How many of them have it in one round."""
+        self._round_at = 0.0
 
     @property
     def port(self) -> int:
@@ -208,6 +217,29 @@ class LdapServer:
         if reason is not None:
             self.stats.refused += 1
         return reason
+
+    def in_turn(self, work: Callable[[], object]) -> None:
+        """Do this when it is the turn of those with long searches, in rotation: a thousand of them must not stand
+        before one short request."""
+        self._long.append(work)
+        if len(self._long) == 1:
+            asyncio.get_running_loop().call_soon(self._round)
+
+    async def turn(self) -> None:
+        """Wait for such a turn."""
+        mine = asyncio.Event()
+        self.in_turn(mine.set)
+        await mine.wait()
+
+    def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        before, self._round_at = self._round_at, loop.time()
+        is_slow = self._round_at - before > ROUND_S
+        self._together = max(1, self._together // 2) if is_slow else self._together + 1
+        for _ in range(min(self._together, len(self._long))):
+            loop.call_soon(self._long.popleft())
+        if self._long:
+            loop.call_soon(self._round)
 
     def forget(self, connection: Connection) -> None:
         """A connection is gone."""

@@ -463,6 +463,22 @@ async def test_a_handshake_that_fails_or_never_comes_takes_no_place_for_ever(hel
         assert len(await client.search("o=grid", scope=Scope.BASE)) == 1
 
 
+async def test_hundreds_of_long_searches_do_not_stand_before_a_short_one() -> None:
+    limits = LdapLimits(write_buffer_bytes=1 << 30)
+    dumps = b"".join(p.encode_message(p.Message(number, search())) for number in range(1, 41))
+    async with serving(grid_tree(1, 1000), limits=limits) as (server, client):
+        greedy = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(12)]
+        for _, writer in greedy:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(dumps)
+        await until(lambda: server.stats.searches > 12, "they have begun")
+        before = server.stats.entries_sent
+        assert len(await client.search("o=grid", scope=Scope.BASE)) == 1
+        assert server.stats.entries_sent - before < 50_000  # all that is asked for: 480 000
+        for _, writer in greedy:
+            writer.transport.abort()
+
+
 async def test_closing_tells_the_clients() -> None:
     async with serving() as (server, client):
         await server.close()
