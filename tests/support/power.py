@@ -28,7 +28,7 @@ SECTOR_BYTES = 512
 _WRITE = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 _TRUNCATE = CFUNCTYPE(c_int, c_void_p, c_int64)
 _SYNC = CFUNCTYPE(c_int, c_void_p, c_int)
-_OPEN = CFUNCTYPE(c_int, c_void_p, c_char_p, c_void_p, c_int, POINTER(c_int))
+_OPEN = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int, POINTER(c_int))
 _DELETE = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int)
 _CLOSE = CFUNCTYPE(c_int, c_void_p)
 
@@ -100,9 +100,9 @@ class Recorder:
         self._open_address, self._delete_address = self._vfs.open, self._vfs.delete
         open_file, delete = _OPEN(self._open_address), _DELETE(self._delete_address)
 
-        def opened(vfs: int, name: bytes | None, file: int, flags: int, out: Any) -> int:
-            found = open_file(vfs, name, file, flags, out)
-            path = os.fsdecode(name) if name else ""
+        def opened(vfs: int, name: int | None, file: int, flags: int, out: Any) -> int:
+            found = open_file(vfs, name, file, flags, out)  # SQLite keeps this very pointer
+            path = os.fsdecode(ctypes.string_at(name)) if name else ""
             if found == 0 and path.startswith(self.folder):
                 self._paths[file] = path
                 slot = c_void_p.from_address(file)
