@@ -5,8 +5,10 @@ The tree, with the same names at a site's server and at the top, so that one com
     ldapsearch -x -H ldap://HOST:2170 -b o=grid '(objectClass=GlueCE)'
 
     o=grid
+      GridFabricRegionID=<region server>,o=grid        GridFabricRegion: as GridFabricSite
       mds-vo-name=local,o=grid
-        mds-vo-name=<SITE>,mds-vo-name=local,o=grid    GridFabricSite: GridFabricSiteState, ...Since, ...LastSeen
+        mds-vo-name=<SITE>,mds-vo-name=local,o=grid    GridFabricSite: GridFabricSiteState, ...Since, ...LastSeen,
+                                                       ...Reason (who does not hear whom), ...Way (by which region)
           GlueSiteUniqueID=, GlueClusterUniqueID=, GlueCEUniqueID=, GlueSEUniqueID=, GlueServiceUniqueID=, ...
           GridFabricProducerID=<agent>                 GridFabricProducer: ...State, ...Since, ...LastSeen
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from gridfabric.information.v1 import information_pb2 as pb
 
-from agents.information.machine import InformationMachine, MachineLimits
-from agents.information.model import Publication, Published
+from agents.information import wire
+from agents.information.machine import InformationMachine, MachineLimits, site_dn
+from agents.information.model import ProducerState, ProducerStatus, Publication, Published
 from fabric.clock import to_us
-from fabric.errors import Exhausted
+from fabric.errors import Exhausted, InvalidRequest
 from fabric.glue_schema import GLUE_SCHEMA
 from fabric.ldap import Dn, DnError, Entry, LdapClient, LdapServer, Scope, make_entry, parse_dn
 from fabric.ldap.filters import ANY_ENTRY, Equality
@@ -138,3 +140,41 @@ def test_nobody_is_valid_for_ever(valid_for_s: float) -> None:
     machine.publish("EVIL", 1, Publication(1, True, (Published.whole(queue("x")),), valid_for_s=valid_for_s), NOW)
     due = machine.next_due()
     assert due is not None and NOW < due <= NOW + timedelta(seconds=machine.limits.longest_valid_for_s)
+
+
+def test_a_region_cannot_say_that_a_site_was_lost_tomorrow() -> None:
+    machine = top()
+    future = NOW + timedelta(days=400)
+    lost = ProducerStatus(ProducerState.UNREACHABLE, future, future, "EVIL is not heard by region.X")
+    machine.publish("EVIL", 1, Publication(1, True, status=lost), NOW)
+    site = machine.tree.get(site_dn("EVIL"))
+    assert site is not None
+    assert site.first("GridFabricSiteSince") == site.first("GridFabricSiteLastSeen") == "20260101120000Z"
+    assert site.first("GridFabricSiteReason") == "EVIL is not heard by region.X"
+    machine.publish("EVIL", 1, Publication(2), NOW + timedelta(seconds=1))
+    site = machine.tree.get(site_dn("EVIL"))
+    assert site is not None
+    assert site.first("GridFabricSiteState") == "current" and site.first("GridFabricSiteReason") == ""
+    assert site.first("GridFabricSiteSince") == "20260101120001Z"
+
+
+def test_a_region_publishes_no_entries_as_itself() -> None:
+    machine = InformationMachine("top", "TOP", NOW, expected=["EVIL"], regions=["EVIL"])
+    machine.open_stream("EVIL", "EVIL", 1, NOW)
+    assert send(machine, queue("x")) == ("a region has no entries of its own",)
+    assert names(machine) == set()
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        pb.ProducerStatus(state="on fire"),
+        pb.ProducerStatus(state="unreachable", since_us=2**62),
+        pb.ProducerStatus(state="awaited", last_seen_us=-(2**62)),
+    ],
+)
+def test_a_status_that_is_none_is_refused(status: pb.ProducerStatus) -> None:
+    with pytest.raises(InvalidRequest, match="status of a producer cannot be read"):
+        wire.status_from_wire(status)
+    right = pb.ProducerStatus(state="unreachable", since_us=1, reason="y" * 10_000)
+    assert len(wire.status_from_wire(right).reason) == wire.MAX_REASON_CHARACTERS
