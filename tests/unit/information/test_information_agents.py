@@ -14,6 +14,7 @@ from support.waiting import until
 
 from agents.information.agent import InformationAgent
 from agents.information.agent import build as build_information
+from fabric import information
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.context import AgentContext
 from fabric.errors import GridError, Unavailable
@@ -189,7 +190,8 @@ async def test_a_restarted_top_has_everything_again_and_a_lost_site_says_so(lab:
     assert len(await ldap(lab, "top.CERN", production)) == 1
 
 
-async def test_a_region_between_site_and_top(lab: LabGrid) -> None:
+async def test_a_region_between_site_and_top(lab: LabGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(information, "MAX_BACKOFF_S", 0.2)
     for kind in ("region", "gatekeeper"):
         lab.plan(kind, site="CERN" if kind == "region" else "RAL")
     below = {"region.CERN": ["RAL"]}
