@@ -249,7 +249,11 @@ class StorageElement:
         async def tapes() -> bool:
             return self.make_room is not None and await self.make_room(vo, size_bytes)
 
-        for make_room in (self._partials.make_room, tapes):
+        async def begin_anew() -> bool:  # what came before takes the room that the rest wants
+            await self._partials.take_back(announced.owner, announced.put_id)
+            return True
+
+        for make_room in (self._partials.make_room, begin_anew, tapes):
             try:
                 return await reserve()
             except Exhausted:

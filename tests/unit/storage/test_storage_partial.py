@@ -148,18 +148,22 @@ async def test_beginnings_go_when_room_is_needed_or_nobody_goes_on(
     await broken(element, Source(40_000, AWAY))
     reserve, refusals = element._ledger.reserve, iter([Exhausted("DISK_FULL", "full")])
 
-    def full_once(*arguments: Any) -> Any:
+    def full(*arguments: Any) -> Any:
         for error in refusals:
             raise error
         return reserve(*arguments)
 
-    monkeypatch.setattr(element._ledger, "reserve", full_once)
+    monkeypatch.setattr(element._ledger, "reserve", full)
     putting = asyncio.create_task(element.put(wanted(put_id="p2"), source := Source(60_000)))
     await asyncio.wait_for(source.hangs.wait(), 60)
     assert len(bench.on_disk()) == 1  # the one that is being written
     assert not await element._partials.make_room()
     putting.cancel()
     await asyncio.wait([putting])
+    assert len(beginnings(bench)) == 1
+    refusals = iter([Exhausted("DISK_FULL", "full")] * 2)  # its own beginning has the room that it wants
+    await element.put(wanted(put_id="p2"), source := Source())
+    assert source.offset == 0 and beginnings(bench) == []
 
 
 async def test_it_goes_on_in_the_pool_where_it_lies(bench: Bench, tmp_path: Path) -> None:
