@@ -15,7 +15,7 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 from agents.catalog import wire
 from agents.catalog.access import Grant
 from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
-from agents.catalog.names import Lfn, new_guid, parse_file_lfn, parse_guid, parse_lfn
+from agents.catalog.names import Lfn, NameKind, kind_of, new_guid, one_spelling, parse_file_lfn, parse_guid, parse_lfn
 from fabric.errors import GridError, InvalidRequest, NotFound, Unavailable, from_verdict
 from fabric.rpc.calls import each_within
 
@@ -25,17 +25,20 @@ __all__ = [
     "Entry",
     "Grant",
     "Lfn",
+    "NameKind",
     "NewFile",
     "NewReplica",
     "Replica",
     "access_of",
     "add_replica",
     "add_replica_many",
+    "kind_of",
     "list_directory",
     "list_page",
     "lookup",
     "make_directory",
     "new_guid",
+    "one_spelling",
     "parse_file_lfn",
     "parse_guid",
     "parse_lfn",
@@ -178,11 +181,14 @@ async def lookup(channel: Any, names: Iterable[str]) -> tuple[list[Entry], list[
     unknown: list[str] = []
     while parts:
         part = parts.pop()
-        guids = [name for name in part if name.startswith("guid:")]
-        surls = [name for name in part if _is_surl(name)]
-        lfns = [name for name in part if not name.startswith("guid:") and not _is_surl(name)]
+        of_kind: dict[NameKind, list[str]] = {kind: [] for kind in NameKind}
+        for name in part:
+            of_kind[kind_of(name)].append(name)
+        request = pb.LookupRequest(
+            lfns=of_kind[NameKind.LFN], guids=of_kind[NameKind.GUID], surls=of_kind[NameKind.SURL]
+        )
         try:
-            answer = await stub.Lookup(pb.LookupRequest(lfns=lfns, guids=guids, surls=surls))
+            answer = await stub.Lookup(request)
         except InvalidRequest as error:
             if error.reason not in ("ANSWER_TOO_LARGE", "MESSAGE_TOO_LARGE") or len(part) == 1:
                 raise
@@ -291,8 +297,4 @@ def _access(found: pb.Access) -> Access:
 
 def _name(name: str) -> tuple[str, str]:
     """(LFN, GUID), one of them empty."""
-    return ("", name) if name.startswith("guid:") else (name, "")
-
-
-def _is_surl(name: str) -> bool:
-    return "://" in name and not name.startswith(("/", "lfn:", "guid:"))
+    return ("", name) if kind_of(name) is NameKind.GUID else (name, "")

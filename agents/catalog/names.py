@@ -10,6 +10,7 @@ import re
 import unicodedata
 import uuid
 from dataclasses import dataclass
+from enum import Enum
 
 from fabric.errors import InvalidRequest
 
@@ -19,6 +20,7 @@ MAX_COMPONENT_LENGTH = 255
 MAX_PATH_LENGTH = 4096
 """Characters of the whole name."""
 
+_SURL = re.compile(r"(?!lfn:)[A-Za-z][A-Za-z0-9+.-]{0,31}://")
 _VO = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _GUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -53,6 +55,33 @@ class Lfn:
     def is_vo_root(self) -> bool:
         """True for /grid and /grid/<vo>, which exist without being made and cannot be removed."""
         return self.path.count("/") <= 2
+
+
+class NameKind(Enum):
+    """What a file of the catalogue may be called by."""
+
+    LFN = "lfn"
+    """`lfn:/grid/...` or `/grid/...`; also whatever is none of the others, for `parse_lfn` to refuse."""
+    GUID = "guid"
+    """`guid:...`"""
+    SURL = "surl"
+    """A replica of it, by URL: `srm://...`, or at a server of others `https://...`, `gsiftp://...`."""
+
+
+def kind_of(text: str) -> NameKind:
+    """Which kind of name this is; whether it is a valid one is not checked."""
+    if text[:5].lower() == "guid:":
+        return NameKind.GUID
+    return NameKind.SURL if _SURL.match(text) else NameKind.LFN
+
+
+def one_spelling(text: str) -> str:
+    """The spelling by which names may be compared: `lfn:/grid/...` composed and without a slash at its end, `guid:...`
+    in small letters, a SURL as it is. Raises InvalidRequest(LFN_INVALID | GUID_INVALID)."""
+    kind = kind_of(text)
+    if kind is NameKind.SURL:
+        return text
+    return f"guid:{parse_guid(text)}" if kind is NameKind.GUID else f"lfn:{parse_lfn(text)}"
 
 
 def parse_lfn(text: str) -> Lfn:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from agents.transfer.model import is_foreign
 from fabric.errors import InvalidRequest, NotFound
 from fabric.settings import Endpoint
 
@@ -41,7 +42,7 @@ class Elements:
     def find(self, wanted: str) -> str:
         """host:port of the element that is meant by a name, a site, an address, or the address in a SURL or TURL; of a
         server of others the URL itself. Raises NotFound(SE_UNKNOWN), InvalidRequest(URL_INVALID)."""
-        if "://" in wanted:
+        if is_foreign(wanted):
             return self._find_url(wanted)
         for address in self._known:
             if wanted.lower() in self._names(address):

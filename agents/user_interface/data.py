@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import stat
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,7 +27,6 @@ from security.errors import SecurityError
 COPIES_AT_ONCE = 8
 """Replications side by side."""
 REMOVALS_AT_ONCE = 8
-_SURL = re.compile(r"(srm|https|davs|gsiftp)://")
 NOT_THERE = frozenset({"NO_REPLICA", "LFN_UNKNOWN", "LFN_NOT_FOUND", "DIRECTORY_NOT_FOUND"})
 """Of a file of a tree: it has no replica at that element, or somebody else was faster."""
 
@@ -55,7 +53,7 @@ def check_lfn(text: str) -> str:
 def check_name(text: str) -> str:
     """The name of a file in the catalogue: its GUID, the SURL of a replica, or an LFN as `check_lfn` has it. Raises
     UsageProblem."""
-    return text if text.startswith("guid:") or _SURL.match(text) else check_lfn(text)
+    return check_lfn(text) if catalog.kind_of(text) is catalog.NameKind.LFN else text
 
 
 def require_vo(grid: Grid) -> None:
@@ -147,15 +145,16 @@ async def lookup(grid: Grid, names: Sequence[str]) -> list[catalog.Entry]:
         raise NotFound("LFN_NOT_FOUND", f"the catalogue has no file {unknown[0]}", lfn=unknown[0])
     by_name = {lfn_of(entry): entry for entry in found}
     by_name |= {replica.surl: entry for entry in found for replica in entry.replicas}
-    by_name |= {guid if guid.startswith("guid:") else f"guid:{guid}": entry for entry in found if (guid := entry.guid)}
-    return [by_name[name] for name in names]
+    by_name |= {f"guid:{entry.guid}": entry for entry in found}
+    return [by_name[catalog.one_spelling(name)] for name in names]
 
 
 async def files_of(grid: Grid, names: Sequence[str]) -> list[str]:
-    """The files of these names, and every one below those that are directories; unknown GUIDs stay. Raises NotFound."""
+    """The files of these names, and every one below those that are directories; unknown GUIDs and SURLs stay. Raises
+    NotFound."""
     channel = await grid.channel("catalog")
     _, unknown = await catalog.lookup(channel, names)
-    directories = dict.fromkeys(name for name in unknown if not name.startswith("guid:"))
+    directories = dict.fromkeys(name for name in unknown if catalog.kind_of(name) is catalog.NameKind.LFN)
     files = [name for name in dict.fromkeys(names) if name not in directories]
     for directory in directories:
         async with aclosing(catalog.walk(lambda: grid.channel("catalog"), directory)) as pages:
@@ -562,7 +561,7 @@ async def replicate_command(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data replicate`."""
-    names = [check_lfn(lfn) for lfn in lfns]
+    names = [check_name(lfn) for lfn in lfns]
     rows: list[dict[str, Any]] = []
 
     def copied(file: catalog.Entry, surl: str | None) -> None:

@@ -64,6 +64,12 @@ async def change_pool(what: str, se: str, path: str, state: Path | None, *, as_j
         print(f"{path}: {text}")
 
 
+def _round(began_at_us: int, ended_at_us: int) -> dict[str, str]:
+    """When the last round was, as `console.print_facts` wants it; 0 is not yet."""
+    times = {"round began": began_at_us, "round ended": ended_at_us}
+    return {title: console.time_us_text(at_us) if at_us else "not yet" for title, at_us in times.items()}
+
+
 async def scrub(se: str, state: Path | None, *, now: bool, as_json: bool) -> None:
     """`grid storage scrub`."""
     async with _channel(se, state) as channel:
@@ -73,8 +79,7 @@ async def scrub(se: str, state: Path | None, *, now: bool, as_json: bool) -> Non
     else:
         console.print_facts(
             {
-                "round began": console.time_us_text(found.began_at_us) if found.began_at_us else "not yet",
-                "round ended": console.time_us_text(found.ended_at_us) if found.ended_at_us else "not yet",
+                **_round(found.began_at_us, found.ended_at_us),
                 "looked at": f"{found.files} files, {console.bytes_text(found.size_bytes)}",
                 "damaged or lost": found.damaged,
             }
@@ -97,8 +102,7 @@ async def reconcile(se: str, state: Path | None, *, now: bool, as_json: bool) ->
     else:
         console.print_facts(
             {
-                "round began": console.time_us_text(found.began_at_us) if found.began_at_us else "not yet",
-                "round ended": console.time_us_text(found.ended_at_us) if found.ended_at_us else "not yet",
+                **_round(found.began_at_us, found.ended_at_us),
                 "dark": found.dark,
                 "lost": found.lost,
                 "removed": found.removed,

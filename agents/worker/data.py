@@ -96,19 +96,23 @@ class DataMover:
     async def bring(
         self, names: Sequence[str], folder: Path, credential: Credential, uid: int, gid: int
     ) -> dict[str, list[str]]:
-        """Put these files (LFN or SURL) into the job's directory under their last name, encrypted ones opened with the
-        job's proxy; returns where each has replicas, the nearest first. Raises GridError."""
-        surls = [name for name in names if name.startswith("srm://")]
-        lfns = [name.removeprefix("lfn:") for name in names if not name.startswith("srm://")]
+        """Put these files (LFN, GUID or SURL) into the job's directory under their last name, encrypted ones opened
+        with the job's proxy; returns where each has replicas, the nearest first. Raises GridError."""
+        spellings = {name: catalog.one_spelling(name) for name in names}
+        surls = [name for name in spellings if catalog.kind_of(name) is catalog.NameKind.SURL]
+        logical = {name: spelling for name, spelling in spellings.items() if name not in surls}
         files: list[tuple[str, list[str], storage.Checksums | None]] = [(surl, [surl], None) for surl in surls]
-        if lfns:
-            found = {entry.lfn: entry for entry in await self._lookup(lfns, credential)}
-            for lfn in lfns:
-                entry = found.get(lfn)
+        lfns: dict[str, str] = {}
+        if logical:
+            entries = await self._lookup(list(logical.values()), credential)
+            found = {name: entry for entry in entries for name in (f"lfn:{entry.lfn}", f"guid:{entry.guid}")}
+            for name, spelling in logical.items():
+                entry = found.get(spelling)
                 if entry is None or entry.content is None or not entry.replicas:
-                    raise NotFound("INPUT_DATA_UNKNOWN", f"{lfn} is not in the catalogue or has no replica", lfn=lfn)
+                    raise NotFound("INPUT_DATA_UNKNOWN", f"{name} is not in the catalogue or has no replica", lfn=name)
                 replicas = sorted((replica.surl for replica in entry.replicas), key=self._distance)
-                files.append((lfn, replicas, storage.Checksums(entry.content.adler32, entry.content.sha256)))
+                lfns[name] = entry.lfn
+                files.append((entry.lfn, replicas, storage.Checksums(entry.content.adler32, entry.content.sha256)))
         owner = (uid, gid) if uid > 0 else None
         targets = [name.rstrip("/").rpartition("/")[2] for name, _, _ in files]
         if len(set(targets)) != len(targets):
@@ -118,7 +122,7 @@ class DataMover:
                 raise InvalidRequest("INPUT_DATA_NAME", f"{name} has no usable last name")
             await self._bring_one(name, replicas, expected, folder / target, credential, owner)
         where = {name: replicas for name, replicas, _ in files}
-        return {name: where[name.removeprefix("lfn:")] for name in names}
+        return {name: where[lfns.get(name, name)] for name in names}
 
     def _distance(self, surl: str) -> int:
         """0 for a replica at this site's storage element, then 1."""

@@ -126,10 +126,11 @@ async def test_input_data_comes_from_the_far_replica_when_the_close_one_is_gone(
     kept = await storage.put_file(far, local, "cms")
     channel = await site.lab.channel("catalog", credential=site.alice)
     content = catalogue.Content(kept.size_bytes, kept.checksums.adler32, kept.checksums.sha256)
-    await catalogue.register(channel, "/grid/cms/far.dat", str(uuid.uuid4()), content, surl=kept.surl)
+    guid = str(uuid.uuid4())
+    await catalogue.register(channel, "/grid/cms/far.dat", guid, content, surl=kept.surl)
     gone = f"srm://localhost:{site.lab.port('storage.CERN')}/cms/{uuid.uuid4().hex}"
     await catalogue.add_replica(channel, "/grid/cms/far.dat", gone, kept.size_bytes, kept.checksums.adler32)
-    job_id, update = await site.run("sha256sum far.dat", input_data=["/grid/cms/far.dat"])
+    job_id, update = await site.run("sha256sum far.dat", input_data=[f"guid:{guid.upper()}"])
     assert update.state == pb.JOB_STATE_DONE, update
     assert (await client.output_files(site.channel, job_id))["out"].split()[0].decode() == kept.checksums.sha256
 

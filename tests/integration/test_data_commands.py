@@ -166,6 +166,10 @@ async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
     assert (await desk.call(files.stat_command, url))["lfn"] == LFN
     again = await desk.call(files.register_command, known["surl"], LFN)
     assert again["guid"] == made["guid"] and len(again["replicas"]) == 1
+    for other in (f"{LFN}/", f"guid:{made['guid'].upper()}", known["surl"]):
+        assert (await desk.call(data.locate_command, [other]))[0]["lfn"] == LFN
+        (row,) = await desk.call(data.replicate_command, [other], "RAL")
+        assert (row["lfn"], "error" in row) == (LFN, False)
     names = [str(desk.folder / "a"), LFN, f"guid:{made['guid']}", url, known["surl"]]
     rows = await desk.call(files.checksum_command, names)
     assert [(row["adler32"], row["sha256"]) for row in rows] == [(SUMS["adler32"], SUMS["sha256"])] * len(names)

@@ -19,6 +19,7 @@ app.add_typer(acl, name="acl")
 
 AsOperator = Annotated[bool, typer.Option("--operator", help="In the name of the grid's operator.")]
 Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Files: lfn:, guid:, or the SURL of a replica.")]
 
 
 class Dark(StrEnum):
@@ -159,7 +160,7 @@ def rm(
 
 @app.command()
 def replicate(
-    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files.")],
+    names: Names,
     to: Annotated[str, typer.Option("--to", help="Storage element: its name or its site.")],
     recursive: Recursive = False,
     as_json: Json = False,
@@ -174,7 +175,7 @@ def replicate(
     """
     from agents.user_interface import data
 
-    console.run_async(data.replicate_command(lfns, to, recursive=recursive, as_json=as_json))
+    console.run_async(data.replicate_command(names, to, recursive=recursive, as_json=as_json))
 
 
 @app.command()
@@ -229,7 +230,7 @@ def subscriptions(operator: AsOperator = False, state: State = None, as_json: Js
 
 @app.command()
 def locate(
-    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files (or guid:...).")],
+    names: Names,
     as_json: Json = False,
 ) -> None:
     """Show where the replicas of files are.
@@ -240,7 +241,7 @@ def locate(
     """
     from agents.user_interface import data
 
-    console.run_async(data.locate_command(lfns, as_json=as_json))
+    console.run_async(data.locate_command(names, as_json=as_json))
 
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="lfn:, guid:, srm:, or the https: URL of a WebDAV client.")]
@@ -291,7 +292,7 @@ def withdraw(lfn: Lfn, who: Readers, as_json: Json = False) -> None:
 
 @app.command()
 def stage(
-    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files (or guid:...).")],
+    names: Names,
     se: Annotated[str | None, typer.Option("--se", help="The replica there: name or site.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until they are on disk.")] = False,
     pin: Annotated[
@@ -310,7 +311,7 @@ def stage(
     """
     from agents.user_interface import staging
 
-    console.run_async(staging.stage_command(lfns, se, wait=wait, pin=pin, release=release, as_json=as_json))
+    console.run_async(staging.stage_command(names, se, wait=wait, pin=pin, release=release, as_json=as_json))
 
 
 @app.command()

@@ -16,6 +16,7 @@ pool = typer.Typer(help="Add disks, empty them, take them out.", no_args_is_help
 app.add_typer(pool, name="pool")
 
 Se = Annotated[str, typer.Argument(metavar="SE", help="Storage element: its name or its site.")]
+Now = Annotated[bool, typer.Option("--now", help="Begin a round now, if none is under way.")]
 Path = Annotated[str, typer.Argument(metavar="PATH", help="The pool's directory on the element's host.")]
 
 
@@ -72,12 +73,7 @@ def pool_rm(se: Se, path: Path, state: State = None, as_json: Json = False) -> N
 
 
 @app.command()
-def scrub(
-    se: Se,
-    now: Annotated[bool, typer.Option("--now", help="Begin a round now, if none is under way.")] = False,
-    state: State = None,
-    as_json: Json = False,
-) -> None:
+def scrub(se: Se, now: Now = False, state: State = None, as_json: Json = False) -> None:
     """Show how far the scrubber is, and which files are damaged or lost. Exit 1 if there are any.
 
     \b
@@ -91,12 +87,7 @@ def scrub(
 
 
 @app.command()
-def reconcile(
-    se: Se,
-    now: Annotated[bool, typer.Option("--now", help="Begin a round now, if none is under way.")] = False,
-    state: State = None,
-    as_json: Json = False,
-) -> None:
+def reconcile(se: Se, now: Now = False, state: State = None, as_json: Json = False) -> None:
     """Show which files only the storage element or only the catalogue has. Exit 1 if there are any.
 
     \b

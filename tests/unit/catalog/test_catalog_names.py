@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.catalog.names import MAX_PATH_LENGTH, new_guid, parse_file_lfn, parse_guid, parse_lfn
+from agents.catalog.names import (
+    MAX_PATH_LENGTH,
+    NameKind,
+    kind_of,
+    new_guid,
+    one_spelling,
+    parse_file_lfn,
+    parse_guid,
+    parse_lfn,
+)
 from fabric.errors import InvalidRequest
 
 
@@ -82,3 +91,26 @@ def test_guids() -> None:
     for wrong in ("", "guid:", guid[:-1], guid + "0", guid.replace("-", ""), "{" + guid + "}", guid + "\n"):
         with pytest.raises(InvalidRequest):
             parse_guid(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "spelling"),
+    [
+        ("/grid/cms/a", NameKind.LFN, "lfn:/grid/cms/a"),
+        ("lfn:/grid/cms/dir/", NameKind.LFN, "lfn:/grid/cms/dir"),
+        ("lfn:/grid/cms/cafe\u0301", NameKind.LFN, "lfn:/grid/cms/caf\u00e9"),
+        ("lfn:/grid/cms/of srm:b", NameKind.LFN, "lfn:/grid/cms/of srm:b"),
+        ("GUID:0F8FAD5B-D9CB-469F-A165-70867728950E", NameKind.GUID, "guid:0f8fad5b-d9cb-469f-a165-70867728950e"),
+        ("srm://se.cern.ch:8443/cms/0A", NameKind.SURL, "srm://se.cern.ch:8443/cms/0A"),
+        ("gsiftp://ftp.cern.ch/a", NameKind.SURL, "gsiftp://ftp.cern.ch/a"),
+    ],
+)
+def test_what_kind_of_name_it_is_and_its_one_spelling(text: str, kind: NameKind, spelling: str) -> None:
+    assert (kind_of(text), one_spelling(text)) == (kind, spelling)
+    assert (kind_of(spelling), one_spelling(spelling)) == (kind, spelling)
+
+
+@pytest.mark.parametrize("text", ["", "a", "guid:1", "guid:", "lfn://grid/cms/a", "/grid/cms//a", "://a", "/tmp/a"])
+def test_what_is_no_name_has_no_spelling(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        one_spelling(text)
