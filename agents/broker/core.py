@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.hashes import SHA256
-from gridfabric.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 
 from agents.broker import machine, why, wire
 from agents.broker import store as rows
 from agents.broker.blacklist import Blacklist
 from agents.broker.board import Board
 from agents.broker.config import BrokerOptions
-from agents.broker.input_staging import Input, InputStaging
+from agents.broker.input_staging import Input, InputStaging, storage_elements_of
 from agents.broker.journal import Journal
 from agents.broker.link import Link
 from agents.broker.matching import (
@@ -79,6 +78,8 @@ BLAMES_S = 1.0
 """What is held against CEs is written this long after it has changed: a broker that is killed forgets so much of it."""
 REPLICAS_VALID_S = 30.0
 """Answers of the catalogue are believed this long."""
+CATALOGUE_S = 5.0
+"""It has so long to answer; matching goes on without it."""
 
 
 class BrokerCore:
@@ -621,17 +622,13 @@ class BrokerCore:
         if unknown and endpoints:
             try:
                 channel = await self.context.channels.get(endpoints[0].host, endpoints[0].rpc)
-                stub = catalog_pb2_grpc.CatalogueStub(channel)
-                names = {lfn.removeprefix("lfn:"): lfn for lfn in unknown if not lfn.startswith("guid:")}
-                guids = [lfn.removeprefix("guid:") for lfn in unknown if lfn.startswith("guid:")]
-                answer = await stub.Lookup(catalog_pb2.LookupRequest(lfns=list(names), guids=guids), timeout=5.0)
-                self._replicas.update({lfn: (now_s, frozenset[str]()) for lfn in unknown})
-                for file in answer.files:
-                    where = (now_s, frozenset(replica.storage_element for replica in file.replicas))
-                    self._replicas[names.get(file.lfn, f"lfn:{file.lfn}")] = where
-                    self._replicas[f"guid:{file.guid}"] = where
+                async with asyncio.timeout(CATALOGUE_S):
+                    found = await storage_elements_of(channel, unknown)
+                self._replicas.update({name: (now_s, where) for name, where in found.items()})
             except GridError as error:
                 self.log.warning("catalogue.not_asked", reason=error.reason, sentence=error.sentence)
+            except TimeoutError:
+                self.log.warning("catalogue.not_asked", reason="NO_ANSWER", within_s=CATALOGUE_S)
         return {lfn: self._replicas[lfn][1] for lfn in lfns if lfn in self._replicas}
 
     async def compiled_for_question(

@@ -8,6 +8,7 @@ fails the job there with INPUT_DATA_ON_TAPE, which brings it back here. When no 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
@@ -18,7 +19,7 @@ from agents.broker.model import Cluster
 from agents.catalog import client as catalog
 from agents.storage import client as storage
 from fabric.context import AgentContext
-from fabric.errors import Exhausted, GridError
+from fabric.errors import Exhausted, GridError, InvalidRequest
 from security.credentials import Credential
 
 PIN_S = 4 * 3600.0
@@ -166,6 +167,21 @@ class InputStaging:
     async def _channel(self, door: str, credential: Credential) -> Any:
         host, _, port = door.rpartition(":")
         return await self._context.channels.get(host.strip("[]"), int(port), credential=credential)
+
+
+async def storage_elements_of(channel: Any, names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Where each of these files has replicas: at no storage element if it is unknown, or no valid name (one job's wrong
+    name keeps no other's files from being found). Raises GridError."""
+    spellings: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(InvalidRequest):
+            spellings[name] = catalog.one_spelling(name)
+    entries, _ = await catalog.lookup(channel, spellings.values())
+    found: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        where = frozenset(replica.storage_element for replica in entry.replicas)
+        found[f"lfn:{entry.lfn}"] = found[f"guid:{entry.guid}"] = where
+    return {name: found.get(spellings.get(name, ""), frozenset()) for name in names}
 
 
 def _door(surl: str) -> str:

@@ -524,6 +524,17 @@ async def test_jobs_wait_for_input_that_is_on_tape_and_say_so(workload: Workload
     others = [f"lfn:/grid/cms/{name}" for name in ("copied", "unknown")]
     await workload.ended([(await broker.submit(jdl.format(name))).job_id for name in others], timeout_s=60)
     assert waiting not in workload.ces["ce1"].jobs
+    # A name that cannot be one keeps nobody's files from being found, by any of their names.
+    core: Any = lab.agents["broker.CERN"].agent.core  # type: ignore[attr-defined]
+    (entry,), _ = await catalog.lookup(names, ["lfn:/grid/cms/copied"])
+    wanted = {"lfn:/grid/cms//copied/", "guid:7", "lfn:/grid/cms/copied/", f"guid:{entry.guid.upper()}"}
+    places = {replica.storage_element for replica in entry.replicas}
+    found = await core._find_replicas(wanted)
+    assert {name for name, where in found.items() if where == places} == {
+        "lfn:/grid/cms/copied/",
+        f"guid:{entry.guid.upper()}",
+    }
+    assert found["guid:7"] == found["lfn:/grid/cms//copied/"] == set()
     mounted.set()
     (job,) = await workload.ended([waiting], timeout_s=60)
     assert (state_name(job.state), job.attempt) == ("DONE", 1)
@@ -535,7 +546,6 @@ async def test_jobs_wait_for_input_that_is_on_tape_and_say_so(workload: Workload
     # When the jobs that need it have ended its pin goes, and her own stays.
     await storage.bring_online(channel, on_tape[:1], 1800.0)
     assert await pinned_s() > 3600
-    core: Any = lab.agents["broker.CERN"].agent.core  # type: ignore[attr-defined]
     await core.clean()
     assert 1700 < await pinned_s() < 1800
     await refused_holder(channel, on_tape[0])
