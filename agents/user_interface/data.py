@@ -570,6 +570,7 @@ async def replicate_command(
     async with open_for_user(environ) as grid:
         target = await find_element(grid, to)
         files = await lookup(grid, await files_of(grid, names) if recursive else names)
+        files = list({file.lfn: file for file in files}.values())  # of one file two names may be given
         failures = await replicate_all(grid, files, target, copied)
     rows += [{"lfn": "", "error": describe(error)} for error in failures]
     print_rows(

@@ -168,7 +168,7 @@ async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
     assert again["guid"] == made["guid"] and len(again["replicas"]) == 1
     for other in (f"{LFN}/", f"guid:{made['guid'].upper()}", known["surl"]):
         assert (await desk.call(data.locate_command, [other]))[0]["lfn"] == LFN
-        (row,) = await desk.call(data.replicate_command, [other], "RAL")
+        (row,) = await desk.call(data.replicate_command, [other, LFN], "RAL")
         assert (row["lfn"], "error" in row) == (LFN, False)
     names = [str(desk.folder / "a"), LFN, f"guid:{made['guid']}", url, known["surl"]]
     rows = await desk.call(files.checksum_command, names)
@@ -248,7 +248,7 @@ async def test_a_file_that_is_on_tape_is_staged_for_its_reader(desk: Desk) -> No
     (row,) = await desk.call(staging.stage_command, [LFN], None, wait=True, pin="2h", release=False)
     assert (row["state"], row["locality"]) == ("online", "ONLINE_AND_NEARLINE")
     assert (await desk.call(files.stat_command, surl))["pinned_until"] is not None
-    (row,) = await desk.call(staging.stage_command, [LFN], None, wait=False, pin=None, release=True)
+    (row,) = await desk.call(staging.stage_command, [row["surl"]], None, wait=False, pin=None, release=True)
     assert row["state"] == "released"
     assert (await desk.call(files.stat_command, surl))["pinned_until"] is None
 
