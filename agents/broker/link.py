@@ -46,6 +46,8 @@ MAX_MESSAGE_BYTES = 3 * 1024 * 1024
 MAX_SANDBOX_ROUNDS = 3
 """A gatekeeper that keeps missing files it was sent is treated as failing."""
 RECONCILE_LIMIT = 5000
+CANCELS_AT_ONCE = 1000
+"""Jobs in one Cancel."""
 CE_FULL_PAUSE_S = 1.0
 MAX_GATHER_S = 0.15
 """Updates this close together are stored together, when many come."""
@@ -397,22 +399,29 @@ class Link:
         )
 
     async def _cancel(self) -> None:
+        """Ask the CE for each once, and again while it says nothing. Goes through all of them: those it was asked for
+        a moment ago must not stand before the others."""
         core = self._core
-        found = await core.store.read(lambda c: rows.cancelling(c, self.owner, self.gatekeeper, 1000))
         now_s = core.now_s
         self._cancel_sent = {
             key: at for key, at in self._cancel_sent.items() if now_s - at < core.options.repeat_cancel_s
         }
-        due = [row for row in found if (row.job_id, row.job.attempt) not in self._cancel_sent]
-        if not due:
-            return
-        stub = await self._stub()
-        answer = await stub.Cancel(pb.CancelRequest(job_ids=[row.job_id for row in due]))
-        self._cancel_sent.update({(row.job_id, row.job.attempt): now_s for row in due})
-        unknown = set(answer.unknown)
-        await self._apply([(row.job_id, machine.UnknownAtCe(row.job.attempt)) for row in due if row.job_id in unknown])
-        if len(found) == 1000:
-            self.wake()
+        after, found = 0, CANCELS_AT_ONCE
+        while found == CANCELS_AT_ONCE:
+            page = await core.store.read(
+                lambda c, after=after: rows.cancelling(c, self.owner, self.gatekeeper, after, CANCELS_AT_ONCE)
+            )
+            found = len(page)
+            if page:
+                after = page[-1][0]
+            due = [(job_id, attempt) for _, job_id, attempt in page if (job_id, attempt) not in self._cancel_sent]
+            if not due:
+                continue
+            stub = await self._stub()
+            answer = await stub.Cancel(pb.CancelRequest(job_ids=[job_id for job_id, _ in due]))
+            self._cancel_sent.update(dict.fromkeys(due, now_s))
+            unknown = set(answer.unknown)
+            await self._apply([(job_id, machine.UnknownAtCe(attempt)) for job_id, attempt in due if job_id in unknown])
 
     async def _purge(self) -> None:
         core = self._core

@@ -480,13 +480,16 @@ def unsent(connection: sa.Connection, owner: str, gatekeeper: str) -> list[JobRo
     return [job_row(row) for row in rows]
 
 
-def cancelling(connection: sa.Connection, owner: str, gatekeeper: str, limit: int) -> list[JobRow]:
-    """Jobs to cancel at a CE that has acknowledged them."""
+def cancelling(
+    connection: sa.Connection, owner: str, gatekeeper: str, after: int, limit: int
+) -> list[tuple[int, str, int]]:
+    """Id, job id and attempt of jobs to cancel at a CE that has acknowledged them, from the first id above `after`."""
     rows = connection.exec_driver_sql(
-        f"SELECT {COLUMNS} FROM jobs WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) LIMIT ?",
-        (owner, gatekeeper, limit),
+        "SELECT id, job_id, attempt FROM jobs "
+        "WHERE cancelling = 1 AND owner = ? AND gatekeeper = ? AND state IN (3, 4) AND id > ? ORDER BY id LIMIT ?",
+        (owner, gatekeeper, after, limit),
     )
-    return [job_row(row) for row in rows]
+    return [(int(key), str(job_id), int(attempt)) for key, job_id, attempt in rows]
 
 
 def silent(connection: sa.Connection, owner: str, gatekeeper: str, before_us: int, limit: int) -> list[JobRow]:

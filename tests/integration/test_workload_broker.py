@@ -21,6 +21,7 @@ from support.workload import TRUE, Workload
 
 from agents.bookkeeping.client import BookkeepingClient, event_name, state_name
 from agents.broker.client import BrokerClient
+from agents.broker.link import CANCELS_AT_ONCE
 from agents.catalog import client as catalog
 from agents.storage import client as storage
 from agents.user_interface.connection import open_grid
@@ -217,7 +218,7 @@ async def test_retries_end(workload: Workload) -> None:
 
 
 async def test_cancel_in_every_state(workload: Workload) -> None:
-    await workload.start()
+    await workload.start(repeat_cancel_s=600.0)
     broker = await workload.broker()
     waiting = (await broker.submit(TRUE)).job_id
     assert (await workload.located(broker, waiting, "WAITING")).waiting_for
@@ -233,6 +234,16 @@ async def test_cancel_in_every_state(workload: Workload) -> None:
     await workload.ended([queued, *parent.children])
     again = await broker.cancel([queued, "https://nowhere:1/x"])
     assert [item.outcome for item in again] == ["already-ended", "unknown"]
+    # A CE that is slow to end jobs is asked for all of them, whatever their number, and for each once.
+    ce.cancels.clear()
+    ce.cancels_at_once = False
+    ce.slots = 2 * CANCELS_AT_ONCE
+    many = await broker.submit(TRUE + f"Parameters = {CANCELS_AT_ONCE + 100};")
+    await until(lambda: set(many.children) <= set(ce.jobs), "all jobs are at the CE")
+    await workload.located(broker, many.children[-1], "SCHEDULED")
+    await broker.cancel([many.job_id])
+    await until(lambda: len(ce.cancels) >= len(many.children), lambda: f"asked for {len(ce.cancels)}")
+    assert sorted(ce.cancels) == sorted(many.children)
 
 
 async def test_a_full_ce_gives_jobs_back_without_a_retry(workload: Workload) -> None:

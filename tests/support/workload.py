@@ -57,6 +57,9 @@ class PlayedCe:
         """Jobs run to DONE at once; else they stay queued."""
         self.on_submit: Callable[[int, gk.SubmitRequest], Any] | None = None
         """Called with the number of the call; may raise before or return outcomes."""
+        self.cancels: list[str] = []
+        self.cancels_at_once = True
+        """Else it takes cancellations and says no more of them."""
         self.lose_replies = 0
         self.fails: Callable[[gk.Job], gk.JobUpdate | None] = lambda job: None
 
@@ -187,8 +190,9 @@ class PlayedGatekeeper(Agent, gk_grpc.GatekeeperServicer):
         return gk.SubmitResponse(outcomes=[gk.SubmitOutcome(job_id=job.job_id, accepted=True) for job in request.jobs])
 
     async def Cancel(self, request: gk.CancelRequest, context: Any) -> gk.CancelResponse:
+        self.ce.cancels.extend(request.job_ids)
         for job_id in request.job_ids:
-            if job_id in self.ce.jobs:
+            if job_id in self.ce.jobs and self.ce.cancels_at_once:
                 attempt = self.ce.jobs[job_id].attempt
                 self.ce.update(current_peer().subject, job_id, attempt, gk.JOB_STATE_CANCELLED)
         return gk.CancelResponse(unknown=[job_id for job_id in request.job_ids if job_id not in self.ce.jobs])

@@ -171,7 +171,8 @@ def test_work_that_is_left_is_found_after_a_restart(opened):
     opened.step((four.job_id, m.Ended(1)), (four.job_id, m.OutputFetched()))
     assert [row.job_id for row in opened.read(rows.ready, ALICE, "h:1", 9)] == [two.job_id, one.job_id]
     assert [row.job_id for row in opened.read(rows.unsent, ALICE, "h:1")] == [one.job_id]
-    assert [row.job_id for row in opened.read(rows.cancelling, ALICE, "h:1", 9)] == [three.job_id]
+    assert opened.read(rows.cancelling, ALICE, "h:1", 0, 9) == [(three.id, three.job_id, 1)]
+    assert opened.read(rows.cancelling, ALICE, "h:1", three.id, 9) == []
     assert opened.read(rows.purgeable, ALICE, "h:1", 9) == [four.job_id]
     counts = opened.read(rows.counts)
     assert counts.links == {(ALICE, "h:1")}
