@@ -42,7 +42,7 @@ bookkeeping = {{}}
 catalog = {{}}
 storage = {{}}
 gatekeeper = {{}}
-worker = {{ count = {workers}, slots = {slots} }}
+worker = {{ count = {workers}, slots = {slots}, processes = 16384 }}
 [[site]]
 name = "FAR"
 location = "this machine"
