@@ -11,8 +11,10 @@ UNIQUE_ID_LENGTH = 22
 
 
 def unique_id(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
-    """22 characters of `A-Za-z0-9_-` holding 128 random bits. `random_bytes` is replaceable for repeatable tests."""
-    return base64.urlsafe_b64encode(random_bytes(16)).rstrip(b"=").decode("ascii")
+    """22 characters of `A-Za-z0-9_-` holding 128 random bits, but for the first: a `-` there would make a command take
+    it for an option, and is `A` instead. `random_bytes` is replaceable for repeatable tests."""
+    text = base64.urlsafe_b64encode(random_bytes(16)).rstrip(b"=").decode("ascii")
+    return "A" + text[1:] if text.startswith("-") else text
 
 
 def is_unique_id(text: str) -> bool:

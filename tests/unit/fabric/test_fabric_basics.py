@@ -45,6 +45,8 @@ def test_clocks() -> None:
 def test_unique_ids() -> None:
     made = {unique_id() for _ in range(1000)}
     assert len(made) == 1000 and all(is_unique_id(name) for name in made)
+    assert not any(name.startswith("-") for name in made), "a command would take it for an option"
+    assert unique_id(lambda size: b"\xfb" * size)[:2] == "A_"
     assert unique_id(lambda count: b"\0" * count) == "A" * 22
     for bad in ("", "A" * 21, "A" * 23, "A" * 21 + "/", "Ä" * 22):
         assert not is_unique_id(bad)
