@@ -9,7 +9,7 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 
 from agents.catalog.config import parse_config
 from agents.catalog.servicer import RULES, CatalogueServicer
-from agents.catalog.store import CatalogStore, metadata
+from agents.catalog.store import MIGRATIONS, CatalogStore, metadata
 from fabric import glue13, glue_model
 from fabric.agent import Agent, AgentHealth, AgentState
 from fabric.clock import utc_text
@@ -27,7 +27,7 @@ class CatalogAgent(Agent):
     def __init__(self, context: AgentContext) -> None:
         super().__init__(context)
         config = parse_config(context.settings.options)
-        store = CatalogStore(context.store("catalog", metadata, database=config.database))
+        store = CatalogStore(context.store("catalog", metadata, MIGRATIONS, database=config.database))
         self.servicer = CatalogueServicer(store, config, context.settings, clock=context.clock, log=context.log)
         add: Any = catalog_pb2_grpc.add_CatalogueServicer_to_server
         self.services = [RpcService(self.servicer, add, RULES)]

@@ -30,6 +30,7 @@ __all__ = [
     "NewReplica",
     "Replica",
     "access_of",
+    "add_alias",
     "add_replica",
     "add_replica_many",
     "kind_of",
@@ -37,6 +38,7 @@ __all__ = [
     "list_page",
     "lookup",
     "make_directory",
+    "names_of",
     "new_guid",
     "one_spelling",
     "parse_file_lfn",
@@ -268,6 +270,21 @@ async def make_directory(channel: Any, directory: str, *, make_parents: bool = F
     await catalog_pb2_grpc.CatalogueStub(channel).MakeDirectory(
         pb.MakeDirectoryRequest(directory=directory, make_parents=make_parents)
     )
+
+
+async def add_alias(channel: Any, name: str, alias: str) -> str:
+    """Give the file `name` (LFN, or GUID as `guid:...`) one more LFN, its directories made when missing; the GUID.
+    Again: succeeds. Raises NotFound, AlreadyExists(LFN_TAKEN)."""
+    lfn, guid = _name(name)
+    request = pb.AddAliasRequest(lfn=lfn, guid=guid, alias=alias, make_parents=True)
+    return (await catalog_pb2_grpc.CatalogueStub(channel).AddAlias(request)).guid
+
+
+async def names_of(channel: Any, name: str) -> list[str]:
+    """Every LFN of a file (LFN, or GUID as `guid:...`) that the caller may list, its own first. Raises NotFound."""
+    lfn, guid = _name(name)
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).ListNames(pb.ListNamesRequest(lfn=lfn, guid=guid))
+    return list(answer.lfns)
 
 
 async def remove(channel: Any, lfn: str, *, force: bool = False, missing_ok: bool = False) -> None:

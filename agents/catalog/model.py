@@ -12,6 +12,8 @@ from fabric.errors import InvalidRequest
 MAX_SURL_LENGTH = 1024
 MAX_REPLICAS = 1000
 """Of one file: more sites than any grid had; a loop that adds replicas stops here."""
+MAX_ALIASES = 100
+"""Of one file, beside its own name."""
 MAX_LOOKUP = 1000
 """Names in one Lookup."""
 DEFAULT_PAGE = 1000
@@ -67,6 +69,8 @@ class Entry:
     guid: str = ""
     content: Content | None = None
     replicas: tuple[Replica, ...] = ()
+    alias_of: str = ""
+    """If `lfn` is an alias: the file's own name."""
 
     @property
     def is_directory(self) -> bool:

@@ -48,6 +48,8 @@ RULES: dict[str, Rule] = {
     "List": user,
     "Watch": user,
     "MakeDirectory": user,
+    "AddAlias": user,
+    "ListNames": user,
     "Remove": user,
     "GetAccess": any_of(user, administrator),
     "SetAccess": any_of(user, administrator),
@@ -261,6 +263,21 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         await self._store.make_directory(lfn, Caller.of(peer), request.make_parents, to_us(self._clock.now()))
         self._log.audit("catalog.directory_made", **peer.trail, lfn=lfn.path)
         return pb.MakeDirectoryResponse()
+
+    async def AddAlias(self, request: pb.AddAliasRequest, context: Any) -> pb.AddAliasResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        key, alias = _key(peer, request.lfn, request.guid), _own(peer, parse_file_lfn(request.alias))
+        now_us = to_us(self._clock.now())
+        guid = await self._store.add_alias(key, alias, Caller.of(peer), request.make_parents, now_us)
+        self._log.audit("catalog.alias_added", **peer.trail, lfn=alias.path, guid=guid)
+        return pb.AddAliasResponse(guid=guid)
+
+    async def ListNames(self, request: pb.ListNamesRequest, context: Any) -> pb.ListNamesResponse:
+        """See the proto."""
+        peer = current_peer(context)
+        found = await self._store.names_of(_key(peer, request.lfn, request.guid), Caller.of(peer))
+        return pb.ListNamesResponse(lfns=found)
 
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
         """See the proto."""

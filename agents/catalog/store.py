@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql
 
 from agents.catalog import access
 from agents.catalog.access import AccessList, Caller, Grant, Right
-from agents.catalog.model import MAX_REPLICAS, Content, Entry, NewFile, Replica
+from agents.catalog.model import MAX_ALIASES, MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
 from fabric.gathering import Gathered
@@ -66,6 +66,7 @@ entries = sa.Table(
     sa.Column("name", _TEXT, primary_key=True),
     sa.Column("directory_id", _NUMBER, sa.ForeignKey("directories.id")),
     sa.Column("file_id", _NUMBER, sa.ForeignKey("files.id")),
+    sa.Column("linked_by", _TEXT),  # of an alias: who made it; nothing for a file's own name
     sa.CheckConstraint("(directory_id IS NULL) <> (file_id IS NULL)", name="ck_entries_one_kind"),
     sa.Index("ix_entries_directory", "directory_id", **_where("directory_id IS NOT NULL")),
     sa.Index("ix_entries_file", "file_id", **_where("file_id IS NOT NULL")),
@@ -82,17 +83,25 @@ replicas = sa.Table(
     sqlite_with_rowid=False,
 )
 
+
+def _add_aliases(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE entries ADD COLUMN linked_by TEXT")
+
+
+MIGRATIONS = (_add_aliases,)
+"""See `Store`."""
+
 _FILE = "f.id, f.guid, f.vo, f.size_bytes, f.adler32, f.sha256, f.owner, f.created_at_us"
 _BY_NAME = (
-    f"SELECT {_FILE}, d.path || '/' || e.name FROM directories d JOIN entries e ON e.parent_id = d.id "
+    f"SELECT {_FILE}, d.path || '/' || e.name, e.linked_by FROM directories d JOIN entries e ON e.parent_id = d.id "
     "JOIN files f ON f.id = e.file_id "
 )
 _BY_GUID = (
     f"SELECT {_FILE}, d.path || '/' || e.name FROM files f JOIN entries e ON e.file_id = f.id "
-    "JOIN directories d ON d.id = e.parent_id "
+    "AND e.linked_by IS NULL JOIN directories d ON d.id = e.parent_id "
 )
 
-_FOUND = f"SELECT {_FILE}, d.path || '/' || e.name, r.surl, r.storage_element, r.created_at_us"
+_FOUND = f"SELECT {_FILE}, d.path || '/' || e.name, r.surl, r.storage_element, r.created_at_us, e.linked_by"
 _BY_NAMES = (
     f"{_FOUND}, d.path || '/' || e.name FROM {{pairs}} {{join}} directories d ON d.path = {{first}} "
     "{join} entries e ON e.parent_id = d.id AND e.name = {second} "
@@ -100,11 +109,15 @@ _BY_NAMES = (
 )
 _BY_GUIDS = (
     f"{_FOUND}, f.guid FROM {{texts}} {{join}} files f ON f.guid = j.value {{join}} entries e ON e.file_id = f.id "
-    "{join} directories d ON d.id = e.parent_id LEFT JOIN replicas r ON r.file_id = f.id"
+    "AND e.linked_by IS NULL {join} directories d ON d.id = e.parent_id LEFT JOIN replicas r ON r.file_id = f.id"
+)
+_OWN_NAMES = (
+    "SELECT f.guid, d.path || '/' || e.name FROM {texts} {join} files f ON f.guid = j.value {join} entries e "
+    "ON e.file_id = f.id AND e.linked_by IS NULL {join} directories d ON d.id = e.parent_id"
 )
 _BY_SURLS = (
     f"{_FOUND}, s.surl FROM {{texts}} {{join}} replicas s ON s.surl = j.value {{join}} files f ON f.id = s.file_id "
-    "{join} entries e ON e.file_id = f.id {join} directories d ON d.id = e.parent_id "
+    "{join} entries e ON e.file_id = f.id AND e.linked_by IS NULL {join} directories d ON d.id = e.parent_id "
     "LEFT JOIN replicas r ON r.file_id = f.id"
 )
 _DIALECTS = {
@@ -172,6 +185,14 @@ class CatalogStore:
     async def remove(self, lfn: Lfn, caller: Caller, force: bool, by_owner: bool) -> None:
         """See `remove`."""
         await self._store.write(lambda connection: remove(connection, lfn, caller, force, by_owner))
+
+    async def add_alias(self, key: Lfn | str, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> str:
+        """See `add_alias`."""
+        return await self._store.write(lambda connection: add_alias(connection, key, lfn, caller, make_parents, now_us))
+
+    async def names_of(self, key: Lfn | str, caller: Caller) -> list[str]:
+        """See `names_of`."""
+        return await self._store.read(lambda connection: names_of(connection, key, caller))
 
     async def access(self, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:
         """Whose a name is, and the list that it goes by. Raises NotFound LFN_NOT_FOUND, Refused ACCESS_DENIED."""
@@ -325,6 +346,37 @@ def remove_replica(
     return row[8], row[1]
 
 
+def add_alias(
+    connection: sa.Connection, key: Lfn | str, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int
+) -> str:
+    """Give a file one more name; the GUID of the file. `key` may be an alias itself: the new name is one of the file,
+    not of that name, so there are no chains, no loops and no names of nothing. Again: succeeds.
+
+    Raises NotFound(LFN_NOT_FOUND | DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN), Exhausted(TOO_MANY_ALIASES),
+    Refused(ACCESS_DENIED).
+    """
+    row = _file(connection, key, caller.vo)
+    access.require(connection, caller, Right.LIST, Lfn(row[8]))
+    access.require(connection, caller, Right.ADD, lfn)
+    parent_id = _directory(connection, lfn.parent, caller.subject, make_parents, now_us)
+    done = _one(
+        connection,
+        "INSERT INTO entries (parent_id, name, file_id, linked_by) VALUES (?,?,?,?) ON CONFLICT DO NOTHING RETURNING 1",
+        (parent_id, lfn.name, row[0], caller.subject),
+    )
+    if done is None:
+        named = "SELECT 1 FROM entries WHERE parent_id = ? AND name = ? AND file_id = ?"
+        if _one(connection, named, (parent_id, lfn.name, row[0])) is None:
+            raise _taken(connection, lfn, parent_id)
+        return str(row[1])
+    count = rows(connection, "SELECT COUNT(*) FROM entries WHERE file_id = ?", (row[0],))[0][0]
+    if count > 1 + MAX_ALIASES:
+        raise Exhausted(
+            "TOO_MANY_ALIASES", f"{row[8]} has {MAX_ALIASES} aliases already; remove some first", lfn=row[8]
+        )
+    return str(row[1])
+
+
 def make_directory(connection: sa.Connection, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> None:
     """Make a directory. One that is there is fine. Raises NotFound(DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN),
     Refused(ACCESS_DENIED)."""
@@ -338,27 +390,30 @@ def make_directory(connection: sa.Connection, lfn: Lfn, caller: Caller, make_par
 
 
 def remove(connection: sa.Connection, lfn: Lfn, caller: Caller, force: bool, by_owner: bool) -> None:
-    """Take a name away: an empty directory, or a file without replicas (with `force` also one with).
+    """Take a name away: an empty directory, or a file without replicas (with `force` also one with). A file's aliases
+    go with its own name; an alias goes alone.
 
     Raises NotFound(LFN_NOT_FOUND), Conflict(HAS_REPLICAS | DIRECTORY_NOT_EMPTY), Refused(ACCESS_DENIED | NOT_OWNER).
     """
     row = _one(
         connection,
-        "SELECT e.parent_id, e.directory_id, e.file_id FROM directories d JOIN entries e ON e.parent_id = d.id "
-        "WHERE d.path = ? AND e.name = ?",
+        "SELECT e.parent_id, e.directory_id, e.file_id, e.linked_by FROM directories d JOIN entries e "
+        "ON e.parent_id = d.id WHERE d.path = ? AND e.name = ?",
         (lfn.parent, lfn.name),
     )
     if row is None:
         raise _unknown(lfn)
-    parent_id, directory_id, file_id = row
-    if file_id is not None:
+    parent_id, directory_id, file_id, linked_by = row
+    if linked_by is not None:
+        _require_removal(connection, lfn, linked_by, caller, by_owner)
+    elif file_id is not None:
         _remove_file(connection, lfn, file_id, caller, force, by_owner)
     else:
         _remove_directory(connection, lfn, directory_id, caller, by_owner)
     run(connection, "DELETE FROM entries WHERE parent_id = ? AND name = ?", (parent_id, lfn.name))
-    if file_id is not None:
+    if linked_by is None and file_id is not None:
         run(connection, "DELETE FROM files WHERE id = ?", (file_id,))
-    else:
+    elif file_id is None:
         run(connection, "DELETE FROM directories WHERE id = ?", (directory_id,))
     access.forget(connection, lfn)
 
@@ -377,6 +432,9 @@ def _remove_file(
             replicas=count,
         )
     run(connection, "DELETE FROM replicas WHERE file_id = ?", (file_id,))
+    for path, _ in _names(connection, file_id):
+        access.forget(connection, Lfn(path))
+    run(connection, "DELETE FROM entries WHERE file_id = ?", (file_id,))
 
 
 def _remove_directory(connection: sa.Connection, lfn: Lfn, directory_id: int, caller: Caller, by_owner: bool) -> None:
@@ -420,6 +478,7 @@ def lookup(connection: sa.Connection, questions: Sequence[Question]) -> list[lis
     by_guid = _entries(connection, _BY_GUIDS, [guid for one in questions for guid in one.guids])
     by_surl = _entries(connection, _BY_SURLS, [surl for one in questions for surl in one.surls])
     names = {lfn.path: lfn for one in questions for lfn in one.lfns}
+    names |= {entry.alias_of: Lfn(entry.alias_of) for entry in by_name.values() if entry.alias_of}
     names |= {entry.lfn: Lfn(entry.lfn) for found in (by_guid, by_surl) for entry in found.values()}
     lists = access.nearest(connection, names.values()) if names else {}
 
@@ -431,10 +490,11 @@ def lookup(connection: sa.Connection, questions: Sequence[Question]) -> list[lis
 
     def answer(one: Question) -> list[Entry] | GridError:
         if one.caller is not None and lists:
-            for lfn in one.lfns:
+            own = [by_name[lfn.path].alias_of for lfn in one.lfns if lfn.path in by_name]
+            for path in [*(lfn.path for lfn in one.lfns), *filter(None, own)]:
                 try:
-                    if lfn.path in lists:
-                        lists[lfn.path].require(one.caller, Right.LIST, lfn)
+                    if path in lists:
+                        lists[path].require(one.caller, Right.LIST, names[path])
                 except Refused as error:
                     return error
         found = [by_name[lfn.path] for lfn in one.lfns if lfn.path in by_name]
@@ -451,13 +511,47 @@ def _entries(connection: sa.Connection, sql: str, asked: Sequence[Any]) -> dict[
         return {}
     found: dict[str, tuple[Row, list[Replica]]] = {}
     for row in rows(connection, _in_dialect(sql, connection.dialect.name), (json.dumps(asked),)):
-        _, replicas_of_file = found.setdefault(row[12], (row, []))
+        _, replicas_of_file = found.setdefault(row[13], (row, []))
         if row[9] is not None:
             replicas_of_file.append(Replica(row[9], row[10], row[11]))
+    own = _own_names(connection, {row[1] for row, _ in found.values() if row[12] is not None})
     return {
-        key: Entry(row[8], row[6], row[7], row[1], _content(row), tuple(sorted(copies, key=_age)))
+        key: Entry(
+            row[8], row[6], row[7], row[1], _content(row), tuple(sorted(copies, key=_age)),
+            own[row[1]] if row[12] is not None else "",
+        )
         for key, (row, copies) in found.items()
-    }
+    }  # fmt: skip
+
+
+def _own_names(connection: sa.Connection, guids: Iterable[str]) -> dict[str, str]:
+    """Paths of files by GUID."""
+    asked = list(guids)
+    if not asked:
+        return {}
+    found = rows(connection, _in_dialect(_OWN_NAMES, connection.dialect.name), (json.dumps(asked),))
+    return {guid: path for guid, path in found}
+
+
+def _names(connection: sa.Connection, file_id: int) -> list[tuple[str, bool]]:
+    """Every name of a file, and whether it is an alias; its own name first."""
+    found = rows(
+        connection,
+        "SELECT d.path || '/' || e.name, e.linked_by IS NOT NULL FROM entries e JOIN directories d "
+        "ON d.id = e.parent_id WHERE e.file_id = ?",
+        (file_id,),
+    )
+    return sorted(((path, bool(alias)) for path, alias in found), key=lambda name: (name[1], name[0]))
+
+
+def names_of(connection: sa.Connection, key: Lfn | str, caller: Caller) -> list[str]:
+    """Its own name first, then the aliases that the caller may list. Raises NotFound(LFN_NOT_FOUND),
+    Refused(ACCESS_DENIED)."""
+    row = _file(connection, key, caller.vo)
+    access.require(connection, caller, Right.LIST, Lfn(row[8]))
+    paths = [path for path, _ in _names(connection, int(row[0]))]
+    lists = access.nearest(connection, map(Lfn, paths))
+    return [path for path in paths if path not in lists or lists[path].allows(caller, Right.LIST)]
 
 
 def _age(replica: Replica) -> tuple[int, str]:
@@ -497,11 +591,13 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
     listed = rows(
         connection,
         "SELECT p.name, f.guid, f.size_bytes, f.adler32, f.sha256, COALESCE(f.owner, s.owner), "
-        "COALESCE(f.created_at_us, s.created_at_us) FROM (SELECT * FROM entries WHERE parent_id = ? AND name > ? "
+        "COALESCE(f.created_at_us, s.created_at_us), p.linked_by IS NOT NULL FROM "
+        "(SELECT * FROM entries WHERE parent_id = ? AND name > ? "
         "ORDER BY name LIMIT ?) p LEFT JOIN files f ON f.id = p.file_id LEFT JOIN directories s ON s.id = "
         "p.directory_id ORDER BY p.name",
         (found[0], after, limit),
     )
+    own = _own_names(connection, {row[1] for row in listed if row[7]})
     return [
         Entry(
             lfn=f"{directory.path}/{name}",
@@ -509,8 +605,9 @@ def page(connection: sa.Connection, directory: Lfn, after: str, limit: int) -> l
             created_at_us=created,
             guid=guid or "",
             content=None if guid is None else Content(size, adler32, sha256),
+            alias_of=own[guid] if alias else "",
         )
-        for name, guid, size, adler32, sha256, owner, created in listed
+        for name, guid, size, adler32, sha256, owner, created, alias in listed
     ]
 
 
@@ -523,9 +620,11 @@ def _one(connection: sa.Connection, sql: str, values: Sequence[Any] = ()) -> Row
 
 
 def _file(connection: sa.Connection, key: Lfn | str, vo: str) -> Row:
-    """The row of a file by name or GUID; of another VO it does not exist."""
+    """The row of a file by name, alias or GUID, with its own name; of another VO it does not exist."""
     if isinstance(key, Lfn):
         row = _one(connection, _BY_NAME + "WHERE d.path = ? AND e.name = ?", (key.parent, key.name))
+        if row is not None and row[9] is not None:
+            row = _one(connection, _BY_GUID + "WHERE f.guid = ?", (row[1],))
     else:
         row = _one(connection, _BY_GUID + "WHERE f.guid = ? AND f.vo = ?", (key, vo))
     if row is None:
@@ -614,7 +713,7 @@ def _owner(connection: sa.Connection, lfn: Lfn) -> str | None:
         return ""
     row = _one(
         connection,
-        "SELECT COALESCE(f.owner, s.owner) FROM directories d JOIN entries e ON e.parent_id = d.id "
+        "SELECT COALESCE(e.linked_by, f.owner, s.owner) FROM directories d JOIN entries e ON e.parent_id = d.id "
         "LEFT JOIN files f ON f.id = e.file_id LEFT JOIN directories s ON s.id = e.directory_id "
         "WHERE d.path = ? AND e.name = ?",
         (lfn.parent, lfn.name),

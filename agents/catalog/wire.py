@@ -24,6 +24,7 @@ def entry_to_wire(entry: Entry) -> pb.File:
             for r in entry.replicas
         ],
         is_directory=entry.is_directory,
+        alias_of=entry.alias_of,
     )
 
 
@@ -36,6 +37,7 @@ def entry_from_wire(file: pb.File) -> Entry:
         guid=file.guid,
         content=None if file.is_directory else Content(file.size_bytes, file.adler32, file.sha256),
         replicas=tuple(Replica(r.surl, r.storage_element, r.created_at_us) for r in file.replicas),
+        alias_of=file.alias_of,
     )
 
 

@@ -441,33 +441,46 @@ async def _with_replicas(channel: Any, files: list[catalog.Entry]) -> list[catal
     return [complete.get(file.lfn, file) for file in files]
 
 
-async def remove(grid: Grid, lfn: str, se: str | None) -> list[str]:
-    """Remove the replica at `se`, or every replica and then the name. Returns the SURLs removed. Raises GridError."""
+async def remove(grid: Grid, name: str, se: str | None) -> list[str]:
+    """Remove the replica that is named, or the one at `se`, or every replica and then the name with its aliases; of an
+    alias the alias alone. Returns the SURLs removed. Raises GridError."""
     names = await grid.channel("catalog")
-    found, _ = await catalog.lookup(names, [lfn])
-    if not found or found[0].is_directory:
-        if se is not None:
-            raise NotFound("LFN_UNKNOWN", f"the catalogue has no file {lfn}", lfn=lfn)
-        await catalog.remove(names, lfn)  # an empty directory; the catalogue says so if it is not there
+    found, _ = await catalog.lookup(names, [name])
+    kind = catalog.kind_of(name)
+    if not found:
+        if se is not None or kind is not catalog.NameKind.LFN:
+            raise NotFound("LFN_UNKNOWN", f"the catalogue has no file {name}", lfn=name)
+        await catalog.remove(names, name)  # an empty directory; the catalogue says so if it is not there
         return []
-    file = found[0]
+    file, lfn = found[0], lfn_of(found[0])
+    if kind is catalog.NameKind.SURL:
+        await _remove_replicas(grid, lfn, [name])
+        return [name]
+    if file.alias_of and se is None:
+        await catalog.remove(names, lfn)
+        return []
     element = await find_element(grid, se) if se is not None else None
-    chosen = [r for r in file.replicas if element is None or is_at(r, element)]
+    chosen = [r.surl for r in file.replicas if element is None or is_at(r, element)]
     if element is not None and not chosen:
         raise NotFound("NO_REPLICA", f"{lfn} has no replica at {element.name}", lfn=lfn)
-    for replica in chosen[:1]:  # before any data is gone
-        await catalog.remove_replica(names, lfn, replica.surl, dry_run=True)
     key_id = await sealed_with(grid, file) if element is None else None
-    for replica in chosen:
-        await _remove_data(grid, replica.surl)
-        await catalog.remove_replica(names, lfn, replica.surl)
+    await _remove_replicas(grid, lfn, chosen)
     if element is None:
         await catalog.remove(names, lfn)
     if key_id is not None:  # last: a file whose key is gone is gone
         failures = await key_stores(grid).forget(key_id)
         if failures:
             console.warn(f"{lfn} is removed, and {len(failures)} shares of its key are not: {failures[0]}")
-    return [replica.surl for replica in chosen]
+    return chosen
+
+
+async def _remove_replicas(grid: Grid, lfn: str, surls: Sequence[str]) -> None:
+    names = await grid.channel("catalog")
+    for surl in surls[:1]:  # before any data is gone
+        await catalog.remove_replica(names, lfn, surl, dry_run=True)
+    for surl in surls:
+        await _remove_data(grid, surl)
+        await catalog.remove_replica(names, lfn, surl)
 
 
 async def _remove_data(grid: Grid, surl: str) -> None:
@@ -495,9 +508,9 @@ async def remove_command(
     environ: Mapping[str, str] = os.environ,
 ) -> None:
     """`grid data rm`."""
-    names = [check_lfn(lfn).rstrip("/") for lfn in lfns]
+    names = [check_name(lfn).rstrip("/") for lfn in lfns]
     if recursive:
-        for name in names:
+        for name in map(check_lfn, names):
             if catalog.parse_lfn(name).is_vo_root:
                 raise UsageProblem(f"{name} has all that a VO keeps; name directories below it")
     rows: list[dict[str, Any]] = []
@@ -550,6 +563,36 @@ async def _remove_files_below(grid: Grid, name: str, remove_one: Callable[..., A
         if error.reason != "NOT_A_DIRECTORY":
             raise
     return directories
+
+
+async def link_command(name: str, alias: str, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid data ln`."""
+    name, alias = check_name(name), check_lfn(alias)
+    async with open_for_user(environ) as grid:
+        guid = await catalog.add_alias(await grid.channel("catalog"), await _without_surl(grid, name), alias)
+    if as_json:
+        console.print_json({"lfn": alias, "guid": guid})
+    else:
+        print(f"{alias}  guid:{guid}")
+
+
+async def aliases_command(name: str, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
+    """`grid data la`."""
+    async with open_for_user(environ) as grid:
+        wanted = await _without_surl(grid, check_name(name))
+        found = await catalog.names_of(await grid.channel("catalog"), wanted)
+    if as_json:
+        console.print_json([f"lfn:{path}" for path in found])
+        return
+    for path in found:
+        print(f"lfn:{path}")
+
+
+async def _without_surl(grid: Grid, name: str) -> str:
+    """A SURL as the GUID of its file, other names as they are. Raises NotFound."""
+    if catalog.kind_of(name) is not catalog.NameKind.SURL:
+        return name
+    return f"guid:{(await lookup(grid, [name]))[0].guid}"
 
 
 async def replicate_command(

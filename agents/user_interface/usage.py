@@ -57,7 +57,7 @@ async def measure(grid: Grid, directory: str, depth: int) -> Tree:
             shown = _shown(root, here, depth)
             for each in shown:
                 tree.directories.setdefault(each, Use())
-            names = [data.lfn_of(entry) for entry in entries if not entry.is_directory]
+            names = [data.lfn_of(entry) for entry in entries if not (entry.is_directory or entry.alias_of)]
             found, _ = await catalog.lookup(await grid.channel("catalog"), names) if names else ([], [])
             for file in found:
                 size_bytes = data.content_of(file).size_bytes

@@ -198,6 +198,23 @@ async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
     with pytest.raises(GridError):
         await client.stat(await desk.lab.channel("storage", credential=bob), path="/cms/run/a%20b")
 
+    aliases = ["lfn:/grid/cms/best/a", "lfn:/grid/cms/best/b", "lfn:/grid/cms/best/c"]
+    for name, alias in zip((LFN, f"guid:{made['guid']}", known["surl"]), aliases, strict=True):
+        assert (await desk.call(data.link_command, name, alias))["guid"] == made["guid"]
+    for name in (aliases[2], known["surl"]):
+        assert await desk.call(data.aliases_command, name) == [LFN, *aliases]
+    target = desk.folder / "by alias"
+    await desk.call(data.get_command, aliases[0], target, None, force=False)
+    assert target.read_bytes() == DATA
+    assert (await desk.call(data.remove_command, aliases[:1], None))[0]["removed"] == []
+    assert await desk.call(data.aliases_command, LFN) == [LFN, *aliases[1:]]
+    assert (await desk.call(data.remove_command, [known["surl"]], None))[0]["removed"] == [known["surl"]]
+    (left,) = await desk.call(data.locate_command, [aliases[1]])
+    assert len(left["replicas"]) == 1
+    await desk.call(data.remove_command, [f"guid:{made['guid']}"], None)
+    await refused(NotFound, "LFN_NOT_FOUND", desk.call(data.locate_command, [aliases[1]]))
+    assert await desk.call(data.list_command, "lfn:/grid/cms/best", long=False) == []
+
 
 async def test_an_operator_adds_a_disk_and_takes_one_out(desk: Desk) -> None:
     made = await desk.call(files.copy_command, str(desk.folder / "a"), LFN, "CERN", force=False)

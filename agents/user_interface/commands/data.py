@@ -140,12 +140,16 @@ def tree(
 
 @app.command()
 def rm(
-    lfns: Annotated[list[str], typer.Argument(metavar="LFN...", help="Files, or empty directories.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Files by lfn: or guid:, aliases, single replicas, empty directories."),
+    ],
     se: Annotated[str | None, typer.Option("--se", help="Remove only the replica there.")] = None,
     recursive: Recursive = False,
     as_json: Json = False,
 ) -> None:
-    """Remove files: every replica, then the name. With -r directories and all below; call it again after a failure.
+    """Remove files: every replica, then the name with its aliases; of an alias that name alone, of a SURL that replica.
+    With -r directories and all below; call it again after a failure.
 
     \b
     Examples:
@@ -155,7 +159,121 @@ def rm(
     """
     from agents.user_interface import data
 
-    console.run_async(data.remove_command(lfns, se, recursive=recursive, as_json=as_json))
+    console.run_async(data.remove_command(names, se, recursive=recursive, as_json=as_json))
+
+
+FileName = Annotated[str, typer.Argument(metavar="NAME", help="The file: lfn:, guid:, or the SURL of a replica.")]
+
+
+Alias = Annotated[str, typer.Argument(metavar="LFN", help="Its new name beside those that it has.")]
+
+
+@app.command()
+def ln(name: FileName, alias: Alias, as_json: Json = False) -> None:
+    """Give a file one more logical name, an alias: whatever takes a name takes it.
+
+    \b
+    Example:
+      grid data ln lfn:/grid/cms/mc/run1.root lfn:/grid/cms/user/ada/best.root
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.link_command(name, alias, as_json=as_json))
+
+
+@app.command()
+def la(name: FileName, as_json: Json = False) -> None:
+    """List the logical names of a file: its own, then its aliases.
+
+    \b
+    Example:
+      grid data la lfn:/grid/cms/mc/run1.root
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.aliases_command(name, as_json=as_json))
+
+
+@app.command("aa", hidden=True)
+def add_alias(name: FileName, alias: Alias, as_json: Json = False) -> None:
+    """As lcg-aa: `grid data ln`.
+
+    \b
+    Example:
+      grid data aa guid:de42ab2c-4b25-4af2-94a5-a53d75e8f94d lfn:/grid/cms/user/ada/best.root
+    """
+    ln(name, alias, as_json)
+
+
+Destination = Annotated[str | None, typer.Option("-d", help="Storage element: its name or its site.")]
+
+
+@app.command("cr", hidden=True)
+def copy_and_register(
+    file: Annotated[str, typer.Argument(help="The local file, also as file:.")],
+    lfn: Annotated[str, typer.Option("-l", help="Its logical name.")],
+    se: Destination = None,
+    as_json: Json = False,
+) -> None:
+    """As lcg-cr: `grid data put`.
+
+    \b
+    Example:
+      grid data cr results.root -l lfn:/grid/cms/user/results.root -d CERN
+    """
+    from agents.user_interface import data
+
+    path = Path("/" + file.removeprefix("file:").lstrip("/")) if file.startswith("file:/") else Path(file)
+    console.run_async(data.put_command(path, lfn, se, as_json=as_json))
+
+
+@app.command("rep", hidden=True)
+def replicate_as_lcg(
+    name: FileName, to: Annotated[str, typer.Option("-d", help="Storage element.")], as_json: Json = False
+) -> None:
+    """As lcg-rep: `grid data replicate`.
+
+    \b
+    Example:
+      grid data rep lfn:/grid/cms/user/results.root -d RAL
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.replicate_command([name], to, as_json=as_json))
+
+
+@app.command("del", hidden=True)
+def delete(
+    names: Names,
+    everything: Annotated[bool, typer.Option("-a", help="All replicas, then the name.")] = False,
+    se: Annotated[str | None, typer.Option("-s", help="The replica there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """As lcg-del: `grid data rm`.
+
+    \b
+    Examples:
+      grid data del -a lfn:/grid/cms/user/results.root
+      grid data del -s RAL lfn:/grid/cms/user/results.root
+    """
+    from agents.user_interface import data
+
+    if everything == (se is not None) and not all("://" in name for name in names):
+        raise typer.BadParameter("say which replicas: -a for all and the name, or -s SE, or SURLs", param_hint="-a")
+    console.run_async(data.remove_command(names, se, as_json=as_json))
+
+
+@app.command("lr", hidden=True)
+def list_replicas(names: Names, as_json: Json = False) -> None:
+    """As lcg-lr: `grid data locate`.
+
+    \b
+    Example:
+      grid data lr lfn:/grid/cms/user/results.root
+    """
+    from agents.user_interface import data
+
+    console.run_async(data.locate_command(names, as_json=as_json))
 
 
 @app.command()

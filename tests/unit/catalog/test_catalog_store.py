@@ -16,9 +16,9 @@ from agents.catalog import store as rows
 from agents.catalog.access import Caller, Grant
 from agents.catalog.model import Content, NewFile, Replica
 from agents.catalog.names import Lfn, new_guid, parse_lfn
-from agents.catalog.store import CatalogStore, metadata
-from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, NotFound, Refused
-from fabric.store import Store
+from agents.catalog.store import MIGRATIONS, CatalogStore, metadata
+from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
+from fabric.store import Store, run
 
 ANN, BOB = (Caller(f"/O=EDG/OU=Users/CN={name}", "cms", ()) for name in ("ann", "bob"))
 STRANGER = Caller("/O=EDG/OU=Users/CN=eve", "atlas", ())
@@ -188,6 +188,92 @@ async def test_one_of_two_registrations_of_a_name_at_once_wins(store: CatalogSto
     assert sum(not isinstance(r, AlreadyExists) for r in results) == 1
 
 
+async def test_an_alias_is_a_name_of_the_file_and_goes_with_it(store: CatalogStore) -> None:
+    file = new("/grid/cms/mc/x")
+    own, alias, second = file.lfn, Lfn("/grid/cms/user/a"), Lfn("/grid/cms/user/deep/b")
+    made = await store.register(file)
+    with expect(NotFound, "DIRECTORY_NOT_FOUND"):
+        await store.add_alias(own, alias, BOB, False, 6)
+    for _ in range(2):
+        assert await store.add_alias(own, alias, BOB, True, 6) == file.guid
+    assert await store.add_alias(alias, second, ANN, True, 7) == file.guid  # of the file, not of the alias: no chain
+    assert await store.add_alias(second, alias, ANN, True, 7) == file.guid  # so no loop either
+    assert await store.add_alias(alias, own, ANN, True, 7) == file.guid  # its own name is one already
+    assert await store.names_of(second, ANN) == [own.path, alias.path, second.path]
+
+    (found,) = await store.lookup([alias], [], ANN)
+    assert (found.lfn, found.alias_of, found.guid, found.replicas) == (alias.path, own.path, file.guid, made.replicas)
+    assert await store.lookup([], [file.guid], ANN, [made.replicas[0].surl]) == [made, made]
+    assert [(e.lfn, e.alias_of) for e in await store.page(Lfn("/grid/cms/user"), ANN, "", 9)] == [
+        (alias.path, own.path), ("/grid/cms/user/deep", ""),
+    ]  # fmt: skip
+    await store.add_replica(alias, ANN, CONTENT, Replica("srm://o:1/cms/2", "o:1", 8))
+    assert len((await store.lookup([own], [], ANN))[0].replicas) == 2
+    with expect(AlreadyExists, "LFN_TAKEN"):
+        await store.register(new(alias.path))
+
+    with expect(Refused, "NOT_OWNER"):
+        await store.remove(alias, ANN, True, True)  # it is bob's
+    await store.remove(alias, BOB, False, True)
+    assert await store.names_of(own, ANN) == [own.path, second.path]
+    await store.set_access(second, ANN, [Grant.of(ANN.subject, ["list"], "cms")])
+    assert await store.names_of(own, BOB) == [own.path]
+    await store.remove(own, ANN, True, True)
+    assert await store.lookup([own, alias, second], [file.guid], ANN) == []
+    with expect(NotFound, "LFN_NOT_FOUND"):
+        await store.add_alias(second, alias, ANN, True, 9)
+    await store.register(new(second.path))
+    assert len(await store.lookup([second], [], BOB)) == 1  # the list of the alias went with it
+
+
+async def test_an_alias_opens_nothing_that_is_closed(store: CatalogStore) -> None:
+    file, alias = new("/grid/cms/closed/x"), Lfn("/grid/cms/open/x")
+    await store.register(file)
+    await store.add_alias(file.lfn, alias, BOB, True, 6)
+    await store.set_access(Lfn("/grid/cms/closed"), ANN, [Grant.of(ANN.subject, ["list"], "cms")])
+    with expect(Refused, "ACCESS_DENIED"):
+        await store.lookup([alias], [], BOB)
+    with expect(Refused, "ACCESS_DENIED"):
+        await store.add_alias(file.guid, Lfn("/grid/cms/open/y"), BOB, True, 7)
+    with expect(NotFound, "LFN_NOT_FOUND"):
+        await store.add_alias(file.guid, Lfn("/grid/atlas/y"), STRANGER, True, 7)
+    assert len(await store.lookup([alias], [], ANN)) == 1
+
+
+async def test_aliases_are_bounded_and_one_of_many_at_once_has_the_name(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MAX_ALIASES", 3)
+    files = [await store.register(new(f"/grid/cms/f{n}")) for n in range(6)]
+    wanted = Lfn("/grid/cms/alias")
+    outcomes = await asyncio.gather(
+        *(store.add_alias(file.guid, wanted, ANN, True, 6) for file in files), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AlreadyExists"] * 5 + ["str"]
+    await asyncio.gather(store.remove(wanted, ANN, False, False), *(store.lookup([wanted], [], ANN) for _ in range(20)))
+    assert await store.lookup([wanted], [], ANN) == []
+    for n in range(3):
+        await store.add_alias(files[0].guid, Lfn(f"/grid/cms/a{n}"), ANN, True, 7)
+    with expect(Exhausted, "TOO_MANY_ALIASES"):
+        await store.add_alias(files[0].guid, Lfn("/grid/cms/a3"), ANN, True, 7)
+    assert await store.lookup([Lfn("/grid/cms/a3")], [], ANN) == []
+
+
+async def test_a_catalogue_from_before_aliases_is_brought_up_to_date(tmp_path: Path) -> None:
+    old = Store(tmp_path / "c.db", metadata)
+    file = new("/grid/cms/x")
+    await CatalogStore(old).register(file)
+    await old.write(lambda connection: run(connection, "ALTER TABLE entries DROP COLUMN linked_by"))
+    await old.close()
+    opened = Store(tmp_path / "c.db", metadata, MIGRATIONS)
+    try:
+        catalogue = CatalogStore(opened)
+        await catalogue.add_alias(file.lfn, Lfn("/grid/cms/y"), ANN, False, 6)
+        assert await catalogue.names_of(file.guid, ANN) == ["/grid/cms/x", "/grid/cms/y"]
+    finally:
+        await opened.close()
+
+
 PATHS = [f"/grid/cms/{a}{b}" for a in ("a", "b") for b in ("", "/x", "/x/y", "/z")]
 
 
@@ -300,6 +386,11 @@ async def test_no_question_is_answered_by_looking_at_every_row(
     await store.page(Lfn("/grid/cms/a"), ANN, "a", 100)
     await store.replicas_below("srm://h:1/cms/", "", 100)
     await store.access(file.lfn, ANN)
+    alias = Lfn("/grid/cms/a/c")
+    await store.add_alias(file.lfn, alias, ANN, True, 7)
+    await store.names_of(alias, ANN)
+    await store.lookup([alias], [], ANN)
+    await store.page(Lfn("/grid/cms/a"), ANN, "", 100)
     await store.remove_replica(file.guid, ANN, second.surl, False)
     await store.remove(file.lfn, ANN, True, False)
     await store.remove(Lfn("/grid/cms/a"), ANN, False, False)

@@ -41,7 +41,7 @@ class SetAccessRequest(_message.Message):
     def __init__(self, lfn: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ...) -> None: ...
 
 class File(_message.Message):
-    __slots__ = ("lfn", "guid", "size_bytes", "adler32", "sha256", "owner", "created_at_us", "replicas", "is_directory")
+    __slots__ = ("lfn", "guid", "size_bytes", "adler32", "sha256", "owner", "created_at_us", "replicas", "is_directory", "alias_of")
     LFN_FIELD_NUMBER: _ClassVar[int]
     GUID_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class File(_message.Message):
     CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     IS_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
     lfn: str
     guid: str
     size_bytes: int
@@ -60,7 +61,8 @@ class File(_message.Message):
     created_at_us: int
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     is_directory: bool
-    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., adler32: _Optional[str] = ..., sha256: _Optional[str] = ..., owner: _Optional[str] = ..., created_at_us: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., is_directory: _Optional[bool] = ...) -> None: ...
+    alias_of: str
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., adler32: _Optional[str] = ..., sha256: _Optional[str] = ..., owner: _Optional[str] = ..., created_at_us: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., is_directory: _Optional[bool] = ..., alias_of: _Optional[str] = ...) -> None: ...
 
 class Replica(_message.Message):
     __slots__ = ("surl", "storage_element", "created_at_us")
@@ -235,6 +237,38 @@ class MakeDirectoryRequest(_message.Message):
 class MakeDirectoryResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class AddAliasRequest(_message.Message):
+    __slots__ = ("lfn", "guid", "alias", "make_parents")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    MAKE_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    alias: str
+    make_parents: bool
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., alias: _Optional[str] = ..., make_parents: _Optional[bool] = ...) -> None: ...
+
+class AddAliasResponse(_message.Message):
+    __slots__ = ("guid",)
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    guid: str
+    def __init__(self, guid: _Optional[str] = ...) -> None: ...
+
+class ListNamesRequest(_message.Message):
+    __slots__ = ("lfn", "guid")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ...) -> None: ...
+
+class ListNamesResponse(_message.Message):
+    __slots__ = ("lfns",)
+    LFNS_FIELD_NUMBER: _ClassVar[int]
+    lfns: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lfns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("lfn", "force")

@@ -85,6 +85,16 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryResponse.FromString,
                 _registered_method=True)
+        self.AddAlias = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/AddAlias',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasResponse.FromString,
+                _registered_method=True)
+        self.ListNames = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/ListNames',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.FromString,
+                _registered_method=True)
         self.Remove = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/Remove',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveRequest.SerializeToString,
@@ -179,8 +189,25 @@ class CatalogueServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddAlias(self, request, context):
+        """After: the file has one more name, its parents made when asked. An alias names the file, not its name: an alias of an
+        alias is one of the file. Idempotent. Errors: NOT_FOUND, ALREADY_EXISTS (LFN_TAKEN), PERMISSION_DENIED (list at the
+        file, add at the new name), RESOURCE_EXHAUSTED (TOO_MANY_ALIASES).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNames(self, request, context):
+        """Every name of a file that the caller may list, its own first. Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Remove(self, request, context):
-        """After: the name (file without replicas unless force, or empty directory) is gone.
+        """After: the name (file without replicas unless force, or empty directory) is gone; with a file's own name its aliases,
+        an alias alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,6 +281,16 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.MakeDirectory,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryResponse.SerializeToString,
+            ),
+            'AddAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddAlias,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasResponse.SerializeToString,
+            ),
+            'ListNames': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNames,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.SerializeToString,
             ),
             'Remove': grpc.unary_unary_rpc_method_handler(
                     servicer.Remove,
@@ -542,6 +579,60 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/MakeDirectory',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.MakeDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/AddAlias',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.AddAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/ListNames',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.FromString,
             options,
             channel_credentials,
             insecure,
