@@ -434,7 +434,7 @@ class Gatekeeper(Agent):
             tuple(self._measure_queue(queue, full) for queue in self.queues.values()),
             self.machine.counts()[0],
             (
-                *(() if self.options.batch == "slurm" else (publish.GANG_TAG,)),
+                publish.GANG_TAG,
                 *((publish.OPEN_MPI_TAG,) if self._have_open_mpi() else ()),
                 *(tag for vo in self.context.vos.served for tag in self._software.tags.get(vo, ())),
             ),

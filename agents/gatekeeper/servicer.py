@@ -285,14 +285,14 @@ class GatekeeperServicer(gatekeeper_pb2_grpc.GatekeeperServicer):
                 continue
             payloads[len(events)] = NewJob(job.description.SerializeToString(), inputs)
             vo, wall_s = job.description.vo, job.description.limits.wall_s
+            slots, hosts, each = wire.spread(job.description, self._options.batch)
             events.append(
                 Submitted(
                     Job(
                         job.job_id, job.attempt, peer.subject, vo, account.name, account.uid, account.gid, now_us,
                         priority=priority + self._queues[job.queue].priority, wall_s=wall_s,
                         fqan=next(iter(peer.fqans), ""), queue=job.queue,
-                        slots=max(1, job.description.slots), hosts=max(1, job.description.hosts),
-                        slots_per_host=max(1, job.description.slots_per_host),
+                        slots=slots, hosts=hosts, slots_per_host=each,
                     )
                 )
             )  # fmt: skip

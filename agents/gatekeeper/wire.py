@@ -198,12 +198,25 @@ def _check_gang(description: pb.JobDescription, options: GatekeeperOptions, queu
             f"are {slots} on {hosts} hosts, {each} on each; write 1 to {MAX_SLOTS} slots, and no more hosts than slots",
         )
     if slots > 1 and options.batch == "slurm":
-        raise DescriptionInvalidError("slots", f"are {slots}; a gatekeeper of Slurm starts jobs of one slot only")
+        if each > 1 and slots % each:
+            raise DescriptionInvalidError("slots", f"are {slots}; Slurm needs a multiple of the {each} on each host")
+        if description.prologue.executable or description.epilogue.executable:
+            raise DescriptionInvalidError("prologue", "and epilogue of a job of several slots do not run in Slurm")
     most = min(filter(None, (queue.max_running, options.max_running)), default=slots)
     if slots > most:
         raise DescriptionInvalidError("slots", f"are {slots}; queue {queue.name} has at most {most} at a time")
     if slots > 1 and description.output_data:
         raise DescriptionInvalidError("output data", "are not moved for a job of several slots; let rank 0 move them")
+
+
+def spread(description: pb.JobDescription, batch: str) -> tuple[int, int, int]:
+    """Slots, least number of workers, least slots on each. One worker is a whole Slurm, which spreads them itself."""
+    slots = max(1, description.slots)
+    return (
+        (slots, 1, slots)
+        if batch == "slurm"
+        else (slots, max(1, description.hosts), max(1, description.slots_per_host))
+    )
 
 
 def check_name(name: str, field: str, *, plain: bool = False) -> None:

@@ -86,7 +86,7 @@ def _facts(options: WorkerOptions) -> dict[str, str]:
         "software": " ".join(options.software),
         "software_area": options.software_area,
     }
-    if options.batch == "fork" and open_mpi.is_here(options.path):
+    if open_mpi.is_here(options.path):  # of Slurm: its nodes have what this host has
         facts["open_mpi"] = "yes"
     try:
         release = platform.freedesktop_os_release()

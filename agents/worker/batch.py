@@ -37,6 +37,8 @@ class BatchSystem(Protocol):
     """Set when nothing is known any more; `connect` again."""
     outlives_reboot: bool
     """Whether jobs may go on when this host boots."""
+    places_ranks: bool
+    """Whether it finds nodes for the ranks of a gang: orders then have `gang`, and the program as their command."""
 
     @property
     def problem(self) -> str:

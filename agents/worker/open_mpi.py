@@ -65,15 +65,15 @@ def first(command: Sequence[str], machines: Machines, folder: str) -> list[str]:
     return ["/bin/sh", "-c", "\n".join(lines), "mpi"]
 
 
-def other() -> list[str]:
-    """The command of every other worker."""
+def other(daemon: str = DAEMON_NAME) -> list[str]:
+    """The command of every other worker. `daemon`: where what mpirun wants run there comes to be."""
     lines = [
         "looks=0",
-        f"until [ -e {DAEMON_NAME} ]; do",
+        f"until [ -e {daemon} ]; do",
         f"  [ $looks -lt {10 * DAEMON_WAIT_S} ] || {{ echo 'mpirun did not ask for this part of it' >&2; exit 75; }}",
         "  looks=$((looks + 1)); sleep 0.1",
         "done",
-        f"/bin/sh ./{DAEMON_NAME} < /dev/null; code=$?",
+        f"/bin/sh ./{daemon} < /dev/null; code=$?",
         f'[ "$code" = 0 ] || sleep {ENDED_WAIT_S}',
         'exit "$code"',
     ]

@@ -56,6 +56,7 @@ from agents.worker.model import (
     Result,
     StartRefused,
 )
+from agents.worker.parts import PART_LOST
 from agents.worker.perusal import Perusal
 from agents.worker.proxies import OwnerProxies
 from agents.worker.sandbox_cache import SandboxCache, is_passing
@@ -579,7 +580,10 @@ class Runner:
         path = str(self.root / job.key)
         command = _command(path, description)
         machines = _machines(order)
-        if order.open_mpi:
+        placed = bool(order.gang) and self.batch.places_ranks
+        if placed:
+            pass  # by whoever knows the nodes: parts.py
+        elif order.open_mpi:
             command = open_mpi.other() if order.first_rank else open_mpi.first(command, machines, path)
         elif order.gang:
             command = ranks.launcher(
@@ -599,7 +603,14 @@ class Runner:
                 grace_s=self.options.term_grace_s,
             )
         limits = description.limits
+        gang = {
+            "hosts": description.hosts or 1,
+            "slots_per_host": description.slots_per_host or 1,
+            "open_mpi": order.open_mpi,
+            "silent_s": self.options.shepherd_silent_s,
+        }
         return {
+            **({"gang": gang} if placed else {}),
             "key": job.key,
             "cwd": path,
             "executable": command[0],
@@ -1066,6 +1077,9 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
     reason = record.get("reason") or ""
     if reason == TERMINATED:
         text = "the batch system ended it before its limits"
+        return Result(**common, reason=reason, sentence=text, failed=True, started=True)
+    if reason == PART_LOST:
+        text = "nothing was heard any more of a node that had a part of it; the other ranks were stopped"
         return Result(**common, reason=reason, sentence=text, failed=True, started=True)
     if reason == "WORKER_STOPPED":
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)

@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-from agents.worker.payloads import WATCH_EVERY_S, Payloads
+from agents.worker.payloads import WATCH_EVERY_S, Job, Payloads
 
 BEAT_EVERY_S = 5.0
 """A shepherd that has not written its beat for much longer is dead."""
@@ -54,6 +54,7 @@ class Shepherd(Payloads):
     def __init__(self, key: str) -> None:
         super().__init__(die_with_us=True)
         self.key, self.folder = key, f"jobs/{key}"
+        self.beat_name = "beat"
         self.over = False
         self.next_beat = 0.0
         self.beats = 0
@@ -72,22 +73,27 @@ class Shepherd(Payloads):
         try:
             job = self.fork(order)
         except OSError as error:
-            self._not_started(error)
+            self.not_started(error)
             return
-        put(f"{self.folder}/started.json", json.dumps({"pid": job.pid, "at_us": job.started_at_us}))
+        self.tell_started(job)
         while not self.over or self.unwritten:
             self.wait(self._timeout())
             self.reap()
             now = time.monotonic()
             self.enforce(now)
-            self._look(now)
+            self.look(now)
             self.write_again()
 
     def _timeout(self) -> float:
         due = self.deadlines[0][0] - time.monotonic() if self.deadlines else WATCH_EVERY_S
         return max(0.0, min(WATCH_EVERY_S, due))
 
-    def _look(self, now: float) -> None:
+    def tell_started(self, job: Job) -> None:
+        """The worker reads it."""
+        put(f"{self.folder}/started.json", json.dumps({"pid": job.pid, "at_us": job.started_at_us}))
+
+    def look(self, now: float) -> None:
+        """What the worker wants, and that we are alive."""
         for job in list(self.jobs.values()):
             with contextlib.suppress(OSError), open(f"{self.folder}/kill") as file:
                 reason, _, how = file.read().partition("\n")
@@ -96,24 +102,27 @@ class Shepherd(Payloads):
             self.next_beat = now + BEAT_EVERY_S
             self.beats += 1
             with contextlib.suppress(OSError):
-                put(f"{self.folder}/beat", str(self.beats))
+                put(f"{self.folder}/{self.beat_name}", str(self.beats))
 
-    def _not_started(self, error: OSError) -> None:
-        record = {
-            "key": self.key,
-            "ended_at_us": time.time_ns() // 1000,
-            "error": {"stage": "process", "errno": error.errno or 0, "text": os.strerror(error.errno or 0)},
-        }
-        put(f"{self.folder}/exit.json", json.dumps(record))
+    def not_started(self, error: OSError) -> None:
+        """Its end."""
+        text = os.strerror(error.errno or 0)
+        told = {"stage": "process", "errno": error.errno or 0, "text": text}
+        self.keep([{"key": self.key, "ended_at_us": time.time_ns() // 1000, "error": told}])
+
+
+def settle(state_directory: str) -> None:
+    """In the directory of all records, deaf to what ends a terminal's programs."""
+    os.chdir(state_directory)
+    os.umask(0o077)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: list[str]) -> int:
     """Arguments: state directory, job key. Ends at once if the job is claimed or forgotten."""
     state_directory, key = arguments
-    os.chdir(state_directory)
-    os.umask(0o077)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    settle(state_directory)
     shepherd = Shepherd(key)
     try:
         with open(f"jobs/{key}/order.json") as file:

@@ -24,6 +24,7 @@ class StarterClient:
     """A connection to the starter of one state directory. Messages out are batched per turn of the event loop."""
 
     outlives_reboot = False
+    places_ranks = False
     problem = ""
 
     def __init__(

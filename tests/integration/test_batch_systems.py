@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gridfabric.bookkeeping.v1 import bookkeeping_pb2 as lb
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support import slurm as private_slurm
 from support.grid import LabGrid
-from support.site import Site, job
+from support.site import MPI_SUM, Site, job
 from support.waiting import until
 
 from agents.gatekeeper import client
 from agents.user_interface.batch_records import compare, slurm_runs
+from agents.worker import payloads
 from fabric.errors import Conflict, NotFound
 
 SYSTEMS = ("fabric", "fork", "slurm")
+ENDLESS = "while :; do sleep 0.2; done"
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -211,3 +217,70 @@ async def test_queues_are_partitions_of_slurm(site: Site, cluster: private_slurm
     }
     await client.cancel(site.channel, [one.job_id for one in jobs])
     await site.ended(*jobs, seconds=60)
+
+
+@pytest.mark.parametrize("site", ("slurm",), indirect=True)
+async def test_a_gang_runs_on_two_nodes_of_slurm(site: Site, cluster: private_slurm.Slurm) -> None:
+    await site.start({"term_grace_s": 0.5, "shepherd_silent_s": 6.5})
+    await site.published("GlueCE", GlueCEInfoTotalCPUs="4")
+
+    def gang(script: str, **more: Any) -> pb.Job:
+        return job("-c", script, **{"slots": 4, "hosts": 2, **more})
+
+    told = gang('echo "$GRIDFABRIC_RANK of $GRIDFABRIC_SIZE"; cat "$GRIDFABRIC_MACHINEFILE"; id -u')
+    failing = gang(f'[ "$GRIDFABRIC_RANK" = 3 ] && exit 7; {ENDLESS}')
+    slow = gang(ENDLESS, slots=3, limits=pb.Limits(wall_s=1))
+    await site.submit(told, failing, slow)
+    ends = await site.ended(told, failing, slow, seconds=90)
+    assert [(end.state, end.exit_code, end.reason) for end in ends[:2]] == [
+        (pb.JOB_STATE_DONE, 0, ""), (pb.JOB_STATE_DONE, 7, ""),
+    ], ends  # fmt: skip
+    assert (ends[2].state, ends[2].reason) == (pb.JOB_STATE_DONE, "WALL_TIME"), ends
+    assert "rank 3 ended with 7; the other ranks were stopped" in ends[1].sentence
+    files = await client.output_files(site.channel, told.job_id)
+    uid = str(61001 if os.geteuid() == 0 else os.geteuid())
+    for rank, name in enumerate(("out", "out.1", "out.2", "out.3")):
+        said = files[name].decode().splitlines()
+        assert said == [f"{rank} of 4", "one slots=2", "two slots=2", uid], files
+
+    refused = await client.submit(site.channel, [gang("", slots=5, hosts=1, slots_per_host=2)])
+    assert [(one.reason, "multiple of the 2" in one.sentence) for one in refused] == [("DESCRIPTION_INVALID", True)]
+
+    cancelled = gang(ENDLESS, slots=2)
+    dying = gang(ENDLESS, slots=2)
+    await site.submit(cancelled, dying)
+    for one in (cancelled, dying):
+        await site.reaches(one, pb.JOB_STATE_RUNNING, 60)
+    await client.cancel(site.channel, [cancelled.job_id])
+    (end,) = await site.ended(cancelled, seconds=60)
+    assert (end.state, end.reason) == (pb.JOB_STATE_CANCELLED, "CANCELLED"), end
+
+    def of_second_node(pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            environment, command = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
+            ours = b"SLURM_NODEID=1\0" in environment and str(cluster.configuration).encode() in environment
+            return ours and b"agents.worker.parts" in command
+        return False
+
+    victims = [pid for pid in payloads.all_pids() if of_second_node(pid)]
+    assert len(victims) == 1, victims
+    os.kill(victims[0], signal.SIGKILL)
+    (end,) = await site.ended(dying, seconds=60)
+    assert (end.state, end.reason) == (pb.JOB_STATE_FAILED, "BATCH_LOST"), end
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here (Debian: openmpi-bin)")
+@pytest.mark.parametrize("site", ("slurm",), indirect=True)
+async def test_mpirun_starts_the_ranks_of_two_nodes_of_slurm(site: Site) -> None:
+    await site.start({"term_grace_s": 0.5})
+    await site.published("GlueCE", GlueCEInfoTotalCPUs="4")
+    # the nodes of this test are one host, on which Open MPI's ranks would take each other's shared memory
+    over_tcp = {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo"}
+    adds = job("-c", MPI_SUM, executable="/usr/bin/python3", slots=4, hosts=2, mpi=True, environment=over_tcp)
+    await site.submit(adds)
+    (end,) = await site.ended(adds, seconds=60)
+    files = await client.output_files(site.channel, adds.job_id)
+    assert (end.state, end.exit_code, end.reason) == (pb.JOB_STATE_DONE, 0, ""), (end, files)
+    assert sorted(files["out"].decode().splitlines()) == [
+        f"{rank} 4 1111 {rank} {rank % 2} worker.CERN True" for rank in range(4)
+    ]

@@ -10,30 +10,11 @@ from pathlib import Path
 import pytest
 from gridfabric.gatekeeper.v1 import gatekeeper_pb2 as pb
 from support.grid import LabGrid
-from support.site import Site, job
+from support.site import MPI_SUM, Site, job
 
 from agents.gatekeeper import client
 
 WAIT = "while :; do sleep 0.2; done"
-
-
-SUM = """
-import ctypes, os
-mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
-world, number, total = (
-    ctypes.byref(ctypes.c_char.in_dll(mpi, "ompi_mpi_" + name)) for name in ("comm_world", "int", "op_sum")
-)
-mpi.MPI_Init(None, None)
-rank, size, found = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-mpi.MPI_Comm_rank(world, ctypes.byref(rank))
-mpi.MPI_Comm_size(world, ctypes.byref(size))
-own = ctypes.c_int(10 ** rank.value)
-mpi.MPI_Allreduce(ctypes.byref(own), ctypes.byref(found), 1, number, total, world)
-told = [os.environ[name] for name in ("GRIDFABRIC_RANK", "GRIDFABRIC_LOCAL_RANK", "GRIDFABRIC_WORKER")]
-print(rank.value, size.value, found.value, *told, os.getcwd() == os.environ["HOME"], flush=True)
-mpi.MPI_Finalize()
-"""
-"""MPI_Allreduce over all ranks."""
 
 
 def gang(script: str, slots: int = 4, hosts: int = 2, **more: object) -> pb.Job:
@@ -92,7 +73,7 @@ async def test_mpirun_starts_the_ranks_of_both_workers(tmp_path: Path) -> None:
 
         # two workers of this test are one host, on which Open MPI's ranks would take each other's shared memory
         over_tcp = {"OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo"}
-        adds = job("-c", SUM, executable="/usr/bin/python3", slots=4, hosts=2, mpi=True, environment=over_tcp)
+        adds = job("-c", MPI_SUM, executable="/usr/bin/python3", slots=4, hosts=2, mpi=True, environment=over_tcp)
         await site.submit(adds)
         (end,) = await site.ended(adds, seconds=60)
         files = await client.output_files(site.channel, adds.job_id)

@@ -17,6 +17,24 @@ from fabric.rpc.delegation import delegate
 FAST: dict[str, Any] = {"heartbeat_s": 0.5}
 ENDED = (pb.JOB_STATE_DONE, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 
+MPI_SUM = """
+import ctypes, os
+mpi = ctypes.CDLL("libmpi.so.40", mode=ctypes.RTLD_GLOBAL)
+world, number, total = (
+    ctypes.byref(ctypes.c_char.in_dll(mpi, "ompi_mpi_" + name)) for name in ("comm_world", "int", "op_sum")
+)
+mpi.MPI_Init(None, None)
+rank, size, found = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+mpi.MPI_Comm_rank(world, ctypes.byref(rank))
+mpi.MPI_Comm_size(world, ctypes.byref(size))
+own = ctypes.c_int(10 ** rank.value)
+mpi.MPI_Allreduce(ctypes.byref(own), ctypes.byref(found), 1, number, total, world)
+told = [os.environ[name] for name in ("GRIDFABRIC_RANK", "GRIDFABRIC_LOCAL_RANK", "GRIDFABRIC_WORKER")]
+print(rank.value, size.value, found.value, *told, os.getcwd() == os.environ["HOME"], flush=True)
+mpi.MPI_Finalize()
+"""
+"""MPI_Allreduce over all ranks."""
+
 
 def job(*arguments: str, executable: str = "/bin/sh", **more: Any) -> pb.Job:
     """A job that writes out and err."""

@@ -1,4 +1,4 @@
-"""A private Slurm of Debian's packages for one test run: munge, controller and one node on the loopback address."""
+"""A private Slurm of Debian's packages for one test run: munge, controller and two nodes on the loopback address."""
 
 from __future__ import annotations
 
@@ -24,23 +24,25 @@ _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scan
 MISSING = [program for program in _PROGRAMS if shutil.which(program, path=PATH) is None]
 """What is not installed here; empty: a Slurm can be started."""
 
+NODES = ("one", "two")
+"""Of this host, with two processors each."""
+
 _CONFIGURATION = """\
 ClusterName=private
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller}
-SlurmdPort={node}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny,NoAddrCache
 AuthType=auth/munge
 AuthInfo=socket={directory}/munge.sock
 CredType=cred/munge
 StateSaveLocation={directory}/state
-SlurmdSpoolDir={directory}/spool
+SlurmdSpoolDir={directory}/spool.%n
 SlurmctldPidFile={directory}/slurmctld.pid
-SlurmdPidFile={directory}/slurmd.pid
+SlurmdPidFile={directory}/slurmd.%n.pid
 SlurmctldLogFile={directory}/slurmctld.log
-SlurmdLogFile={directory}/slurmd.log
+SlurmdLogFile={directory}/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -55,31 +57,34 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,default_queue_depth=1000,batch_sched_delay=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
-PartitionName=grid Nodes={host} Default=YES MaxTime=INFINITE State=UP
-PartitionName=short Nodes={host} MaxTime=60 State=UP
+{nodes}PartitionName=grid Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=short Nodes=ALL MaxTime=60 State=UP
 """
 
 
 class Slurm:
     """Started by `start`, with `stop` killed to the last daemon. `directory` must be open to the accounts of jobs."""
 
-    def __init__(self, directory: Path, cpus: int = 4) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory, self.configuration = directory, directory / "slurm.conf"
         self._environment = {"PATH": PATH, "SLURM_CONF": str(self.configuration)}
-        for name in ("state", "spool"):
+        for name in ("state", *(f"spool.{node}" for node in NODES)):
             (directory / name).mkdir()
         key = directory / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
+        host = socket.gethostname().partition(".")[0]
         self.configuration.write_text(
             _CONFIGURATION.format(
-                host=socket.gethostname().partition(".")[0],
+                host=host,
                 user=getpass.getuser(),
                 controller=free_port(),
-                node=free_port(),
                 directory=directory,
-                cpus=cpus,
+                nodes="".join(
+                    f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs=2 "
+                    "RealMemory=4000 State=UNKNOWN\n"
+                    for name in NODES
+                ),
             )
         )
 
@@ -92,8 +97,9 @@ class Slurm:
             f"--seed-file={directory}/munged.seed",
         )  # fmt: skip
         self.start_controller()
-        self._run("slurmd")
-        self._until(lambda: self.output("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"))
+        for name in NODES:
+            self._run("slurmd", "-N", name)
+        self._until(lambda: set(self.output("sinfo", "-h", "-N", "-o", "%t").split()) <= {"idle", "mix", "alloc"})
 
     def start_controller(self) -> None:
         """The controller alone, after `kill`."""
@@ -101,7 +107,7 @@ class Slurm:
         self._until(lambda: self._answers("scontrol", "ping"))
 
     def kill(self, daemon: str, number: int = signal.SIGKILL) -> None:
-        """Signal one daemon: `munged`, `slurmctld` or `slurmd`. SIGKILL and SIGTERM: returns when it is gone."""
+        """Signal one daemon: `munged`, `slurmctld` or `slurmd.NODE`. SIGKILL and SIGTERM: returns when it is gone."""
         pid = int((self.directory / f"{daemon}.pid").read_text())
         os.kill(pid, number)
         if number in (signal.SIGKILL, signal.SIGTERM):
@@ -111,7 +117,7 @@ class Slurm:
         """Cancel everything and end all daemons."""
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             self.output("scancel", "--user", getpass.getuser())
-        for daemon in ("slurmd", "slurmctld", "munged"):
+        for daemon in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"):
             with contextlib.suppress(OSError, ValueError, AssertionError):
                 self.kill(daemon, signal.SIGTERM if daemon != "slurmctld" else signal.SIGKILL)
 
