@@ -20,6 +20,7 @@ from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
 from agents.user_interface.patience import Patience
+from agents.user_interface.progress import moving
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
 from security import sealing
 from security.errors import SecurityError
@@ -174,7 +175,8 @@ async def put(grid: Grid, path: Path, lfn: str, element: Element) -> catalog.Ent
             "LFN_EXISTS", f"{lfn} is already there; choose another name, or remove it: grid data rm {lfn}", lfn=lfn
         )
     channel = await grid.channel_to(element.host, element.port)
-    stored = await storage.put_file(channel, path, grid.vo, name_hint=path.name[:200])
+    with moving(path.name, path.stat().st_size) as progress:
+        stored = await storage.put_file(channel, path, grid.vo, name_hint=path.name[:200], progress=progress)
     content = catalog.Content(stored.size_bytes, stored.checksums.adler32, stored.checksums.sha256)
     try:
         return await catalog.register(names, lfn, catalog.new_guid(), content, surl=stored.surl)
@@ -387,7 +389,10 @@ async def _fetch_as_stored(grid: Grid, file: catalog.Entry, target: Path, elemen
         for replica in replicas:
             try:
                 channel = await grid.channel_to(*door(replica.surl))
-                await storage.get_file(channel, replica.surl, target, expected=checksums_of(file))
+                with moving(lfn_of(file), content_of(file).size_bytes) as progress:
+                    await storage.get_file(
+                        channel, replica.surl, target, expected=checksums_of(file), progress=progress
+                    )
                 return replica
             except (Unavailable, NotFound, DataCorrupted) as error:
                 if failure is None or failure.reason != "FILE_STAGING":

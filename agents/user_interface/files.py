@@ -14,6 +14,7 @@ from agents.user_interface import console, data
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.endpoints import parse_address
 from agents.user_interface.exits import UsageProblem, describe
+from agents.user_interface.progress import moving
 from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Unavailable
 from security.errors import SecurityError
 
@@ -168,7 +169,8 @@ async def _fetch(source: str, target: Path, *, force: bool, as_json: bool, envir
     target = data.free_target(target, PurePosixPath(urlsplit(source).path).name, force=force)
     async with open_for_user(environ) as grid:
         channel, info = await at_element(grid, source)
-        await storage.get_file(channel, info.surl, target, expected=info.checksums)
+        with moving(target.name, info.size_bytes) as progress:
+            await storage.get_file(channel, info.surl, target, expected=info.checksums, progress=progress)
     if as_json:
         console.print_json({**_info_data(info, None), "path": str(target)})
     else:
@@ -184,7 +186,8 @@ async def _store(source: Path, target: str, *, as_json: bool, environ: Mapping[s
     data.require_regular(source)
     async with open_for_user(environ) as grid:
         channel = await grid.channel_to(*data.door(target))
-        stored = await storage.put_file(channel, source, vo, name_hint=source.name[:200])
+        with moving(source.name, source.stat().st_size) as progress:
+            stored = await storage.put_file(channel, source, vo, name_hint=source.name[:200], progress=progress)
     if as_json:
         console.print_json(
             {"surl": stored.surl, "size_bytes": stored.size_bytes, **_row(str(source), stored.checksums)}

@@ -13,8 +13,8 @@ from typing import Any
 from agents.transfer.client import ENDED, TransferClient, TransferState
 from agents.user_interface import console, data
 from agents.user_interface.connection import as_operator, open_for_user
-from agents.user_interface.demo.progress import Bar
 from agents.user_interface.exits import Ended, ExitCode, describe
+from agents.user_interface.progress import Bar
 from fabric.errors import GridError
 from fabric.ids import unique_id
 from security.errors import SecurityError

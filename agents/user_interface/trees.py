@@ -24,6 +24,7 @@ from agents.user_interface import console, data
 from agents.user_interface.connection import Grid, open_for_user
 from agents.user_interface.data import Element
 from agents.user_interface.exits import Ended, UsageProblem, describe, exit_code
+from agents.user_interface.progress import moving
 from fabric.errors import AlreadyExists, GridError, InvalidRequest
 from security import sealing
 from security.errors import SecurityError, os_error_text
@@ -46,11 +47,13 @@ class Tally:
     failed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     first: Exception | None = None
+    progress: Callable[[int], None] = lambda moved: None
 
     def add(self, size_bytes: int) -> None:
         """One more file is there."""
         self.done += 1
         self.size_bytes += size_bytes
+        self.progress(size_bytes)
 
     def fail(self, name: str, error: Exception) -> None:
         """One more was refused."""
@@ -135,7 +138,8 @@ async def put_tree_command(
     async with open_for_user(environ) as grid:
         data.require_vo(grid)
         tree = TreePut(grid, await data.find_element(grid, se))
-        await tree.run(source, name)
+        with moving(name) as tree.tally.progress:
+            await tree.run(source, name)
     tree.tally.report("put", as_json=as_json)
 
 
@@ -322,7 +326,8 @@ async def get_tree_command(
     async with open_for_user(environ) as grid:
         element = await data.find_element(grid, se) if se is not None else None
         tree = TreeGet(grid, element, force=force)
-        await tree.run(name, target)
+        with moving(name) as tree.tally.progress:
+            await tree.run(name, target)
     tree.tally.report("fetched", as_json=as_json)
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from agents.user_interface import console, deployment, endpoints
 from agents.user_interface.demo import report, run
-from agents.user_interface.demo.progress import Bar
 from agents.user_interface.demo.report import Check
 from agents.user_interface.exits import Ended, ExitCode
+from agents.user_interface.progress import Bar
 from agents.user_interface.signals import terminate_as_interrupt, undisturbed
 from fabric.text import counted
 

@@ -1,8 +1,11 @@
-"""Progress for a person: bars on a terminal, a line now and then elsewhere, nothing in JSON mode."""
+"""Progress for a person: bars on a terminal, a line now and then of counts elsewhere, nothing in JSON mode."""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +13,35 @@ from agents.user_interface import console
 
 LINE_EVERY_S = 2.0
 """Not on a terminal: a changed count is printed at most this often."""
+LEAST_SHOWN_BYTES = 4 * 1024 * 1024
+"""Less has moved before anybody could read a bar."""
+
+_is_shown = False
+"""There is one line for a bar."""
+
+
+@contextmanager
+def moving(title: str, size_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes, their rate and the time left, on a terminal's stderr and gone in the end; to be told the bytes
+    moved since the last time. `size_bytes` None: nobody knows how many there will be. Within another one: nothing."""
+    global _is_shown
+    is_short = size_bytes is not None and size_bytes < LEAST_SHOWN_BYTES
+    if _is_shown or is_short or console.mode.as_json or not sys.stderr.isatty():
+        yield lambda moved: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), DownloadColumn(binary_units=True),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    _is_shown = True
+    try:
+        with Progress(*columns, console=console.rich_console(stderr=True), transient=True) as shown:
+            task = shown.add_task(title, total=size_bytes)
+            yield lambda moved: shown.advance(task, moved)
+    finally:
+        _is_shown = False
 
 
 class Bar:
