@@ -20,6 +20,7 @@ from fabric.errors import GridError, InvalidRequest, NotFound, Unavailable, from
 from fabric.rpc.calls import each_within
 
 __all__ = [
+    "MAX_LOOKUP",
     "Access",
     "Content",
     "Entry",
@@ -100,7 +101,8 @@ async def register(
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file to be registered, with its first replica. `guid` is made once and stays when the call is repeated."""
+    """A file to be registered, with its first replica unless `surl` is empty. `guid` is made once and stays when the
+    call is repeated."""
 
     lfn: str
     guid: str
@@ -119,7 +121,7 @@ async def register_many(channel: Any, files: Sequence[NewFile]) -> list[GridErro
                 size_bytes=file.content.size_bytes,
                 adler32=file.content.adler32,
                 sha256=file.content.sha256,
-                replica=pb.Replica(surl=file.surl),
+                replica=pb.Replica(surl=file.surl) if file.surl else None,
                 make_parents=True,
             )
             for file in files

@@ -77,7 +77,7 @@ class Tally:
             raise Ended(exit_code(self.first))
 
 
-async def _work_off(batches: AsyncGenerator[T], work: Callable[[T], Awaitable[None]]) -> None:
+async def work_off(batches: AsyncGenerator[T], work: Callable[[T], Awaitable[None]]) -> None:
     """`work` on each batch, WORKERS at a time; no batch is made before somebody is free for it."""
     one_asks = asyncio.Lock()
 
@@ -154,7 +154,7 @@ class TreePut:
         """Every regular file below `source` gets its name below `lfn`."""
         self._names = await self._grid.channel("catalog")
         self._storage = await self._grid.channel_to(self._element.host, self._element.port)
-        await _work_off(_together(self._files(source, lfn), lambda file: file.size_bytes), self._put)
+        await work_off(_together(self._files(source, lfn), lambda file: file.size_bytes), self._put)
 
     async def _files(self, source: Path, lfn: str) -> AsyncGenerator[LocalFile]:
         found = _files(source, lfn)
@@ -341,7 +341,7 @@ class TreeGet:
     async def run(self, lfn: str, target: Path) -> None:
         """Every file below the directory `lfn` comes to its place below `target`."""
         self._names = await self._grid.channel("catalog")
-        await _work_off(
+        await work_off(
             _together(self._files(lfn, target), lambda file: data.content_of(file.entry).size_bytes), self._get
         )
 

@@ -17,7 +17,7 @@ from support.waiting import until
 
 from agents.catalog import client as catalog
 from agents.storage import client as storage
-from agents.user_interface import console, data, reconciliation, trees, usage
+from agents.user_interface import console, data, imports, reconciliation, trees, usage
 from agents.user_interface.connection import open_for_user
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
@@ -136,6 +136,39 @@ async def a_tree_is_copied_measured_and_removed(desk: Desk) -> None:
     assert [("error" in row, row["lfn"]) for row in gone] == [(True, sub), (False, f"{LFN}/f000")]
     with pytest.raises(UsageProblem, match="all that a VO keeps"):
         await data.remove_command(["lfn:/grid/cms"], None, recursive=True, **options)
+
+
+async def test_a_dump_is_imported_and_again(desk: Desk) -> None:
+    def line(number: int, **change: Any) -> dict[str, Any]:
+        surls = [f"srm://{host}:1/cms/{number}" for host in ("cern", "ral")]
+        guid = f"{number:08x}-0000-4000-8000-000000000000"
+        sums = {"adler32": "0a0b0c0d", "sha256": "ab" * 32}
+        return {"lfn": f"{LFN}/d{number}", "guid": guid, "size": number, "surls": surls, **sums, **change}
+
+    async def run(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        dump = desk.folder / name
+        dump.write_text("".join(json.dumps(one) + "\n" for one in lines))
+        return await desk.call(imports.import_command(dump, as_json=True, environ=desk.environ))
+
+    good = [line(number) for number in range(1100)]
+    assert (await run("half", good[:500]))["done"] == 500
+    bad = [
+        line(2000, lfn="/grid/atlas/x"), line(2001, surls=good[3]["surls"]), line(2002, adler32="?"),
+        line(7, size=8), line(2003, guid="", lfn=good[1]["lfn"]),
+    ]  # fmt: skip
+    for _ in range(2):
+        report = await run("all", [*good, *bad, line(3000, guid="", surls=[])])
+        reasons = {row["name"]: row["error"]["reason"] for row in report["failures"]}
+        assert (report["done"], report["failed"], report["size_bytes"]) == (1101, 5, sum(range(1100)) + 3000)
+        expected = ["OTHER_VO", "SURL_TAKEN", "CHECKSUM_INVALID", "CONTENT_DIFFERS", "LFN_TAKEN"]
+        assert reasons == {f"line {1101 + number}": reason for number, reason in enumerate(expected)}
+    options: dict[str, Any] = {"as_json": True, "environ": desk.environ}
+    for name, surls in ((good[1099]["lfn"], good[1099]["surls"]), (f"{LFN}/d3000", [])):
+        (found,) = await desk.call(data.locate_command([name], **options))  # type: ignore[misc]
+        assert [replica["surl"] for replica in found["replicas"]] == surls  # type: ignore[index]
+    await desk.lab.stop("catalog.CERN")
+    with pytest.raises(Unavailable):
+        await imports.import_command(desk.folder / "all", **options)
 
 
 async def test_a_directory_is_replicated_in_batches_and_again_after_registrations_were_lost(

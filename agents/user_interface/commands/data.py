@@ -486,6 +486,23 @@ def register(
     console.run_async(files.register_command(name, lfn, as_json=as_json))
 
 
+@app.command("import")
+def import_dump(
+    file: Annotated[Path, typer.Argument(help="JSON lines, or CSV: lfn, guid, size, adler32, sha256, surls.")],
+    as_json: Json = False,
+) -> None:
+    """Register the files that a dump of another catalogue names, with their replicas; call it again and it goes on
+    where it was.
+
+    \b
+    Example:
+      grid data import lfc-dump.csv
+    """
+    from agents.user_interface import imports
+
+    console.run_async(imports.import_command(file, as_json=as_json))
+
+
 @app.command()
 def repair(
     names: Annotated[

@@ -83,7 +83,7 @@ def test_the_commands_are_those_promised() -> None:
         "job submit", "job status", "job wait", "job output", "job cancel", "job hold", "job release",
         "job history", "job list-match", "job watch", "job stats", "job follow", "job perusal",
         "data put", "data get", "data ls", "data rm", "data tree", "data replicate", "data locate",
-        "data ln", "data la", "data aa", "data cr", "data rep", "data del", "data lr",
+        "data ln", "data la", "data import", "data aa", "data cr", "data rep", "data del", "data lr",
         "data subscribe", "data unsubscribe", "data subscriptions",
         "data acl get", "data acl set", "data acl clear",
         "info sites", "info ces", "info ses", "info query", "info export", "info validate", "infosites",
