@@ -12,6 +12,7 @@ from agents.storage.element import StorageElement
 from agents.storage.framing import add_to_server
 from agents.storage.manager import StorageManager
 from agents.storage.memory import keep_buffers
+from agents.storage.mirrors import Mirrors
 from agents.storage.nearline import Nearline
 from agents.storage.reconciler import Reconciler
 from agents.storage.repair import Repairer, Replicas
@@ -58,6 +59,7 @@ class StorageAgent(Agent):
             )  # fmt: skip
         context.close_at_end(self.element)
         self.keeper = PoolKeeper(self.element, files, log=context.log)
+        self.mirrors = Mirrors(self.element, files, log=context.log, clock=context.clock)
         self.scrubber = Scrubber(self.element, files, log=context.log, clock=context.clock)
         keep_buffers()
         replicas = Replicas(context.channels, settings)
@@ -88,7 +90,7 @@ class StorageAgent(Agent):
         )
         self.repairer = Repairer(self.manager, files, replicas, context.channels, log=context.log, clock=context.clock)
         self.services = [RpcService(servicer, add_to_server, RULES)]
-        self._space = SpaceReport(0, 0, ())
+        self._space = SpaceReport(0, 0, 0, ())
         self._damaged = 0
         self._started_at = ""
         self._publisher: InformationPublisher | None = None
@@ -106,6 +108,7 @@ class StorageAgent(Agent):
         self.context.spawn(self._keep_measuring(), "measure space")
         self.context.spawn(self.element.keep_collecting(), "collect garbage")
         self.context.spawn(self.keeper.run(), "drain pools")
+        self.context.spawn(self.mirrors.run(), "mirror files")
         if self._config.scrub_mb_per_s:
             self.context.spawn(self.scrubber.run(), "scrub")
 
@@ -157,6 +160,7 @@ class StorageAgent(Agent):
             "used_bytes": float(sum(use.used_bytes for use, _ in self._space.vos)),
             "free_bytes": float(self._space.free_bytes),
             "damaged_files": float(self._damaged),
+            "missing_copies": float(self.mirrors.missing),
             "scrubbed_bytes": float(self.scrubber.read_bytes),
             "repaired_files": float(self.repairer.repaired),
             "dark_files": float(self.reconciler.dark),
@@ -194,7 +198,7 @@ class StorageAgent(Agent):
                 port=port,
                 architecture="disk" if self.nearline is None else "tape",
                 areas=areas,
-                total_bytes=sum(use.used_bytes for use, _ in space.vos) + space.free_bytes,
+                total_bytes=space.stored_bytes + space.free_bytes,
                 protocols=tuple(protocols),
             )
         )
@@ -243,6 +247,10 @@ class StorageAgent(Agent):
             self.context.problem("pools", f"no answer from {', '.join(missing)}; look at the disks")
         else:
             self.context.solved("pools")
+        if self.mirrors.obstacle:
+            self.context.problem("copies", self.mirrors.obstacle)
+        else:
+            self.context.solved("copies")
         if self.nearline is not None and self.nearline.obstacle:
             self.context.problem("tapes", self.nearline.obstacle)
         else:

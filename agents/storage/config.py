@@ -64,6 +64,10 @@ class StorageConfig:
     """What each VO may keep here. None: as much as the disks hold."""
     vo_quota_bytes: Mapping[str, int] = field(default_factory=dict)
     """Other quotas, by VO."""
+    copies: int = field(default=1, metadata={"minimum": 1, "maximum": 8})
+    """In how many pools each file lies: mirrored pools (docs/data.md). Files that are kept on tape lie in one."""
+    vo_copies: Mapping[str, int] = field(default_factory=dict)
+    """Other numbers, by VO."""
     reserve_bytes: int = 256 * MIB
     """Left free on every disk, so that the host, its logs and its databases live on when the pools are full."""
     max_transfers: int = field(default=64, metadata={"minimum": 1})
@@ -104,6 +108,12 @@ class StorageConfig:
         """The VO's quota; None if there is none."""
         return self.vo_quota_bytes.get(vo, self.quota_bytes)
 
+    def copies_of(self, vo: str) -> int:
+        """In how many pools a file of the VO lies."""
+        if self.tape is not None and vo in self.tape.vos:
+            return 1
+        return self.vo_copies.get(vo, self.copies)
+
 
 def parse_config(options: Mapping[str, Any], state_dir: Path, grid: str = "") -> StorageConfig:
     """Checked options of a storage element of this grid, pools absolute. Raises InvalidRequest SETTINGS_INVALID naming
@@ -114,6 +124,14 @@ def parse_config(options: Mapping[str, Any], state_dir: Path, grid: str = "") ->
     if len(set(pools)) != len(pools):
         raise InvalidRequest(
             "SETTINGS_INVALID", "options of the storage element: 'pools' names a directory twice", key="pools"
+        )
+    most = max([config.copies, *config.vo_copies.values()])
+    if not 1 <= min([config.copies, *config.vo_copies.values()]) <= most <= len(pools):
+        raise InvalidRequest(
+            "SETTINGS_INVALID",
+            f"options of the storage element: 'copies' and 'vo_copies' ask for up to {most} copies of a file in "
+            f"different pools, and 'pools' names {len(pools)}; give numbers from 1 to that, or name more pools",
+            key="copies",
         )
     planned = {directory: (state_dir / pool).absolute() for directory, pool in config.planned_partitions.items()}
     if planned and grid != STRESS_GRID:

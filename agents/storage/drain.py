@@ -78,6 +78,13 @@ class PoolKeeper:
             others = [pool for pool in measured if pool.pool != path]
             if not others:
                 raise Conflict("LAST_POOL", f"no other pool takes the files of {path}; add one first")
+            most = max([1, *map(self._element.config.copies_of, self._element.vos())])
+            if len(others) < most:
+                raise Conflict(
+                    "LAST_POOL",
+                    f"files have up to {most} copies in different pools, and without {path} {len(others)} take files; "
+                    "add one first",
+                )
             used_bytes, _ = (await self._files.use_by_pool()).get(path, (0, 0))
             device = next((pool.device for pool in measured if pool.pool == path), None)
             room_bytes = self._element.room_bytes(others)

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from agents.storage.admission import Admission
@@ -106,7 +106,9 @@ class StorageElement:
         self._threads = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="storage-io")
         self.pools = Pools(config.pools, files, self._io, log)
         self._partials = Partials(self.pools, clock, self._io)
-        self._ledger = Ledger(config.quota_of, config.reserve_bytes, pool_bytes=config.pool_bytes)
+        self._ledger = Ledger(
+            config.quota_of, config.reserve_bytes, copies_of=config.copies_of, pool_bytes=config.pool_bytes
+        )
         self.reservations = Reservations(files.database, lambda: self._ledger, self._hold, clock, log)
         self._uploads: dict[tuple[str, str], asyncio.Task[StoredFile]] = {}
         self._commits: set[asyncio.Task[Any]] = set()
@@ -114,6 +116,8 @@ class StorageElement:
         self._stopping = False
         self.damage_found = Bell()
         """Rung when a file is marked as damaged."""
+        self.copy_lost = Bell()
+        """Rung when a file has lost a copy and still has another."""
         self.make_room: Callable[[str, int], Awaitable[bool]] | None = None
         """Where files may leave the disk (`Nearline`): lets some go, and says whether there is room now."""
 
@@ -125,7 +129,8 @@ class StorageElement:
         config, in_pools = self.config, await self._files.use_by_pool()
         self._ledger = Ledger(
             config.quota_of, config.reserve_bytes, await self._files.use_by_vo(),
-            pool_bytes=config.pool_bytes, in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items()},
+            copies_of=config.copies_of, pool_bytes=config.pool_bytes,
+            in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items()},
         )  # fmt: skip
         await self.reservations.start()
         await self.collect_garbage()
@@ -240,11 +245,13 @@ class StorageElement:
     async def _reserve(self, announced: Announced, partial: str) -> Reservation:
         vo, size_bytes = announced.vo, announced.size_bytes
         if announced.reservation:
-            return self.reservations.take(announced.reservation, vo, size_bytes)
+            taken = self.reservations.take(announced.reservation, vo, size_bytes)
+            return self._ledger.mirror(taken, await self.pools.writable())
         beside = await self._partials.pool_of(partial) if partial else ""
 
         async def reserve() -> Reservation:
-            return self._ledger.reserve(vo, size_bytes, self._for(announced, await self.pools.writable()), beside)
+            pools = self._for(announced, await self.pools.writable())
+            return self._ledger.mirror(self._ledger.reserve(vo, size_bytes, pools, beside), pools)
 
         async def tapes() -> bool:
             return self.make_room is not None and await self.make_room(vo, size_bytes)
@@ -286,7 +293,11 @@ class StorageElement:
         pool = self.pools.get(reservation.pool)
         if pool is None:
             raise Unavailable("POOL_UNUSABLE", f"pool {reservation.pool} went away just now; send the file again")
-        return Incoming(pool, file_id, size_bytes, partial)
+        place = file_id[:PLACE_DIGITS]
+        copies = [
+            self._incoming(copy, size_bytes, place + self._new_id()[PLACE_DIGITS:]) for copy in reservation.copies
+        ]
+        return Incoming(pool, file_id, size_bytes, partial, copies)
 
     async def _to_the_end(self, commit: Coroutine[Any, Any, T]) -> T:
         """Whoever waits for it may go away."""
@@ -337,7 +348,9 @@ class StorageElement:
         file = self._new_file(announced, incoming, checksums)
         try:
             await self._io(incoming.finish, lambda step: failpoints.reached(f"storage.put.{step}"))
-            kept, replaced = await self._files.add(file, announced.path, announced.replaces, announced.reservation)
+            kept, replaced = await self._files.add(
+                file, announced.path, announced.replaces, announced.reservation, _copies(file, incoming)
+            )
         except BaseException:
             await self._drop(incoming, reservation)
             raise
@@ -349,8 +362,7 @@ class StorageElement:
         self._ledger.commit(reservation)
         self._io(incoming.settle)
         self._changed.set()
-        if replaced is not None:
-            await self._forget(replaced)
+        await self._forget(replaced)
         return kept
 
     def _new_file(self, announced: Announced, incoming: Incoming, checksums: Checksums) -> StoredFile:
@@ -396,6 +408,7 @@ class StorageElement:
                 beside = arrived[-1].reservation.pool if arrived else ""
                 allowed = self._for(announced, pools)
                 reservation = self._ledger.reserve(announced.vo, announced.size_bytes, allowed, beside)
+                reservation = self._ledger.mirror(reservation, allowed)
             except GridError as error:
                 outcomes.append(error)
                 continue
@@ -419,7 +432,8 @@ class StorageElement:
             outcomes[one.number] = error
         whole = [one for one in arrived if outcomes[one.number] is None]
         new = [self._new_file(one.announced, one.incoming, one.checksums) for one in whole]
-        kept = await self._files.add_many(new) if new else []
+        copies = [copy for one, file in zip(whole, new, strict=True) for copy in _copies(file, one.incoming)]
+        kept = await self._files.add_many(new, copies) if new else []
         failpoints.reached("storage.together.committed")
         for one, file, found in zip(whole, new, kept, strict=True):
             try:
@@ -472,25 +486,39 @@ class StorageElement:
         removal or a move meanwhile does not disturb it. Close the iterator early if it is not used up. Raises
         DataCorrupted(FILE_LOST | FILE_DAMAGED), Unavailable(POOL_UNUSABLE)."""
         require_intact(file)
-        descriptor, pool = await self._open(file)
+        end, tried, copy = offset + size_bytes, set[str](), file
+        while True:
+            descriptor, pool, copy = await self._open(copy, tried)
+            try:
+                async with contextlib.aclosing(self._read_copy(descriptor, pool, offset, end, made)) as batches:
+                    async for read_bytes, pieces in batches:
+                        for piece in pieces:
+                            yield piece
+                        offset += read_bytes
+                return
+            except DataCorrupted as error:
+                await self.mark(copy, error.reason)
+                copy = await self._untried(copy, tried, error)
+
+    async def _read_copy(
+        self, descriptor: int, pool: Pool, offset: int, end: int, made: Callable[[memoryview], bytes] | None
+    ) -> AsyncGenerator[tuple[int, Sequence[Piece]]]:
+        """One copy in batches: how many bytes of the file, and the pieces. Closes the descriptor."""
         pool.readers += 1
         read = PieceReader(descriptor, made).read if made is not None else BatchReader(descriptor).read
-        end = offset + size_bytes
         reading: asyncio.Future[Sequence[Piece]] | None = None
+        size = 0
         try:
             while offset < end or reading is not None:
-                pieces = await asyncio.shield(reading) if reading is not None else []
+                pieces, came = (await asyncio.shield(reading) if reading is not None else []), size
                 reading = None
                 if offset < end:
                     size = min(AHEAD_PIECES * PIECE_BYTES, end - offset)
                     reading = self._io(read, offset, size)
                     offset += size
                     self.bytes_out += size
-                for piece in pieces:
-                    yield piece
-        except DataCorrupted as error:
-            await self.mark(file, error.reason)
-            raise
+                if pieces:
+                    yield came, pieces
         finally:
             pool.readers -= 1
             if reading is None or reading.done():
@@ -519,20 +547,25 @@ class StorageElement:
         """By id: those that are there."""
         return await self._files.get_many(file_ids)
 
-    async def _open(self, file: StoredFile) -> tuple[int, Pool]:
-        """A descriptor for reading, and its pool. Whoever looked the file up before it was moved finds it where it is
-        now."""
+    async def _open(self, copy: StoredFile, tried: set[str]) -> tuple[int, Pool, StoredFile]:
+        """A descriptor for reading, its pool, and the copy that it is of: this one, or one that was not `tried` yet.
+        Whoever looked the file up before it was moved finds it where it is now."""
         while True:
+            tried.add(copy.disk_id)
             try:
-                return await self._open_here(file)
+                return *await self._open_here(copy), copy
             except (DataCorrupted, Unavailable) as error:
-                current = await self._files.get(file.file_id)
-                if current is None or current.disk_id == file.disk_id:
-                    if isinstance(error, DataCorrupted):
-                        await self.mark(file, error.reason)
-                    raise
-                require_intact(current)
-                file = current
+                if isinstance(error, DataCorrupted):
+                    await self.mark(copy, error.reason)
+                copy = await self._untried(copy, tried, error)
+
+    async def _untried(self, copy: StoredFile, tried: set[str], error: GridError) -> StoredFile:
+        """Another copy of a file of which those `tried` could not be read. Raises the last `error` if there is none."""
+        for other in await self._files.copies(copy.file_id):
+            if other.disk_id not in tried:
+                require_intact(other)
+                return other
+        raise error
 
     async def _open_here(self, file: StoredFile) -> tuple[int, Pool]:
         if not file.pool:
@@ -574,10 +607,22 @@ class StorageElement:
     # -- damage ------------------------------------------------------------------------------------------------------
 
     async def mark(self, file: StoredFile, damage: str) -> None:
-        """Note that a file is damaged or lost, or (empty) that it is not. Nothing is noted while its disk does not
-        answer: what is not mounted is not lost."""
+        """Note that the bytes that `file` means are damaged or lost, or (empty) that they are not; if it has another
+        copy, that takes their place. Nothing is noted while their disk does not answer: what is not mounted is not
+        lost."""
         pool = self.pools.get(file.pool)
         if pool is None or await self._io(pool.measure) is None:
+            return
+        if damage and await self.drop_copy(file):
+            self._log.audit(
+                "storage.copy_dropped",
+                file=file.file_id,
+                vo=file.vo,
+                name=file.name_hint,
+                pool=file.pool,
+                reason=damage,
+            )
+            self.copy_lost.ring()
             return
         if await self._files.mark(file, damage, to_us(self._clock.now())):
             self._log.audit(
@@ -606,18 +651,24 @@ class StorageElement:
         return await asyncio.shield(removal)
 
     async def _remove(self, file_id: str) -> bool:
-        file = await self._files.remove(file_id)
+        copies = await self._files.remove(file_id)
         failpoints.reached("storage.remove.committed")
-        if file is None:
-            return False
-        await self._forget(file)
-        return True
+        await self._forget(copies)
+        return bool(copies)
 
-    async def _forget(self, file: StoredFile) -> None:
-        """Its row is gone: give back the space, and the bytes to the disk."""
-        self._ledger.removed(file.vo, file.size_bytes, file.pool)
+    async def _forget(self, copies: Sequence[StoredFile]) -> None:
+        """The rows of a file are gone: give back the space, and the bytes to the disks."""
+        if copies:
+            self._ledger.removed(copies[0].vo, copies[0].size_bytes, copies[0].pool)
+            await self._forget_copies(copies)
+
+    async def _forget_copies(self, copies: Sequence[StoredFile]) -> None:
+        """The main one, whose space was given back, and the others."""
+        for copy in copies[1:]:
+            self._ledger.left(copy.pool, copy.size_bytes)
         self._changed.set()
-        await self._erase(file)
+        for copy in copies:
+            await self._erase(copy)
 
     async def _erase(self, file: StoredFile) -> None:
         """Bytes that no row means any more. What fails is done by `collect_garbage`."""
@@ -628,23 +679,49 @@ class StorageElement:
     # -- other bytes for a file --------------------------------------------------------------------------------------
 
     async def move(self, file: StoredFile) -> bool:
-        """Put a file's bytes into another pool, verified. Readers do not notice. False if it was removed, moved or
-        repaired meanwhile. Raises DataCorrupted if its bytes are not what was put, Exhausted(DISK_FULL),
-        Unavailable."""
+        """Put a copy of a file into a pool that has none, verified. Readers do not notice. False if it was removed,
+        moved or repaired meanwhile. Raises DataCorrupted if the bytes are not what was put, Exhausted(DISK_FULL),
+        Unavailable(TOO_FEW_POOLS | ...)."""
+        return await self._renew_from_copies(file, more=False)
 
-        async def fill(incoming: Incoming, reservation: Reservation) -> None:
-            async with contextlib.aclosing(self.at_rest(file)) as batches:
-                await self._write(batches, incoming, reservation)
+    async def add_copy(self, file: StoredFile) -> bool:
+        """Make one more copy. False and raises as `move`."""
+        return await self._renew_from_copies(file, more=True)
 
-        others = [pool for pool in await self.pools.writable() if pool.pool != file.pool]
-        try:
-            return await self._renew(file, others, fill)
-        except DataCorrupted as error:
-            current = await self._files.get(file.file_id)
-            if current is None or current.disk_id != file.disk_id:
-                return False
-            await self.mark(file, "FILE_LOST" if error.reason == "FILE_LOST" else "FILE_DAMAGED")
-            raise
+    async def _renew_from_copies(self, file: StoredFile, *, more: bool) -> bool:
+        """From the copy that `file` means; where its bytes cannot be read or are not what was put, from another."""
+        copies = [copy for copy in await self._files.copies(file.file_id) if copy.pool]
+        taken, failure = {copy.pool for copy in copies}, None
+        for source in sorted(copies, key=lambda copy: copy.disk_id != file.disk_id):
+
+            async def fill(incoming: Incoming, reservation: Reservation, source: StoredFile = source) -> None:
+                async with contextlib.aclosing(self.at_rest(source)) as batches:
+                    await self._write(batches, incoming, reservation)
+
+            try:
+                return await self._renew(file, taken, fill, more=more)
+            except Unavailable as error:
+                failure = error
+            except DataCorrupted as error:
+                if source.disk_id in {copy.disk_id for copy in await self._files.copies(file.file_id)}:
+                    await self.mark(source, "FILE_LOST" if error.reason == "FILE_LOST" else "FILE_DAMAGED")
+                    failure = error
+        if failure is not None:
+            raise failure
+        return False
+
+    async def drop_copy(self, copy: StoredFile, at_least: int = 1) -> bool:
+        """Give the room of a copy back. False if it is gone, or the file would have fewer than `at_least` others."""
+        return await self._to_the_end(self._drop_copy(copy, at_least))
+
+    async def _drop_copy(self, copy: StoredFile, at_least: int) -> bool:
+        if not await self._files.drop_copy(copy, at_least):
+            return False
+        failpoints.reached("storage.drop.committed")
+        self._ledger.left(copy.pool, copy.size_bytes)
+        self._changed.set()
+        await self._erase(copy)
+        return True
 
     async def expect(self, file: StoredFile) -> bool:
         """Have a file again whose row was lost with its bytes: it is damaged until they come (`repair`). False if it is
@@ -664,7 +741,7 @@ class StorageElement:
         async def fill(incoming: Incoming, reservation: Reservation) -> None:
             await self._take(pieces, incoming, reservation)
 
-        return await self._renew(file, await self.pools.writable(), fill)
+        return await self._fill(file, fill)
 
     async def stage(self, file: StoredFile, batches: AsyncIterator[memoryview]) -> bool:
         """Give a file that has left the disk its bytes back, from tape. False as `move`. Raises as `repair`."""
@@ -672,7 +749,13 @@ class StorageElement:
         async def fill(incoming: Incoming, reservation: Reservation) -> None:
             await self._write(batches, incoming, reservation)
 
-        return await self._renew(file, await self.pools.writable(), fill)
+        return await self._fill(file, fill)
+
+    async def _fill(self, file: StoredFile, fill: Callable[[Incoming, Reservation], Awaitable[None]]) -> bool:
+        """Bytes from elsewhere, in any pool that has no other copy. False if it was removed, moved or repaired."""
+        copies = await self._files.copies(file.file_id)
+        others = {copy.pool for copy in copies if copy.disk_id != file.disk_id}
+        return len(others) < len(copies) and await self._renew(file, others, fill)
 
     async def _write(self, batches: AsyncIterator[memoryview], incoming: Incoming, reservation: Reservation) -> None:
         async for batch in batches:
@@ -684,23 +767,26 @@ class StorageElement:
         return await self._to_the_end(self._purge(file))
 
     async def _purge(self, file: StoredFile) -> bool:
-        if not await self._files.purge(file, to_us(self._clock.now())):
+        copies = await self._files.purge(file, to_us(self._clock.now()))
+        if not copies:
             return False
         failpoints.reached("storage.purge.committed")
         self._ledger.purged(file.vo, file.size_bytes, file.pool)
-        self._changed.set()
-        await self._erase(file)
+        await self._forget_copies(copies)
         return True
 
     async def _renew(
         self,
         file: StoredFile,
-        pools: Sequence[PoolFree],
+        taken: Collection[str],
         fill: Callable[[Incoming, Reservation], Awaitable[None]],
+        *,
+        more: bool = False,
     ) -> bool:
+        """Other bytes for the copy that `file` means, or those of one `more`; not in the pools that are `taken`."""
         if self._stopping:
             raise _stopping()
-        reservation = self._ledger.place(file.vo, file.size_bytes, pools)
+        reservation = self._ledger.place(file.vo, file.size_bytes, await self.pools.writable(), taken)
         incoming = self._incoming(reservation, file.size_bytes, self._new_id())
         try:
             await self._io(incoming.begin)
@@ -710,26 +796,33 @@ class StorageElement:
         except BaseException:
             await self._drop(incoming, reservation)
             raise
-        return await self._to_the_end(self._commit_renewal(file, incoming, reservation))
+        return await self._to_the_end(self._commit_renewal(file, incoming, reservation, more=more))
 
-    async def _commit_renewal(self, file: StoredFile, incoming: Incoming, reservation: Reservation) -> bool:
+    async def _commit_renewal(
+        self, file: StoredFile, incoming: Incoming, reservation: Reservation, *, more: bool
+    ) -> bool:
         try:
             await self._io(incoming.finish, lambda step: failpoints.reached(f"storage.renew.{step}"))
-            renewed = await self._files.relocate(file, incoming.pool.name, incoming.file_id)
+            if more:
+                done = await self._files.add_copy(_copy(file, incoming))
+            else:
+                done = await self._files.relocate(file, incoming.pool.name, incoming.file_id) is not None
         except BaseException:
             await self._drop(incoming, reservation)
             raise
         failpoints.reached("storage.renew.committed")
-        if renewed is None:
+        if not done:
             await self._drop(incoming, reservation)
             return False
         self._ledger.commit(reservation)
+        self._io(incoming.settle)
+        self._changed.set()
+        if more:
+            return True
         if file.pool:
             self._ledger.left(file.pool, file.size_bytes)
         else:
             self._ledger.staged(file.vo, file.size_bytes)
-        self._io(incoming.settle)
-        self._changed.set()
         await self._erase(file)
         return True
 
@@ -760,12 +853,15 @@ class StorageElement:
 
         async def rename() -> None:
             replaced = await self._files.rename(vo, source, target, replaces, to_us(self._clock.now()))
-            if replaced is not None:
-                await self._forget(replaced)
+            await self._forget(replaced)
 
         await asyncio.shield(asyncio.create_task(rename()))
 
     # -- space -------------------------------------------------------------------------------------------------------
+
+    def vos(self) -> list[str]:
+        """VOs that have or had something here, in order."""
+        return self._ledger.vos()
 
     def uploads_to(self, pool: str) -> int:
         """How many files are on their way to this pool."""
@@ -795,6 +891,7 @@ class StorageElement:
         return SpaceReport(
             total_bytes=sum(pool.total_bytes for pool in by_device.values()),
             free_bytes=sum(pool.free_bytes for pool in by_device.values()),
+            stored_bytes=self._ledger.stored_bytes,
             vos=shares,
         )
 
@@ -810,6 +907,15 @@ class StorageElement:
 
     def _io(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _copy(file: StoredFile, incoming: Incoming) -> StoredFile:
+    return replace(file, pool=incoming.pool.name, disk_id=incoming.file_id)
+
+
+def _copies(file: StoredFile, incoming: Incoming) -> list[StoredFile]:
+    """The further ones that came with the main one."""
+    return [_copy(file, copy) for copy in incoming.copies]
 
 
 def _pieces(source: Pieces | Continuable) -> Pieces:

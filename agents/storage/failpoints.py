@@ -14,5 +14,6 @@ NAMES = (
     "storage.archive.written",  # whole and verified on tape, no row says so
     "storage.archive.committed",
     "storage.purge.committed",  # its row means the tape, the bytes are still on disk
+    "storage.drop.committed",  # a copy out of the database, its bytes still on disk
     "storage.remove.committed",  # out of the database, bytes still on disk
 )

@@ -21,6 +21,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -118,8 +119,13 @@ class Pool:
         return descriptor
 
     def remove(self, file_id: str) -> None:
-        """Delete the bytes. Whoever reads them now goes on reading. May be repeated. Raises OSError."""
-        self.path_of(file_id).unlink(missing_ok=True)
+        """Delete the bytes. Whoever reads them now goes on reading. May be repeated. Raises OSError, also if the disk
+        is away: it will have them when it is back."""
+        try:
+            self.path_of(file_id).unlink()
+        except FileNotFoundError:
+            if not self._is_mounted():
+                raise
 
     def sync(self) -> Exhausted | Unavailable | None:
         """Everything written to this disk so far is there for good; else why not. Costs the same for one file and for
@@ -238,8 +244,12 @@ class Incoming:
     discarded while its last write still runs. Order: begin, read_again*, write*, finish, then settle or discard; or
     `keep` of what came, for another of the same name in `partial/`."""
 
-    def __init__(self, pool: Pool, file_id: str, size_bytes: int, partial: str = "") -> None:
+    def __init__(
+        self, pool: Pool, file_id: str, size_bytes: int, partial: str = "", copies: Sequence[Incoming] = ()
+    ) -> None:
+        """`copies` get the same bytes, hashed once, and share its fate."""
         self.pool = pool
+        self.copies = copies
         self.file_id = file_id
         self.size_bytes = size_bytes
         self.hasher = Hasher()
@@ -262,6 +272,8 @@ class Incoming:
                 self._descriptor = os.open(self._path, how | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
+            for copy in self.copies:
+                copy.begin()
 
     def read_again(self, most_bytes: int) -> int:
         """Hash the next bytes that came before; how many. 0: all were, and `write` appends to them."""
@@ -272,6 +284,8 @@ class Incoming:
                 piece = os.read(self._descriptor, min(most_bytes, self.size_bytes - self.hasher.size_bytes))
             except OSError as error:
                 raise _write_error(error, self.pool) from error
+            for copy in self.copies:
+                copy.append(piece)
             self.hasher.update(piece)
             return len(piece)
 
@@ -294,8 +308,20 @@ class Incoming:
                     self._append(piece)
                 except OSError as error:
                     raise _write_error(error, self.pool) from error
+                for copy in self.copies:
+                    copy.append(piece)
                 self.hasher.update(piece)  # at once, while the processor has the piece at hand
         return taken
+
+    def append(self, piece: Piece) -> None:
+        """Write without hashing: for a copy. Raises Exhausted(DISK_FULL), Unavailable."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            try:
+                self._append(piece)
+            except OSError as error:
+                raise _write_error(error, self.pool) from error
 
     def _append(self, piece: Piece) -> None:
         rest = memoryview(piece)
@@ -339,6 +365,8 @@ class Incoming:
                     sync_directory(self._target.parent)
             except OSError as error:
                 raise _write_error(error, self.pool) from error
+            for copy in self.copies:
+                copy.finish(sync=sync)
             reached("linked")
 
     def _settle_partial(self) -> None:
@@ -362,13 +390,14 @@ class Incoming:
     def settle(self) -> None:
         """The database knows the file: drop its name in incoming/. Loss of this step costs nothing, a start repeats
         it."""
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError:
-            pass
+        for file in (self, *self.copies):
+            with suppress(OSError):
+                file._path.unlink(missing_ok=True)
 
     def keep(self) -> None:
-        """What came stays in `partial/`."""
+        """What came stays in `partial/`; copies are filled from it again."""
+        for copy in self.copies:
+            copy.discard()
         with self._lock:
             self._discarded = True
             if self._descriptor >= 0:
@@ -377,6 +406,8 @@ class Incoming:
 
     def discard(self) -> None:
         """Nothing of it stays, wherever it was. May be repeated; a failure is left to the next start."""
+        for copy in self.copies:
+            copy.discard()
         with self._lock:
             self._discarded = True
             if self._descriptor >= 0:
@@ -396,10 +427,14 @@ def write_together(
     not refused is there for good, as after `finish`."""
     refused = [_refusal(incoming, data, expected) for incoming, data, expected in files]
     reached("written")
-    disks = {incoming.pool.device: incoming.pool for incoming, _, _ in files}
+    written = [(incoming, *incoming.copies) for incoming, _, _ in files]
+    disks = {copy.pool.device: copy.pool for copies in written for copy in copies}
     failed = {device: error for device, pool in disks.items() if (error := pool.sync()) is not None}
     reached("linked")
-    return [error or failed.get(incoming.pool.device) for error, (incoming, _, _) in zip(refused, files, strict=True)]
+    return [
+        error or next((failed[copy.pool.device] for copy in copies if copy.pool.device in failed), None)
+        for error, copies in zip(refused, written, strict=True)
+    ]
 
 
 def _refusal(incoming: Incoming, data: Piece, expected: Checksums) -> GridError | None:

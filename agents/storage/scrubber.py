@@ -1,7 +1,8 @@
 """Finds damage before a reader does: reads every file at rest, slowly, and compares both checksums with the row's.
 
-One round goes over all files in order of id, so restarts go on where the last saved position is. What does not match is
-read once more before it is believed. A file that cannot be read because its disk is away is left for the next round.
+One round goes over all files in order of id, each with all its copies, so restarts go on where the last saved position
+is. What does not match is read once more before it is believed. A file that cannot be read because its disk is away is
+left for the next round.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Scrubber:
             if await self.damaged() >= MAX_DAMAGED:
                 return False
             for file in page:
-                await self._look_at(file)
+                for copy in await self._files.copies(file.file_id):
+                    await self._look_at(copy)
                 state = replace(
                     state, position=file.file_id, files=state.files + 1, size_bytes=state.size_bytes + file.size_bytes
                 )

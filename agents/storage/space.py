@@ -8,10 +8,10 @@ disk cannot be booked: the reserve kept back is for them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fabric.errors import Exhausted, Unavailable
+from fabric.errors import Exhausted, GridError, Unavailable
 
 RETRY_AFTER_S = 60
 """Space does not come back sooner than somebody removes a file."""
@@ -43,6 +43,8 @@ class Reservation:
     open: bool = True
     source: Reservation | None = None
     """What it was taken from, and goes back to if nothing comes of it."""
+    copies: tuple[Reservation, ...] = ()
+    """Of further copies, which share its fate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class SpaceReport:
 
     total_bytes: int
     free_bytes: int
+    stored_bytes: int
+    """Of all copies of all files; a file that has several counts once for its VO."""
     vos: tuple[tuple[VoUse, int], ...]
     """Each VO with the bytes that it could write now."""
 
@@ -76,11 +80,15 @@ class Ledger:
         reserve_bytes: int,
         used: Mapping[str, tuple[int, int]] | None = None,
         *,
+        copies_of: Callable[[str], int] = lambda vo: 1,
         pool_bytes: int | None = None,
         in_pools: Mapping[str, int] | None = None,
     ) -> None:
         """`used`: VO -> (bytes, files) that are there already; `in_pools`: pool -> bytes of them. `pool_bytes`: what
-        one pool may hold."""
+        one pool may hold. `copies_of`: in how many pools a VO's file lies."""
+        self._copies_of = copies_of
+        self.stored_bytes = sum((in_pools or {}).values())
+        """Of all copies of all files."""
         self._quota_of = quota_of
         self._reserve_bytes = reserve_bytes
         self._pool_bytes = pool_bytes
@@ -117,11 +125,35 @@ class Ledger:
         self._reserved[vo] += size_bytes
         return reservation
 
-    def place(self, vo: str, size_bytes: int, pools: Sequence[PoolFree]) -> Reservation:
-        """Book room for other bytes of a file that is there. Raises as `reserve`, but for the quota."""
-        reservation = self._book(vo, size_bytes, pools)
+    def place(self, vo: str, size_bytes: int, pools: Sequence[PoolFree], taken: Collection[str] = ()) -> Reservation:
+        """Book room for other bytes of a file that is there, in none of the pools that are `taken` by its other copies,
+        and on another disk than those where one has room. Raises as `reserve`, but for the quota;
+        Unavailable(TOO_FEW_POOLS)."""
+        others = [pool for pool in pools if pool.pool not in taken]
+        if taken and not others:
+            raise Unavailable(
+                "TOO_FEW_POOLS",
+                f"a file has its copies in different pools: {len(taken)} have one, and no other pool can take one now; "
+                "add a pool, or look at the disks",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        devices = {pool.device for pool in pools if pool.pool in taken}
+        apart = [pool for pool in others if pool.device not in devices and self._room(pool) >= size_bytes]
+        reservation = self._book(vo, size_bytes, apart or others)
         reservation.counted = False
         return reservation
+
+    def mirror(self, first: Reservation, pools: Sequence[PoolFree]) -> Reservation:
+        """Book the further copies of a file of its VO beside the first; if they do not fit, that is released. Raises as
+        `place`."""
+        try:
+            while 1 + len(first.copies) < self._copies_of(first.vo):
+                taken = {first.pool, *(copy.pool for copy in first.copies)}
+                first.copies += (self.place(first.vo, first.size_bytes, pools, taken),)
+        except GridError:
+            self.release(first)
+            raise
+        return first
 
     def take(self, held: Reservation, size_bytes: int) -> Reservation:
         """For one put, a part of what is held for several; not more than that."""
@@ -183,6 +215,8 @@ class Ledger:
 
     def written(self, reservation: Reservation, size_bytes: int) -> None:
         """`size_bytes` more are on disk, and so no longer counted as free by the next measurement."""
+        for copy in reservation.copies:
+            self.written(copy, size_bytes)
         size_bytes = min(size_bytes, reservation.unwritten_bytes)
         if reservation.open:
             reservation.unwritten_bytes -= size_bytes
@@ -192,15 +226,20 @@ class Ledger:
         """The file is there, or has these bytes now: reserved becomes used."""
         if not reservation.open:
             return
+        for copy in reservation.copies:
+            self.commit(copy)
         reservation.source = None
         self.release(reservation)
         self._in_pool[reservation.pool] += reservation.size_bytes
+        self.stored_bytes += reservation.size_bytes
         if reservation.counted:
             self._used[reservation.vo] += reservation.size_bytes
             self._files[reservation.vo] += 1
 
     def release(self, reservation: Reservation) -> None:
         """Nothing came of it. May be called again."""
+        for copy in reservation.copies:
+            self.release(copy)
         if reservation.open:
             self.written(reservation, reservation.unwritten_bytes)
             if reservation.counted:
@@ -229,6 +268,7 @@ class Ledger:
     def left(self, pool: str, size_bytes: int) -> None:
         """Bytes of a file are no longer in this pool; others are elsewhere."""
         self._in_pool[pool] -= size_bytes
+        self.stored_bytes -= size_bytes
 
     def staged(self, vo: str, size_bytes: int) -> None:
         """It is on disk again."""
@@ -255,10 +295,14 @@ class Ledger:
             devices[pool.device] += max(self._room(pool), 0)
         return sum(max(min(room, limits[device]), 0) for device, room in devices.items())
 
-    def available_bytes(self, vo: str, pools: Iterable[PoolFree]) -> int:
-        """What `vo` could write now in all: limited by its quota and by all disks together, each device counted
-        once."""
-        room = self.room_bytes(pools)
+    def available_bytes(self, vo: str, pools: Sequence[PoolFree]) -> int:
+        """What `vo` could write now in all: limited by its quota and by all disks together, each device counted once,
+        and each file as often as it has copies."""
+        room, copies = self.room_bytes(pools), self._copies_of(vo)
+        if copies > 1:
+            rooms = sorted((max(self._room(pool), 0) for pool in pools), reverse=True)
+            # k pools that have more room than all copies together need take one copy of everything each
+            room = min([room // copies, *(sum(rooms[k:]) // (copies - k) for k in range(copies))])
         quota = self._quota_of(vo)
         if quota is None:
             return room

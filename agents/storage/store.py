@@ -1,20 +1,21 @@
 """The storage element's rows: which files are there, and which bytes still have to be deleted.
 
-A row in `files` is the commit point of a put; its disappearance is the commit point of a removal, and another
-`disk_id` in it that of a move or a repair. `garbage` holds bytes that no row means any more and that may still be on
-disk: it is written in the transaction that makes them so, and emptied after the unlink. A `disk_id` is never used
-again. A file's name (`namespace`) comes and goes in the same transactions.
+A row in `files` is the commit point of a put; its disappearance is the commit point of a removal, and another `disk_id`
+in it that of a move or a repair. `copies` are further ones of the same bytes (`copy_rows.py`). `garbage` holds bytes
+that no row means any more and that may still be on disk: it is written in the transaction that makes them so, and
+emptied after the unlink. A `disk_id` is never used again. A file's name (`namespace`) comes and goes in the same
+transactions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from agents.storage import namespace, tape_rows
+from agents.storage import copy_rows, namespace, tape_rows
 from agents.storage.model import Checksums, Entry, StoredFile
 from agents.storage.namespace import Path, metadata
 from agents.storage.reservations import spend
@@ -129,26 +130,40 @@ class FileStore:
         return await self._store.read(read)
 
     async def add(
-        self, file: StoredFile, path: Path = (), replaces: str = "", reservation: str = ""
-    ) -> tuple[StoredFile, StoredFile | None]:
-        """Insert, under its name if there is a `path`, in the place of the file `replaces` if that has it: (the file
-        kept, the one that went). If the owner already has a file by this put_id, that one is returned and nothing
-        changes. Raises as `namespace.bind`."""
+        self,
+        file: StoredFile,
+        path: Path = (),
+        replaces: str = "",
+        reservation: str = "",
+        copies: Sequence[StoredFile] = (),
+    ) -> tuple[StoredFile, list[StoredFile]]:
+        """Insert with its further `copies`, under its name if there is a `path`, in the place of the file `replaces` if
+        that has it: (the file kept, the copies of the one that went). If the owner already has a file by this put_id,
+        that one is returned and nothing changes. Raises as `namespace.bind`."""
 
-        def write(connection: sa.Connection) -> tuple[StoredFile, StoredFile | None]:
+        def write(connection: sa.Connection) -> tuple[StoredFile, list[StoredFile]]:
             kept = self._add(connection, file)
+            if kept is file:
+                copy_rows.add(connection, copies)
             if kept is file and reservation:
                 spend(connection, reservation, file.size_bytes)
             if kept is not file or not path:
-                return kept, None
+                return kept, []
             namespace.bind(connection, file.vo, path, file.file_id, replaces, file.created_at_us)
             return file, _remove(connection, replaces)
 
         return await self._store.write(write)
 
-    async def add_many(self, files: Sequence[StoredFile]) -> list[StoredFile]:
-        """Insert all in one transaction: for each the file kept, as `add`."""
-        return await self._store.write(lambda connection: [self._add(connection, file) for file in files])
+    async def add_many(self, files: Sequence[StoredFile], copies: Sequence[StoredFile] = ()) -> list[StoredFile]:
+        """Insert all with their further `copies` in one transaction: for each the file kept, as `add`."""
+
+        def write(connection: sa.Connection) -> list[StoredFile]:
+            kept = [self._add(connection, file) for file in files]
+            added = {file.file_id for file in kept}
+            copy_rows.add(connection, [copy for copy in copies if copy.file_id in added])
+            return kept
+
+        return await self._store.write(write)
 
     def _add(self, connection: sa.Connection, file: StoredFile) -> StoredFile:
         """The file kept: this one, or the one that its owner has by this put already."""
@@ -225,8 +240,9 @@ class FileStore:
 
         return await self._store.read(read)
 
-    async def remove(self, file_id: str) -> StoredFile | None:
-        """Drop the row and the name and note the bytes as garbage, in one transaction. None if it was not there."""
+    async def remove(self, file_id: str) -> list[StoredFile]:
+        """Drop the rows and the name and note the bytes as garbage, in one transaction. Its copies, the main one first;
+        none if it was not there."""
         return await self._store.write(lambda connection: _remove(connection, file_id))
 
     # -- names -------------------------------------------------------------------------------------------------------
@@ -266,10 +282,10 @@ class FileStore:
         """Raises as `namespace.remove_directory`."""
         await self._store.write(lambda connection: namespace.remove_directory(connection, vo, path))
 
-    async def rename(self, vo: str, source: Path, target: Path, replaces: str, now_us: int) -> StoredFile | None:
-        """Move a name; returns the file that lost its name to it. Raises as `namespace.rename`."""
+    async def rename(self, vo: str, source: Path, target: Path, replaces: str, now_us: int) -> list[StoredFile]:
+        """Move a name; returns the copies of the file that lost its name to it. Raises as `namespace.rename`."""
 
-        def write(connection: sa.Connection) -> StoredFile | None:
+        def write(connection: sa.Connection) -> list[StoredFile]:
             namespace.rename(connection, vo, source, target, replaces, now_us)
             return _remove(connection, replaces)
 
@@ -288,8 +304,9 @@ class FileStore:
                 marks = ",".join("?" * len(part))
                 rows = connection.exec_driver_sql(
                     f"SELECT disk_id FROM files WHERE id IN ({marks}) AND disk_id = id UNION "
-                    f"SELECT disk_id FROM files WHERE disk_id IN ({marks}) AND disk_id <> id",
-                    (*part, *part),
+                    f"SELECT disk_id FROM files WHERE disk_id IN ({marks}) AND disk_id <> id UNION "
+                    f"SELECT disk_id FROM copies WHERE disk_id IN ({marks})",
+                    (*part, *part, *part),
                 )
                 found.update(row[0] for row in rows)
             return found
@@ -297,14 +314,29 @@ class FileStore:
         return await self._store.read(read)
 
     async def in_one_pool(self, pool: str, after: str, limit: int) -> list[StoredFile]:
-        """Files of a pool with ids above `after`, in order of id. All pages together cost one walk over all files."""
-        return await self._page("pool = ? AND id > ?", (pool, after), limit)
+        """Copies in a pool, main ones and others, of files with ids above `after`, in order of id. All pages together
+        cost one walk over all files."""
+
+        def read(connection: sa.Connection) -> list[StoredFile]:
+            copies = (
+                f"SELECT {_COLUMNS_OF_FILE}, c.pool, c.disk_id FROM copies c CROSS JOIN files f ON f.id = c.file_id "
+                "WHERE c.pool = ? AND c.file_id > ? ORDER BY c.file_id LIMIT ?"
+            )
+            found = [_copy(row) for row in connection.exec_driver_sql(copies, (pool, after, limit))]
+            mains = f"SELECT {_COLUMNS} FROM files WHERE pool = ? AND id > ? ORDER BY id LIMIT ?"
+            found += [_file(row) for row in connection.exec_driver_sql(mains, (pool, after, limit))]
+            return sorted(found, key=lambda copy: copy.file_id)[:limit]
+
+        return await self._store.read(read)
 
     async def use_by_pool(self) -> dict[str, tuple[int, int]]:
-        """Pool -> (bytes, files). A walk over all files."""
+        """Pool -> (bytes, copies of files). A walk over all files."""
 
         def read(connection: sa.Connection) -> dict[str, tuple[int, int]]:
-            rows = connection.exec_driver_sql("SELECT pool, SUM(size_bytes), COUNT(*) FROM files GROUP BY pool")
+            rows = connection.exec_driver_sql(
+                "SELECT pool, SUM(size_bytes), COUNT(*) FROM (SELECT pool, size_bytes FROM files UNION ALL SELECT "
+                "c.pool, f.size_bytes FROM copies c CROSS JOIN files f ON f.id = c.file_id) GROUP BY pool"
+            )
             return {pool: (int(size), int(count)) for pool, size, count in rows}
 
         return await self._store.read(read)
@@ -329,7 +361,8 @@ class FileStore:
         """True if a file should be there."""
 
         def read(connection: sa.Connection) -> bool:
-            return connection.exec_driver_sql("SELECT 1 FROM files WHERE pool = ? LIMIT 1", (pool,)).first() is not None
+            found = "SELECT 1 FROM copies WHERE pool = ? UNION ALL SELECT 1 FROM files WHERE pool = ? LIMIT 1"
+            return connection.exec_driver_sql(found, (pool, pool)).first() is not None
 
         return await self._store.read(read)
 
@@ -383,37 +416,102 @@ class FileStore:
         return await self._store.write(write)
 
     async def relocate(self, file: StoredFile, pool: str, disk_id: str) -> StoredFile | None:
-        """The file's bytes are now these, intact; those that it had are garbage. None if the file was removed or got
-        other bytes meanwhile: then nothing changes."""
+        """The bytes of this copy are now these, intact; those that it had are garbage. None if the file was removed,
+        got other bytes or another copy in that pool meanwhile: then nothing changes."""
 
         def write(connection: sa.Connection) -> StoredFile | None:
-            row = connection.exec_driver_sql(
-                "UPDATE files SET pool = ?, disk_id = ?, damage = '', damaged_at_us = 0 WHERE id = ? AND disk_id = ? "
-                f"RETURNING {_COLUMNS}",
+            if any(copy.pool == pool and copy.disk_id != file.disk_id for copy in _copies(connection, file.file_id)):
+                return None
+            done = connection.exec_driver_sql(
+                "UPDATE files SET pool = ?, disk_id = ?, damage = '', damaged_at_us = 0 WHERE id = ? AND disk_id = ?",
                 (pool, disk_id, file.file_id, file.disk_id),
-            ).first()
-            if row is None:
+            )
+            if not done.rowcount:
+                done = connection.exec_driver_sql(
+                    "UPDATE copies SET pool = ?, disk_id = ? WHERE disk_id = ?", (pool, disk_id, file.disk_id)
+                )
+            if not done.rowcount:
                 return None
             if file.pool:
-                connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
+                copy_rows.throw_away(connection, [file])
             else:
                 tape_rows.on_disk_again(connection, file.file_id)
-            return _file(row)
+            return replace(file, pool=pool, disk_id=disk_id, damage="", damaged_at_us=0)
 
         return await self._store.write(write)
 
-    async def purge(self, file: StoredFile, now_us: int) -> bool:
-        """The file is on tape only; the bytes that it had are garbage. False, and nothing changes, if it may not leave
-        the disk (`tape_rows.leaves_disk`)."""
+    # -- copies ------------------------------------------------------------------------------------------------------
+
+    async def copies(self, file_id: str) -> list[StoredFile]:
+        """All copies of a file, the main one first, which has no pool if the file is on tape only; none if there is no
+        such file."""
+        return await self._store.read(lambda connection: _copies(connection, file_id))
+
+    async def add_copy(self, copy: StoredFile) -> bool:
+        """One more copy is there. False, and nothing changes, if the file went, is damaged, or has one in that pool."""
 
         def write(connection: sa.Connection) -> bool:
-            if not tape_rows.leaves_disk(connection, file, now_us):
+            others = _copies(connection, copy.file_id)
+            if not others or others[0].damage or {"", copy.pool} & {other.pool for other in others}:
                 return False
+            copy_rows.add(connection, [copy])
+            return True
+
+        return await self._store.write(write)
+
+    async def drop_copy(self, copy: StoredFile, at_least: int = 1) -> bool:
+        """A copy is garbage; if it was the main one, another takes its place. False, and nothing changes, if it is not
+        there any more, or fewer than `at_least` others would be left."""
+
+        def write(connection: sa.Connection) -> bool:
+            present = _copies(connection, copy.file_id)
+            others = [each for each in present if each.disk_id != copy.disk_id]
+            if len(others) == len(present) or len(others) < at_least:
+                return False
+            goes = copy
+            if present[0].disk_id == copy.disk_id:
+                goes = others[0]
+                connection.exec_driver_sql(
+                    "UPDATE files SET pool = ?, disk_id = ?, damage = '', damaged_at_us = 0 WHERE id = ?",
+                    (goes.pool, goes.disk_id, goes.file_id),
+                )
+            connection.exec_driver_sql("DELETE FROM copies WHERE disk_id = ?", (goes.disk_id,))
+            copy_rows.throw_away(connection, [copy])
+            return True
+
+        return await self._store.write(write)
+
+    async def miscounted(
+        self, good: Collection[str], wanted: int, vo: str, after: str, limit: int
+    ) -> tuple[str, list[str]]:
+        """Of the next `limit` files of a VO with ids above `after`: the last id (empty: there were none), and the
+        ids of those on disk, intact, that have not `wanted` copies in the `good` pools and no others."""
+
+        def read(connection: sa.Connection) -> tuple[str, list[str]]:
+            rows = connection.exec_driver_sql(
+                "WITH good AS (SELECT value FROM json_each(?)) SELECT id, pool <> '' AND damage = '' AND ("
+                "(pool IN good) + (SELECT COUNT(*) FROM copies c WHERE c.file_id = files.id AND c.pool IN good) <> ? "
+                "OR 1 + (SELECT COUNT(*) FROM copies c WHERE c.file_id = files.id) <> ?) "
+                "FROM files WHERE vo = ? AND id > ? ORDER BY id LIMIT ?",
+                (json.dumps(sorted(good)), wanted, wanted, vo, after, limit),
+            ).fetchall()
+            return (rows[-1][0] if rows else ""), [row[0] for row in rows if row[1]]
+
+        return await self._store.read(read)
+
+    async def purge(self, file: StoredFile, now_us: int) -> list[StoredFile]:
+        """The file is on tape only; the bytes that it had are garbage: its copies, the main one first. None, and
+        nothing changes, if it may not leave the disk (`tape_rows.leaves_disk`)."""
+
+        def write(connection: sa.Connection) -> list[StoredFile]:
+            if not tape_rows.leaves_disk(connection, file, now_us):
+                return []
+            gone = [file, *copy_rows.forget(connection, file)]
             connection.exec_driver_sql(
                 "UPDATE files SET pool = '', disk_id = '', damage = '', damaged_at_us = 0 WHERE id = ?", (file.file_id,)
             )
-            connection.exec_driver_sql("INSERT INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
-            return True
+            copy_rows.throw_away(connection, [file])
+            return gone
 
         return await self._store.write(write)
 
@@ -446,16 +544,21 @@ def _get(connection: sa.Connection, file_id: str) -> StoredFile | None:
     return _file(row) if row else None
 
 
-def _remove(connection: sa.Connection, file_id: str) -> StoredFile | None:
+def _copies(connection: sa.Connection, file_id: str) -> list[StoredFile]:
+    file = _get(connection, file_id)
+    return [file, *copy_rows.of(connection, file)] if file is not None else []
+
+
+def _remove(connection: sa.Connection, file_id: str) -> list[StoredFile]:
     row = connection.exec_driver_sql(f"DELETE FROM files WHERE id = ? RETURNING {_COLUMNS}", (file_id,)).first()
     if row is None:
-        return None
+        return []
     file = _file(row)
     namespace.unbind(connection, file_id)
     tape_rows.forget(connection, file_id)
     if file.pool:
-        connection.exec_driver_sql("INSERT OR IGNORE INTO garbage (id, pool) VALUES (?, ?)", (file.disk_id, file.pool))
-    return file
+        copy_rows.throw_away(connection, [file])
+    return [file, *copy_rows.forget(connection, file)]
 
 
 def _by_put(connection: sa.Connection, owner: str, put_id: str) -> StoredFile | None:
@@ -470,6 +573,12 @@ def _values(file: StoredFile) -> tuple[object, ...]:
         file.file_id, file.vo, file.size_bytes, file.checksums.adler32, file.checksums.sha256, file.owner, file.put_id,
         file.name_hint, file.pool, file.created_at_us, file.disk_id, file.damage, file.damaged_at_us,
     )  # fmt: skip
+
+
+def _copy(row: Sequence[object]) -> StoredFile:
+    """A file's columns, then pool and id on disk of one of its further copies."""
+    *file, pool, disk_id = row
+    return replace(_file(file), pool=str(pool), disk_id=str(disk_id), damage="", damaged_at_us=0)
 
 
 def _file(row: Sequence[object]) -> StoredFile:

@@ -96,7 +96,7 @@ async def test_a_caller_that_goes_away_neither_tears_nor_loses_anything(bench: B
 async def test_a_database_that_is_full_keeps_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     element = await bench.start()
 
-    async def full(files: Any) -> Any:
+    async def full(files: Any, copies: Any) -> Any:
         raise Exhausted("STORE_FULL", "the disk of the database is full; make room")
 
     monkeypatch.setattr(bench.files, "add_many", full)
