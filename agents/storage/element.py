@@ -130,7 +130,7 @@ class StorageElement:
         self._ledger = Ledger(
             config.quota_of, config.reserve_bytes, await self._files.use_by_vo(),
             copies_of=config.copies_of, pool_bytes=config.pool_bytes,
-            in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items()},
+            in_pools={pool: size_bytes for pool, (size_bytes, _) in in_pools.items() if pool},
         )  # fmt: skip
         await self.reservations.start()
         await self.collect_garbage()
@@ -290,9 +290,11 @@ class StorageElement:
         return [pool for pool in pools if pool.pool == str(planned[directory])]
 
     def _incoming(self, reservation: Reservation, size_bytes: int, file_id: str, partial: str = "") -> Incoming:
+        """Raises Unavailable(POOL_UNUSABLE), and then what was reserved is free again."""
         pool = self.pools.get(reservation.pool)
-        if pool is None:
-            raise Unavailable("POOL_UNUSABLE", f"pool {reservation.pool} went away just now; send the file again")
+        if pool is None or any(self.pools.get(copy.pool) is None for copy in reservation.copies):
+            self._ledger.release(reservation)
+            raise Unavailable("POOL_UNUSABLE", "a pool went away just now; send the file again")
         place = file_id[:PLACE_DIGITS]
         copies = [
             self._incoming(copy, size_bytes, place + self._new_id()[PLACE_DIGITS:]) for copy in reservation.copies
@@ -409,10 +411,10 @@ class StorageElement:
                 allowed = self._for(announced, pools)
                 reservation = self._ledger.reserve(announced.vo, announced.size_bytes, allowed, beside)
                 reservation = self._ledger.mirror(reservation, allowed)
+                incoming = self._incoming(reservation, announced.size_bytes, place + self._new_id()[PLACE_DIGITS:])
             except GridError as error:
                 outcomes.append(error)
                 continue
-            incoming = self._incoming(reservation, announced.size_bytes, place + self._new_id()[PLACE_DIGITS:])
             arrived.append(Arrived(len(outcomes), announced, checksums, data, incoming, reservation))
             outcomes.append(None)
         try:

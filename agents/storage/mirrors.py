@@ -60,8 +60,11 @@ class Mirrors:
     async def round(self, good: Collection[str]) -> None:
         """Look at all files once, and make right what can be."""
         missing, obstacle, made = 0, "", 0
+        has_copies = await self._files.has_copies()
         for vo in self._element.vos():
             wanted, after = self._element.config.copies_of(vo), ""
+            if wanted == 1 and not has_copies:
+                continue
             counted = good if wanted > 1 else self._element.pools.names()
             while True:
                 after, file_ids = await self._files.miscounted(counted, wanted, vo, after, PAGE)

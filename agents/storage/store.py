@@ -447,6 +447,11 @@ class FileStore:
         such file."""
         return await self._store.read(lambda connection: _copies(connection, file_id))
 
+    async def has_copies(self) -> bool:
+        """Whether any file has more than one."""
+        found = "SELECT 1 FROM copies LIMIT 1"
+        return await self._store.read(lambda connection: connection.exec_driver_sql(found).first() is not None)
+
     async def add_copy(self, copy: StoredFile) -> bool:
         """One more copy is there. False, and nothing changes, if the file went, is damaged, or has one in that pool."""
 
