@@ -4,18 +4,20 @@
 
 Part 0 is the one that the worker hears of. The nodes share the record and the job's directory, in which the launchers
 find each other. The first part that ends badly ends the others, which read its record; a part whose beat stands still
-is dead, and ends all.
+is dead, and ends all. Each shepherd has a guard, its parent, which inherits and kills the ranks of one that was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
 
 from agents.worker import open_mpi, ranks
-from agents.worker.payloads import Job
+from agents.worker.payloads import Job, adopt_orphans, descendants
 from agents.worker.shepherd import Shepherd, claim, put, settle
 
 READY_WAIT_S = 60.0
@@ -173,8 +175,7 @@ class Part(Shepherd):
             now = time.monotonic()
             self.look(now)
             if self._silent(now):
-                lost = {"key": self.key, "ended_at_us": time.time_ns() // 1000, "exit_code": 0, "reason": PART_LOST}
-                self.records |= {other: lost for other in self.others if other not in self.records}
+                self.records |= {other: _lost(self.key) for other in self.others if other not in self.records}
             elif self.stopped_at and now - self.stopped_at > AFTER_TERM_S:
                 break
             else:
@@ -186,6 +187,10 @@ class Part(Shepherd):
 
 def _beat_name(number: int) -> str:
     return f"beat.{number}" if number else "beat"
+
+
+def _lost(key: str) -> dict:
+    return {"key": key, "ended_at_us": time.time_ns() // 1000, "exit_code": 0, "reason": PART_LOST}
 
 
 def _bad(record: dict) -> bool:
@@ -200,11 +205,40 @@ def _read(path: str) -> str:
         return ""
 
 
+def _guard(pid: int, key: str, number: int, run: str) -> int:
+    """Until the shepherd ends. If it was killed: an end to its ranks, and a record that ends the other parts."""
+
+    def pass_on(signal_number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal_number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    while left := descendants(os.getpid()):
+        for one in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+        os.wait()
+    record = f"jobs/{key}/exit.{number}.json"
+    if _read(f"jobs/{key}/go") == run and not os.path.exists(record):
+        with contextlib.suppress(OSError):  # then its silence tells
+            put(record, json.dumps(_lost(key)))
+    return NOT_STARTED
+
+
 def main(arguments: list[str]) -> int:
     """Arguments: state directory, job key, SLURM_TASKS_PER_NODE of the batch job, its nodes."""
     state_directory, key, tasks, *nodes = arguments
     settle(state_directory)
-    part = Part(key, machines_of(tasks, nodes), int(os.environ["SLURM_PROCID"]), os.environ["SLURM_JOB_ID"])
+    adopt_orphans()
+    number, run = int(os.environ["SLURM_PROCID"]), os.environ["SLURM_JOB_ID"]
+    pid = os.fork()
+    if pid:
+        return _guard(pid, key, number, run)
+    part = Part(key, machines_of(tasks, nodes), number, run)
+    part.become_mortal()
     try:
         with open(f"jobs/{key}/order.json") as file:
             order = json.load(file)

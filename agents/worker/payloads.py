@@ -112,6 +112,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def adopt_orphans() -> bool:
+    """Descendants whose parent ends become children of this process. False where the kernel cannot."""
+    try:
+        return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    except AttributeError:
+        return False
+
+
 def find_leftovers(keys: set[str], sessions: set[int]) -> dict[int, str]:
     """Processes that belong to these jobs, by session or by marker: pid to key (empty when found by session only)."""
     found: dict[int, str] = {}
@@ -418,11 +426,11 @@ class Payloads:
     def _become_subreaper(self) -> bool:
         """Orphaned descendants become our children. False where the kernel cannot, or does not list children."""
         try:
-            if self.libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            if not adopt_orphans():
                 return False
             with open(self.children_file) as file:
                 file.read()
-        except (OSError, AttributeError):
+        except OSError:
             return False
         return True
 

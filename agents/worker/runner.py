@@ -1079,7 +1079,7 @@ def _result_of(record: dict[str, Any], job: Job) -> Result:
         text = "the batch system ended it before its limits"
         return Result(**common, reason=reason, sentence=text, failed=True, started=True)
     if reason == PART_LOST:
-        text = "nothing was heard any more of a node that had a part of it; the other ranks were stopped"
+        text = "its part on one node died; the other ranks were stopped"
         return Result(**common, reason=reason, sentence=text, failed=True, started=True)
     if reason == "WORKER_STOPPED":
         return Result(**common, reason=reason, sentence="the worker was stopped", failed=True, started=True)

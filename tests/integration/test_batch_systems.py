@@ -221,13 +221,18 @@ async def test_queues_are_partitions_of_slurm(site: Site, cluster: private_slurm
 
 @pytest.mark.parametrize("site", ("slurm",), indirect=True)
 async def test_a_gang_runs_on_two_nodes_of_slurm(site: Site, cluster: private_slurm.Slurm) -> None:
-    await site.start({"term_grace_s": 0.5, "shepherd_silent_s": 6.5})
+    await site.start({"term_grace_s": 0.5})
     await site.published("GlueCE", GlueCEInfoTotalCPUs="4")
 
     def gang(script: str, **more: Any) -> pb.Job:
         return job("-c", script, **{"slots": 4, "hosts": 2, **more})
 
-    told = gang('echo "$GRIDFABRIC_RANK of $GRIDFABRIC_SIZE"; cat "$GRIDFABRIC_MACHINEFILE"; id -u')
+    roomy = pb.Limits(memory_bytes=500 * 2**20)
+    told = gang(
+        'echo "$GRIDFABRIC_RANK of $GRIDFABRIC_SIZE"; cat "$GRIDFABRIC_MACHINEFILE"; id -u',
+        slots_per_host=2,
+        limits=roomy,
+    )
     failing = gang(f'[ "$GRIDFABRIC_RANK" = 3 ] && exit 7; {ENDLESS}')
     slow = gang(ENDLESS, slots=3, limits=pb.Limits(wall_s=1))
     await site.submit(told, failing, slow)
@@ -246,27 +251,29 @@ async def test_a_gang_runs_on_two_nodes_of_slurm(site: Site, cluster: private_sl
     refused = await client.submit(site.channel, [gang("", slots=5, hosts=1, slots_per_host=2)])
     assert [(one.reason, "multiple of the 2" in one.sentence) for one in refused] == [("DESCRIPTION_INVALID", True)]
 
-    cancelled = gang(ENDLESS, slots=2)
-    dying = gang(ENDLESS, slots=2)
+    def processes(*wanted: str) -> list[int]:
+        """With all of these in their environment or command."""
+        found = []
+        for pid in payloads.all_pids():
+            with contextlib.suppress(OSError):
+                said = b"\0".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
+                found += [pid] if all(text.encode() in said for text in wanted) else []
+        return found
+
+    cancelled, dying = gang(ENDLESS, slots=2, hosts=1), gang(ENDLESS, slots=2)
     await site.submit(cancelled, dying)
     for one in (cancelled, dying):
         await site.reaches(one, pb.JOB_STATE_RUNNING, 60)
     await client.cancel(site.channel, [cancelled.job_id])
     (end,) = await site.ended(cancelled, seconds=60)
     assert (end.state, end.reason) == (pb.JOB_STATE_CANCELLED, "CANCELLED"), end
-
-    def of_second_node(pid: int) -> bool:
-        with contextlib.suppress(OSError):
-            environment, command = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
-            ours = b"SLURM_NODEID=1\0" in environment and str(cluster.configuration).encode() in environment
-            return ours and b"agents.worker.parts" in command
-        return False
-
-    victims = [pid for pid in payloads.all_pids() if of_second_node(pid)]
-    assert len(victims) == 1, victims
-    os.kill(victims[0], signal.SIGKILL)
+    await until(lambda: not processes(f"GRIDFABRIC_JOB_ID={cancelled.job_id}"), "its ranks are gone", deadline_s=30)
+    of_second = processes(str(cluster.configuration), "SLURM_NODEID=1\0", "agents.worker.parts")
+    (shepherd,) = (pid for pid in of_second if (one := payloads.read_process(pid)) and one.ppid in of_second)
+    os.kill(shepherd, signal.SIGKILL)
     (end,) = await site.ended(dying, seconds=60)
     assert (end.state, end.reason) == (pb.JOB_STATE_FAILED, "BATCH_LOST"), end
+    await until(lambda: not processes(f"GRIDFABRIC_JOB_ID={dying.job_id}"), "its ranks are gone", deadline_s=30)
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no Open MPI here (Debian: openmpi-bin)")
