@@ -557,6 +557,34 @@ async def test_a_disk_that_fills_up_and_fails(lab: LabGrid, source: Path, tmp_pa
     await client.put_file(channel, source, "cms")
 
 
+async def test_of_mirrored_pools_one_disk_fails(lab: LabGrid, source: Path, tmp_path: Path, small_disk: Path) -> None:
+    """Read-only, rotten, gone: users read on from the other disk; nothing new is kept in one pool only."""
+    channel = await start(lab, pools=[str(small_disk), "pool"], copies=2)
+    stored = await client.put_file(channel, source, "cms")
+    (mirrored,) = [path for path in (small_disk / "data").rglob("*") if path.is_file()]
+    assert mirrored.read_bytes() == DATA == next(path for path in on_disk(lab) if "data" in path.parts).read_bytes()
+
+    async def read_back() -> None:
+        await client.get_file(channel, stored.surl, tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == DATA
+        assert (await client.stat(channel, stored.surl)).damage == ""
+
+    await mounted("mount", "-o", "remount,ro", small_disk)
+    await refused(Unavailable, "TOO_FEW_POOLS", client.put_file(channel, source, "cms", patience_s=0))
+    await read_back()
+    await mounted("mount", "-o", "remount,rw", small_disk)
+    agent = lab.agents["storage.CERN"].agent
+    mirrored.write_bytes(b"")
+    await read_back()
+    assert await agent.scrubber.round()  # where no reader met it
+    await until(lambda: [path.stat().st_size for path in (small_disk / "data").rglob("?" * 32)] == [len(DATA)])
+    await mounted("umount", "-l", small_disk)
+    await read_back()
+    await refused(Unavailable, "TOO_FEW_POOLS", client.put_file(channel, source, "cms", patience_s=0))
+    assert list(small_disk.iterdir()) == [] and agent.health().numbers["damaged_files"] == 0
+    await mounted("mount", "-t", "tmpfs", "-o", "size=8m", "none", small_disk)  # for the fixture's umount
+
+
 async def test_space_is_reserved_for_both_doors(lab: LabGrid, source: Path, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(17 << 20))
     held = len(DATA) + (17 << 20)
