@@ -14,6 +14,8 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 
 from agents.catalog import wire
 from agents.catalog.access import Grant
+from agents.catalog.attributes import Attribute, Comparison, Condition
+from agents.catalog.attributes import Kind as AttributeKind
 from agents.catalog.model import MAX_LOOKUP, Content, Entry, Replica
 from agents.catalog.names import Lfn, NameKind, kind_of, new_guid, one_spelling, parse_file_lfn, parse_guid, parse_lfn
 from fabric.errors import GridError, InvalidRequest, NotFound, Unavailable, from_verdict
@@ -22,6 +24,10 @@ from fabric.rpc.calls import each_within
 __all__ = [
     "MAX_LOOKUP",
     "Access",
+    "Attribute",
+    "AttributeKind",
+    "Comparison",
+    "Condition",
     "Content",
     "Entry",
     "Grant",
@@ -34,6 +40,8 @@ __all__ = [
     "add_alias",
     "add_replica",
     "add_replica_many",
+    "attributes_of",
+    "find_by_attributes",
     "kind_of",
     "list_directory",
     "list_page",
@@ -52,6 +60,7 @@ __all__ = [
     "replicas",
     "replicas_at",
     "set_access",
+    "set_attributes",
     "walk",
     "watch",
 ]
@@ -287,6 +296,41 @@ async def names_of(channel: Any, name: str) -> list[str]:
     lfn, guid = _name(name)
     answer = await catalog_pb2_grpc.CatalogueStub(channel).ListNames(pb.ListNamesRequest(lfn=lfn, guid=guid))
     return list(answer.lfns)
+
+
+async def set_attributes(
+    channel: Any, name: str, given: Iterable[Attribute], unset: Iterable[str] = ()
+) -> list[Attribute]:
+    """Give the file `name` (LFN, or GUID as `guid:...`) attributes and take others away; all that it has then. Again:
+    succeeds. Raises NotFound, Refused, Exhausted(TOO_MANY_ATTRIBUTES)."""
+    lfn, guid = _name(name)
+    request = pb.SetAttributesRequest(lfn=lfn, guid=guid, attributes=map(wire.attribute_to_wire, given), unset=unset)
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).SetAttributes(request)
+    return [wire.attribute_from_wire(one) for one in answer.attributes]
+
+
+async def attributes_of(channel: Any, name: str) -> list[Attribute]:
+    """Of the file `name` (LFN, or GUID as `guid:...`), in order of their names. Raises NotFound, Refused."""
+    lfn, guid = _name(name)
+    request = pb.GetAttributesRequest(lfn=lfn, guid=guid)
+    answer = await catalog_pb2_grpc.CatalogueStub(channel).GetAttributes(request)
+    return [wire.attribute_from_wire(one) for one in answer.attributes]
+
+
+async def find_by_attributes(
+    channel: Any, directory: str, conditions: Iterable[Condition], page_size: int = 0
+) -> AsyncIterator[str]:
+    """Own names of the files of a directory and below that meet every condition. Raises Refused, InvalidRequest."""
+    request = pb.FindByAttributesRequest(
+        directory=directory, conditions=map(wire.condition_to_wire, conditions), page_size=page_size
+    )
+    while True:
+        answer = await catalog_pb2_grpc.CatalogueStub(channel).FindByAttributes(request)
+        for path in answer.lfns:
+            yield path
+        if not answer.next_page_token:
+            return
+        request.page_token = answer.next_page_token
 
 
 async def remove(channel: Any, lfn: str, *, force: bool = False, missing_ok: bool = False) -> None:

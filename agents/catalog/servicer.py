@@ -11,6 +11,7 @@ from gridfabric.catalog.v1 import catalog_pb2_grpc
 
 from agents.catalog import wire
 from agents.catalog.access import Caller, Grant
+from agents.catalog.attributes import MAX_ATTRIBUTES, MAX_CONDITIONS
 from agents.catalog.config import CatalogConfig
 from agents.catalog.model import (
     DEFAULT_PAGE,
@@ -35,6 +36,8 @@ from fabric.settings import Settings
 
 T = TypeVar("T")
 
+MAX_FOUND = 200
+"""Files of one page of a search: names may have 4096 characters, and those of one script have four bytes each."""
 SIGN_OF_LIFE_S = 20.0
 """Of a quiet watch stream."""
 RULES: dict[str, Rule] = {
@@ -50,6 +53,9 @@ RULES: dict[str, Rule] = {
     "MakeDirectory": user,
     "AddAlias": user,
     "ListNames": user,
+    "SetAttributes": user,
+    "GetAttributes": user,
+    "FindByAttributes": user,
     "Remove": user,
     "GetAccess": any_of(user, administrator),
     "SetAccess": any_of(user, administrator),
@@ -278,6 +284,39 @@ class CatalogueServicer(catalog_pb2_grpc.CatalogueServicer):
         peer = current_peer(context)
         found = await self._store.names_of(_key(peer, request.lfn, request.guid), Caller.of(peer))
         return pb.ListNamesResponse(lfns=found)
+
+    async def SetAttributes(self, request: pb.SetAttributesRequest, context: Any) -> pb.Attributes:
+        """See the proto."""
+        peer = current_peer(context)
+        if len(request.attributes) + len(request.unset) > 2 * MAX_ATTRIBUTES:
+            raise InvalidRequest("ATTRIBUTE_INVALID", f"a file has at most {MAX_ATTRIBUTES} attributes; send no more")
+        key, given = _key(peer, request.lfn, request.guid), [wire.attribute_from_wire(a) for a in request.attributes]
+        lfn, found = await self._store.set_attributes(key, Caller.of(peer), given, request.unset)
+        names = sorted({one.name for one in given} | {name[:64] for name in request.unset})
+        self._log.audit("catalog.attributes_set", **peer.trail, lfn=lfn, attributes=names)
+        return pb.Attributes(attributes=map(wire.attribute_to_wire, found))
+
+    async def GetAttributes(self, request: pb.GetAttributesRequest, context: Any) -> pb.Attributes:
+        """See the proto."""
+        peer = current_peer(context)
+        found = await self._store.attributes_of(_key(peer, request.lfn, request.guid), Caller.of(peer))
+        return pb.Attributes(attributes=map(wire.attribute_to_wire, found))
+
+    async def FindByAttributes(self, request: pb.FindByAttributesRequest, context: Any) -> pb.FindByAttributesResponse:
+        """See the proto. A page token is the number of the last file of the page before."""
+        peer = current_peer(context)
+        directory = _own(peer, parse_lfn(request.directory))
+        token = request.page_token or "0"
+        if not 1 <= len(request.conditions) <= MAX_CONDITIONS or not (
+            token.isascii() and token.isdigit() and len(token) < 19
+        ):
+            raise InvalidRequest(
+                "ATTRIBUTE_INVALID", f"a search has 1 to {MAX_CONDITIONS} conditions and a page's token"
+            )
+        conditions = [wire.condition_from_wire(condition) for condition in request.conditions]
+        limit = min(request.page_size, MAX_FOUND) if request.page_size > 0 else MAX_FOUND
+        paths, last = await self._store.find(directory, Caller.of(peer), conditions, int(token), limit)
+        return pb.FindByAttributesResponse(lfns=paths, next_page_token=str(last) if last else "")
 
     async def Remove(self, request: pb.RemoveRequest, context: Any) -> pb.RemoveResponse:
         """See the proto."""

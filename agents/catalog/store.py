@@ -19,8 +19,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from agents.catalog import access
+from agents.catalog import access, attributes
 from agents.catalog.access import AccessList, Caller, Grant, Right
+from agents.catalog.attributes import Attribute, Condition
 from agents.catalog.model import MAX_ALIASES, MAX_REPLICAS, Content, Entry, NewFile, Replica
 from agents.catalog.names import ROOT, Lfn
 from fabric.errors import AlreadyExists, Conflict, DataCorrupted, Exhausted, GridError, NotFound, Refused
@@ -88,7 +89,11 @@ def _add_aliases(connection: sa.Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE entries ADD COLUMN linked_by TEXT")
 
 
-MIGRATIONS = (_add_aliases,)
+def _add_attributes(connection: sa.Connection) -> None:
+    attributes.table.create(connection, checkfirst=True)
+
+
+MIGRATIONS = (_add_aliases, _add_attributes)
 """See `Store`."""
 
 _FILE = "f.id, f.guid, f.vo, f.size_bytes, f.adler32, f.sha256, f.owner, f.created_at_us"
@@ -193,6 +198,28 @@ class CatalogStore:
     async def names_of(self, key: Lfn | str, caller: Caller) -> list[str]:
         """See `names_of`."""
         return await self._store.read(lambda connection: names_of(connection, key, caller))
+
+    async def set_attributes(
+        self, key: Lfn | str, caller: Caller, given: Sequence[Attribute], unset: Sequence[str]
+    ) -> tuple[str, list[Attribute]]:
+        """See `set_attributes`."""
+        return await self._store.write(lambda connection: set_attributes(connection, key, caller, given, unset))
+
+    async def attributes_of(self, key: Lfn | str, caller: Caller) -> list[Attribute]:
+        """Of a file. Raises NotFound(LFN_NOT_FOUND), Refused(ACCESS_DENIED)."""
+
+        def read(connection: sa.Connection) -> list[Attribute]:
+            row = _file(connection, key, caller.vo)
+            access.require(connection, caller, Right.LIST, Lfn(row[8]))
+            return attributes.of_file(connection, int(row[0]))
+
+        return await self._store.read(read)
+
+    async def find(
+        self, directory: Lfn, caller: Caller, conditions: Sequence[Condition], after: int, limit: int
+    ) -> tuple[list[str], int]:
+        """See `find`."""
+        return await self._store.read(lambda connection: find(connection, directory, caller, conditions, after, limit))
 
     async def access(self, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:
         """Whose a name is, and the list that it goes by. Raises NotFound LFN_NOT_FOUND, Refused ACCESS_DENIED."""
@@ -377,6 +404,17 @@ def add_alias(
     return str(row[1])
 
 
+def set_attributes(
+    connection: sa.Connection, key: Lfn | str, caller: Caller, given: Sequence[Attribute], unset: Sequence[str]
+) -> tuple[str, list[Attribute]]:
+    """Give a file attributes and take others away; its own name and all that it has then. Again: succeeds. Raises
+    NotFound(LFN_NOT_FOUND), Refused(ACCESS_DENIED), Exhausted(TOO_MANY_ATTRIBUTES)."""
+    row = _file(connection, key, caller.vo)
+    access.require(connection, caller, Right.ADD, Lfn(row[8]))
+    attributes.keep(connection, int(row[0]), given, unset)
+    return row[8], attributes.of_file(connection, int(row[0]))
+
+
 def make_directory(connection: sa.Connection, lfn: Lfn, caller: Caller, make_parents: bool, now_us: int) -> None:
     """Make a directory. One that is there is fine. Raises NotFound(DIRECTORY_NOT_FOUND), AlreadyExists(LFN_TAKEN),
     Refused(ACCESS_DENIED)."""
@@ -432,6 +470,7 @@ def _remove_file(
             replicas=count,
         )
     run(connection, "DELETE FROM replicas WHERE file_id = ?", (file_id,))
+    attributes.forget(connection, file_id)
     for path, _ in _names(connection, file_id):
         access.forget(connection, Lfn(path))
     run(connection, "DELETE FROM entries WHERE file_id = ?", (file_id,))
@@ -561,6 +600,23 @@ def _age(replica: Replica) -> tuple[int, str]:
 @functools.cache
 def _in_dialect(sql: str, name: str) -> str:
     return sql.format(**_DIALECTS[name])
+
+
+def find(
+    connection: sa.Connection,
+    directory: Lfn,
+    caller: Caller,
+    conditions: Sequence[Condition],
+    after: int,
+    limit: int,
+) -> tuple[list[str], int]:
+    """Of the next `limit` files below a directory that meet all conditions, the own names of those that the caller may
+    list; and the number after which to go on, 0 at the end. Raises Refused(ACCESS_DENIED)."""
+    access.require(connection, caller, Right.LIST, directory)
+    found = attributes.find(connection, directory, conditions, after, limit)
+    lists = access.nearest(connection, [Lfn(path) for _, path in found])
+    paths = [path for _, path in found if path not in lists or lists[path].allows(caller, Right.LIST)]
+    return paths, found[-1][0] if len(found) == limit else 0
 
 
 def show_access(connection: sa.Connection, lfn: Lfn, caller: Caller) -> tuple[str, AccessList | None]:

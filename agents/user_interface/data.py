@@ -574,7 +574,7 @@ async def link_command(name: str, alias: str, *, as_json: bool, environ: Mapping
     """`grid data ln`."""
     name, alias = check_name(name), check_lfn(alias)
     async with open_for_user(environ) as grid:
-        guid = await catalog.add_alias(await grid.channel("catalog"), await _without_surl(grid, name), alias)
+        guid = await catalog.add_alias(await grid.channel("catalog"), await without_surl(grid, name), alias)
     if as_json:
         console.print_json({"lfn": alias, "guid": guid})
     else:
@@ -584,7 +584,7 @@ async def link_command(name: str, alias: str, *, as_json: bool, environ: Mapping
 async def aliases_command(name: str, *, as_json: bool, environ: Mapping[str, str] = os.environ) -> None:
     """`grid data la`."""
     async with open_for_user(environ) as grid:
-        wanted = await _without_surl(grid, check_name(name))
+        wanted = await without_surl(grid, check_name(name))
         found = await catalog.names_of(await grid.channel("catalog"), wanted)
     if as_json:
         console.print_json([f"lfn:{path}" for path in found])
@@ -593,7 +593,7 @@ async def aliases_command(name: str, *, as_json: bool, environ: Mapping[str, str
         print(f"lfn:{path}")
 
 
-async def _without_surl(grid: Grid, name: str) -> str:
+async def without_surl(grid: Grid, name: str) -> str:
     """A SURL as the GUID of its file, other names as they are. Raises NotFound."""
     if catalog.kind_of(name) is not catalog.NameKind.SURL:
         return name

@@ -28,6 +28,7 @@ from agents.bookkeeping.client import BookkeepingClient
 from agents.bookkeeping.model import Event, EventType, JobQuery, JobState, Reader, StatisticsQuery
 from agents.catalog import client as catalogue_client
 from agents.catalog.access import Caller, Grant
+from agents.catalog.attributes import Attribute, Comparison, Condition, Kind
 from agents.catalog.model import Content, NewFile, Replica
 from agents.catalog.names import Lfn
 from agents.catalog.store import CatalogStore, metadata
@@ -340,6 +341,19 @@ async def test_the_catalogue_answers_as_from_a_file(server: Server, schema: str,
         while page := await catalogue.page(Lfn("/grid/cms/ä"), ann, after, 4):
             told.append(page)
             after = page[-1].lfn.rpartition("/")[2]
+        alias, own = Lfn("/grid/cms/ä/alias"), files[6].lfn
+        for target in (own, alias, files[1].lfn):
+            await tell(catalogue.add_alias(target, alias, ann, False, 6))
+        await tell(catalogue.lookup([alias], [], ann))
+        values = [Attribute.of("t", Kind.TEXT, "é"), Attribute.of("n", Kind.INT, 1 << 53)]
+        for lfn in (alias, files[1].lfn):
+            await tell(catalogue.set_attributes(lfn, ann, values, ["none"]))
+        conditions = [Condition(values[0], Comparison.GREATER), Condition(values[1], Comparison.AT_LEAST)]
+        for some in (conditions, [Condition(values[0], Comparison.AT_MOST), conditions[1]]):
+            await tell(catalogue.find(Lfn("/grid/cms"), ann, some, 0, 1))
+        await tell(catalogue.names_of(files[6].guid, ann))
+        await tell(catalogue.remove(own, ann, True, False))
+        await tell(catalogue.names_of(alias, ann))
         for number in (1, 2, 3):
             await tell(
                 catalogue.add_replica(

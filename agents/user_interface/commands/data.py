@@ -16,6 +16,8 @@ app = typer.Typer(help="Store, find and replicate files by logical name.", no_ar
 
 acl = typer.Typer(help="Access lists of the catalogue.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(acl, name="acl")
+meta = typer.Typer(help="Attributes of files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(meta, name="meta")
 
 AsOperator = Annotated[bool, typer.Option("--operator", help="In the name of the grid's operator.")]
 Lfn = Annotated[str, typer.Argument(metavar="LFN", help="lfn:/grid/<vo>/...")]
@@ -552,6 +554,74 @@ def audit(
     from agents.user_interface import reconciliation
 
     console.run_async(reconciliation.audit_command(se, dark, lost, grace, every, as_json=as_json))
+
+
+@meta.command("set")
+def set_attributes(
+    name: FileName,
+    values: Annotated[
+        list[str], typer.Argument(metavar="NAME[:TYPE]=VALUE...", help="Types: text, int, real, time; else text.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Give a file attributes, in place of those of the same names.
+
+    \b
+    Example:
+      grid data meta set lfn:/grid/cms/mc/run1.root kind=raw run:int=42 taken:time=2006-11-23T10:00:00Z
+    """
+    from agents.user_interface import attributes
+
+    console.run_async(attributes.set_command(name, values, (), as_json=as_json))
+
+
+@meta.command("rm")
+def remove_attributes(
+    name: FileName,
+    attributes_: Annotated[list[str], typer.Argument(metavar="ATTRIBUTE...", help="Their names.")],
+    as_json: Json = False,
+) -> None:
+    """Take attributes of a file away.
+
+    \b
+    Example:
+      grid data meta rm lfn:/grid/cms/mc/run1.root run
+    """
+    from agents.user_interface import attributes
+
+    console.run_async(attributes.set_command(name, (), attributes_, as_json=as_json))
+
+
+@meta.command("get")
+def get_attributes(name: FileName, as_json: Json = False) -> None:
+    """Show the attributes of a file.
+
+    \b
+    Example:
+      grid data meta get lfn:/grid/cms/mc/run1.root
+    """
+    from agents.user_interface import attributes
+
+    console.run_async(attributes.get_command(name, as_json=as_json))
+
+
+@meta.command("find")
+def find_by_attributes(
+    directory: Lfn,
+    conditions: Annotated[
+        list[str], typer.Argument(metavar="CONDITION...", help="NAME[:TYPE] with =, !=, <, <=, >, >= and a value.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """List the files of a directory and below whose attributes meet every condition.
+
+    \b
+    Example:
+      grid data meta find lfn:/grid/cms kind=raw 'run:int>=40'
+    """
+    from agents.user_interface import attributes
+
+    console.run_async(attributes.find_command(directory, conditions, as_json=as_json))
 
 
 @acl.command("get")

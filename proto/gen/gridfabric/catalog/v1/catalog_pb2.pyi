@@ -270,6 +270,74 @@ class ListNamesResponse(_message.Message):
     lfns: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, lfns: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Attribute(_message.Message):
+    __slots__ = ("name", "text", "int", "real", "time_us")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    INT_FIELD_NUMBER: _ClassVar[int]
+    REAL_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    text: str
+    int: int
+    real: float
+    time_us: int
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ..., int: _Optional[int] = ..., real: _Optional[float] = ..., time_us: _Optional[int] = ...) -> None: ...
+
+class Attributes(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _containers.RepeatedCompositeFieldContainer[Attribute]
+    def __init__(self, attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ...) -> None: ...
+
+class SetAttributesRequest(_message.Message):
+    __slots__ = ("lfn", "guid", "attributes", "unset")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    UNSET_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    attributes: _containers.RepeatedCompositeFieldContainer[Attribute]
+    unset: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., unset: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetAttributesRequest(_message.Message):
+    __slots__ = ("lfn", "guid")
+    LFN_FIELD_NUMBER: _ClassVar[int]
+    GUID_FIELD_NUMBER: _ClassVar[int]
+    lfn: str
+    guid: str
+    def __init__(self, lfn: _Optional[str] = ..., guid: _Optional[str] = ...) -> None: ...
+
+class Condition(_message.Message):
+    __slots__ = ("attribute", "comparison")
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    attribute: Attribute
+    comparison: str
+    def __init__(self, attribute: _Optional[_Union[Attribute, _Mapping]] = ..., comparison: _Optional[str] = ...) -> None: ...
+
+class FindByAttributesRequest(_message.Message):
+    __slots__ = ("directory", "conditions", "page_size", "page_token")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    page_size: int
+    page_token: str
+    def __init__(self, directory: _Optional[str] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class FindByAttributesResponse(_message.Message):
+    __slots__ = ("lfns", "next_page_token")
+    LFNS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    lfns: _containers.RepeatedScalarFieldContainer[str]
+    next_page_token: str
+    def __init__(self, lfns: _Optional[_Iterable[str]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class RemoveRequest(_message.Message):
     __slots__ = ("lfn", "force")
     LFN_FIELD_NUMBER: _ClassVar[int]

@@ -95,6 +95,21 @@ class CatalogueStub:
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.SerializeToString,
                 response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.FromString,
                 _registered_method=True)
+        self.SetAttributes = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/SetAttributes',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAttributesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.FromString,
+                _registered_method=True)
+        self.GetAttributes = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/GetAttributes',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAttributesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.FromString,
+                _registered_method=True)
+        self.FindByAttributes = channel.unary_unary(
+                '/gridfabric.catalog.v1.Catalogue/FindByAttributes',
+                request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesRequest.SerializeToString,
+                response_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesResponse.FromString,
+                _registered_method=True)
         self.Remove = channel.unary_unary(
                 '/gridfabric.catalog.v1.Catalogue/Remove',
                 request_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.RemoveRequest.SerializeToString,
@@ -205,6 +220,30 @@ class CatalogueServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAttributes(self, request, context):
+        """After: the file has these attributes, not those of `unset`, and its others. Idempotent; whoever may add at the file.
+        Errors: NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (ATTRIBUTE_INVALID), RESOURCE_EXHAUSTED (TOO_MANY_ATTRIBUTES).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAttributes(self, request, context):
+        """Errors: NOT_FOUND, PERMISSION_DENIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindByAttributes(self, request, context):
+        """Files of a directory and below whose attributes meet every condition (1 to 10), by their own names, paged; those that
+        the caller may not list are left out, so a page may be empty and not the last. Errors: PERMISSION_DENIED,
+        INVALID_ARGUMENT (ATTRIBUTE_INVALID).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Remove(self, request, context):
         """After: the name (file without replicas unless force, or empty directory) is gone; with a file's own name its aliases,
         an alias alone.
@@ -291,6 +330,21 @@ def add_CatalogueServicer_to_server(servicer, server):
                     servicer.ListNames,
                     request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.FromString,
                     response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.SerializeToString,
+            ),
+            'SetAttributes': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAttributes,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAttributesRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.SerializeToString,
+            ),
+            'GetAttributes': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAttributes,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAttributesRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.SerializeToString,
+            ),
+            'FindByAttributes': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindByAttributes,
+                    request_deserializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesRequest.FromString,
+                    response_serializer=gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesResponse.SerializeToString,
             ),
             'Remove': grpc.unary_unary_rpc_method_handler(
                     servicer.Remove,
@@ -633,6 +687,87 @@ class Catalogue:
             '/gridfabric.catalog.v1.Catalogue/ListNames',
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesRequest.SerializeToString,
             gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.ListNamesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAttributes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/SetAttributes',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.SetAttributesRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAttributes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/GetAttributes',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.GetAttributesRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.Attributes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindByAttributes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gridfabric.catalog.v1.Catalogue/FindByAttributes',
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesRequest.SerializeToString,
+            gridfabric_dot_catalog_dot_v1_dot_catalog__pb2.FindByAttributesResponse.FromString,
             options,
             channel_credentials,
             insecure,
