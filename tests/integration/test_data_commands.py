@@ -20,7 +20,7 @@ from support.webdav import Door
 
 from agents.keystore import client as keystore
 from agents.storage import client
-from agents.user_interface import attributes, console, data, files, secure, staging, storage
+from agents.user_interface import console, data, files, metadata, secure, staging, storage
 from agents.user_interface.endpoints import ENDPOINTS_FILE
 from agents.user_interface.exits import Ended, UsageProblem
 from fabric.errors import AlreadyExists, DataCorrupted, GridError, InvalidRequest, NotFound, Refused, Unavailable
@@ -204,9 +204,9 @@ async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
     for name in (aliases[2], known["surl"]):
         assert await desk.call(data.aliases_command, name) == [LFN, *aliases]
     written = ["kind=raw", "run:int=42", "taken:time=2006-11-23T10:00:00Z", "e:real=1.5"]
-    await desk.call(attributes.set_command, aliases[0], written, ())
-    shown = await desk.call(attributes.set_command, known["surl"], (), ["e"])
-    assert shown == await desk.call(attributes.get_command, LFN)
+    await desk.call(metadata.set_command, aliases[0], written, ())
+    shown = await desk.call(metadata.set_command, known["surl"], (), ["e"])
+    assert shown == await desk.call(metadata.get_command, LFN)
     assert {f"{name}:{one['type']}={one['value']}" for name, one in shown.items()} == {"kind:text=raw", *written[1:3]}
     for condition, expected in (
         ("run:int>41.5", None),
@@ -214,7 +214,7 @@ async def test_a_file_put_by_curl_gets_a_logical_name(desk: Desk) -> None:
         ("taken:time<2006", None),
         ("kind!=raw", []),
     ):
-        search = desk.call(attributes.find_command, "lfn:/grid/cms", ["kind=raw", condition])
+        search = desk.call(metadata.find_command, "lfn:/grid/cms", ["kind=raw", condition])
         if expected is None:
             with pytest.raises(UsageProblem):
                 await search

@@ -570,15 +570,15 @@ def set_attributes(
     Example:
       grid data meta set lfn:/grid/cms/mc/run1.root kind=raw run:int=42 taken:time=2006-11-23T10:00:00Z
     """
-    from agents.user_interface import attributes
+    from agents.user_interface import metadata
 
-    console.run_async(attributes.set_command(name, values, (), as_json=as_json))
+    console.run_async(metadata.set_command(name, values, (), as_json=as_json))
 
 
 @meta.command("rm")
 def remove_attributes(
     name: FileName,
-    attributes_: Annotated[list[str], typer.Argument(metavar="ATTRIBUTE...", help="Their names.")],
+    attributes: Annotated[list[str], typer.Argument(metavar="ATTRIBUTE...", help="Their names.")],
     as_json: Json = False,
 ) -> None:
     """Take attributes of a file away.
@@ -587,9 +587,9 @@ def remove_attributes(
     Example:
       grid data meta rm lfn:/grid/cms/mc/run1.root run
     """
-    from agents.user_interface import attributes
+    from agents.user_interface import metadata
 
-    console.run_async(attributes.set_command(name, (), attributes_, as_json=as_json))
+    console.run_async(metadata.set_command(name, (), attributes, as_json=as_json))
 
 
 @meta.command("get")
@@ -600,9 +600,9 @@ def get_attributes(name: FileName, as_json: Json = False) -> None:
     Example:
       grid data meta get lfn:/grid/cms/mc/run1.root
     """
-    from agents.user_interface import attributes
+    from agents.user_interface import metadata
 
-    console.run_async(attributes.get_command(name, as_json=as_json))
+    console.run_async(metadata.get_command(name, as_json=as_json))
 
 
 @meta.command("find")
@@ -619,9 +619,9 @@ def find_by_attributes(
     Example:
       grid data meta find lfn:/grid/cms kind=raw 'run:int>=40'
     """
-    from agents.user_interface import attributes
+    from agents.user_interface import metadata
 
-    console.run_async(attributes.find_command(directory, conditions, as_json=as_json))
+    console.run_async(metadata.find_command(directory, conditions, as_json=as_json))
 
 
 @acl.command("get")
