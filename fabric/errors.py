@@ -200,7 +200,7 @@ class Status(NamedTuple):
 def to_details(error: GridError) -> bytes:
     """google.rpc.Status with ErrorInfo, serialised. Facts that do not fit into 4 KiB are left out, last first."""
     import grpc
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import error_details_pb2, status_pb2  # pyright: ignore[reportMissingTypeStubs]
 
     code = grpc.StatusCode[type(error).status_name]
     facts = dict(error.facts)
@@ -247,7 +247,7 @@ def from_details(details: bytes, status_name: str = "") -> GridError | None:
     if not details:
         return None
     from google.protobuf.message import DecodeError
-    from google.rpc import code_pb2, error_details_pb2, status_pb2
+    from google.rpc import code_pb2, error_details_pb2, status_pb2  # pyright: ignore[reportMissingTypeStubs]
 
     info = error_details_pb2.ErrorInfo()
     try:

@@ -64,7 +64,7 @@ class Following:
             if ended is None:
                 last.lost = not all_read
             else:
-                last.state = wire.WIRE_STATE[ended.state]
+                last.state = wire.WIRE_STATE[ended.state]  # pyright: ignore[reportAttributeAccessIssue]
                 last.lost = ended.started and not all_read
                 async for data in self._kept(job.job_id, name, offset):
                     last.lost = False

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 import grpc.aio
 from cryptography import x509
-from grpc._cython import cygrpc as _cygrpc
+from grpc._cython import cygrpc as _cygrpc  # pyright: ignore[reportMissingTypeStubs]
 
 from fabric.bell import Bell
 from fabric.clock import Clock
